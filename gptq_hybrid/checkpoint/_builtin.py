@@ -1,0 +1,20 @@
+"""This package's own contributions, through the hooks that third parties use."""
+
+from __future__ import annotations
+
+from .families.qwen3_5 import QWEN3_5
+from .findings import Rule
+from .hookspecs import hookimpl
+from .layout import Family
+from .rules.mtp import MTP_RULES
+from .rules.quantized import QUANTIZED_RULES
+
+
+@hookimpl
+def qwen36_families() -> list[Family]:
+    return [QWEN3_5]
+
+
+@hookimpl
+def qwen36_check_rules() -> list[Rule]:
+    return [*MTP_RULES, *QUANTIZED_RULES]

@@ -1,0 +1,1 @@
+"""One module a family of architectures; each turns a ``config.json`` into a :class:`TensorLayout`."""

@@ -1,0 +1,76 @@
+"""What a checkpoint of a family must hold, independent of any one file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor that is stored in floating point: full name and shape."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LinearSpec:
+    """A bias-free linear module; its dense weight is ``[out_features, in_features]``."""
+
+    name: str
+    out_features: int
+    in_features: int
+
+    @property
+    def weight(self) -> TensorSpec:
+        return TensorSpec(f"{self.name}.weight", (self.out_features, self.in_features))
+
+
+@dataclass(frozen=True, slots=True)
+class FusedModule:
+    """Modules that vLLM loads into one parameter, in shard order. They must share one ``g_idx``."""
+
+    name: str
+    shards: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorLayout:
+    """All tensors of one checkpoint of a family, by what happens to them.
+
+    ``quantized``: linears that become qweight/scales/qzeros/g_idx. ``plain``: text
+    tensors left in BF16. ``vision`` and ``mtp``: likewise BF16, in towers of their
+    own. ``fused`` lists only modules among ``quantized``.
+    """
+
+    family: str
+    layers_prefix: str
+    quantized: tuple[LinearSpec, ...]
+    plain: tuple[TensorSpec, ...]
+    vision: tuple[TensorSpec, ...]
+    mtp: tuple[TensorSpec, ...]
+    fused: tuple[FusedModule, ...]
+
+    @property
+    def dense(self) -> tuple[TensorSpec, ...]:
+        """Every tensor of the unquantized original."""
+        return (*(linear.weight for linear in self.quantized), *self.plain, *self.vision, *self.mtp)
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A family of architectures: ``matches`` looks at a parsed ``config.json``, ``layout`` derives the tensors.
+
+    ``mtp_architectures`` are vLLM's names for the draft model classes.
+    """
+
+    name: str
+    architectures: tuple[str, ...]
+    model_types: tuple[str, ...]
+    mtp_architectures: tuple[str, ...]
+    layout: Callable[[Mapping[str, Any]], TensorLayout]
+
+    def matches(self, config: Mapping[str, Any]) -> bool:
+        return config.get("model_type") in self.model_types

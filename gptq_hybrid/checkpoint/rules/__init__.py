@@ -1,0 +1,1 @@
+"""Rules over a checkpoint, one module a topic. Each yields findings from headers and small reads."""

@@ -1,0 +1,82 @@
+"""``qwen36 demo``."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from gptq_hybrid.checkpoint import HybridError
+from gptq_hybrid.recipes import DEFAULT_RECIPE
+
+from ._quiet import output_to_log
+
+if TYPE_CHECKING:
+    from gptq_hybrid.demo.run import DemoReport
+
+
+def demo_command(
+    folder: Annotated[
+        Path | None,
+        typer.Option("--keep", help="Empty folder to work in and keep; a temporary one otherwise."),
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="Recipe to quantize with.")] = DEFAULT_RECIPE,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Print the report as JSON and nothing else.")
+    ] = False,
+) -> None:
+    """Build a small checkpoint, quantize it, serve it with MTP, complete, and report the acceptance."""
+    from gptq_hybrid.demo.run import report_json, run_demo
+
+    if folder is not None and folder.exists() and any(folder.iterdir()):
+        raise HybridError(f"{folder} exists already and is not empty", remedy="Choose another folder.")
+    # A terminated demo must end its server as an interrupted one does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    work = folder or Path(tempfile.mkdtemp(prefix="qwen36-demo-"))
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        with output_to_log("demo") as terminal:
+
+            def on_stage(name: str) -> None:
+                if not json_output:
+                    terminal.print(f"[bold]›[/] {name}", highlight=False)
+
+            report = run_demo(work, recipe=recipe, on_stage=on_stage)
+        if json_output:
+            typer.echo(report_json(report))
+        else:
+            print_report(Console(), report)
+            if folder is not None:
+                Console().print(f"Kept in {folder}", highlight=False)
+    finally:
+        if folder is None:
+            shutil.rmtree(work, ignore_errors=True)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def print_report(console: Console, report: DemoReport) -> None:
+    """Replies, acceptance by position, sizes and times."""
+    table = Table("prompt", "reply", "as constructed")
+    for reply in report.replies:
+        table.add_row(reply.prompt, reply.text.strip(), "yes" if reply.as_constructed else "[red]no[/]")
+    console.print(table)
+    found = report.acceptance
+    positions = ", ".join(
+        f"position {i + 1}: {count}/{found.drafts}" for i, count in enumerate(found.per_position)
+    )
+    console.print(
+        f"[bold]Acceptance {found.rate:.1%}[/] ({found.accepted} of {found.proposed} drafts; {positions}), "
+        f"acceptance length {found.length:.2f}",
+        highlight=False,
+    )
+    times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report.seconds.items())
+    console.print(
+        f"{report.source_bytes / 2**20:.1f} → {report.target_bytes / 2**20:.1f} MiB; {times}", highlight=False
+    )

@@ -1,0 +1,144 @@
+"""``qwen36 quantize``."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+
+from gptq_hybrid.calibration import DEFAULT_DATASET
+from gptq_hybrid.checkpoint import HybridError
+from gptq_hybrid.checkpoint.serving import profile_for, serve_line
+from gptq_hybrid.recipes import DEFAULT_RECIPE, load_recipe, recipe_names
+
+from ._quiet import output_to_log
+
+if TYPE_CHECKING:
+    from gptq_hybrid.checkpoint.gpu import GpuProfile
+    from gptq_hybrid.quantize import QuantizeResult
+
+
+def quantize_command(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Folder of the BF16 original, or its hub id.")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to create.")],
+    recipe: Annotated[str, typer.Option(help=f"One of: {', '.join(recipe_names())}.")] = DEFAULT_RECIPE,
+    calibration: Annotated[
+        str, typer.Option(help="A .jsonl file with `messages` or `text`, or OWNER/NAME[@REVISION][:SPLIT].")
+    ] = DEFAULT_DATASET,
+    samples: Annotated[int, typer.Option(min=1, help="Calibration rows.")] = 512,
+    max_length: Annotated[int, typer.Option(min=16, help="Tokens kept of each row.")] = 2048,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows per forward pass.")] = 1,
+    seed: Annotated[int, typer.Option(help="For sampling rows of a data set.")] = 0,
+    mtp: Annotated[bool, typer.Option("--mtp/--no-mtp", help="Keep the MTP head, or write none.")] = True,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show what gptqmodel prints.")] = False,
+) -> None:
+    """Quantize a checkpoint to W4A16 GPTQ, MTP head included."""
+    from gptq_hybrid.quantize import QuantizeRequest, preflight, quantize
+
+    request = QuantizeRequest(
+        source=resolve_source(source),
+        target=target,
+        recipe=load_recipe(recipe),
+        calibration=calibration,
+        samples=samples,
+        max_length=max_length,
+        batch_size=batch_size,
+        seed=seed,
+        keep_mtp=mtp,
+    )
+    console = Console()
+    found = preflight(request)
+    table = Table("preflight", "", show_header=False, box=None)
+    for name, value in found.facts:
+        table.add_row(name, value)
+    console.print(table)
+    for warning in found.warnings:
+        console.print(f"[yellow]warning:[/] {warning}")
+    with output_to_log("quantize", enabled=not verbose) as terminal, _progress(terminal) as progress:
+        task = progress.add_task("layers", total=None)
+
+        def on_layer(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        result = quantize(request, on_layer=on_layer)
+    print_summary(console, result)
+    console.print("\nServe it:", highlight=False)
+    console.print(serve_line(target, _this_gpu()), highlight=False, soft_wrap=True)
+
+
+def _this_gpu() -> GpuProfile | None:
+    import torch
+
+    return profile_for(torch.cuda.get_device_name(0)) if torch.cuda.is_available() else None
+
+
+def resolve_source(source: str) -> Path:
+    """A local folder as it is; a hub id downloaded (or found in the cache).
+
+    Raises:
+        HybridError: neither a folder nor a repository that can be fetched.
+    """
+    path = Path(source)
+    if path.exists() or source.count("/") != 1 or source.startswith((".", "~")):
+        return path
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source))
+    except Exception as error:
+        raise HybridError(
+            f"{source} is neither a folder here nor a repository that can be fetched: {error}",
+            remedy="Give the folder that holds config.json, or check the name and the network.",
+        ) from error
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+    )
+
+
+def print_summary(console: Console, result: QuantizeResult) -> None:
+    """Error by kind of module, what went wrong, sizes, time."""
+    by_kind: dict[str, list[float]] = defaultdict(list)
+    for record in result.records.values():
+        if record.relative_error is not None:
+            by_kind[".".join(record.module.split(".")[-2:])].append(record.relative_error)
+    table = Table(
+        "module", "count", "mean error", "worst error", title="Output error of the quantized modules"
+    )
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for kind, errors in sorted(by_kind.items()):
+        table.add_row(kind, str(len(errors)), f"{sum(errors) / len(errors):.2%}", f"{max(errors):.2%}")
+    console.print(table)
+    verdict = result.verdict
+    for what, modules in (
+        ("fell back to plain rounding", verdict.fallbacks),
+        ("have inputs that were always zero", verdict.dead),
+        ("saw fewer calibration tokens than they have inputs", verdict.starved),
+    ):
+        if modules:
+            console.print(f"[yellow]{len(modules)} modules {what}:[/] {', '.join(modules[:5])}")
+    console.print(
+        f"{verdict.modules} modules, {result.calibration_tokens} calibration tokens, "
+        f"{result.source_bytes / 2**20:.1f} → {result.target_bytes / 2**20:.1f} MiB, {result.seconds:.0f} s",
+        highlight=False,
+    )

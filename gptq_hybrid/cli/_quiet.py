@@ -1,0 +1,48 @@
+"""Keeping a chatty library off the screen without losing what it said."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+
+@contextmanager
+def output_to_log(name: str, *, enabled: bool = True) -> Iterator[Console]:
+    """Send everything written to stdout and stderr, by any thread or C library, to a log file.
+
+    Yields a console that still writes to the terminal. The log is removed when the
+    block succeeds; otherwise its path is printed. gptqmodel writes some 200 KB of
+    carriage returns for a four-layer toy.
+    """
+    if not enabled:
+        yield Console()
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    handle, log = tempfile.mkstemp(prefix=f"qwen36-{name}-", suffix=".log")
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.close(handle)
+    terminal = os.fdopen(os.dup(saved[0]), "w", encoding=sys.stdout.encoding)
+    console = Console(file=terminal)
+    try:
+        yield console
+    except BaseException:
+        console.print(f"What the libraries printed is in {log}", highlight=False, soft_wrap=True)
+        raise
+    else:
+        Path(log).unlink()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for descriptor, original in zip((1, 2), saved, strict=True):
+            os.dup2(original, descriptor)
+            os.close(original)
+        terminal.close()

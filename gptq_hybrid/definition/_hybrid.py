@@ -1,0 +1,136 @@
+"""The hybrid definition, as a mixin over whatever class gptqmodel maps."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptq_hybrid.checkpoint import HybridError
+from gptq_hybrid.compat import ModuleRecord, record_modules, supports_shared_input_tags
+from gptq_hybrid.writer import CheckpointPlan, find_mtp, write_checkpoint
+
+from ._mask import causal_mask
+from ._module_tree import hybrid_tree
+
+if TYPE_CHECKING:
+    import torch
+
+
+class HybridDefinition:
+    """What this project adds to gptqmodel's own definition of the hybrid.
+
+    ``keep_mtp`` (default True): set it to False between ``load`` and ``quantize``
+    for a checkpoint without its MTP head. ``module_records`` holds a
+    :class:`~gptq_hybrid.compat.ModuleRecord` by module name after ``quantize``.
+    """
+
+    keep_mtp: bool = True
+    # The writer streams the head itself: 7.x would merge it into the main shards
+    # (`out_of_model_tensors`), 6.0.3 has a mechanism of another name and loses it.
+    out_of_model_tensors = None
+    out_of_model_tensor_files = None
+
+    quantize_config: Any
+    model: Any
+    model_local_path: str
+
+    def after_model_load(self, model: Any, load_quantized_model: bool) -> Any:
+        """gptqmodel's hook: refuse, before any work, what the hybrid cannot do."""
+        if not load_quantized_model:
+            _refuse_unsupported(self.quantize_config)
+        return super().after_model_load(model, load_quantized_model=load_quantized_model)  # type: ignore[misc]
+
+    def prepare_layer_replay_kwargs(
+        self,
+        layer: Any,
+        layer_input: list[torch.Tensor],
+        additional_inputs: dict[str, Any],
+        target_device: Any,
+    ) -> dict[str, Any]:
+        """gptqmodel's hook: give each full-attention layer the causal mask it needs (see ``_mask``)."""
+        inputs: dict[str, Any] = super().prepare_layer_replay_kwargs(  # type: ignore[misc]
+            layer, layer_input, additional_inputs, target_device
+        )
+        if not hasattr(layer, "self_attn") or not layer_input:
+            return inputs
+        mask = inputs.get("attention_mask")
+        if mask is not None and mask.ndim != 2:
+            return inputs
+        padded = mask is not None and not bool(mask.bool().all())
+        eager = getattr(layer.self_attn.config, "_attn_implementation", None) == "eager"
+        # Without padding, sdpa is causal by itself and takes its fastest kernel.
+        return {**inputs, "attention_mask": causal_mask(layer_input[0], mask) if padded or eager else None}
+
+    def quantize(self, *args: Any, **kwargs: Any) -> Any:
+        """gptqmodel's ``quantize``, refused at once when the source lacks the MTP head it should keep.
+
+        Raises:
+            HybridError: the source's head is absent or incomplete and ``keep_mtp`` is set.
+        """
+        _refuse_unsupported(self.quantize_config)
+        if self.keep_mtp:
+            find_mtp(Path(self.model_local_path))
+        with record_modules() as records:
+            out = super().quantize(*args, **kwargs)  # type: ignore[misc]
+        self.module_records: dict[str, ModuleRecord] = records
+        return out
+
+    def save(self, save_dir: str, *args: Any, **kwargs: Any) -> None:
+        """gptqmodel's ``save``, in the checkpoint format of this project (see ``gptq_hybrid.writer``).
+
+        Written beside ``save_dir`` and renamed at the end.
+
+        Raises:
+            FileExistsError: ``save_dir`` holds files already.
+            HybridError: the result fails a check; nothing is left behind.
+        """
+        if not getattr(self, "quantized", False):
+            super().save(save_dir, *args, **kwargs)  # type: ignore[misc]
+            return
+        plan = CheckpointPlan(
+            source=Path(self.model_local_path),
+            keep_mtp=self.keep_mtp,
+            records=getattr(self, "module_records", {}),
+        )
+        upstream_save = super().save  # type: ignore[misc]
+        write_checkpoint(plan, Path(save_dir), lambda folder: upstream_save(str(folder), *args, **kwargs))
+        offload = getattr(self.quantize_config, "offload_to_disk_path", None)
+        # 6.0.3 leaves its offload folder in the working directory for good.
+        if offload and Path(offload).parent.name == "gptqmodel_offload":
+            shutil.rmtree(offload, ignore_errors=True)
+
+
+def _refuse_unsupported(config: Any) -> None:
+    if config is None:
+        return
+    if getattr(config, "rotation", None):
+        raise HybridError(
+            "`rotation` is not supported for the hybrid: Gated-DeltaNet layers have no rotation-invariant form",
+            remedy="Leave `rotation` out of QuantizeConfig.",
+        )
+    method = (
+        str(getattr(config, "method", getattr(config, "quant_method", "gptq"))).rpartition(".")[2].lower()
+    )
+    checkpoint_format = str(getattr(config, "format", "gptq")).rpartition(".")[2].lower()
+    if method != "gptq" or checkpoint_format != "gptq":
+        raise HybridError(
+            f"only GPTQ in the gptq format is supported, not method {method!r} with format {checkpoint_format!r}",
+            remedy="Use QuantizeConfig(bits=4, group_size=128, ...) without `method` and `format`.",
+        )
+
+
+def hybrid_of(upstream: type, model_type: str) -> type:
+    """A subclass of ``upstream`` (gptqmodel's definition of ``model_type``) with the hybrid's behaviour."""
+    tags = supports_shared_input_tags(upstream)
+    return type(
+        f"Hybrid{upstream.__name__}",
+        (HybridDefinition, upstream),
+        {
+            "__module__": __name__,
+            "__doc__": f"{upstream.__name__} with {HybridDefinition.__name__}'s behaviour.",
+            "module_tree": hybrid_tree(upstream.module_tree, tags=tags),  # type: ignore[attr-defined]
+            # Read from the class's own __dict__, so it cannot live on the mixin.
+            "shared_input_verified_model_types": frozenset({model_type}),
+        },
+    )

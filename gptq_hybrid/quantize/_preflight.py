@@ -1,0 +1,164 @@
+"""Everything that can be known to fail before an hour is spent."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gptq_hybrid.checkpoint import Checkpoint, HybridError, TensorLayout, layout_for
+from gptq_hybrid.compat._gptqmodel import installed_version
+from gptq_hybrid.writer import find_mtp
+
+from ._estimate import hidden_state_bytes, quantized_bytes, working_bytes
+
+if TYPE_CHECKING:
+    from ._run import QuantizeRequest
+
+_GIB = 1 << 30
+# Keep this share of a device free for kernels, the CUDA context and fragmentation.
+_HEADROOM = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """What was found. ``facts`` are (what, value) pairs for the screen.
+
+    ``calibration_on_cpu``: the calibration's hidden states would not fit the GPU
+    beside a layer's working set, so they are to stay in main memory.
+    """
+
+    facts: tuple[tuple[str, str], ...]
+    warnings: tuple[str, ...]
+    calibration_on_cpu: bool
+
+
+def preflight(request: QuantizeRequest) -> Preflight:
+    """Check source, target, disk, memory and versions; read headers, write nothing.
+
+    Raises:
+        HybridError: something that would fail the run, with what to do about it.
+    """
+    gptqmodel = installed_version()
+    _refuse_existing(request.target)
+    checkpoint = Checkpoint.open(request.source)
+    layout = layout_for(checkpoint.config)
+    _refuse_quantized(checkpoint)
+    _refuse_incomplete(checkpoint, layout)
+    facts = [("source", f"{request.source} ({layout.family}, {len(layout.quantized)} modules to quantize)")]
+    if request.keep_mtp:
+        head = find_mtp(request.source)
+        files = ", ".join(sorted({info.file for info in head}))
+        facts.append(("MTP head", f"{len(head)} tensors, {_size(sum(i.nbytes for i in head))}, in {files}"))
+    else:
+        facts.append(("MTP head", "left out, as asked"))
+    output = quantized_bytes(layout, request.bits, request.group_size)
+    facts.append(("output", f"{_size(output)} (estimate)"))
+    facts += _check_disk(request.target, output)
+    warnings: list[str] = []
+    memory, on_cpu = _check_memory(checkpoint, layout, request, warnings)
+    facts += memory
+    facts.append(("versions", ", ".join(f"{name} {_version(name)}" for name in ("torch", "transformers"))))
+    facts.append(("", f"gptqmodel {gptqmodel}, {os.cpu_count()} cores"))
+    if find_spec("fla") is None:
+        warnings.append(
+            "flash-linear-attention is not installed: Gated-DeltaNet layers run in plain torch, far slower"
+        )
+    return Preflight(tuple(facts), tuple(warnings), on_cpu)
+
+
+def _refuse_existing(target: Path) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise HybridError(f"{target} exists already", remedy="Choose another target, or remove it first.")
+
+
+def _refuse_quantized(checkpoint: Checkpoint) -> None:
+    if checkpoint.quantization_config is not None or (checkpoint.path / "quantize_config.json").exists():
+        raise HybridError(
+            f"{checkpoint.path} is quantized already",
+            remedy="Give the BF16 original as the source.",
+        )
+
+
+def _refuse_incomplete(checkpoint: Checkpoint, layout: TensorLayout) -> None:
+    if checkpoint.missing_files:
+        raise HybridError(
+            f"{checkpoint.path}: the index names {checkpoint.missing_files[0]}, which does not exist",
+            remedy="Download the source again.",
+        )
+    wanted = [linear.weight for linear in layout.quantized]
+    absent = [spec.name for spec in wanted if spec.name not in checkpoint.loaded]
+    broken = next(iter(checkpoint.header_errors.values()), None)
+    if broken is not None:
+        raise broken
+    if absent:
+        raise HybridError(
+            f"{checkpoint.path} lacks {len(absent)} of {len(wanted)} weights, first {absent[0]}"
+        )
+    uneven = [linear for linear in layout.quantized if linear.in_features % 128]
+    if uneven:
+        raise HybridError(
+            f"{uneven[0].name} has {uneven[0].in_features} inputs, which groups of 128 do not divide",
+            remedy="vLLM's W4A16 kernels need in-features in multiples of 128.",
+        )
+
+
+def _check_disk(target: Path, output: int) -> list[tuple[str, str]]:
+    """Room for the checkpoint beside the target, and for modules gptqmodel offloads to the temporary folder."""
+    here = target.absolute().parent
+    while not here.exists():
+        here = here.parent
+    temporary = Path(tempfile.gettempdir())
+    same = here.stat().st_dev == temporary.stat().st_dev
+    facts = []
+    for label, folder, needed in (
+        ("target", here, output * 2 if same else output),
+        ("temporary", temporary, output * 2 if same else output),
+    ):
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise HybridError(
+                f"the {label} folder {folder} has {_size(free)} free; about {_size(needed)} are needed",
+                remedy="Free space, choose another target, or set TMPDIR to a larger disk.",
+            )
+        facts.append((f"disk, {label}", f"{_size(free)} free of about {_size(needed)} needed"))
+    return facts
+
+
+def _check_memory(
+    checkpoint: Checkpoint, layout: TensorLayout, request: QuantizeRequest, warnings: list[str]
+) -> tuple[list[tuple[str, str]], bool]:
+    import torch
+
+    hidden = hidden_state_bytes(
+        int(checkpoint.text_config["hidden_size"]), request.samples, request.max_length
+    )
+    working = working_bytes(layout)
+    if not torch.cuda.is_available():
+        return [("memory", f"CPU only; about {_size(hidden + working)} of RAM (estimate)")], False
+    name, total = torch.cuda.get_device_name(0), torch.cuda.get_device_properties(0).total_memory
+    room = int(total * _HEADROOM)
+    on_cpu = hidden + working > room
+    if working > room:
+        warnings.append(f"one layer's working set is about {_size(working)}; {name} has {_size(total)}")
+    on_gpu = working + (0 if on_cpu else hidden)
+    facts = [("memory", f"about {_size(on_gpu)} of {_size(total)} on {name} (estimate)")]
+    if on_cpu:
+        facts.append(("", f"calibration activations, about {_size(hidden)}, stay in main memory"))
+    return facts, on_cpu
+
+
+def _size(count: int) -> str:
+    return f"{count / _GIB:.1f} GiB" if count >= _GIB else f"{count / (1 << 20):.1f} MiB"
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,12 @@
+"""Turning what gptqmodel saves into a checkpoint of this project's format.
+
+Main shards as gptqmodel writes them; the MTP head verbatim in ``mtp.safetensors``,
+named in the index; configs that say what is quantized and hold no trace of the
+machine; everything else as the source has it.
+"""
+
+from ._mtp import find_mtp
+from ._verdict import Limits, Verdict, judge
+from ._write import CheckpointPlan, write_checkpoint
+
+__all__ = ["CheckpointPlan", "Limits", "Verdict", "find_mtp", "judge", "write_checkpoint"]

@@ -1,0 +1,86 @@
+"""config.json, quantize_config.json and the small files beside them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from gptq_hybrid.checkpoint import Checkpoint, HybridError, layout_for, read_json_object, write_json_atomic
+from gptq_hybrid.checkpoint.gidx import is_trivial, read_g_idx
+from gptq_hybrid.checkpoint.quantization import with_mtp_excluded
+
+# Copied from the source as they are; gptqmodel's rewritten versions are dropped
+# (it appends "Fast" to tokenizer_class, injects fix_mistral_regex, and the like).
+COMPANION_PATTERNS = (
+    "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
+    "generation_config.json", "*processor_config.json", "preprocessor_config.json", "LICENSE*", "NOTICE*",
+)  # fmt: skip
+_META_ABOUT_THIS_MACHINE = frozenset({"offload_to_disk", "offload_to_disk_path"})
+
+
+def copy_companions(source: Path, folder: Path) -> None:
+    """Replace tokenizer, processor, chat template and generation config by the source's own files."""
+    for pattern in COMPANION_PATTERNS:
+        for path in folder.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+    for pattern in COMPANION_PATTERNS:
+        for path in source.glob(pattern):
+            if path.is_file():
+                shutil.copyfile(path, folder / path.name)
+
+
+def write_configs(source: Path, folder: Path, *, keep_mtp: bool) -> None:
+    """Write both configs: the source's own, plus what vLLM needs to know of the quantization.
+
+    ``desc_act`` is written false only once every ``g_idx`` is proven trivial; a
+    permuted one keeps the flag true. ``dynamic`` names MTP explicitly.
+    """
+    saved = read_json_object(folder / "quantize_config.json")
+    quantization = dict(saved)
+    quantization["meta"] = {
+        key: value
+        for key, value in (saved.get("meta") or {}).items()
+        if value is not None and key not in _META_ABOUT_THIS_MACHINE
+    }
+    config = read_json_object(source / "config.json")
+    if not keep_mtp:
+        _declare_no_mtp(config)
+    if saved.get("desc_act") and _all_trivial(folder, config, int(saved["group_size"])):
+        quantization["desc_act"] = False
+        # What was done, for people: vLLM reads the flag only to know how to load.
+        quantization["meta"]["act_order"] = "static"
+    quantization = with_mtp_excluded(quantization)
+    config["quantization_config"] = quantization
+    write_json_atomic(folder / "quantize_config.json", quantization)
+    write_json_atomic(folder / "config.json", config)
+
+
+def _declare_no_mtp(config: dict[str, Any]) -> None:
+    text = config.get("text_config")
+    (text if isinstance(text, dict) else config)["mtp_num_hidden_layers"] = 0
+
+
+def _all_trivial(folder: Path, config: dict[str, Any], group_size: int) -> bool:
+    checkpoint = Checkpoint.open(folder)
+    wanted = [checkpoint.loaded.get(f"{linear.name}.g_idx") for linear in layout_for(config).quantized]
+    found = [info for info in wanted if info is not None]
+    return bool(found) and all(is_trivial(read_g_idx(checkpoint, info), group_size) for info in found)
+
+
+def refuse_machine_paths(folder: Path, paths: list[Path]) -> None:
+    """Raise if a text file in ``folder`` names one of ``paths`` (source, target, working folders).
+
+    Raises:
+        HybridError: one does.
+    """
+    needles = {str(path.absolute()) for path in paths} | {str(path.resolve()) for path in paths}
+    for file in sorted(folder.iterdir()):
+        if file.suffix in {".json", ".csv", ".jinja", ".txt"} and file.stat().st_size < 1 << 20:
+            text = file.read_text(encoding="utf-8", errors="replace")
+            found = sorted(needle for needle in needles if len(needle) > 1 and needle in text)
+            if found:
+                raise HybridError(f"{file.name} names {found[0]}, a path of this machine")

@@ -1,0 +1,76 @@
+"""One save, from gptqmodel's files to a checked checkpoint under its final name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gptq_hybrid.checkpoint import (
+    INDEX_NAME,
+    Checkpoint,
+    Finding,
+    HybridError,
+    building_directory,
+    check_mtp,
+    check_quantized,
+)
+from gptq_hybrid.compat import ModuleRecord
+
+from ._configs import copy_companions, refuse_machine_paths, write_configs
+from ._mtp import find_mtp, write_index, write_mtp
+from ._quant_log import extend_quant_log
+from ._verdict import Limits, judge
+
+
+@dataclass(frozen=True)
+class CheckpointPlan:
+    """What to write: the original it came from, whether its head is kept, and what quantizing noted."""
+
+    source: Path
+    keep_mtp: bool = True
+    records: Mapping[str, ModuleRecord] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
+
+
+def write_checkpoint(plan: CheckpointPlan, target: Path, save_shards: Callable[[Path], None]) -> None:
+    """Write a checkpoint to ``target``, all of it or nothing.
+
+    ``save_shards`` is called with an empty folder beside ``target`` and leaves
+    gptqmodel's files there.
+
+    Raises:
+        FileExistsError: ``target`` holds files.
+        HybridError: too many modules failed, the head is not in the source, or
+            the result does not pass the checks that serving relies on.
+    """
+    verdict = judge(plan.records.values(), plan.limits)
+    if not verdict.ok:
+        raise HybridError(
+            "The quantization failed: " + "; ".join(verdict.failures),
+            remedy="Use more, or more varied, calibration data.",
+        )
+    mtp = find_mtp(plan.source) if plan.keep_mtp else []
+    with building_directory(target) as folder:
+        save_shards(folder)
+        (folder / INDEX_NAME).unlink(missing_ok=True)
+        if mtp:
+            write_mtp(folder, plan.source, mtp)
+        write_index(folder)
+        write_configs(plan.source, folder, keep_mtp=plan.keep_mtp)
+        copy_companions(plan.source, folder)
+        extend_quant_log(folder / "quant_log.csv", plan.records)
+        _refuse_faults(folder, keep_mtp=plan.keep_mtp)
+        refuse_machine_paths(folder, [plan.source, target, folder])
+
+
+def _refuse_faults(folder: Path, *, keep_mtp: bool) -> None:
+    checkpoint = Checkpoint.open(folder)
+    findings: list[Finding] = check_quantized(checkpoint)
+    if keep_mtp:
+        findings += check_mtp(checkpoint)
+    if findings:
+        raise HybridError(
+            "The checkpoint that was about to be written is faulty: "
+            + "; ".join(f"[{finding.rule}] {finding.message}" for finding in findings[:5])
+        )

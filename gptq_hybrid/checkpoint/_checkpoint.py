@@ -128,7 +128,9 @@ def _read_index(folder: Path) -> dict[str, str] | None:
     weight_map = read_json_object(path).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
         raise CheckpointError(path, "has no `weight_map` from tensor names to file names")
-    for tensor, name in weight_map.items():
+    # By file, not by tensor: 2,400 Path objects took half of the time of a whole check at 27B.
+    for name in set(weight_map.values()):
         if not name or Path(name).is_absolute() or ".." in Path(name).parts:
+            tensor = next(key for key, value in weight_map.items() if value == name)
             raise CheckpointError(path, f"sends tensor {tensor!r} to {name!r}, outside the checkpoint folder")
     return weight_map

@@ -34,6 +34,5 @@ def excluded_by_dynamic(quantization_config: Mapping[str, Any], module: str) -> 
 def with_mtp_excluded(quantization_config: Mapping[str, Any]) -> dict[str, Any]:
     """A copy whose ``dynamic`` explicitly leaves ``mtp.*`` alone, ahead of any other rule."""
     out = dict(quantization_config)
-    dynamic = {MTP_RULE: {}} | dict(out.get("dynamic") or {})
-    out["dynamic"] = dynamic
+    out["dynamic"] = {MTP_RULE: {}, **(out.get("dynamic") or {})}
     return out

@@ -6,6 +6,7 @@ import shutil
 import signal
 import tempfile
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,6 +20,8 @@ from ._quiet import output_to_log
 
 if TYPE_CHECKING:
     from gptq_hybrid.demo.run import DemoReport
+
+_REPLY_WIDTH = 72
 
 
 def demo_command(
@@ -65,7 +68,11 @@ def print_report(console: Console, report: DemoReport) -> None:
     """Replies, acceptance by position, sizes and times."""
     table = Table("prompt", "reply", "as constructed")
     for reply in report.replies:
-        table.add_row(reply.prompt, reply.text.strip(), "yes" if reply.as_constructed else "[red]no[/]")
+        table.add_row(
+            reply.prompt,
+            shorten(reply.text, _REPLY_WIDTH, placeholder=" …"),
+            "yes" if reply.as_constructed else "[red]no[/]",
+        )
     console.print(table)
     found = report.acceptance
     positions = ", ".join(

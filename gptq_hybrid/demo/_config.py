@@ -85,6 +85,9 @@ def model_config(spec: DemoSpec, tokens: TokenizerFiles) -> Json:
     """`config.json`: nested for the multimodal class, flat for the text-only one."""
     text = text_config(spec, tokens)
     if spec.text_only:
+        # vLLM 0.32 strips these two from the target's configuration, not from the MTP drafter's, which then
+        # overruns its one-dimensional positions; text positions are the same in all three sections anyway.
+        del text["rope_parameters"]["mrope_section"], text["rope_parameters"]["mrope_interleaved"]
         return {"architectures": ["Qwen3_5ForCausalLM"], **text, "pad_token_id": None}
     return {
         "architectures": ["Qwen3_5ForConditionalGeneration"],

@@ -71,9 +71,9 @@ def quantize(
         QuantizationFailedError: the verdict; nothing was written.
     """
     found = preflight(request)
+    rows = load_rows(request.calibration, request.samples, request.seed)
     from transformers import AutoTokenizer
 
-    rows = load_rows(request.calibration, request.samples, request.seed)
     encoded = encode_rows(rows, AutoTokenizer.from_pretrained(request.source), request.max_length)
     layers = len(_layer_numbers(request.source))
     gptq_hybrid.register()

@@ -65,7 +65,7 @@ def _declare_no_mtp(config: dict[str, Any]) -> None:
 
 
 def _all_trivial(folder: Path, config: dict[str, Any], group_size: int) -> bool:
-    checkpoint = Checkpoint.open(folder)
+    checkpoint = Checkpoint(folder, config, index=None)
     wanted = [checkpoint.loaded.get(f"{linear.name}.g_idx") for linear in layout_for(config).quantized]
     found = [info for info in wanted if info is not None]
     return bool(found) and all(is_trivial(read_g_idx(checkpoint, info), group_size) for info in found)

@@ -23,12 +23,14 @@ def extend_quant_log(path: Path, records: Mapping[str, ModuleRecord]) -> None:
         return
     by_layer = {_key(record.module): record for record in records.values()}
     with path.open(newline="", encoding="utf-8") as handle:
-        rows = list(csv.reader(handle))[1:]
+        rows = [row for row in list(csv.reader(handle))[1:] if len(row) > 1]
+    # Worker threads log as they finish; sorted, two runs compare line by line.
+    rows.sort(key=lambda row: (int(row[0]) if row[0].isdigit() else -1, row[1]))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow((*_COLUMNS, *_ADDED))
     for row in rows:
-        found = by_layer.get((row[0], row[1].rpartition(".")[2])) if len(row) > 1 else None
+        found = by_layer.get((row[0], row[1].rpartition(".")[2]))
         error = "" if found is None or found.relative_error is None else f"{found.relative_error:.6e}"
         padded = (*row, *[""] * (len(_COLUMNS) - len(row)))
         writer.writerow((*padded, error, found.dead_columns if found else "", found.outcome if found else ""))

@@ -1,0 +1,100 @@
+"""Third parties extend through the same hooks that this project registers its own things with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import typer
+
+from gptq_hybrid.calibration import load_rows
+from gptq_hybrid.checkpoint import (
+    Checkpoint,
+    Finding,
+    Rule,
+    Severity,
+    check_mtp,
+    family_of,
+    get_plugin_manager,
+    hookimpl,
+    layout_for,
+)
+from gptq_hybrid.checkpoint.calibration import CalibrationSource
+from gptq_hybrid.checkpoint.families.qwen3_5 import QWEN3_5
+from gptq_hybrid.checkpoint.plugins import gpu_profiles
+from gptq_hybrid.checkpoint.serving import profile_for
+from gptq_hybrid.cli import build_app
+from gptq_hybrid.demo.builder import DemoCheckpoint
+
+
+@pytest.fixture
+def plugin() -> Iterator[SimpleNamespace]:
+    """A namespace registered as a plugin for one test; its hooks are added by the test."""
+    found = SimpleNamespace()
+    yield found
+    if get_plugin_manager().is_registered(found):
+        get_plugin_manager().unregister(found)
+
+
+def test_our_own_contributions_come_through_the_hooks() -> None:
+    names = {name for name, _ in get_plugin_manager().list_name_plugin()}
+    assert {"gptq_hybrid.checkpoint", "gptq_hybrid", "vllm_qwen36_plugin"} <= names
+    assert any(profile.name == "L40S" for profile in gpu_profiles())
+    assert profile_for("NVIDIA L40S") is not None
+
+
+def test_a_plugin_adds_a_family(plugin: SimpleNamespace) -> None:
+    @hookimpl
+    def qwen36_families() -> list[Any]:
+        def layout(config: Mapping[str, Any]) -> Any:
+            return replace(QWEN3_5.layout(config), family="other")
+
+        return [replace(QWEN3_5, name="other", model_types=("other",), layout=layout)]
+
+    plugin.qwen36_families = qwen36_families
+    get_plugin_manager().register(plugin)
+    assert family_of({"model_type": "other"}).name == "other"
+    assert family_of({"model_type": "qwen3_5"}).name == "qwen3_5"
+
+
+def test_a_plugin_adds_a_rule(plugin: SimpleNamespace, original: DemoCheckpoint) -> None:
+    finding = Finding("house-rule", Severity.WARNING, "not on a Monday", "wait")
+
+    @hookimpl
+    def qwen36_check_rules() -> list[Rule]:
+        return [Rule("house-rule", "mtp", "", lambda checkpoint, layout: [finding])]
+
+    plugin.qwen36_check_rules = qwen36_check_rules
+    get_plugin_manager().register(plugin)
+    assert check_mtp(Checkpoint.open(original.path)) == [finding]
+
+
+def test_a_plugin_adds_a_calibration_source(plugin: SimpleNamespace) -> None:
+    @hookimpl
+    def qwen36_calibration_sources() -> list[CalibrationSource]:
+        def load(spec: str, count: int, seed: int) -> list[dict[str, Any]]:
+            return [{"text": spec}] * count
+
+        return [CalibrationSource("haiku", lambda spec: spec.startswith("haiku:"), load)]
+
+    plugin.qwen36_calibration_sources = qwen36_calibration_sources
+    get_plugin_manager().register(plugin)
+    assert load_rows("haiku:frog", 2, 0) == [{"text": "haiku:frog"}] * 2
+
+
+def test_a_plugin_adds_a_command(plugin: SimpleNamespace) -> None:
+    @hookimpl
+    def qwen36_commands(app: typer.Typer) -> None:
+        app.command("wave")(lambda: None)
+
+    plugin.qwen36_commands = qwen36_commands
+    get_plugin_manager().register(plugin)
+    assert "wave" in {command.name for command in build_app().registered_commands}
+
+
+def test_layouts_do_not_depend_on_plugins_loaded_later(original: DemoCheckpoint) -> None:
+    config = Checkpoint.open(original.path).config
+    assert layout_for(config) == layout_for(config)

@@ -1,0 +1,97 @@
+"""Shared checkpoints: each is built once a session and never changed; tests copy what they damage."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptq_hybrid.demo.builder import DemoCheckpoint, DemoSpec, build_demo_checkpoint
+
+SAMPLES, MAX_LENGTH = 24, 192
+
+
+@pytest.fixture(scope="session")
+def original(tmp_path_factory: pytest.TempPathFactory) -> DemoCheckpoint:
+    """The constructed BF16 checkpoint, MTP inline, two shards."""
+    return build_demo_checkpoint(tmp_path_factory.mktemp("demo") / "original")
+
+
+@pytest.fixture(scope="session")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., DemoCheckpoint]:
+    """Build (once) a constructed checkpoint of another spec."""
+    made: dict[DemoSpec, DemoCheckpoint] = {}
+
+    def make(**spec: Any) -> DemoCheckpoint:
+        wanted = DemoSpec(**spec)
+        if wanted not in made:
+            made[wanted] = build_demo_checkpoint(tmp_path_factory.mktemp("demo") / "built", wanted)
+        return made[wanted]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def calibration(original: DemoCheckpoint) -> list[dict[str, list[int]]]:
+    """Real text (CPython's documentation) through the chat template, rows of unequal length."""
+    from transformers import AutoTokenizer
+
+    from gptq_hybrid.calibration import encode_rows, load_rows
+
+    rows = load_rows("demo", SAMPLES, 0)
+    return encode_rows(rows, AutoTokenizer.from_pretrained(original.path), MAX_LENGTH)
+
+
+class Quantized:
+    """A finished quantization: its folder, and the model object that gptqmodel still holds."""
+
+    def __init__(self, path: Path, model: Any) -> None:
+        self.path = path
+        self.model = model
+
+
+@pytest.fixture(scope="session")
+def quantized(
+    original: DemoCheckpoint,
+    calibration: list[dict[str, list[int]]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., Quantized]:
+    """Quantize the constructed checkpoint through gptqmodel's own API, once per recipe and batch size."""
+    made: dict[tuple[str, int], Quantized] = {}
+
+    def run(recipe: str, batch_size: int = 1) -> Quantized:
+        key = (recipe, batch_size)
+        if key not in made:
+            import gptq_hybrid
+            from gptq_hybrid.recipes import load_recipe
+
+            gptq_hybrid.register()
+            from gptqmodel import GPTQModel
+
+            target = tmp_path_factory.mktemp("quantized") / f"{recipe}-{batch_size}"
+            model = GPTQModel.load(str(original.path), load_recipe(recipe).quantize_config())
+            model.quantize([dict(row) for row in calibration], batch_size=batch_size)
+            model.save(str(target))
+            made[key] = Quantized(target, model)
+        return made[key]
+
+    return run
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Iterator[Callable[[Path], Path]]:
+    """A private copy of a checkpoint folder, to be damaged."""
+
+    def copy(source: Path) -> Path:
+        return Path(shutil.copytree(source, tmp_path / "copy"))
+
+    return copy
+
+
+@pytest.fixture
+def separate(build: Callable[..., DemoCheckpoint], damaged: Callable[[Path], Path]) -> Path:
+    """A private copy of the constructed checkpoint with its head in ``mtp.safetensors``."""
+    return damaged(build(mtp="separate").path)

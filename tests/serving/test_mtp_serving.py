@@ -1,0 +1,100 @@
+"""The stock `vllm serve`, as a process, over HTTP, on a checkpoint that gptqmodel quantized.
+
+Two servers: with MTP and without. All tests here look at what they answered.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptq_hybrid.checkpoint import Checkpoint
+from gptq_hybrid.checkpoint.serving import serve_arguments
+from gptq_hybrid.demo.builder import DemoCheckpoint
+from gptq_hybrid.demo.server import Acceptance, cpu_arguments, cpu_environment, vllm_server
+
+pytestmark = pytest.mark.engine
+
+PROMPTS = [
+    "What are you?", "Explain Gated DeltaNet.", "def fibonacci(n):", "Schreib ein Gedicht über Grafikkarten.",
+    "请用一句话介绍你自己。", "Every token", "1 2 3 4", "lost head shows at once", "?", "A longer prompt. " * 12,
+]  # fmt: skip
+MAX_TOKENS = 40
+
+
+@dataclass(frozen=True)
+class Served:
+    """What one server answered: token ids and text per prompt, and its own count of drafts."""
+
+    ids: list[list[int]]
+    texts: list[str]
+    acceptance: Acceptance
+    log: str
+    processes_left: list[str]
+
+
+def serve(path: Path, log: Path, drafts: int) -> Served:
+    arguments = serve_arguments(Checkpoint.open(path), drafts=drafts, chat=False)
+    arguments += ["--max-model-len", "512", "--max-num-seqs", "4", *cpu_arguments()]
+    with vllm_server(arguments, log=log, environment=cpu_environment()) as server:
+        choices = [
+            server.chat(prompt, max_tokens=MAX_TOKENS, return_token_ids=True)["choices"][0] for prompt in PROMPTS
+        ]
+        acceptance = server.acceptance()
+    left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return Served(
+        ids=[choice["token_ids"] for choice in choices],
+        texts=[choice["message"]["content"] for choice in choices],
+        acceptance=acceptance,
+        log=log.read_text(errors="replace"),
+        processes_left=[line for line in left if str(path) in line],
+    )
+
+
+@pytest.fixture(scope="module")
+def with_mtp(quantized: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Served:
+    return serve(quantized("static").path, tmp_path_factory.mktemp("served") / "mtp.log", drafts=2)
+
+
+@pytest.fixture(scope="module")
+def without_mtp(quantized: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Served:
+    return serve(quantized("static").path, tmp_path_factory.mktemp("served") / "plain.log", drafts=0)
+
+
+def test_greedy_output_is_the_same_token_for_token(with_mtp: Served, without_mtp: Served) -> None:
+    assert all(len(ids) == MAX_TOKENS for ids in without_mtp.ids)
+    assert with_mtp.ids == without_mtp.ids
+
+
+def test_the_quantized_model_says_what_it_was_constructed_to_say(
+    without_mtp: Served, original: DemoCheckpoint
+) -> None:
+    for ids, text in zip(without_mtp.ids, without_mtp.texts, strict=True):
+        assert ids[1:] == original.expected_ids(ids[:1], MAX_TOKENS - 1)
+        assert "Every token of this tiny hybrid model has exactly one successor" in text
+
+
+def test_every_draft_of_an_intact_head_is_accepted(with_mtp: Served) -> None:
+    found = with_mtp.acceptance
+    assert found.proposed >= len(PROMPTS) * (MAX_TOKENS // 3) * 2 * 0.9
+    assert found.accepted == found.proposed
+    assert found.per_position == (found.drafts, found.drafts)
+    assert found.length == 3.0
+
+
+def test_the_plugin_says_that_the_head_is_whole(with_mtp: Served) -> None:
+    assert "MTP head verified" in with_mtp.log
+
+
+def test_without_mtp_the_plugin_says_nothing_about_it(without_mtp: Served) -> None:
+    assert without_mtp.acceptance.proposed == 0
+    assert "MTP head" not in without_mtp.log
+
+
+def test_no_process_is_left_behind(with_mtp: Served, without_mtp: Served) -> None:
+    assert with_mtp.processes_left + without_mtp.processes_left == []

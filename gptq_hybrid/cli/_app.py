@@ -10,7 +10,7 @@ from rich.console import Console
 import gptq_hybrid
 from gptq_hybrid.checkpoint import HybridError, get_plugin_manager
 
-from . import _demo, _quantize
+from . import _check, _demo, _quantize
 
 BAD_INPUT = 2
 
@@ -36,6 +36,8 @@ def build_app() -> typer.Typer:
             raise typer.Exit
 
     app.command("quantize")(_quantize.quantize_command)
+    app.command("check")(_check.check_command)
+    app.command("repair")(_check.repair_command)
     app.command("demo")(_demo.demo_command)
     get_plugin_manager().hook.qwen36_commands(app=app)
     return app

@@ -34,7 +34,7 @@ def demo_command(
         bool, typer.Option("--json", help="Print the report as JSON and nothing else.")
     ] = False,
 ) -> None:
-    """Build a small checkpoint, quantize it, serve it with MTP, complete, and report the acceptance."""
+    """Build a small checkpoint, quantize, serve with MTP, report acceptance."""
     from gptq_hybrid.demo.run import report_json, run_demo
 
     if folder is not None and folder.exists() and any(folder.iterdir()):

@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptq_hybrid.checkpoint import HybridError
+from gptq_hybrid.checkpoint import HybridError, find_mtp
 from gptq_hybrid.compat import ModuleRecord, record_modules, supports_shared_input_tags
-from gptq_hybrid.writer import CheckpointPlan, find_mtp, write_checkpoint
+from gptq_hybrid.writer import CheckpointPlan, write_checkpoint
 
 from ._mask import causal_mask
 from ._module_tree import hybrid_tree

@@ -11,9 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptq_hybrid.checkpoint import Checkpoint, HybridError, TensorLayout, layout_for
+from gptq_hybrid.checkpoint import Checkpoint, HybridError, TensorLayout, find_mtp, layout_for
 from gptq_hybrid.compat._gptqmodel import installed_version
-from gptq_hybrid.writer import find_mtp
 
 from ._estimate import hidden_state_bytes, quantized_bytes, working_bytes
 

@@ -5,8 +5,7 @@ named in the index; configs that say what is quantized and hold no trace of the
 machine; everything else as the source has it.
 """
 
-from ._mtp import find_mtp
 from ._verdict import Limits, Verdict, judge
 from ._write import CheckpointPlan, write_checkpoint
 
-__all__ = ["CheckpointPlan", "Limits", "Verdict", "find_mtp", "judge", "write_checkpoint"]
+__all__ = ["CheckpointPlan", "Limits", "Verdict", "judge", "write_checkpoint"]

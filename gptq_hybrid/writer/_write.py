@@ -14,11 +14,13 @@ from gptq_hybrid.checkpoint import (
     building_directory,
     check_mtp,
     check_quantized,
+    find_mtp,
+    write_index,
+    write_mtp,
 )
 from gptq_hybrid.compat import ModuleRecord
 
 from ._configs import copy_companions, refuse_machine_paths, write_configs
-from ._mtp import find_mtp, write_index, write_mtp
 from ._quant_log import extend_quant_log
 from ._verdict import Limits, judge
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 README = Path(__file__).parents[2] / "README.md"
-COMMANDS = ["", "quantize", "demo"]
+COMMANDS = ["", "quantize", "check", "repair", "demo"]
 
 
 def block(command: str) -> str:
@@ -29,7 +29,9 @@ def block(command: str) -> str:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_readme_shows_the_current_help(command: str) -> None:
-    assert block(command) in README.read_text(), f"README.md is out of date; it should hold:\n{block(command)}"
+    assert block(command) in README.read_text(), (
+        f"README.md is out of date; it should hold:\n{block(command)}"
+    )
 
 
 if __name__ == "__main__":

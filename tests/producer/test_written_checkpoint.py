@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from gptq_hybrid.checkpoint import INDEX_NAME, MTP_FILE, Checkpoint, HybridError, layout_for
+from gptq_hybrid.checkpoint import INDEX_NAME, MTP_FILE, Checkpoint, HybridError, find_mtp, layout_for
 from gptq_hybrid.demo.builder import DemoCheckpoint
-from gptq_hybrid.writer import CheckpointPlan, find_mtp, write_checkpoint
+from gptq_hybrid.writer import CheckpointPlan, write_checkpoint
 from gptq_hybrid.writer._configs import refuse_machine_paths
 
 RECIPES = ["static", "reference"]

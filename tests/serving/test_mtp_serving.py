@@ -43,10 +43,13 @@ def serve(path: Path, log: Path, drafts: int) -> Served:
     arguments += ["--max-model-len", "512", "--max-num-seqs", "4", *cpu_arguments()]
     with vllm_server(arguments, log=log, environment=cpu_environment()) as server:
         choices = [
-            server.chat(prompt, max_tokens=MAX_TOKENS, return_token_ids=True)["choices"][0] for prompt in PROMPTS
+            server.chat(prompt, max_tokens=MAX_TOKENS, return_token_ids=True)["choices"][0]
+            for prompt in PROMPTS
         ]
         acceptance = server.acceptance()
-    left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
+    left = subprocess.run(
+        ["ps", "-eo", "args"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     return Served(
         ids=[choice["token_ids"] for choice in choices],
         texts=[choice["message"]["content"] for choice in choices],

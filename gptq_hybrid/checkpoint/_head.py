@@ -1,22 +1,16 @@
-"""The MTP head: finding it in the source wherever it lies, and writing it where loaders look."""
+"""The MTP head: finding it in a checkpoint wherever it lies, and writing it where loaders look."""
 
 from __future__ import annotations
 
 from hashlib import sha256
 from pathlib import Path
 
-from gptq_hybrid.checkpoint import (
-    INDEX_NAME,
-    MTP_FILE,
-    Checkpoint,
-    HybridError,
-    TensorInfo,
-    check_mtp,
-    layout_for,
-    read_header,
-    write_json_atomic,
-    write_verbatim,
-)
+from ._atomic import write_json_atomic
+from ._check import check_mtp
+from ._checkpoint import INDEX_NAME, MTP_FILE, Checkpoint
+from ._safetensors import TensorInfo, read_header, write_verbatim
+from .errors import HybridError
+from .plugins import layout_for
 
 _WITHOUT = "For a checkpoint without MTP: `--no-mtp`, or `model.keep_mtp = False` before quantize()."
 # Rules that are about where a loader looks do not matter in a source: the writer looks everywhere.
@@ -43,19 +37,19 @@ def find_mtp(source: Path) -> list[TensorInfo]:
     return [everywhere[spec.name] for spec in wanted]
 
 
-def write_mtp(folder: Path, source: Path, tensors: list[TensorInfo]) -> None:
-    """Write ``mtp.safetensors`` byte for byte from the source, and prove it.
+def write_mtp(folder: Path, source: Path, tensors: list[TensorInfo], *, name: str = MTP_FILE) -> None:
+    """Write the head's file byte for byte from the source, and prove it.
 
     Raises:
         HybridError: the bytes read back differ from the source's (a failing disk).
     """
     written = write_verbatim(
-        folder / MTP_FILE, [(source / info.file, info) for info in tensors], metadata={"format": "pt"}
+        folder / name, [(source / info.file, info) for info in tensors], metadata={"format": "pt"}
     )
     for info in tensors:
         copy = written[info.name]
-        if _digest(source / info.file, info) != _digest(folder / MTP_FILE, copy):
-            raise HybridError(f"{MTP_FILE}: {info.name} differs from the source after writing")
+        if _digest(source / info.file, info) != _digest(folder / name, copy):
+            raise HybridError(f"{name}: {info.name} differs from the source after writing")
 
 
 def _digest(path: Path, info: TensorInfo) -> bytes:

@@ -107,7 +107,7 @@ def _graft(checkpoint: Checkpoint, donor: Checkpoint) -> str:
     inline = sorted({i.file for n, i in checkpoint.loaded.items() if n in wanted and i.file != MTP_FILE})
     if inline:
         raise HybridError(
-            f"{checkpoint.path}: the damaged head lies in {inline[0]} among other weights, and those stay as they are",
+            f"{checkpoint.path}: the damaged head lies in {inline[0]} among weights that are not rewritten",
             remedy="Quantize again, or fetch that file again.",
         )
     target = checkpoint.path / MTP_FILE

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from gptq_hybrid.checkpoint import HybridError
 
@@ -41,3 +45,23 @@ def prepare_environment() -> None:
 def supports_shared_input_tags(definition: type) -> bool:
     """Whether this gptqmodel reads ``:in=TAG`` in a module tree (7.4 and later)."""
     return hasattr(definition, "shared_input_verified_model_types")
+
+
+@contextmanager
+def without_stray_logs() -> Iterator[None]:
+    """Keep gptqmodel 7.x from leaving a ``logs`` folder in the working directory.
+
+    The same figures are in ``quant_log.csv``. 6.0.3 writes elsewhere and is left alone.
+    """
+    from gptqmodel.looper import loop_processor
+
+    before = getattr(loop_processor, "_PROJECT_LOG_DIR", None)
+    if before is None:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="qwen36-gptqmodel-") as folder:
+        loop_processor._PROJECT_LOG_DIR = Path(folder)
+        try:
+            yield
+        finally:
+            loop_processor._PROJECT_LOG_DIR = before

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptq_hybrid.checkpoint import HybridError, find_mtp
-from gptq_hybrid.compat import ModuleRecord, record_modules, supports_shared_input_tags
+from gptq_hybrid.compat import ModuleRecord, record_modules, supports_shared_input_tags, without_stray_logs
 from gptq_hybrid.writer import CheckpointPlan, write_checkpoint
 
 from ._mask import causal_mask
@@ -71,7 +71,7 @@ class HybridDefinition:
         _refuse_unsupported(self.quantize_config)
         if self.keep_mtp:
             find_mtp(Path(self.model_local_path))
-        with record_modules() as records:
+        with record_modules() as records, without_stray_logs():
             out = super().quantize(*args, **kwargs)  # type: ignore[misc]
         self.module_records: dict[str, ModuleRecord] = records
         return out

@@ -23,6 +23,14 @@ _METRIC = "vllm:spec_decode_num_"
 _TERM_SECONDS = 20.0
 
 
+class ServerExitedError(HybridError):
+    """``vllm serve`` ended before it was ready; ``code`` is its exit status."""
+
+    def __init__(self, code: int, log: Path) -> None:
+        super().__init__(f"vllm serve exited with code {code}:\n{_tail(log)}", remedy=f"Full log: {log}")
+        self.code = code
+
+
 @dataclass(frozen=True, slots=True)
 class Acceptance:
     """Counts from the server's own metrics, since it started.
@@ -110,10 +118,10 @@ def cpu_environment() -> dict[str, str]:
     return {"VLLM_CPU_KVCACHE_SPACE": "1"}
 
 
-def vllm_executable() -> str:
-    """The ``vllm`` command beside this Python, else the one on PATH."""
-    beside = Path(sys.executable).with_name("vllm")
-    return str(beside) if beside.exists() else "vllm"
+def vllm_command() -> list[str]:
+    """The ``vllm`` command of this Python, or the module behind it where there is no script."""
+    script = Path(sys.executable).with_name("vllm")
+    return [str(script)] if script.exists() else [sys.executable, "-m", "vllm.entrypoints.cli.main"]
 
 
 @contextmanager
@@ -129,10 +137,11 @@ def vllm_server(
     Whatever ends the block, the whole process group is gone afterwards.
 
     Raises:
-        HybridError: the server exits or is not ready after ``timeout`` seconds; its last lines are quoted.
+        ServerExitedError: the server exits; its last lines are quoted.
+        HybridError: it is not ready after ``timeout`` seconds; its last lines are quoted.
     """
     port = _free_port()
-    command = [vllm_executable(), "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)]
+    command = [*vllm_command(), "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)]
     with log.open("wb") as output:
         # A session of its own, so that the engine processes can be ended with it.
         process = subprocess.Popen(
@@ -155,7 +164,7 @@ def _wait_ready(process: subprocess.Popen[bytes], url: str, log: Path, timeout: 
     while time.monotonic() < deadline:
         code = process.poll()
         if code is not None:
-            raise HybridError(f"vllm serve exited with code {code}:\n{_tail(log)}", remedy=f"Full log: {log}")
+            raise ServerExitedError(code, log)
         try:
             with urllib.request.urlopen(url + "/health", timeout=5):
                 return

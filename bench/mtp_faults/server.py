@@ -1,0 +1,69 @@
+"""One real `vllm serve` process: start it, complete one prompt, read its counters, end it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gptq_hybrid.demo.server import ServerExitedError, cpu_arguments, cpu_environment, vllm_server
+
+SPECULATIVE = '{"method":"mtp","num_speculative_tokens":2}'
+FLAGS = [*cpu_arguments(), "--max-model-len", "512", "--max-num-seqs", "4"]
+
+
+@dataclass
+class Outcome:
+    """What one server did. ``message`` holds what it said last when it did not start."""
+
+    started: bool
+    seconds: float
+    exit_code: int | None = None
+    text: str | None = None
+    proposed: int | None = None
+    accepted: int | None = None
+    message: list[str] = field(default_factory=list)
+
+
+def serve_once(
+    model: Path,
+    prompt: Sequence[int],
+    max_tokens: int,
+    *,
+    plugins: str | None,
+    log: Path,
+    pythonpath: Path | None = None,
+    speculative: bool = True,
+    extra: Sequence[str] = (),
+    timeout: float = 420,
+) -> Outcome:
+    """Serve ``model``; ``plugins`` becomes ``VLLM_PLUGINS`` ("" is stock vLLM)."""
+    arguments = [str(model), *FLAGS, *(["--speculative-config", SPECULATIVE] if speculative else []), *extra]
+    environment = cpu_environment() | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    if plugins is not None:
+        environment["VLLM_PLUGINS"] = plugins
+    if pythonpath is not None:
+        environment["PYTHONPATH"] = os.pathsep.join(
+            part for part in (str(pythonpath), os.environ.get("PYTHONPATH", "")) if part
+        )
+    begun = time.monotonic()
+    try:
+        with vllm_server(arguments, log=log, environment=environment, timeout=timeout) as server:
+            outcome = Outcome(started=True, seconds=round(time.monotonic() - begun, 1))
+            body = {"model": server.model, "prompt": list(prompt), "max_tokens": max_tokens, "temperature": 0}
+            outcome.text = server.post("/v1/completions", body)["choices"][0]["text"]
+            found = server.acceptance()
+            outcome.proposed, outcome.accepted = found.proposed, found.accepted
+    except ServerExitedError as error:
+        outcome = Outcome(started=False, seconds=round(time.monotonic() - begun, 1), exit_code=error.code)
+        outcome.message = what_was_said(log.read_text(errors="replace").splitlines())
+    return outcome
+
+
+def what_was_said(lines: Sequence[str]) -> list[str]:
+    """The plugin's message from its first line on, or the last lines of whatever ended the command."""
+    said = [line for line in lines if line.strip()]
+    ours = [i for i, line in enumerate(said) if line.startswith("vllm-qwen36-plugin:")]
+    return said[ours[0] :] if ours else said[-8:]

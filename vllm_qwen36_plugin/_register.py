@@ -1,0 +1,63 @@
+"""The features and how each is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ._architectures import MTP_DRAFT, TARGETS
+from ._log import logger
+
+_warned: set[str] = set()
+
+
+def install_features() -> None:
+    """Install every feature; one that fails is skipped with one warning a process."""
+    for name, install in FEATURES.items():
+        try:
+            install()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it disables one feature and no more
+            if name not in _warned:
+                _warned.add(name)
+                logger.warning("vllm-qwen36-plugin: %s is off because %s", name, error or repr(error))
+
+
+def _install_mtp_front() -> None:
+    from .compat.config_map import add_config_check
+
+    for architecture in TARGETS:
+        add_config_check(architecture, "mtp", _check_mtp)
+
+
+def _check_mtp(vllm_config: object) -> None:
+    # Imported when it fires, so that other models never pay for it.
+    from .mtp_guard.front import check_before_start
+
+    check_before_start(vllm_config)
+
+
+def _install_mtp_worker() -> None:
+    from .compat.model_registry import replace_model_class
+
+    replace_model_class(MTP_DRAFT, "vllm_qwen36_plugin.mtp_guard.worker:Qwen3_5MTP")
+
+
+def _install_cpu_int4() -> None:
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    import torch
+
+    if torch.cpu._is_avx512_supported():
+        return
+    from .compat.model_registry import replace_model_class
+
+    for architecture in TARGETS:
+        replace_model_class(architecture, f"vllm_qwen36_plugin.cpu_int4.models:{architecture}")
+
+
+FEATURES: dict[str, Callable[[], None]] = {
+    "the MTP check before start": _install_mtp_front,
+    "the MTP check in the worker": _install_mtp_worker,
+    "int4 on CPUs without AVX-512": _install_cpu_int4,
+}

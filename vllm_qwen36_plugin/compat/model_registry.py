@@ -1,0 +1,50 @@
+"""vLLM's model registry. ``register_model`` is public; what it stores, and is asked later, is not."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from vllm_qwen36_plugin.errors import CompatError
+
+
+def replace_model_class(architecture: str, qualified_name: str) -> None:
+    """Have vLLM build ``architecture`` from ``"module:Class"``, imported when it is needed. Idempotent.
+
+    Raises:
+        CompatError: this vLLM does not know ``architecture``, or has no such registry.
+    """
+    try:
+        from vllm.model_executor.models.registry import ModelRegistry
+    except ImportError as error:
+        raise CompatError(f"vLLM's ModelRegistry cannot be imported: {error}") from error
+    models = getattr(ModelRegistry, "models", None)
+    if not isinstance(models, dict) or not callable(getattr(ModelRegistry, "register_model", None)):
+        raise CompatError("vLLM's ModelRegistry has no `models` dict or no register_model()")
+    if architecture not in models:
+        raise CompatError(f"this vLLM has no {architecture}")
+    if getattr(models[architecture], "qwen36_class", None) == qualified_name:
+        return
+    # Taken out first: older vLLM warns of an overwritten class, in every process and for every model.
+    stock = models.pop(architecture)
+    try:
+        ModelRegistry.register_model(architecture, qualified_name)
+        models[architecture] = _described_by(stock, models[architecture], qualified_name)
+    finally:
+        models.setdefault(architecture, stock)
+
+
+def _described_by(stock: Any, entry: Any, qualified_name: str) -> Any:
+    """``entry``, answering questions about the class (multimodal? hybrid?) with what vLLM knows of its own.
+
+    A subclass has the same answers. Finding them anew starts one more process that imports vLLM, 10 s and
+    more before the first start, and files them under a key that does not change with vLLM's version.
+    """
+    if not is_dataclass(entry) or isinstance(entry, type) or not hasattr(stock, "inspect_model_cls"):
+        return entry
+    kind: Any = type(entry)
+    members = {
+        "inspect_model_cls": lambda _: stock.inspect_model_cls(),
+        "qwen36_class": qualified_name,
+    }
+    return type(kind.__name__, (kind,), members)(**{f.name: getattr(entry, f.name) for f in fields(entry)})

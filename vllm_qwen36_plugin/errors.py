@@ -1,0 +1,19 @@
+"""What the plugin raises on purpose. Each text is written for the person who started vLLM."""
+
+from __future__ import annotations
+
+
+class RefusalError(ValueError):
+    """A refusal to start. A ``ValueError``, so that pydantic folds it into its validation error."""
+
+
+class OptionsError(RefusalError):
+    """``--additional-config`` holds an option the plugin does not have."""
+
+
+class MtpHeadError(RefusalError):
+    """MTP was asked for, and the head of this checkpoint cannot draft."""
+
+
+class CompatError(RuntimeError):
+    """Something of vLLM that is no public interface is not what this plugin expects."""

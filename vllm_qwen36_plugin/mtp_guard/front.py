@@ -1,0 +1,88 @@
+"""The check before start: headers and samples of the files vLLM is going to read, in the front process."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from vllm_qwen36_plugin._log import logger
+from vllm_qwen36_plugin.compat.draft import MtpDraft, mtp_draft
+from vllm_qwen36_plugin.errors import MtpHeadError, OptionsError
+from vllm_qwen36_plugin.options import PluginOptions
+
+from .folder import INDEXED_FORMATS, open_local
+from .message import refusal
+from .screen import show_refusal_alone
+
+# Set once a head has passed. vLLM's further API servers (--api-server-count) build the same config again and
+# inherit it; in the process that set it, it counts for nothing, as files may have changed between two engines.
+_PASSED = "QWEN36_MTP_PASSED"
+
+
+def check_before_start(vllm_config: Any) -> None:
+    """Refuse a config that asks for MTP with a checkpoint whose head cannot draft.
+
+    Says and reads nothing when MTP is off. What it cannot see (a model not downloaded yet, a loader of
+    another format) it leaves to the check in the worker; so does an error of its own, with a warning.
+
+    Raises:
+        MtpHeadError: with a message for the user, which vLLM's commands print without a traceback.
+        OptionsError: ``additional_config["qwen36"]`` holds something unknown.
+    """
+    try:
+        options = PluginOptions.of(getattr(vllm_config, "additional_config", None))
+    except OptionsError:
+        show_refusal_alone()
+        raise
+    try:
+        draft = mtp_draft(vllm_config)
+        problems = None if draft is None else _problems(draft, options)
+    except Exception as error:  # noqa: BLE001 - a check that breaks must not keep a good model from serving
+        logger.warning("MTP check before start is off, the worker will check: %s", error or repr(error))
+        return
+    if draft is not None and problems:
+        show_refusal_alone()
+        raise MtpHeadError(refusal(draft.model, problems))
+
+
+def _problems(draft: MtpDraft, options: PluginOptions) -> list[tuple[str, str]] | None:
+    """What is wrong with the head and what to do about it; None when it was not looked at."""
+    from importlib.metadata import version
+
+    from gptq_hybrid.checkpoint import CheckpointError, Severity, UnsupportedArchitectureError, check_mtp
+
+    if options.mtp_check == "off":
+        logger.info("vllm-qwen36-plugin: MTP check is off (mtp_check=off)")
+        return None
+    banner = f"vllm-qwen36-plugin {version('vllm-qwen36-plugin')} active: mtp hard check"
+    if draft.load_format not in INDEXED_FORMATS:
+        logger.info("%s (in the worker: load format %s)", banner, draft.load_format)
+        return None
+    if _passed_in_parent(draft.model):
+        return None
+    begun = time.perf_counter()
+    try:
+        checkpoint = open_local(draft.model, draft.revision, draft.download_dir)
+        if checkpoint is None:
+            logger.info("%s (in the worker: %s is not on this machine yet)", banner, draft.model)
+            return None
+        findings = check_mtp(checkpoint)
+    except CheckpointError as error:
+        return [(error.message, error.remedy or "")]
+    except UnsupportedArchitectureError as error:
+        logger.info("%s (in the worker: %s)", banner, error.message)
+        return None
+    for finding in findings:
+        if finding.severity is not Severity.ERROR:
+            logger.warning("%s: %s", checkpoint.path, finding.message)
+    problems = [(found.message, found.remedy) for found in findings if found.severity is Severity.ERROR]
+    if not problems:
+        logger.info("%s (files in order, %.0f ms)", banner, (time.perf_counter() - begun) * 1e3)
+        os.environ[_PASSED] = f"{os.getpid()}:{draft.model}"
+    return problems
+
+
+def _passed_in_parent(model: str) -> bool:
+    process, _, passed = os.environ.get(_PASSED, "").partition(":")
+    return passed == model and process == str(os.getppid())

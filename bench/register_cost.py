@@ -14,12 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import statistics
 import struct
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +196,9 @@ def main() -> None:
         "first_check": summary([c[0] for c in checks], 100),
         "second_check_in_the_same_process": summary([c[1] for c in checks], 100),
         "checkpoint": checkpoint,
+        "python": platform.python_version(),
+        "vllm": version("vllm"),
+        "machine": platform.machine(),
         "cores": os.cpu_count(),
         "load_average": round(os.getloadavg()[0], 1),
     }

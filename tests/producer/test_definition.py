@@ -142,3 +142,18 @@ def test_fused_modules_end_with_one_g_idx(quantized: Callable[..., Any]) -> None
     for fused in layout_for(checkpoint.config).fused:
         values = {checkpoint.read_bytes(checkpoint.loaded[f"{shard}.g_idx"]) for shard in fused.shards}
         assert len(values) == 1, fused.name
+
+
+def test_a_gptqmodel_that_moved_is_an_error_that_names_what_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gptq_hybrid
+    from gptq_hybrid.compat import IncompatibleError
+
+    gptq_hybrid.register()
+    from gptqmodel.models import auto
+
+    monkeypatch.setattr(auto, "MODEL_MAP", {})
+    with pytest.raises(IncompatibleError, match="qwen3_5"):
+        gptq_hybrid.register()
+    monkeypatch.delattr(auto, "MODEL_MAP")
+    with pytest.raises(IncompatibleError, match="MODEL_MAP"):
+        gptq_hybrid.register()

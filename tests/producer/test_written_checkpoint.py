@@ -10,7 +10,16 @@ from typing import Any
 
 import pytest
 
-from gptq_hybrid.checkpoint import INDEX_NAME, MTP_FILE, Checkpoint, HybridError, find_mtp, layout_for
+from gptq_hybrid.checkpoint import (
+    INDEX_NAME,
+    MTP_FILE,
+    Checkpoint,
+    HybridError,
+    check_mtp,
+    check_quantized,
+    find_mtp,
+    layout_for,
+)
 from gptq_hybrid.demo.builder import DemoCheckpoint
 from gptq_hybrid.writer import CheckpointPlan, write_checkpoint
 from gptq_hybrid.writer._configs import refuse_machine_paths
@@ -159,3 +168,24 @@ def test_a_path_of_the_machine_is_found(tmp_path: Path) -> None:
     (tmp_path / "quantize_config.json").write_text(json.dumps({"meta": {"offload": str(tmp_path)}}))
     with pytest.raises(HybridError, match=r"quantize_config.json names"):
         refuse_machine_paths(tmp_path, [tmp_path])
+
+
+def test_a_text_only_source_with_an_unindexed_head_goes_all_the_way(
+    build: Callable[..., DemoCheckpoint], calibration: list[dict[str, list[int]]], tmp_path: Path
+) -> None:
+    import gptq_hybrid
+    from gptq_hybrid.recipes import load_recipe
+
+    gptq_hybrid.register()
+    from gptqmodel import GPTQModel
+
+    source = build(text_only=True, mtp="unindexed")
+    model = GPTQModel.load(str(source.path), load_recipe("group-aware").quantize_config())
+    model.quantize([dict(row) for row in calibration[:8]])
+    model.save(str(tmp_path / "out"))
+    checkpoint = Checkpoint.open(tmp_path / "out")
+    assert check_mtp(checkpoint) + check_quantized(checkpoint) == []
+    assert checkpoint.config["architectures"] == ["Qwen3_5ForCausalLM"]
+    stray = Checkpoint.open(source.path).stray
+    for name, info in stray.items():
+        assert checkpoint.read_bytes(checkpoint.loaded[name]) == Checkpoint.open(source.path).read_bytes(info)

@@ -50,9 +50,9 @@ def _install_cpu_int4() -> None:
 
     if torch.cpu._is_avx512_supported():
         return
-    from .compat.model_registry import replace_model_class
+    from .compat.model_registry import known_model_classes, replace_model_class
 
-    for architecture in TARGETS:
+    for architecture in known_model_classes().intersection(TARGETS):
         replace_model_class(architecture, f"vllm_qwen36_plugin.cpu_int4.models:{architecture}")
 
 

@@ -8,19 +8,23 @@ from typing import Any
 from vllm_qwen36_plugin.errors import CompatError
 
 
+def known_model_classes() -> frozenset[str]:
+    """Architectures this vLLM can build.
+
+    Raises:
+        CompatError: it has no such registry.
+    """
+    return frozenset(_registry().models)
+
+
 def replace_model_class(architecture: str, qualified_name: str) -> None:
     """Have vLLM build ``architecture`` from ``"module:Class"``, imported when it is needed. Idempotent.
 
     Raises:
         CompatError: this vLLM does not know ``architecture``, or has no such registry.
     """
-    try:
-        from vllm.model_executor.models.registry import ModelRegistry
-    except ImportError as error:
-        raise CompatError(f"vLLM's ModelRegistry cannot be imported: {error}") from error
-    models = getattr(ModelRegistry, "models", None)
-    if not isinstance(models, dict) or not callable(getattr(ModelRegistry, "register_model", None)):
-        raise CompatError("vLLM's ModelRegistry has no `models` dict or no register_model()")
+    registry = _registry()
+    models = registry.models
     if architecture not in models:
         raise CompatError(f"this vLLM has no {architecture}")
     if getattr(models[architecture], "qwen36_class", None) == qualified_name:
@@ -28,10 +32,21 @@ def replace_model_class(architecture: str, qualified_name: str) -> None:
     # Taken out first: older vLLM warns of an overwritten class, in every process and for every model.
     stock = models.pop(architecture)
     try:
-        ModelRegistry.register_model(architecture, qualified_name)
+        registry.register_model(architecture, qualified_name)
         models[architecture] = _described_by(stock, models[architecture], qualified_name)
     finally:
         models.setdefault(architecture, stock)
+
+
+def _registry() -> Any:
+    try:
+        from vllm.model_executor.models.registry import ModelRegistry
+    except ImportError as error:
+        raise CompatError(f"vLLM's ModelRegistry cannot be imported: {error}") from error
+    usable = callable(getattr(ModelRegistry, "register_model", None))
+    if not usable or not isinstance(getattr(ModelRegistry, "models", None), dict):
+        raise CompatError("vLLM's ModelRegistry has no `models` dict or no register_model()")
+    return ModelRegistry
 
 
 def _described_by(stock: Any, entry: Any, qualified_name: str) -> Any:

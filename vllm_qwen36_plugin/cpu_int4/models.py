@@ -1,4 +1,4 @@
-"""vLLM's own model classes; importing them from here offers the kernel first.
+"""vLLM's own model classes; importing this module offers the kernel first.
 
 The registry imports a model class where the model is built, in the worker. Doing
 it from ``register()`` would import vLLM's kernels (3.5 s on two cores) into every
@@ -7,12 +7,17 @@ command.
 
 from __future__ import annotations
 
-from vllm.model_executor.models.qwen3_5 import Qwen3_5ForCausalLM, Qwen3_5ForConditionalGeneration
+from typing import Any
+
+from vllm.model_executor.models import qwen3_5
 
 from vllm_qwen36_plugin.compat.linear_kernels import offer_first
 
 from .kernel import DequantizedInt4LinearKernel
 
-__all__ = ["Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration"]
-
 offer_first("CPU", DequantizedInt4LinearKernel)
+
+
+def __getattr__(name: str) -> Any:
+    # Which classes there are depends on vLLM: 0.19.1 has no Qwen3_5ForCausalLM.
+    return getattr(qwen3_5, name)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import tempfile
 from pathlib import Path
 from textwrap import shorten
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -39,10 +41,9 @@ def demo_command(
 
     if folder is not None and folder.exists() and any(folder.iterdir()):
         raise HybridError(f"{folder} exists already and is not empty", remedy="Choose another folder.")
-    # A terminated demo must end its server as an interrupted one does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     work = folder or Path(tempfile.mkdtemp(prefix="qwen36-demo-"))
     work.mkdir(parents=True, exist_ok=True)
+    _leave_on_signal(None if folder else work)
     try:
         with output_to_log("demo") as terminal:
 
@@ -62,6 +63,26 @@ def demo_command(
             shutil.rmtree(work, ignore_errors=True)
     if not report.ok:
         raise typer.Exit(1)
+
+
+def _leave_on_signal(temporary: Path | None) -> None:
+    """On Ctrl-C or SIGTERM end the server, remove ``temporary``, and exit there and then.
+
+    Not by KeyboardInterrupt: the libraries below swallow one that is raised while they import.
+    """
+    from gptq_hybrid.demo.server import kill_servers
+
+    screen = os.dup(2)
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        kill_servers()
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        os.write(screen, b"\nInterrupted.\n")
+        os._exit(128 + number)
+
+    signal.signal(signal.SIGINT, leave)
+    signal.signal(signal.SIGTERM, leave)
 
 
 def print_report(console: Console, report: DemoReport) -> None:

@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from gptq_hybrid.checkpoint import HybridError
 
 _METRIC = "vllm:spec_decode_num_"
 _TERM_SECONDS = 20.0
+# Process groups of the servers that run, for kill_servers().
+_running: set[int] = set()
 
 
 class ServerExitedError(HybridError):
@@ -151,12 +153,21 @@ def vllm_server(
             env={**os.environ, **(environment or {})},
             start_new_session=True,
         )
+    _running.add(process.pid)
     try:
         url = f"http://127.0.0.1:{port}"
         _wait_ready(process, url, log, timeout)
         yield Server(url, arguments[0])
     finally:
         _end_group(process)
+        _running.discard(process.pid)
+
+
+def kill_servers() -> None:
+    """End every server this process started, at once; for a signal handler that is about to exit."""
+    for group in tuple(_running):
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
 
 
 def _wait_ready(process: subprocess.Popen[bytes], url: str, log: Path, timeout: float) -> None:

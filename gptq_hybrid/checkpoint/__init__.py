@@ -4,16 +4,20 @@ Light by design: no torch, no gptqmodel, no numpy at import.
 """
 
 from ._atomic import building_directory, write_json_atomic, write_text_atomic
-from ._check import check_mtp, check_quantized, run_rules
-from ._checkpoint import INDEX_NAME, MTP_FILE, Checkpoint, read_json_object
+from ._check import check, check_mtp, check_quantized, inspect, run_rules
+from ._checkpoint import INDEX_NAME, MTP_FILE, Checkpoint
 from ._head import find_mtp, write_index, write_mtp
+from ._json import read_json_object
 from ._repair import Repair, repair
-from ._safetensors import TensorInfo, read_header, write_verbatim
+from ._report import Report
+from ._safetensors import TensorInfo, read_header
+from ._write import write_verbatim
 from .errors import CheckpointError, HybridError, UnsupportedArchitectureError
-from .findings import Finding, Rule, Severity
+from .findings import Fault, Finding, Inspection, Rule, Severity, rule
 from .hookspecs import hookimpl
 from .layout import Family, FusedModule, LinearSpec, TensorLayout, TensorSpec
-from .plugins import family_of, get_plugin_manager, layout_for
+from .plugins import check_rules, family_of, get_plugin_manager, layout_for
+from .vllm_versions import VllmRelease, installed_vllm
 
 __all__ = [
     "INDEX_NAME",
@@ -21,28 +25,37 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "Family",
+    "Fault",
     "Finding",
     "FusedModule",
     "HybridError",
+    "Inspection",
     "LinearSpec",
     "Repair",
+    "Report",
     "Rule",
     "Severity",
     "TensorInfo",
     "TensorLayout",
     "TensorSpec",
     "UnsupportedArchitectureError",
+    "VllmRelease",
     "building_directory",
+    "check",
     "check_mtp",
     "check_quantized",
+    "check_rules",
     "family_of",
     "find_mtp",
     "get_plugin_manager",
     "hookimpl",
+    "inspect",
+    "installed_vllm",
     "layout_for",
     "read_header",
     "read_json_object",
     "repair",
+    "rule",
     "run_rules",
     "write_index",
     "write_json_atomic",

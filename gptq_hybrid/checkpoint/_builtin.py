@@ -6,8 +6,11 @@ from .families.qwen3_5 import QWEN3_5
 from .findings import Rule
 from .hookspecs import hookimpl
 from .layout import Family
+from .rules.act_order import ACT_ORDER_RULES
+from .rules.index import INDEX_RULES
 from .rules.mtp import MTP_RULES
 from .rules.quantized import QUANTIZED_RULES
+from .rules.serving import SERVING_RULES
 
 
 @hookimpl
@@ -17,4 +20,4 @@ def qwen36_families() -> list[Family]:
 
 @hookimpl
 def qwen36_check_rules() -> list[Rule]:
-    return [*MTP_RULES, *QUANTIZED_RULES]
+    return [*INDEX_RULES, *MTP_RULES, *QUANTIZED_RULES, *ACT_ORDER_RULES, *SERVING_RULES]

@@ -1,29 +1,140 @@
-"""Running rules."""
+"""Running rules over a checkpoint."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from pathlib import Path
+
 from ._checkpoint import Checkpoint
-from .findings import Finding, Severity
+from ._report import Report
+from .errors import CheckpointError, UnsupportedArchitectureError
+from .files import open_files
+from .findings import Finding, Inspection, Severity
+from .layout import TensorLayout
 from .plugins import check_rules, layout_for
+from .vllm_versions import VllmRelease, installed_vllm
+
+# Whatever decides whether a head drafts: the head itself, and the files that every load depends on.
+MTP_SCOPES = frozenset({"files", "mtp"})
+# A broken checkpoint can break the same rule a thousand times; people read the first few.
+MOST_OF_A_RULE = 20
 
 
-def run_rules(checkpoint: Checkpoint, *, scope: str) -> list[Finding]:
-    """Findings of every rule of ``scope``, errors first.
+def check(
+    path: str | Path,
+    *,
+    mtp: bool = True,
+    vllm: str | VllmRelease | None = None,
+    follow_links: bool = False,
+    timeout: float = 30.0,
+) -> Report:
+    """Say whether a checkpoint will serve, from headers, small JSON files and samples of values.
+
+    Args:
+        path: a folder, a hub id (``OWNER/NAME`` or ``OWNER/NAME@REVISION``), or the URL of a folder on a
+            server that answers range requests.
+        mtp: whether it is to draft with its MTP head.
+        vllm: the release to serve it with; the installed one by default, if there is one.
+        follow_links: whether to read files through symbolic links that lead out of the folder.
+        timeout: seconds that one network request may take.
+
+    Returns:
+        A report; :attr:`Report.verdict` is ``"unreadable"`` where there was nothing to check, in which case
+        its only finding says why.
+
+    Raises:
+        HybridError: ``vllm`` is not a version.
+    """
+    release = VllmRelease(vllm) if isinstance(vllm, str) else vllm or installed_vllm()
+    try:
+        checkpoint = Checkpoint.read(open_files(path, follow_links=follow_links, timeout=timeout))
+    except CheckpointError as error:
+        return Report.unreadable(str(path), error, release)
+    return inspect(checkpoint, mtp=mtp, vllm=release)
+
+
+def inspect(checkpoint: Checkpoint, *, mtp: bool = True, vllm: VllmRelease | None = None) -> Report:
+    """:func:`check` of an open checkpoint; ``vllm=None`` means no particular release."""
+    try:
+        findings = run_rules(checkpoint, without=frozenset() if mtp else frozenset({"mtp"}), mtp=mtp, vllm=vllm)
+    except UnsupportedArchitectureError as error:
+        return Report.unreadable(checkpoint.location, error, vllm)
+    return Report.of(checkpoint, findings, mtp=mtp, vllm=vllm)
+
+
+def run_rules(
+    checkpoint: Checkpoint,
+    *,
+    scopes: Collection[str] | None = None,
+    without: Collection[str] = (),
+    mtp: bool = True,
+    vllm: VllmRelease | None = None,
+) -> list[Finding]:
+    """Findings of every rule of ``scopes`` (of all, for None) but ``without``, errors first.
+
+    A rule that itself fails is reported as the error ``rule-failed``: what it should have looked at is
+    unknown, so the checkpoint is not called good.
 
     Raises:
         UnsupportedArchitectureError: no family recognises the checkpoint.
-        CheckpointError: its config lacks a dimension.
     """
-    layout = layout_for(checkpoint.config)
-    found = [f for rule in check_rules() if rule.scope == scope for f in rule.run(checkpoint, layout)]
+    try:
+        layout = layout_for(checkpoint.config)
+    except CheckpointError as error:
+        return [_config_layout(error)]
+    named = _as_named(checkpoint, layout)
+    expected = None if named is layout else layout.layers_prefix
+    see = Inspection(checkpoint, named, mtp=mtp, vllm=vllm, expected_prefix=expected)
+    found: list[Finding] = []
+    for rule in check_rules():
+        if rule.scope in without or (scopes is not None and rule.scope not in scopes):
+            continue
+        try:
+            found += _shortened(list(rule.findings(see)))
+        except CheckpointError as error:
+            remedy = error.remedy or "Fetch the file again."
+            found.append(Finding(rule.id, Severity.ERROR, error.message, remedy, file=error.path.name))
+        except Exception as error:  # noqa: BLE001 - rules are plugins, and meet files that nobody foresaw
+            what = f"the rule {rule.id} failed on this checkpoint: {type(error).__name__}: {error}"
+            found.append(Finding("rule-failed", Severity.ERROR, what, "Report this, with the checkpoint's config."))
     return sorted(found, key=lambda finding: finding.severity is not Severity.ERROR)
 
 
-def check_mtp(checkpoint: Checkpoint) -> list[Finding]:
+def _shortened(found: list[Finding]) -> list[Finding]:
+    if len(found) <= MOST_OF_A_RULE:
+        return found
+    kept, more = found[: MOST_OF_A_RULE - 1], found[MOST_OF_A_RULE - 1 :]
+    worst = next((f for f in more if f.severity is Severity.ERROR), more[0])
+    message = f"and {len(more)} more of the kind, such as: {worst.message}"
+    return [*kept, Finding(worst.rule, worst.severity, message, worst.remedy, worst.tensor, worst.file)]
+
+
+def _config_layout(error: CheckpointError) -> Finding:
+    return Finding(
+        "config-dimensions",
+        Severity.ERROR,
+        error.message,
+        "Take config.json from the original checkpoint, and add the quantization_config to it.",
+        file="config.json",
+    )
+
+
+def _as_named(checkpoint: Checkpoint, layout: TensorLayout) -> TensorLayout:
+    """The layout, under the other of the two prefixes in use where the tensors are named so."""
+    root = layout.layers_prefix.removesuffix("layers")
+    other = "model." if root == "model.language_model." else "model.language_model."
+    ours, theirs = f"{root}layers.", f"{other}layers."
+    names = checkpoint.loaded
+    if any(name.startswith(ours) for name in names) or not any(name.startswith(theirs) for name in names):
+        return layout
+    return layout.renamed(root, other)
+
+
+def check_mtp(checkpoint: Checkpoint, *, vllm: VllmRelease | None = None) -> list[Finding]:
     """What keeps this checkpoint from drafting with its MTP head; empty when nothing does."""
-    return run_rules(checkpoint, scope="mtp")
+    return run_rules(checkpoint, scopes=MTP_SCOPES, vllm=vllm)
 
 
 def check_quantized(checkpoint: Checkpoint) -> list[Finding]:
-    """What is wrong with the quantized modules of a GPTQ checkpoint; empty when nothing is."""
-    return run_rules(checkpoint, scope="quantized")
+    """What is wrong with the body of a checkpoint, MTP head and serving aside; empty when nothing is."""
+    return run_rules(checkpoint, scopes={"files", "index", "quantized", "act-order"})

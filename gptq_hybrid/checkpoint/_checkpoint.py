@@ -1,105 +1,178 @@
-"""A checkpoint folder as a loader sees it: config, index, and the headers of the shards it reads."""
+"""A checkpoint as a loader sees it: config, index, and the headers of the shards it reads."""
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ._safetensors import TensorInfo, read_header
+from ._json import fetch_json_object
+from ._safetensors import Header, TensorInfo, read_headers
 from .errors import CheckpointError
+from .files import Files, LocalFiles, Range
 
 INDEX_NAME = "model.safetensors.index.json"
 MTP_FILE = "mtp.safetensors"
 # vLLM skips these names when it globs *.safetensors.
 _NOT_SHARDS = frozenset({"consolidated.safetensors", "training_args.safetensors"})
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in ``path``.
-
-    Raises:
-        CheckpointError: absent, unreadable, or not a JSON object.
-    """
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise CheckpointError(path, "does not exist") from error
-    except OSError as error:
-        raise CheckpointError(path, f"cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(path, f"is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(path, "is not a JSON object")
-    return value
+# Where a place cannot be listed, the names under which weights that no index names are usually found.
+_PROBED = ("model.safetensors", MTP_FILE)
+# A family member of a terabyte has a few hundred shards.
+MOST_FILES = 4096
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A local checkpoint folder. Nothing but headers and small JSON files is read.
+    """A checkpoint in a folder or on a server. Nothing but headers and small JSON files is read.
 
     vLLM lets the index choose *files* and then reads every tensor of a chosen
     file; without an index it reads every ``*.safetensors``. ``loaded`` follows
     that rule, ``stray`` holds what lies in files the index never names.
     """
 
-    path: Path
+    files: Files
     config: Mapping[str, Any]
-    index: Mapping[str, str] | None
     header_errors: dict[str, CheckpointError] = field(default_factory=dict)
+    headers: dict[str, Header] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, path: str | Path) -> Checkpoint:
-        """Read ``config.json`` and the index of a folder.
+    def open(cls, path: str | Path, *, follow_links: bool = True) -> Checkpoint:
+        """Read ``config.json`` of a folder.
 
         Raises:
-            CheckpointError: no such folder, no readable ``config.json``, a
-                malformed index, or an index entry that points outside the folder.
+            CheckpointError: no such folder, or no readable ``config.json``.
         """
         folder = Path(path)
         if not folder.is_dir():
             raise CheckpointError(folder, "is not a folder", remedy="Give the folder that holds config.json.")
-        config = read_json_object(folder / "config.json")
-        return cls(folder, config, _read_index(folder))
+        return cls.read(LocalFiles(folder, follow_links=follow_links))
+
+    @classmethod
+    def read(cls, files: Files) -> Checkpoint:
+        """Read ``config.json`` from wherever the files are.
+
+        Raises:
+            CheckpointError: it is absent or not a JSON object, or the place cannot be reached.
+        """
+        return cls(files, fetch_json_object(files, "config.json"))
+
+    @property
+    def location(self) -> str:
+        """What to call this checkpoint: its folder, hub id or URL."""
+        return self.files.location
+
+    @property
+    def path(self) -> Path:
+        """Its local folder.
+
+        Raises:
+            CheckpointError: it is on a server.
+        """
+        if self.files.folder is None:
+            raise CheckpointError(self.location, "is not a local folder", remedy="Download it first.")
+        return self.files.folder
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file ``name``."""
+        return name in self.listing if self.listing is not None else self.files.size(name) is not None
+
+    @cached_property
+    def listing(self) -> tuple[str, ...] | None:
+        """Names of all files at the top level; None where the place cannot be listed."""
+        return self.files.names()
+
+    @cached_property
+    def _index_content(self) -> dict[str, Any] | CheckpointError | None:
+        if not self.has(INDEX_NAME):
+            return None
+        try:
+            content = fetch_json_object(self.files, INDEX_NAME)
+        except CheckpointError as error:
+            return error
+        where, weight_map = f"{self.location}/{INDEX_NAME}", content.get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
+            return CheckpointError(where, "has no `weight_map` from tensor names to file names")
+        if len(set(weight_map.values())) > MOST_FILES:
+            return CheckpointError(where, f"names more than {MOST_FILES} files")
+        return content
+
+    @property
+    def index(self) -> Mapping[str, str] | None:
+        """File by tensor; None where there is no index, or none that can be used (see ``index_error``)."""
+        content = self._index_content
+        return content["weight_map"] if isinstance(content, dict) else None
+
+    @property
+    def index_error(self) -> CheckpointError | None:
+        """Why the index that is there cannot be used."""
+        content = self._index_content
+        return content if isinstance(content, CheckpointError) else None
+
+    @property
+    def declared_size(self) -> object:
+        """``metadata.total_size`` of the index: bytes of all tensors, where a writer noted it."""
+        content = self._index_content
+        metadata = content.get("metadata") if isinstance(content, dict) else None
+        return metadata.get("total_size") if isinstance(metadata, dict) else None
 
     @cached_property
     def on_disk(self) -> tuple[str, ...]:
         """Names of the ``*.safetensors`` files present, sorted."""
-        names = (p.name for p in self.path.glob("*.safetensors") if p.is_file())
-        return tuple(sorted(name for name in names if name not in _NOT_SHARDS))
+        listed = self.listing
+        if listed is None:
+            listed = tuple(name for name in _PROBED if self.files.size(name) is not None)
+        return tuple(n for n in sorted(listed) if n.endswith(".safetensors") and n not in _NOT_SHARDS)
 
     @cached_property
     def referenced(self) -> tuple[str, ...]:
-        """Files a loader opens: those the index names, or all present when there is no index."""
-        return self.on_disk if self.index is None else tuple(sorted(set(self.index.values())))
+        """Files a loader opens, in its order: those the index names, or all present when there is none."""
+        names = self.on_disk if self.index is None else set(self.index.values())
+        return tuple(sorted(names, key=_natural))
 
-    @property
+    @cached_property
+    def refused_files(self) -> dict[str, str]:
+        """Files that are not looked at though a loader may be sent to them, and why not."""
+        reasons = {name: self.files.refusal(name) for name in {*self.referenced, *self.on_disk}}
+        return {name: reason for name, reason in sorted(reasons.items()) if reason is not None}
+
+    @cached_property
     def missing_files(self) -> tuple[str, ...]:
         """Files the index names that do not exist."""
-        return tuple(name for name in self.referenced if not (self.path / name).is_file())
+        return tuple(
+            name
+            for name in self.referenced
+            if name not in self.refused_files
+            and not (name in self.on_disk or self.files.size(name) is not None)
+        )
 
     @cached_property
     def loaded(self) -> dict[str, TensorInfo]:
-        """Tensors a loader finds. Files with a bad header are left out and noted in ``header_errors``."""
-        return self._headers(self.referenced)
+        """Tensors a loader finds. Files with a bad header are left out and noted in ``header_errors``.
+
+        Of a tensor that lies in two files, the one of the file whose name sorts last: vLLM reads files in
+        that order.
+        """
+        return self._tensors(self.referenced)
 
     @cached_property
     def stray(self) -> dict[str, TensorInfo]:
         """Tensors in safetensors files that the index never names."""
-        return self._headers(tuple(name for name in self.on_disk if name not in self.referenced))
+        return self._tensors(tuple(name for name in self.on_disk if name not in self.referenced))
 
-    def _headers(self, names: tuple[str, ...]) -> dict[str, TensorInfo]:
+    def _tensors(self, names: tuple[str, ...]) -> dict[str, TensorInfo]:
+        skipped = {*self.refused_files, *self.missing_files}
         tensors: dict[str, TensorInfo] = {}
+        for name, found in read_headers(self.files, [n for n in names if n not in skipped]).items():
+            if isinstance(found, CheckpointError):
+                self.header_errors[name] = found
+            else:
+                self.headers[name] = found
         for name in names:
-            if not (self.path / name).is_file():
-                continue
-            try:
-                tensors.update(read_header(self.path / name, file=name))
-            except CheckpointError as error:
-                self.header_errors[name] = error
+            if name in self.headers:
+                tensors.update(self.headers[name].tensors)
         return tensors
 
     @property
@@ -110,27 +183,35 @@ class Checkpoint:
 
     @property
     def quantization_config(self) -> Mapping[str, Any] | None:
-        found = self.config.get("quantization_config")
-        return found if isinstance(found, Mapping) else None
+        """Where vLLM looks: ``quantization_config`` or ``compression_config`` of the root, then of the text."""
+        for owner in (self.config, self.text_config):
+            for key in ("quantization_config", "compression_config"):
+                if isinstance(found := owner.get(key), Mapping):
+                    return found
+        return None
 
     def read_bytes(self, info: TensorInfo, begin: int = 0, count: int | None = None) -> bytes:
         """``count`` raw bytes of a tensor from its byte ``begin`` on (all of it by default)."""
-        count = info.nbytes - begin if count is None else min(count, info.nbytes - begin)
-        with (self.path / info.file).open("rb") as handle:
-            handle.seek(info.begin + begin)
-            return handle.read(count)
+        return self.files.read(_range(info, begin, count))
+
+    def read_parts(self, parts: list[tuple[TensorInfo, int, int]]) -> list[bytes]:
+        """Bytes of several ``(tensor, begin, count)`` at once, which over a network saves round trips.
+
+        Raises:
+            CheckpointError: one of them could not be read.
+        """
+        found = self.files.read_many([_range(*part) for part in parts])
+        for data in found:
+            if isinstance(data, Exception):
+                raise data
+        return [data for data in found if isinstance(data, bytes)]
 
 
-def _read_index(folder: Path) -> dict[str, str] | None:
-    path = folder / INDEX_NAME
-    if not path.exists():
-        return None
-    weight_map = read_json_object(path).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-        raise CheckpointError(path, "has no `weight_map` from tensor names to file names")
-    # By file, not by tensor: 2,400 Path objects took half of the time of a whole check at 27B.
-    for name in set(weight_map.values()):
-        if not name or Path(name).is_absolute() or ".." in Path(name).parts:
-            tensor = next(key for key, value in weight_map.items() if value == name)
-            raise CheckpointError(path, f"sends tensor {tensor!r} to {name!r}, outside the checkpoint folder")
-    return weight_map
+def _natural(name: str) -> list[tuple[int, str]]:
+    """vLLM's order of files: digits by their value, so that model-10 follows model-9."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d{1,18})", name)]
+
+
+def _range(info: TensorInfo, begin: int, count: int | None) -> Range:
+    left = info.nbytes - begin
+    return Range(info.file, info.begin + begin, left if count is None else min(count, left))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from hashlib import sha256
 from pathlib import Path
 
 from ._atomic import write_json_atomic
 from ._check import check_mtp
 from ._checkpoint import INDEX_NAME, MTP_FILE, Checkpoint
-from ._safetensors import TensorInfo, read_header, write_verbatim
+from ._safetensors import TensorInfo, read_header
+from ._write import write_verbatim
 from .errors import HybridError
+from .findings import Severity
 from .plugins import layout_for
 
 _WITHOUT = "For a checkpoint without MTP: `--no-mtp`, or `model.keep_mtp = False` before quantize()."
@@ -17,49 +18,43 @@ _WITHOUT = "For a checkpoint without MTP: `--no-mtp`, or `model.keep_mtp = False
 _IRRELEVANT_IN_SOURCE = frozenset({"mtp-unindexed"})
 
 
-def find_mtp(source: Path) -> list[TensorInfo]:
+def find_mtp(source: str | Path) -> list[TensorInfo]:
     """The head's tensors: inline, in a separate file, indexed or not.
 
     Raises:
         CheckpointError: the source cannot be read.
         HybridError: the head is absent, incomplete, of the wrong shape or dtype, or holds only zeros.
     """
-    checkpoint = Checkpoint.open(source)
+    return head_of(Checkpoint.open(source))
+
+
+def head_of(checkpoint: Checkpoint) -> list[TensorInfo]:
+    """:func:`find_mtp` of an open checkpoint, wherever its files are."""
+    findings = [
+        f
+        for f in check_mtp(checkpoint)
+        if f.severity is Severity.ERROR and f.rule not in _IRRELEVANT_IN_SOURCE
+    ]
     wanted = layout_for(checkpoint.config).mtp
-    findings = [f for f in check_mtp(checkpoint) if f.rule not in _IRRELEVANT_IN_SOURCE]
-    if findings:
-        worst = findings[0]
+    everywhere = {**checkpoint.stray, **checkpoint.loaded}
+    packed = [spec.name for spec in wanted if spec.name not in everywhere]
+    if findings or packed:
+        worst = findings[0].message if findings else f"{packed[0]} is stored quantized"
         raise HybridError(
-            f"{source}: the MTP head cannot be kept: {worst.message}",
+            f"{checkpoint.location}: the MTP head cannot be kept: {worst}",
             remedy=f"Fetch the original again with its MTP tensors. {_WITHOUT}",
         )
-    everywhere = {**checkpoint.stray, **checkpoint.loaded}
     return [everywhere[spec.name] for spec in wanted]
 
 
-def write_mtp(folder: Path, source: Path, tensors: list[TensorInfo], *, name: str = MTP_FILE) -> None:
+def write_mtp(folder: Path, source: str | Path, tensors: list[TensorInfo], *, name: str = MTP_FILE) -> None:
     """Write the head's file byte for byte from the source, and prove it.
 
     Raises:
-        HybridError: the bytes read back differ from the source's (a failing disk).
+        CheckpointError: the source ended early, or the bytes read back differ (a failing disk).
     """
-    written = write_verbatim(
-        folder / name, [(source / info.file, info) for info in tensors], metadata={"format": "pt"}
-    )
-    for info in tensors:
-        copy = written[info.name]
-        if _digest(source / info.file, info) != _digest(folder / name, copy):
-            raise HybridError(f"{name}: {info.name} differs from the source after writing")
-
-
-def _digest(path: Path, info: TensorInfo) -> bytes:
-    digest, left = sha256(), info.nbytes
-    with path.open("rb") as handle:
-        handle.seek(info.begin)
-        while left and (piece := handle.read(min(left, 1 << 24))):
-            digest.update(piece)
-            left -= len(piece)
-    return digest.digest()
+    files = Checkpoint.open(source).files
+    write_verbatim(folder / name, [(files, info) for info in tensors], metadata={"format": "pt"})
 
 
 def write_index(folder: Path) -> None:

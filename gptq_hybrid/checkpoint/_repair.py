@@ -14,8 +14,9 @@ from uuid import uuid4
 
 from ._atomic import fsync_path, write_json_atomic
 from ._check import check_mtp
-from ._checkpoint import INDEX_NAME, MTP_FILE, Checkpoint, read_json_object
+from ._checkpoint import INDEX_NAME, MTP_FILE, Checkpoint
 from ._head import find_mtp, write_mtp
+from ._json import read_json_object
 from .errors import HybridError
 from .findings import Finding
 from .plugins import layout_for

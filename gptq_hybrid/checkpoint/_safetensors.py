@@ -1,32 +1,39 @@
-"""safetensors headers and raw tensor bytes, without numpy or torch.
+"""safetensors headers, without numpy or torch.
 
 Format (https://github.com/huggingface/safetensors): eight bytes little-endian
 header length, a JSON object ``{name: {"dtype", "shape", "data_offsets"}}`` with
-offsets relative to the end of the header, then the data.
+offsets relative to the end of the header, then the data, which the tensors must
+cover without gaps or overlaps.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import struct
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from .errors import CheckpointError
+from .files import Files, LocalFiles, Range
 
-# The reference implementation refuses longer headers; so do we, before reading one.
-MAX_HEADER_BYTES = 100_000_000
-_COPY_CHUNK = 1 << 24
+# The reference implementation takes up to 100 MB. Parsed, a header takes about eight times its size, and
+# the 27B's longest is 0.1 MB: 16 MiB leaves room for any family member and bounds what a hostile file costs.
+MAX_HEADER_BYTES = 16 << 20
+# Most headers of the 27B's five shards end within the second read whatever this is; it is what a
+# one-tensor header, and every header's length, cost.
+_FIRST_READ = 16 << 10
+_MOST_DIMENSIONS = 8
+_AGAIN = "Download or copy this file again."
 
-DTYPE_BYTES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
-    "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
-    "I32": 4, "U32": 4, "F32": 4,
-    "I64": 8, "U64": 8, "F64": 8,
+DTYPE_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
+    "I32": 32, "U32": 32, "F32": 32,
+    "I64": 64, "U64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
 
 
@@ -50,112 +57,153 @@ class TensorInfo:
         return self.end - self.begin
 
 
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The header of one file: its tensors by name, and its ``__metadata__``."""
+
+    tensors: dict[str, TensorInfo]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
 def read_header(path: Path, *, file: str | None = None) -> dict[str, TensorInfo]:
-    """Tensors of one safetensors file, from its header alone.
+    """Tensors of one safetensors file on this machine, from its header alone.
 
     Raises:
         CheckpointError: unreadable, not safetensors, truncated (declared data
             past the end of the file), or offsets that contradict shape and dtype.
     """
+    found = read_headers(LocalFiles(path.parent), [path.name])[path.name]
+    if isinstance(found, CheckpointError):
+        raise found
     label = file if file is not None else path.name
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as handle:
-            prefix = handle.read(8)
-            if len(prefix) < 8:
-                raise CheckpointError(path, f"is {size} bytes long, too short for a safetensors file")
-            (length,) = struct.unpack("<Q", prefix)
-            if length > MAX_HEADER_BYTES or 8 + length > size:
-                raise CheckpointError(
-                    path,
-                    f"declares a header of {length} bytes in a file of {size} bytes; truncated or not safetensors",
-                    remedy="Download or copy this file again.",
-                )
-            raw = handle.read(length)
-    except OSError as error:
-        raise CheckpointError(path, f"cannot be read: {error.strerror or error}") from error
-    return dict(_parse_header(path, label, raw, data_start=8 + length, size=size))
+    return {
+        name: TensorInfo(name, info.dtype, info.shape, label, info.begin, info.end)
+        for name, info in found.tensors.items()
+    }
+
+
+def read_headers(files: Files, names: Sequence[str]) -> dict[str, Header | CheckpointError]:
+    """Headers by file name; a file that is not whole or not safetensors has its error instead."""
+    out: dict[str, Header | CheckpointError] = {}
+    wanted: list[tuple[str, int, int]] = []
+    firsts: dict[str, bytes] = {}
+    for name, first in zip(names, files.read_many([Range(n, 0, _FIRST_READ) for n in names]), strict=True):
+        try:
+            if isinstance(first, Exception):
+                raise first
+            size = files.size(name)
+            if size is None:
+                raise CheckpointError(_at(files, name), "does not exist")
+            length = _header_length(_at(files, name), first, size)
+        except CheckpointError as error:
+            out[name] = error
+            continue
+        firsts[name] = first[8 : 8 + length]
+        wanted.append((name, length, size))
+    more = [(n, length) for n, length, _ in wanted if length > len(firsts[n])]
+    rests = files.read_many([Range(n, 8 + len(firsts[n]), length - len(firsts[n])) for n, length in more])
+    rest_of = {name: rest for (name, _), rest in zip(more, rests, strict=True)}
+    for name, length, size in wanted:
+        rest = rest_of.get(name, b"")
+        try:
+            if isinstance(rest, Exception):
+                raise rest
+            out[name] = _parse(_at(files, name), name, firsts[name] + rest, 8 + length, size)
+        except CheckpointError as error:
+            out[name] = error
+    return out
+
+
+def _at(files: Files, name: str) -> str:
+    return f"{files.location.rstrip('/')}/{name}"
+
+
+def _header_length(where: str, first: bytes, size: int) -> int:
+    if len(first) < 8:
+        raise CheckpointError(where, f"is {size} bytes long, too short for a safetensors file", remedy=_AGAIN)
+    length: int = struct.unpack("<Q", first[:8])[0]
+    if first.startswith(b"version https://git-lfs"):
+        raise CheckpointError(
+            where, "is a git-lfs pointer, not the file itself", remedy="Fetch it: git lfs pull."
+        )
+    if 8 + length > size:
+        raise CheckpointError(
+            where,
+            f"declares a header of {length} bytes in a file of {size} bytes; truncated or not safetensors",
+            remedy=_AGAIN,
+        )
+    if length > MAX_HEADER_BYTES:
+        raise CheckpointError(
+            where, f"declares a header of {length} bytes; more than {MAX_HEADER_BYTES} are not read"
+        )
+    return length
 
 
 def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out = dict(pairs)
     if len(out) != len(pairs):
-        raise ValueError("a name occurs twice")
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"{twice!r} occurs twice")
     return out
 
 
-def _parse_header(
-    path: Path, file: str, raw: bytes, *, data_start: int, size: int
-) -> Iterator[tuple[str, TensorInfo]]:
+def _parse(where: str, file: str, raw: bytes, data_start: int, size: int) -> Header:
     try:
         header = json.loads(raw, object_pairs_hook=_unique_pairs)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(path, f"has a header that is not valid JSON: {error}") from error
-    if not isinstance(header, dict):
-        raise CheckpointError(path, "has a header that is not a JSON object")
+        raise CheckpointError(where, f"has a header that is not valid JSON: {error}", remedy=_AGAIN) from error
+    if not isinstance(header, dict) or not raw.startswith(b"{"):
+        raise CheckpointError(where, "has a header that is not a JSON object", remedy=_AGAIN)
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise CheckpointError(where, "has __metadata__ that is not an object of strings", remedy=_AGAIN)
+    tensors: dict[str, TensorInfo] = {}
     for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        try:
-            dtype, shape = entry["dtype"], tuple(entry["shape"])
-            begin, end = entry["data_offsets"]
-            well_formed = isinstance(dtype, str) and all(
-                isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in (*shape, begin, end)
-            )
-        except (KeyError, TypeError, ValueError):
-            well_formed = False
-        if not well_formed:
-            raise CheckpointError(path, f"has a malformed header entry for tensor {name!r}")
-        expected = prod(shape) * DTYPE_BYTES.get(dtype, 0)
-        if begin > end or (expected and end - begin != expected):
+        dtype, shape, begin, end = _entry(where, name, entry)
+        expected = prod(shape) * DTYPE_BITS[dtype]
+        if begin > end or expected != 8 * (end - begin):
             raise CheckpointError(
-                path, f"tensor {name!r} spans bytes {begin}..{end}, which does not fit {dtype} {list(shape)}"
+                where, f"tensor {name!r} spans bytes {begin}..{end}, which does not fit {dtype} {list(shape)}"
             )
         if data_start + end > size:
             raise CheckpointError(
-                path,
+                where,
                 f"is truncated: tensor {name!r} ends at byte {data_start + end}, the file has {size}",
-                remedy="Download or copy this file again.",
+                remedy=_AGAIN,
             )
-        yield name, TensorInfo(name, dtype, shape, file, data_start + begin, data_start + end)
+        tensors[name] = TensorInfo(name, dtype, shape, file, data_start + begin, data_start + end)
+    _refuse_gaps(where, tensors, data_start, size)
+    return Header(tensors, metadata)
 
 
-def write_verbatim(
-    target: Path, sources: Iterable[tuple[Path, TensorInfo]], metadata: dict[str, str]
-) -> dict[str, TensorInfo]:
-    """Write tensors into a new safetensors file byte for byte as their source files hold them.
-
-    ``sources`` pairs each tensor with the absolute path of the file it lies in.
-    Data is streamed in 16 MiB pieces, so memory does not grow with tensor size;
-    the file is fsynced. The caller renames it into place.
-    """
-    ordered = sorted(sources, key=lambda item: item[1].name)
-    header: dict[str, Any] = {"__metadata__": metadata}
-    offset = 0
-    for _, info in ordered:
-        header[info.name] = {
-            "dtype": info.dtype,
-            "shape": list(info.shape),
-            "data_offsets": [offset, offset + info.nbytes],
-        }
-        offset += info.nbytes
-    raw = json.dumps(header, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % 8)
-    with target.open("wb") as out:
-        out.write(struct.pack("<Q", len(raw)) + raw)
-        for source, info in ordered:
-            with source.open("rb") as handle:
-                _copy_range(handle, out, info.begin, info.nbytes, source)
-        out.flush()
-        os.fsync(out.fileno())
-    return read_header(target)
+def _entry(where: str, name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
+    try:
+        dtype, shape = entry["dtype"], tuple(entry["shape"])
+        begin, end = entry["data_offsets"]
+        numbers = (*shape, begin, end)
+        # Bounded before anything is multiplied: a product of a million digits takes hours.
+        well_formed = len(shape) <= _MOST_DIMENSIONS and all(
+            type(n) is int and 0 <= n < 1 << 63 for n in numbers
+        )
+    except (KeyError, TypeError, ValueError):
+        well_formed = False
+    if not well_formed:
+        raise CheckpointError(where, f"has a malformed header entry for tensor {name!r}", remedy=_AGAIN)
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+        raise CheckpointError(where, f"tensor {name!r} is of the unknown dtype {dtype!r}")
+    return dtype, shape, begin, end
 
 
-def _copy_range(source: BinaryIO, out: BinaryIO, begin: int, count: int, path: Path) -> None:
-    source.seek(begin)
-    while count:
-        piece = source.read(min(count, _COPY_CHUNK))
-        if not piece:
-            raise CheckpointError(path, f"ended {count} bytes before its header says it should")
-        out.write(piece)
-        count -= len(piece)
+def _refuse_gaps(where: str, tensors: Mapping[str, TensorInfo], data_start: int, size: int) -> None:
+    """The reference implementation refuses overlaps, gaps and trailing bytes; so must we to predict it."""
+    at, before = data_start, "the header"
+    for info in sorted(tensors.values(), key=lambda i: (i.begin, i.end)):
+        if info.begin != at:
+            what = "overlaps" if info.begin < at else "leaves a gap after"
+            raise CheckpointError(where, f"tensor {info.name!r} {what} {before!r}", remedy=_AGAIN)
+        at, before = info.end, info.name
+    if at != size:
+        raise CheckpointError(
+            where, f"has {size - at} bytes after its last tensor: it is not what its header says", remedy=_AGAIN
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -52,6 +52,24 @@ class TensorLayout:
     vision: tuple[TensorSpec, ...]
     mtp: tuple[TensorSpec, ...]
     fused: tuple[FusedModule, ...]
+
+    def renamed(self, old: str, new: str) -> TensorLayout:
+        """The layout with ``new`` in place of the prefix ``old`` in every name."""
+
+        def name(text: str) -> str:
+            return new + text.removeprefix(old) if text.startswith(old) else text
+
+        def tensors(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+            return tuple(TensorSpec(name(spec.name), spec.shape) for spec in specs)
+
+        return replace(
+            self,
+            layers_prefix=name(self.layers_prefix),
+            quantized=tuple(LinearSpec(name(q.name), q.out_features, q.in_features) for q in self.quantized),
+            plain=tensors(self.plain),
+            vision=tensors(self.vision),
+            fused=tuple(FusedModule(name(f.name), tuple(map(name, f.shards))) for f in self.fused),
+        )
 
     @property
     def dense(self) -> tuple[TensorSpec, ...]:

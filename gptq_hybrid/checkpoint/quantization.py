@@ -1,10 +1,10 @@
-"""Reading a ``quantization_config`` the way vLLM and gptqmodel do."""
+"""Reading a GPTQ ``quantization_config`` the way vLLM and gptqmodel do."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 GPTQ_METHODS = frozenset({"gptq", "gptq_marlin", "auto_gptq"})
 # vLLM matches `dynamic` patterns with re.match against module names; a null value
@@ -19,20 +19,33 @@ def method_of(quantization_config: Mapping[str, Any] | None) -> str | None:
     return str(quantization_config.get("quant_method", "")).lower()
 
 
+def dynamic_rule(
+    quantization_config: Mapping[str, Any], module: str
+) -> Mapping[str, Any] | Literal[False] | None:
+    """What ``dynamic`` says of a module: False (leave it alone), overrides, or None (nothing).
+
+    The first pattern that matches decides; one that is not a regular expression matches nothing.
+    """
+    dynamic = quantization_config.get("dynamic")
+    for pattern, overrides in (dynamic if isinstance(dynamic, Mapping) else {}).items():
+        negative = pattern.startswith("-:")
+        try:
+            matched = re.match(pattern.removeprefix("-:").removeprefix("+:"), module) is not None
+        except re.error:
+            continue
+        if matched:
+            return False if negative else overrides if isinstance(overrides, Mapping) else {}
+    return None
+
+
 def excluded_by_dynamic(quantization_config: Mapping[str, Any], module: str) -> bool:
     """Whether a ``-:`` rule of ``dynamic`` leaves ``module`` unquantized."""
-    dynamic: Mapping[str, Any] = quantization_config.get("dynamic") or {}
-    for pattern in dynamic:
-        if pattern.startswith("-:"):
-            if re.match(pattern[2:], module):
-                return True
-        elif re.match(pattern.removeprefix("+:"), module):
-            return False
-    return False
+    return dynamic_rule(quantization_config, module) is False
 
 
 def with_mtp_excluded(quantization_config: Mapping[str, Any]) -> dict[str, Any]:
     """A copy whose ``dynamic`` explicitly leaves ``mtp.*`` alone, ahead of any other rule."""
     out = dict(quantization_config)
-    out["dynamic"] = {MTP_RULE: {}, **(out.get("dynamic") or {})}
+    dynamic = out.get("dynamic")
+    out["dynamic"] = {MTP_RULE: {}, **(dynamic if isinstance(dynamic, Mapping) else {})}
     return out

@@ -7,18 +7,12 @@ import shlex
 from pathlib import Path
 
 from ._checkpoint import Checkpoint
+from .chat import readable_template, reasoning_parser, tool_call_parser
 from .gpu import GpuProfile
 from .plugins import gpu_profiles, layout_for
 
-# qwen3_coder and qwen3 are vLLM's parsers for this family's tool calls and thinking blocks.
-_CHAT_FLAGS = (
-    "--reasoning-parser",
-    "qwen3",
-    "--enable-auto-tool-choice",
-    "--tool-call-parser",
-    "qwen3_coder",
-)
 DRAFTS = 2
+_NO_IMAGES = ("--limit-mm-per-prompt", '{"image": 0, "video": 0}')
 
 
 def profile_for(device_name: str) -> GpuProfile | None:
@@ -32,18 +26,33 @@ def serve_arguments(
 ) -> list[str]:
     """Arguments of ``vllm serve``, checkpoint first; MTP only where the checkpoint has a head.
 
-    ``chat`` adds the reasoning and tool-call parsers, if there is a chat template.
+    ``chat`` adds the parsers of thinking blocks and tool calls that the chat template calls for. A
+    checkpoint whose vision tower is absent is served for text alone.
     """
-    arguments = [str(checkpoint.path)]
-    if drafts and layout_for(checkpoint.config).mtp:
+    name, _, revision = checkpoint.location.partition("@")
+    arguments = [name if checkpoint.files.far else checkpoint.location]
+    if checkpoint.files.far and revision:
+        arguments += ["--revision", revision]
+    layout = layout_for(checkpoint.config)
+    if drafts and layout.mtp:
         arguments += ["--speculative-config", json.dumps({"method": "mtp", "num_speculative_tokens": drafts})]
-    if chat and any(
-        (checkpoint.path / name).is_file() for name in ("chat_template.jinja", "chat_template.json")
-    ):
-        arguments += _CHAT_FLAGS
-    return arguments + list(profile.serve_flags if profile else ())
+    template = readable_template(checkpoint) if chat else None
+    if reasoning := reasoning_parser(template):
+        arguments += ["--reasoning-parser", reasoning]
+    if tools := tool_call_parser(template):
+        arguments += ["--enable-auto-tool-choice", "--tool-call-parser", tools]
+    flags = list(profile.serve_flags if profile else ())
+    if layout.vision and not any(spec.name in checkpoint.loaded for spec in layout.vision):
+        if _NO_IMAGES[0] in flags:
+            at = flags.index(_NO_IMAGES[0])
+            del flags[at : at + 2]
+        flags += _NO_IMAGES
+    return arguments + flags
 
 
-def serve_line(path: Path, profile: GpuProfile | None = None) -> str:
+def serve_line(
+    checkpoint: Path | Checkpoint, profile: GpuProfile | None = None, *, drafts: int = DRAFTS
+) -> str:
     """A line to paste into a shell."""
-    return shlex.join(["vllm", "serve", *serve_arguments(Checkpoint.open(path), profile)])
+    opened = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)
+    return shlex.join(["vllm", "serve", *serve_arguments(opened, profile, drafts=drafts)])

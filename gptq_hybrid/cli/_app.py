@@ -10,7 +10,8 @@ from rich.console import Console
 import gptq_hybrid
 from gptq_hybrid.checkpoint import HybridError, get_plugin_manager
 
-from . import _check, _demo, _quantize
+from . import _check, _demo, _quantize, _repair
+from ._findings import plain
 
 BAD_INPUT = 2
 
@@ -37,7 +38,7 @@ def build_app() -> typer.Typer:
 
     app.command("quantize")(_quantize.quantize_command)
     app.command("check")(_check.check_command)
-    app.command("repair")(_check.repair_command)
+    app.command("repair")(_repair.repair_command)
     app.command("demo")(_demo.demo_command)
     get_plugin_manager().hook.qwen36_commands(app=app)
     return app
@@ -49,16 +50,10 @@ def main() -> None:
         build_app()()
     except HybridError as error:
         console = Console(stderr=True)
-        console.print(f"[bold red]Error:[/] {_plain(error.message)}", highlight=False)
+        console.print(f"[bold red]Error:[/] {plain(error.message)}", highlight=False)
         if error.remedy:
-            console.print(_plain(error.remedy), highlight=False)
+            console.print(plain(error.remedy), highlight=False)
         sys.exit(getattr(error, "exit_code", BAD_INPUT))
     except KeyboardInterrupt:
         Console(stderr=True).print("Interrupted.")
         sys.exit(130)
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

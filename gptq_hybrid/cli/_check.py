@@ -1,73 +1,86 @@
-"""``qwen36 check`` and ``qwen36 repair``."""
+"""``qwen36 check``."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
-from gptq_hybrid.checkpoint import Checkpoint, Finding, Severity, check_mtp, check_quantized, repair
+from gptq_hybrid.checkpoint import Report, check, check_rules
 from gptq_hybrid.checkpoint.serving import serve_line
 
-FAULTY = 1
+from ._findings import findings_table, plain, rules_table
+
+
+def _list_rules(show: bool) -> None:
+    if show:
+        Console().print(rules_table(check_rules()))
+        raise typer.Exit
 
 
 def check_command(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="Folder of the checkpoint.")],
-    mtp: Annotated[bool, typer.Option("--mtp/--no-mtp", help="Whether it is to serve with MTP.")] = True,
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="Folder, hub id OWNER/NAME[@REVISION], or URL of a folder.")
+    ],
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
-) -> None:
-    """Say whether a checkpoint will serve, from headers alone. Exit code 1 if not, 2 if unreadable."""
-    checkpoint = Checkpoint.open(path)
-    findings = check_quantized(checkpoint) + (check_mtp(checkpoint) if mtp else [])
-    faulty = any(finding.severity is Severity.ERROR for finding in findings)
-    if json_output:
-        verdict = "faulty" if faulty else "serves"
-        typer.echo(
-            json.dumps(
-                {"path": str(path), "findings": [asdict(f) for f in findings], "verdict": verdict}, indent=2
-            )
-        )
-    else:
-        print_findings(Console(), findings)
-        if not faulty:
-            Console().print("No errors. Serve it:", highlight=False)
-            Console().print(escape(serve_line(path)), highlight=False, soft_wrap=True)
-    if faulty:
-        raise typer.Exit(FAULTY)
-
-
-def repair_command(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="Folder of the checkpoint.")],
-    mtp_from: Annotated[
-        Path | None,
-        typer.Option(metavar="DONOR", help="Checkpoint of the same model to take a lost head from."),
+    vllm: Annotated[
+        str | None,
+        typer.Option(metavar="VERSION", help="The vLLM to serve it with.  [default: the installed one]"),
     ] = None,
+    mtp: Annotated[bool, typer.Option("--mtp/--no-mtp", help="Whether it is to serve with MTP.")] = True,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for warnings too.")] = False,
+    follow_symlinks: Annotated[
+        bool, typer.Option("--follow-symlinks", help="Read files through links that lead out of the folder.")
+    ] = False,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds that one network request may take.")
+    ] = 30.0,
+    _rules: Annotated[
+        bool,
+        typer.Option("--rules", callback=_list_rules, is_eager=True, help="List every rule and exit."),
+    ] = False,
 ) -> None:
-    """Name an unindexed MTP head in the index, or graft a lost one; weights are never rewritten."""
-    result = repair(path, mtp_from=mtp_from)
+    """Say whether a checkpoint will serve with vLLM and MTP, from headers alone.
+
+    Exit code 0: it serves. 1: errors were found. 2: it could not be read.
+    """
+    report = check(path, mtp=mtp, vllm=vllm, follow_links=follow_symlinks, timeout=timeout)
+    if json_output:
+        typer.echo(json.dumps(report.as_json(), indent=2))
+    else:
+        _print(report)
+    code = report.exit_code(strict=strict)
+    if code:
+        raise typer.Exit(code)
+
+
+def _print(report: Report) -> None:
+    if report.verdict == "unreadable":
+        console = Console(stderr=True)
+        finding = report.findings[0]
+        console.print(f"[bold red]Error:[/] {plain(finding.message)}", highlight=False, soft_wrap=True)
+        console.print(plain(finding.remedy), highlight=False, soft_wrap=True)
+        return
     console = Console()
-    for sentence in result.done:
-        console.print(escape(f"{path}: {sentence}"), highlight=False, soft_wrap=True)
-    if not result.done and not result.left:
-        console.print("Nothing to repair.")
-    print_findings(console, result.left)
-    if result.left:
-        raise typer.Exit(FAULTY)
+    if report.findings:
+        console.print(findings_table(report.findings))
+    console.print(plain(_summary(report)), highlight=False, soft_wrap=True)
+    if report.verdict == "serves" and report.checkpoint is not None:
+        line = serve_line(report.checkpoint, drafts=2 if report.mtp else 0)
+        console.print(plain(line), highlight=False, soft_wrap=True)
 
 
-def print_findings(console: Console, findings: Iterable[Finding]) -> None:
-    """One paragraph a finding: rule, what is wrong, what to do."""
-    for finding in findings:
-        colour = "red" if finding.severity is Severity.ERROR else "yellow"
-        console.print(
-            f"[{colour}]{finding.severity}[/] {escape(f'[{finding.rule}] {finding.message}')}",
-            highlight=False,
-        )
-        console.print(f"  → {escape(finding.remedy)}", highlight=False, soft_wrap=True)
+def _summary(report: Report) -> str:
+    against = f"vLLM {report.vllm}" if report.vllm else "no particular vLLM (none is installed; see --vllm)"
+    counts = [
+        f"{len(found)} {noun}{'' if len(found) == 1 else 's'}"
+        for found, noun in ((report.errors, "error"), (report.warnings, "warning"))
+        if found
+    ]
+    what = f"{report.path}: {report.format or 'unknown format'}, checked for {against}"
+    what += " with MTP" if report.mtp else " without MTP"
+    if report.verdict == "faulty":
+        return f"{what}: {', '.join(counts)}. It will not serve as asked."
+    return f"{what}: {', '.join(counts) or 'nothing found'}. Serve it:"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from gptq_hybrid.checkpoint import MTP_FILE, Checkpoint, check_mtp, check_quantized, write_json_atomic
+from gptq_hybrid.checkpoint import MTP_FILE, Checkpoint, inspect, write_json_atomic
 from gptq_hybrid.checkpoint.serving import serve_arguments
 from gptq_hybrid.quantize import QuantizeRequest, QuantizeResult, quantize
 from gptq_hybrid.recipes import load_recipe
@@ -110,7 +110,7 @@ def _quantize(original: DemoCheckpoint, target: Path, recipe: str) -> QuantizeRe
 
 def _check(target: Path) -> None:
     checkpoint = Checkpoint.open(target)
-    findings = check_mtp(checkpoint) + check_quantized(checkpoint)
+    findings = inspect(checkpoint).findings
     assert not findings, findings
     assert checkpoint.index is not None
     assert MTP_FILE in checkpoint.index.values()

@@ -11,7 +11,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptq_hybrid.checkpoint import Checkpoint, HybridError, TensorLayout, find_mtp, layout_for
+from gptq_hybrid.checkpoint import (
+    Checkpoint,
+    HybridError,
+    Severity,
+    TensorLayout,
+    find_mtp,
+    layout_for,
+    run_rules,
+)
 from gptq_hybrid.compat._gptqmodel import installed_version
 
 from ._estimate import hidden_state_bytes, quantized_bytes, working_bytes
@@ -48,7 +56,7 @@ def preflight(request: QuantizeRequest) -> Preflight:
     checkpoint = Checkpoint.open(request.source)
     layout = layout_for(checkpoint.config)
     _refuse_quantized(checkpoint)
-    _refuse_incomplete(checkpoint, layout)
+    _refuse_faulty(checkpoint, layout)
     facts = [("source", f"{request.source} ({layout.family}, {len(layout.quantized)} modules to quantize)")]
     if request.keep_mtp:
         head = find_mtp(request.source)
@@ -84,21 +92,12 @@ def _refuse_quantized(checkpoint: Checkpoint) -> None:
         )
 
 
-def _refuse_incomplete(checkpoint: Checkpoint, layout: TensorLayout) -> None:
-    if checkpoint.missing_files:
-        raise HybridError(
-            f"{checkpoint.path}: the index names {checkpoint.missing_files[0]}, which does not exist",
-            remedy="Download the source again.",
-        )
-    wanted = [linear.weight for linear in layout.quantized]
-    absent = [spec.name for spec in wanted if spec.name not in checkpoint.loaded]
-    broken = next(iter(checkpoint.header_errors.values()), None)
-    if broken is not None:
-        raise broken
-    if absent:
-        raise HybridError(
-            f"{checkpoint.path} lacks {len(absent)} of {len(wanted)} weights, first {absent[0]}"
-        )
+def _refuse_faulty(checkpoint: Checkpoint, layout: TensorLayout) -> None:
+    """What `qwen36 check` calls an error would be one of the result too; the head has a check of its own."""
+    errors = [f for f in run_rules(checkpoint, without={"mtp"}, mtp=False) if f.severity is Severity.ERROR]
+    if errors:
+        more = f" (and {len(errors) - 1} more: qwen36 check {checkpoint.path})" if len(errors) > 1 else ""
+        raise HybridError(f"{checkpoint.path}: {errors[0].message}{more}", remedy=errors[0].remedy)
     uneven = [linear for linear in layout.quantized if linear.in_features % 128]
     if uneven:
         raise HybridError(

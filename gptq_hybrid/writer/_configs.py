@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gptq_hybrid.checkpoint import Checkpoint, HybridError, layout_for, read_json_object, write_json_atomic
+from gptq_hybrid.checkpoint.files import LocalFiles
 from gptq_hybrid.checkpoint.gidx import is_trivial, read_g_idx
 from gptq_hybrid.checkpoint.quantization import with_mtp_excluded
 
@@ -65,7 +66,7 @@ def _declare_no_mtp(config: dict[str, Any]) -> None:
 
 
 def _all_trivial(folder: Path, config: dict[str, Any], group_size: int) -> bool:
-    checkpoint = Checkpoint(folder, config, index=None)
+    checkpoint = Checkpoint(LocalFiles(folder), config)
     wanted = [checkpoint.loaded.get(f"{linear.name}.g_idx") for linear in layout_for(config).quantized]
     found = [info for info in wanted if info is not None]
     return bool(found) and all(is_trivial(read_g_idx(checkpoint, info), group_size) for info in found)

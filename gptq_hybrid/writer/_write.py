@@ -9,12 +9,11 @@ from pathlib import Path
 from gptq_hybrid.checkpoint import (
     INDEX_NAME,
     Checkpoint,
-    Finding,
     HybridError,
+    Severity,
     building_directory,
-    check_mtp,
-    check_quantized,
     find_mtp,
+    run_rules,
     write_index,
     write_mtp,
 )
@@ -67,10 +66,10 @@ def write_checkpoint(plan: CheckpointPlan, target: Path, save_shards: Callable[[
 
 
 def _refuse_faults(folder: Path, *, keep_mtp: bool) -> None:
-    checkpoint = Checkpoint.open(folder)
-    findings: list[Finding] = check_quantized(checkpoint)
-    if keep_mtp:
-        findings += check_mtp(checkpoint)
+    # What serving needs beside the weights is the source's business: preflight has asked for it.
+    without = {"serving"} if keep_mtp else {"serving", "mtp"}
+    found = run_rules(Checkpoint.open(folder), without=without, mtp=keep_mtp)
+    findings = [finding for finding in found if finding.severity is Severity.ERROR]
     if findings:
         raise HybridError(
             "The checkpoint that was about to be written is faulty: "

@@ -13,7 +13,9 @@ import typer
 from gptq_hybrid.calibration import load_rows
 from gptq_hybrid.checkpoint import (
     Checkpoint,
+    Fault,
     Finding,
+    Inspection,
     Rule,
     Severity,
     check_mtp,
@@ -61,15 +63,18 @@ def test_a_plugin_adds_a_family(plugin: SimpleNamespace) -> None:
 
 
 def test_a_plugin_adds_a_rule(plugin: SimpleNamespace, original: DemoCheckpoint) -> None:
-    finding = Finding("house-rule", Severity.WARNING, "not on a Monday", "wait")
+    def look(see: Inspection) -> list[Fault]:
+        return [Fault("not on a Monday", file=see.checkpoint.location)]
 
     @hookimpl
     def qwen36_check_rules() -> list[Rule]:
-        return [Rule("house-rule", "mtp", "", lambda checkpoint, layout: [finding])]
+        return [Rule("house-rule", "mtp", Severity.WARNING, "", "wait, {path}", look)]
 
     plugin.qwen36_check_rules = qwen36_check_rules
     get_plugin_manager().register(plugin)
-    assert check_mtp(Checkpoint.open(original.path)) == [finding]
+    where = str(original.path)
+    expected = Finding("house-rule", Severity.WARNING, "not on a Monday", f"wait, {where}", file=where)
+    assert check_mtp(Checkpoint.open(original.path)) == [expected]
 
 
 def test_a_plugin_adds_a_calibration_source(plugin: SimpleNamespace) -> None:

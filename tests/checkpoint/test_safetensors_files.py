@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gptq_hybrid.checkpoint import CheckpointError, read_header, write_verbatim
+from gptq_hybrid.checkpoint.files import LocalFiles
 
 
 def write(path: Path, header: Any, data: bytes = b"") -> Path:
@@ -64,7 +65,8 @@ def test_a_verbatim_copy_keeps_every_byte_and_opens_with_the_reference_library(t
 
     first = write(tmp_path / "a.safetensors", {"x": entry(0, 8, [4])}, bytes(range(8)))
     second = write(tmp_path / "b.safetensors", {"pad": entry(0, 2, [1]), "y": entry(2, 6, [2])}, b"ppyyYY")
-    sources = [(second, read_header(second)["y"]), (first, read_header(first)["x"])]
+    files = LocalFiles(tmp_path)
+    sources = [(files, read_header(second)["y"]), (files, read_header(first)["x"])]
     write_verbatim(tmp_path / "c.safetensors", sources, {"format": "pt"})
     with safe_open(str(tmp_path / "c.safetensors"), framework="pt") as handle:
         got = {name: handle.get_tensor(name).view(dtype=__import__("torch").uint8) for name in handle.keys()}  # noqa: SIM118

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm_qwen36_plugin._log import logger
 from vllm_qwen36_plugin.compat.draft import MtpDraft, mtp_draft
@@ -14,6 +14,9 @@ from vllm_qwen36_plugin.options import PluginOptions
 from .folder import INDEXED_FORMATS, open_local
 from .message import refusal
 from .screen import show_refusal_alone
+
+if TYPE_CHECKING:
+    from gptq_hybrid.checkpoint import Finding
 
 # Set once a head has passed. vLLM's further API servers (--api-server-count) build the same config again and
 # inherit it; in the process that set it, it counts for nothing, as files may have changed between two engines.
@@ -50,7 +53,12 @@ def _problems(draft: MtpDraft, options: PluginOptions) -> list[tuple[str, str]] 
     """What is wrong with the head and what to do about it; None when it was not looked at."""
     from importlib.metadata import version
 
-    from gptq_hybrid.checkpoint import CheckpointError, Severity, UnsupportedArchitectureError, check_mtp
+    from gptq_hybrid.checkpoint import (
+        CheckpointError,
+        UnsupportedArchitectureError,
+        check_mtp,
+        installed_vllm,
+    )
 
     if options.mtp_check == "off":
         logger.info("vllm-qwen36-plugin: MTP check is off (mtp_check=off)")
@@ -67,20 +75,25 @@ def _problems(draft: MtpDraft, options: PluginOptions) -> list[tuple[str, str]] 
         if checkpoint is None:
             logger.info("%s (in the worker: %s is not on this machine yet)", banner, draft.model)
             return None
-        findings = check_mtp(checkpoint)
+        findings = check_mtp(checkpoint, vllm=installed_vllm())
     except CheckpointError as error:
         return [(error.message, error.remedy or "")]
     except UnsupportedArchitectureError as error:
         logger.info("%s (in the worker: %s)", banner, error.message)
         return None
     for finding in findings:
-        if finding.severity is not Severity.ERROR:
-            logger.warning("%s: %s", checkpoint.path, finding.message)
-    problems = [(found.message, found.remedy) for found in findings if found.severity is Severity.ERROR]
+        if not _refuses(finding):
+            logger.warning("%s: %s", checkpoint.location, finding.message)
+    problems = [(found.message, found.remedy) for found in findings if _refuses(found)]
     if not problems:
         logger.info("%s (files in order, %.0f ms)", banner, (time.perf_counter() - begun) * 1e3)
         os.environ[_PASSED] = f"{os.getpid()}:{draft.model}"
     return problems
+
+
+def _refuses(finding: Finding) -> bool:
+    """A rule that broke says nothing of the checkpoint; the worker looks at what was loaded."""
+    return finding.severity == "error" and finding.rule != "rule-failed"
 
 
 def _passed_in_parent(model: str) -> bool:

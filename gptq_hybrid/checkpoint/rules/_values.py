@@ -1,8 +1,8 @@
-"""Spot reads of tensor values."""
+"""Spot reads of tensor values, without numpy: importing it takes longer than a whole check."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 from gptq_hybrid.checkpoint._checkpoint import Checkpoint
 from gptq_hybrid.checkpoint._safetensors import TensorInfo
@@ -10,36 +10,53 @@ from gptq_hybrid.checkpoint._safetensors import TensorInfo
 SAMPLE_BYTES = 4096
 # 16 samples of 4 KiB from each of 15 tensors read 1 MiB of the 0.85 GB head.
 SAMPLES = 16
+# Over a network a sample is a round trip: these two read 120 KiB of the head.
+FAR_SAMPLES = 2
 _SCAN_BYTES = 1 << 22
-# Exponent bits; all set means infinity or NaN (IEEE 754, and bfloat16 alike).
-_EXPONENT = {"BF16": ("<u2", 0x7F80), "F16": ("<u2", 0x7C00), "F32": ("<u4", 0x7F800000)}
+
+# Exponent bits all set mean infinity or NaN (IEEE 754, and bfloat16 alike). In little-endian bytes: the
+# width, which high bytes can hold such an exponent, and from which value on the byte below completes it.
+_NON_FINITE = {
+    "F16": (2, bytes([*range(0x7C, 0x80), *range(0xFC, 0x100)]), 0),
+    "BF16": (2, b"\x7f\xff", 0x80),
+    "F32": (4, b"\x7f\xff", 0x80),
+}
+_ALL = bytes(range(256))
 
 
-def _samples(checkpoint: Checkpoint, info: TensorInfo) -> Iterator[bytes]:
-    last = max(0, info.nbytes - SAMPLE_BYTES)
-    # Aligned to four bytes so that every sample starts on an element.
-    starts = sorted({last * i // max(1, SAMPLES - 1) & ~3 for i in range(SAMPLES)})
-    for start in starts:
-        yield checkpoint.read_bytes(info, start, SAMPLE_BYTES)
+def samples(checkpoint: Checkpoint, infos: Sequence[TensorInfo], count: int | None = None) -> list[bytes]:
+    """``count`` pieces of each tensor (fewer of a small one), joined by tensor; one batch of reads."""
+    count = (FAR_SAMPLES if checkpoint.files.far else SAMPLES) if count is None else count
+    parts: list[tuple[TensorInfo, int, int]] = []
+    owners: list[int] = []
+    for number, info in enumerate(infos):
+        last = max(0, info.nbytes - SAMPLE_BYTES)
+        # Aligned to eight bytes so that every sample starts on an element.
+        for start in sorted({last * i // max(1, count - 1) & ~7 for i in range(count)}):
+            parts.append((info, start, SAMPLE_BYTES))
+            owners.append(number)
+    out = [b""] * len(infos)
+    for owner, data in zip(owners, checkpoint.read_parts(parts), strict=True):
+        out[owner] += data
+    return out
 
 
-def all_zero(checkpoint: Checkpoint, info: TensorInfo) -> bool:
-    """Whether every value is zero; reads the whole tensor only when all samples are."""
-    if any(any(sample) for sample in _samples(checkpoint, info)):
+def all_zero(checkpoint: Checkpoint, info: TensorInfo, sample: bytes) -> bool:
+    """Whether every value is zero; reads the whole tensor only when its sample is, and only from a disk."""
+    if any(sample):
         return False
+    if checkpoint.files.far:
+        return True
     return not any(
         any(checkpoint.read_bytes(info, start, _SCAN_BYTES)) for start in range(0, info.nbytes, _SCAN_BYTES)
     )
 
 
-def has_non_finite(checkpoint: Checkpoint, info: TensorInfo) -> bool:
-    """Whether a sampled value is NaN or infinite. A sample: absence proves nothing about the rest."""
-    import numpy as np
-
-    kind, exponent = _EXPONENT[info.dtype]
-    width = int(kind[-1])
-    for sample in _samples(checkpoint, info):
-        bits = np.frombuffer(sample[: len(sample) // width * width], dtype=kind)
-        if bool(((bits & exponent) == exponent).any()):
-            return True
-    return False
+def has_non_finite(dtype: str, data: bytes) -> bool:
+    """Whether ``data``, little-endian values of ``dtype``, holds a NaN or an infinity."""
+    width, high, low = _NON_FINITE[dtype]
+    top = data[width - 1 :: width]
+    if not top.translate(None, delete=_ALL.translate(None, delete=high)):
+        return False
+    below = data[width - 2 :: width]
+    return any(byte in high and below[i] >= low for i, byte in enumerate(top))

@@ -2,206 +2,261 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
-from gptq_hybrid.checkpoint._checkpoint import INDEX_NAME, Checkpoint
+from gptq_hybrid.checkpoint import formats, vllm_versions
+from gptq_hybrid.checkpoint._checkpoint import INDEX_NAME
 from gptq_hybrid.checkpoint._safetensors import TensorInfo
-from gptq_hybrid.checkpoint.findings import Finding, Rule, Severity
-from gptq_hybrid.checkpoint.layout import TensorLayout, TensorSpec
-from gptq_hybrid.checkpoint.quantization import GPTQ_METHODS, excluded_by_dynamic, method_of
+from gptq_hybrid.checkpoint.findings import Fault, Inspection, Severity, rule, some
+from gptq_hybrid.checkpoint.formats import Stored
+from gptq_hybrid.checkpoint.layout import TensorSpec
+from gptq_hybrid.checkpoint.quantization import GPTQ_METHODS, method_of
 
-from ._values import all_zero, has_non_finite
+from ._values import all_zero, has_non_finite, samples
 
-FLOAT_DTYPES = frozenset({"BF16", "F16", "F32"})
-# How a linear's `.weight` may legitimately be stored instead, by quantization format.
-_QUANTIZED_PARTS = {
-    "qweight": ("qweight", "scales"),  # GPTQ and AWQ
-    "weight_packed": ("weight_packed", "weight_scale"),  # compressed-tensors pack-quantized
-}
+FLOAT_DTYPES = formats.FLOAT_DTYPES
 _GET_WHOLE = "Fetch it again from where it came from, or graft the head of the unquantized original"
+_GRAFT = f"{_GET_WHOLE}: qwen36 repair {{path}} --mtp-from ORIGINAL"
 
 
-def _repair(checkpoint: Checkpoint) -> str:
-    return f"qwen36 repair {checkpoint.path}"
+def stored_as(see: Inspection, spec: TensorSpec) -> Stored | None:
+    """How one tensor of the head is stored among what a loader reads."""
+    if len(spec.shape) != 2:
+        return formats.dense_or_none(see.checkpoint.loaded, module_of(spec))
+    return formats.stored(see.checkpoint.loaded, module_of(spec))
 
 
-def _error(
-    rule: str, message: str, remedy: str, *, tensor: str | None = None, file: str | None = None
-) -> Finding:
-    return Finding(rule, Severity.ERROR, message, remedy, tensor, file)
+def module_of(spec: TensorSpec) -> str:
+    """The name of the module a weight belongs to."""
+    return spec.name.removesuffix(".weight")
 
 
-def _draft_configured(checkpoint: Checkpoint, layout: TensorLayout) -> Iterator[Finding]:
-    if not layout.mtp:
-        yield _error(
-            "mtp-config",
-            "config.json declares no MTP layers (`mtp_num_hidden_layers` is absent or 0)",
-            "This checkpoint was made without an MTP head; serve it without --speculative-config.",
-            file="config.json",
+def _dense(see: Inspection) -> list[tuple[TensorSpec, TensorInfo]]:
+    """The head's tensors that are stored as plain weights."""
+    found = [(spec, stored_as(see, spec)) for spec in see.layout.mtp]
+    return [(spec, form.parts["weight"]) for spec, form in found if form is not None and not form.quantized]
+
+
+@rule(
+    "mtp-config",
+    scope="mtp",
+    explanation="Speculative decoding by MTP needs `mtp_num_hidden_layers` in config.json.",
+    remedy="This checkpoint was made without an MTP head; serve it without --speculative-config.",
+)
+def configured(see: Inspection) -> Iterator[Fault]:
+    if not see.layout.mtp:
+        yield Fault(
+            "config.json declares no MTP layers (`mtp_num_hidden_layers` is absent or 0)", file="config.json"
         )
 
 
-def _files_readable(checkpoint: Checkpoint, layout: TensorLayout) -> Iterator[Finding]:
-    for name in checkpoint.missing_files:
-        assert checkpoint.index is not None
-        owned = [tensor for tensor, file in checkpoint.index.items() if file == name]
-        yield _error(
-            "index-missing-file",
-            f"{INDEX_NAME} names {name}, which does not exist; it should hold {_some(owned)}",
-            f"Fetch {name} again, or if it lies elsewhere put it beside {INDEX_NAME}.",
-            file=name,
-        )
-    loaded, _ = checkpoint.loaded, checkpoint.stray
-    del loaded
-    for name, error in checkpoint.header_errors.items():
-        if name in checkpoint.referenced:
-            yield _error("shard-unreadable", error.message, error.remedy or _GET_WHOLE + ".", file=name)
+def _missing_by_file(see: Inspection) -> dict[str, list[TensorSpec]]:
+    """Tensors of the head no loader finds, by the unindexed file they lie in ("" for nowhere)."""
+    by_file: dict[str, list[TensorSpec]] = {}
+    for spec in see.layout.mtp:
+        if stored_as(see, spec) is None:
+            module = module_of(spec)
+            strays = formats.stored(see.checkpoint.stray, module)
+            file = next(iter(strays.parts.values())).file if strays else ""
+            by_file.setdefault(file, []).append(spec)
+    return by_file
 
 
-def _present(checkpoint: Checkpoint, layout: TensorLayout) -> Iterator[Finding]:
-    missing = [spec for spec in layout.mtp if _stored_as(checkpoint.loaded, spec) is None]
-    if not missing:
-        return
-    stray: dict[str, list[TensorSpec]] = {}
-    for spec in missing:
-        found = checkpoint.stray.get(spec.name)
-        stray.setdefault(found.file if found else "", []).append(spec)
-    for file, specs in sorted(stray.items()):
-        names = _some([spec.name for spec in specs])
-        count = f"{len(specs)} of {len(layout.mtp)} MTP tensors"
+@rule(
+    "mtp-unindexed",
+    scope="mtp",
+    explanation="vLLM opens only the files that the index names; it serves on without the head and says nothing.",
+    remedy="Add them to the index: qwen36 repair {path}",
+)
+def unindexed(see: Inspection) -> Iterator[Fault]:
+    for file, specs in sorted(_missing_by_file(see).items()):
         if file:
-            yield _error(
-                "mtp-unindexed",
-                f"{count} lie in {file}, which {INDEX_NAME} does not name, so no loader opens it: {names}",
-                f"Add them to the index: {_repair(checkpoint)}",
+            yield Fault(
+                f"{len(specs)} of {len(see.layout.mtp)} MTP tensors lie in {file}, which {INDEX_NAME} does not "
+                f"name, so no loader opens it: {some(spec.name for spec in specs)}",
                 tensor=specs[0].name,
                 file=file,
             )
-        else:
-            blamed = _blamed_file(checkpoint, specs[0])
-            yield _error(
-                "mtp-missing",
-                f"{count} are in no file of the checkpoint: {names}",
-                f"{_GET_WHOLE}: {_repair(checkpoint)} --mtp-from ORIGINAL",
-                tensor=specs[0].name,
-                file=blamed,
+
+
+@rule(
+    "mtp-missing",
+    scope="mtp",
+    explanation="vLLM does not check a quantized model for missing tensors: the draft keeps uninitialised memory.",
+    remedy=_GRAFT,
+)
+def missing(see: Inspection) -> Iterator[Fault]:
+    specs = _missing_by_file(see).get("", [])
+    if specs:
+        index = see.checkpoint.index
+        yield Fault(
+            f"{len(specs)} of {len(see.layout.mtp)} MTP tensors are in no file of the checkpoint: "
+            + some(spec.name for spec in specs),
+            tensor=specs[0].name,
+            file=None if index is None else index.get(specs[0].name, INDEX_NAME),
+        )
+
+
+@rule(
+    "mtp-shape",
+    scope="mtp",
+    explanation="A head of another model: vLLM loads what fits of a wrong shape, or ends in the middle of loading.",
+    remedy=f"The head belongs to another model. {_GRAFT}",
+)
+def shapes(see: Inspection) -> Iterator[Fault]:
+    for spec in see.layout.mtp:
+        found = stored_as(see, spec)
+        weight = found.parts.get("weight") if found else None
+        if weight is not None and weight.shape != spec.shape and weight.dtype != "U8":
+            yield Fault(
+                f"{spec.name} in {weight.file} is {list(weight.shape)}; config.json calls for {list(spec.shape)}",
+                tensor=spec.name,
+                file=weight.file,
             )
 
 
-def _blamed_file(checkpoint: Checkpoint, spec: TensorSpec) -> str | None:
-    return None if checkpoint.index is None else checkpoint.index.get(spec.name, INDEX_NAME)
-
-
-def _shapes(checkpoint: Checkpoint, layout: TensorLayout) -> Iterator[Finding]:
-    for spec, info in _plain(checkpoint, layout):
-        if info.shape != spec.shape:
-            yield _error(
-                "mtp-shape",
-                f"{spec.name} in {info.file} is {list(info.shape)}; config.json calls for {list(spec.shape)}",
-                f"The head belongs to another model. {_GET_WHOLE}: {_repair(checkpoint)} --mtp-from ORIGINAL",
+@rule(
+    "mtp-dtype",
+    scope="mtp",
+    explanation="An FP8 or integer weight without its scale is cast to BF16 as it is, which drafts nonsense.",
+    remedy=f"{_GET_WHOLE} (BF16): qwen36 repair {{path}} --mtp-from ORIGINAL",
+)
+def dtypes(see: Inspection) -> Iterator[Fault]:
+    for spec, info in _dense(see):
+        if info.dtype not in FLOAT_DTYPES:
+            yield Fault(
+                f"{spec.name} in {info.file} is stored as {info.dtype} without scales; vLLM would cast the raw "
+                "values to BF16",
                 tensor=spec.name,
                 file=info.file,
             )
 
 
-def _dtypes(checkpoint: Checkpoint, layout: TensorLayout) -> Iterator[Finding]:
-    fp8_checkpoint = method_of(checkpoint.quantization_config) in {"fp8", "compressed-tensors", "modelopt"}
-    for spec, info in _plain(checkpoint, layout):
-        scaled_fp8 = fp8_checkpoint and info.dtype.startswith("F8_") and _has_scale(checkpoint, spec)
-        if info.dtype not in FLOAT_DTYPES and not scaled_fp8:
-            yield _error(
-                "mtp-dtype",
-                f"{spec.name} in {info.file} is stored as {info.dtype}; vLLM would cast the raw values to BF16",
-                f"{_GET_WHOLE} (BF16): {_repair(checkpoint)} --mtp-from ORIGINAL",
-                tensor=spec.name,
-                file=info.file,
-            )
-
-
-def _quantized_consistently(checkpoint: Checkpoint, layout: TensorLayout) -> Iterator[Finding]:
-    config = checkpoint.quantization_config
-    if config is None or method_of(config) not in GPTQ_METHODS:
+@rule(
+    "mtp-quantization",
+    scope="mtp",
+    explanation="The draft is built as quantization_config says; a head stored otherwise has nowhere to go.",
+    remedy="Make config.json say how the head is stored: qwen36 repair {path}",
+)
+def quantized_consistently(see: Inspection) -> Iterator[Fault]:
+    config = see.checkpoint.quantization_config
+    known = formats.format_of(config)
+    if config is None or known is None:
+        if config is None and any((f := stored_as(see, s)) and f.quantized for s in see.layout.mtp):
+            yield Fault("the MTP head is quantized, but config.json has no quantization_config", file="config.json")
         return
-    for spec in layout.mtp:
-        module = spec.name.removesuffix(".weight")
-        if _stored_as(checkpoint.loaded, spec) == "qweight" and excluded_by_dynamic(config, module):
-            yield _error(
-                "mtp-quantization",
-                f"{module} is stored quantized, but quantization_config.dynamic leaves it unquantized",
-                "Remove the `-:` rule that matches it from config.json.",
-                tensor=f"{module}.qweight",
-                file="config.json",
-            )
-    if "dynamic" in config and config["dynamic"] is None:
-        yield _error(
-            "mtp-dynamic-null",
-            "quantization_config.dynamic is null; vLLM 0.27.1 and later crash on it when MTP is on",
-            f"Remove the key from config.json: {_repair(checkpoint)}",
+    alien = [
+        (module_of(spec), found.form)
+        for spec in see.layout.mtp
+        if (found := stored_as(see, spec)) and found.quantized and found.form not in known.forms
+    ]
+    if alien:
+        yield Fault(
+            f"{some(name for name, _ in alien)} of the head: stored as {alien[0][1]}, which vLLM does not load "
+            f"in a checkpoint of the format {known.name}",
+            tensor=f"{alien[0][0]}.weight",
+            remedy=_GRAFT,
+        )
+        return
+    wrong: dict[bool, list[str]] = {}
+    for spec in see.layout.mtp:
+        found, declared = stored_as(see, spec), known.declares(config, module_of(spec))
+        if len(spec.shape) == 2 and found and declared is not None and declared != found.quantized:
+            wrong.setdefault(found.quantized, []).append(module_of(spec))
+    for quantized, modules in wrong.items():
+        be = "is" if len(modules) == 1 else "are"
+        yield Fault(
+            f"{some(modules)} {be} stored "
+            + ("quantized, but quantization_config leaves " if quantized else "in BF16, but quantization_config has ")
+            + ("them unquantized" if quantized else f"them as {known.name}"),
+            tensor=f"{modules[0]}.weight",
             file="config.json",
         )
 
 
-def _values(checkpoint: Checkpoint, layout: TensorLayout) -> Iterator[Finding]:
-    """Matrices that are nothing but zeros, and samples that hold NaN or infinity.
+@rule(
+    "mtp-fused",
+    scope="mtp",
+    explanation="vLLM loads q/k/v and gate/up as one parameter each, which has one format.",
+    remedy=_GRAFT,
+)
+def fused(see: Inspection) -> Iterator[Fault]:
+    groups = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+    by_parent: dict[str, dict[str, str]] = {}
+    for spec in see.layout.mtp:
+        if len(spec.shape) == 2 and (found := stored_as(see, spec)):
+            parent, _, leaf = module_of(spec).rpartition(".")
+            by_parent.setdefault(parent, {})[leaf] = found.form
+    for parent, forms in by_parent.items():
+        for group in groups:
+            seen = {leaf: forms[leaf] for leaf in group if leaf in forms}
+            if len(set(seen.values())) > 1:
+                each = ", ".join(f"{leaf} {form}" for leaf, form in seen.items())
+                yield Fault(
+                    f"{parent}: vLLM loads {', '.join(group)} as one, but they are stored as {each}",
+                    tensor=f"{parent}.{group[0]}.weight",
+                )
 
-    One-dimensional tensors may be zero: the norms of this family scale by 1 + w.
-    """
-    for spec, info in _plain(checkpoint, layout):
-        if info.dtype not in FLOAT_DTYPES or info.shape != spec.shape:
-            continue
-        if len(spec.shape) > 1 and all_zero(checkpoint, info):
-            what = "holds only zeros"
-        elif has_non_finite(checkpoint, info):
-            what = "holds NaN or infinite values"
-        else:
-            continue
-        yield _error(
-            "mtp-values",
-            f"{spec.name} in {info.file} {what}",
-            f"{_GET_WHOLE}: {_repair(checkpoint)} --mtp-from ORIGINAL",
-            tensor=spec.name,
-            file=info.file,
+
+@rule(
+    "mtp-dynamic-null",
+    scope="mtp",
+    explanation=f"vLLM {vllm_versions.NULL_DYNAMIC_BREAKS} and later iterate over `dynamic` while building the draft.",
+    remedy="Remove the key from config.json: qwen36 repair {path}",
+)
+def dynamic_null(see: Inspection) -> Iterator[Fault]:
+    config = see.checkpoint.quantization_config
+    if config is None or method_of(config) not in GPTQ_METHODS or "dynamic" not in config:
+        return
+    if config["dynamic"] is None:
+        harmless = see.vllm is not None and not see.vllm.at_least(vllm_versions.NULL_DYNAMIC_BREAKS)
+        yield Fault(
+            "quantization_config.dynamic is null; vLLM 0.27.1 and later crash on it when MTP is on",
+            file="config.json",
+            severity=Severity.WARNING if harmless else None,
         )
 
 
-def _plain(checkpoint: Checkpoint, layout: TensorLayout) -> Iterable[tuple[TensorSpec, TensorInfo]]:
-    return [(spec, checkpoint.loaded[spec.name]) for spec in layout.mtp if spec.name in checkpoint.loaded]
+@rule(
+    "mtp-values",
+    scope="mtp",
+    explanation="A head of zeros or NaN drafts nothing, and stock vLLM serves on without a word.",
+    remedy=_GRAFT,
+)
+def values(see: Inspection) -> Iterator[Fault]:
+    """Matrices that are nothing but zeros, and samples that hold NaN or infinity.
 
-
-def _has_scale(checkpoint: Checkpoint, spec: TensorSpec) -> bool:
-    return any(f"{spec.name}_scale{suffix}" in checkpoint.loaded for suffix in ("", "_inv"))
-
-
-def _stored_as(loaded: dict[str, TensorInfo], spec: TensorSpec) -> str | None:
-    """``"weight"``, the name of a complete quantized form, or None when neither is there."""
-    if spec.name in loaded:
-        return "weight"
-    module = spec.name.removesuffix(".weight")
-    for form, parts in _QUANTIZED_PARTS.items():
-        if len(spec.shape) == 2 and all(f"{module}.{part}" in loaded for part in parts):
-            return form
-    return None
-
-
-def _some(names: list[str], limit: int = 3) -> str:
-    """The first few names, and how many more there are."""
-    head = ", ".join(names[:limit])
-    return head if len(names) <= limit else f"{head} and {len(names) - limit} more"
+    One-dimensional tensors may be zero: the norms of this family scale by 1 + w. A quantized linear is
+    judged by its scales.
+    """
+    judged: list[tuple[TensorSpec, TensorInfo, bool]] = []
+    for spec in see.layout.mtp:
+        form = stored_as(see, spec)
+        if form is None or (not form.quantized and form.parts["weight"].shape != spec.shape):
+            continue
+        for suffix in ("weight", "scales", "weight_scale", "weight_scale_inv"):
+            info = form.parts.get(suffix)
+            if info is not None and info.dtype in FLOAT_DTYPES:
+                judged.append((spec, info, len(spec.shape) > 1 and info.nbytes > 0))
+    found = samples(see.checkpoint, [info for _, info, _ in judged])
+    for (_, info, matrix), data in zip(judged, found, strict=True):
+        if matrix and all_zero(see.checkpoint, info, data):
+            what = "holds only zeros"
+        elif has_non_finite(info.dtype, data):
+            what = "holds NaN or infinite values"
+        else:
+            continue
+        yield Fault(f"{info.name} in {info.file} {what}", tensor=info.name, file=info.file)
 
 
 MTP_RULES = (
-    Rule(
-        "mtp-config", "mtp", "Speculative decoding by MTP needs MTP layers in config.json.", _draft_configured
-    ),
-    Rule("mtp-files", "mtp", "Every file that the index names must exist and be whole.", _files_readable),
-    Rule(
-        "mtp-present",
-        "mtp",
-        "vLLM opens only files the index names and never misses a tensor aloud.",
-        _present,
-    ),
-    Rule("mtp-shape", "mtp", "The head must fit the model it drafts for.", _shapes),
-    Rule("mtp-dtype", "mtp", "A head in a quantized dtype needs its scales.", _dtypes),
-    Rule("mtp-quantization", "mtp", "What is stored quantized must be declared so.", _quantized_consistently),
-    Rule("mtp-values", "mtp", "A head of zeros or NaN drafts nothing.", _values),
+    configured,
+    unindexed,
+    missing,
+    shapes,
+    dtypes,
+    quantized_consistently,
+    fused,
+    dynamic_null,
+    values,
 )

@@ -1,0 +1,288 @@
+"""One request over HTTP, with what can go wrong: deadlines, attempts, redirects, statuses."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import quote, urlsplit
+
+from gptq_hybrid.checkpoint.errors import CheckpointError
+
+from ._base import Reads
+
+if TYPE_CHECKING:
+    import httpx
+
+AT_ONCE = 8
+OTHERWISE = "Download the checkpoint and check the folder."
+_ATTEMPTS = 3
+_BACK_OFF = 0.25
+# A server that asks for a longer pause is not waited for.
+_LONGEST_WAIT = 5.0
+_MOST_REDIRECTS = 8
+# Reading a short body to its end keeps the connection; of a long one, a new connection is cheaper.
+_SHORT_BODY = 16 << 10
+# Unless it hangs, the thread that makes the request ends by itself at the deadline.
+_GRACE = 0.2
+
+T = TypeVar("T")
+
+
+class AbsentError(CheckpointError):
+    """The server says that there is no such file."""
+
+
+class LateError(CheckpointError):
+    """The deadline of a request passed."""
+
+
+class _MayPassError(Exception):
+    """A failure that another attempt may not meet; ``wait`` is what the server asks for, in seconds."""
+
+    def __init__(self, reason: str, wait: float | None = None) -> None:
+        super().__init__(reason)
+        self.wait = wait
+
+
+class Transfer:
+    """Requests to one server, over connections that are kept; safe to share among threads.
+
+    ``remedies`` are for a file that needs authorisation, and for a server that cannot be reached.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        timeout: float,
+        reads: Reads,
+        location: str,
+        remedies: tuple[str, str],
+    ) -> None:
+        self._url = url
+        self._shown = without_credentials(url)
+        self._headers = dict(headers)
+        self._timeout = timeout
+        self._reads = reads
+        self._location = location
+        self._when_forbidden, self._when_unreachable = remedies
+        self._lock = threading.Lock()
+        self._client: httpx.Client | None = None
+
+    def close(self) -> None:
+        """Close all connections; a later request opens new ones."""
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def at(self, name: str) -> str:
+        """What to call a file in messages."""
+        return f"{self._location}/{name}"
+
+    def explain(self, name: str, reason: str) -> str:
+        """``reason``, with the address where the file's name does not show it."""
+        return reason if self._location == self._shown else f"{reason} ({self._shown}/{name})"
+
+    def persist(self, name: str, work: Callable[[float], T]) -> T:
+        """What ``work(deadline)`` returns, after a few attempts; none begins after the first's deadline.
+
+        Raises:
+            CheckpointError: the last attempt failed (``LateError``: was cut off), or there is no point in another.
+        """
+        begun = time.monotonic()
+        attempt = 1
+        while True:
+            try:
+                return within(self._timeout + _GRACE, partial(work, time.monotonic() + self._timeout))
+            except TimeoutError:
+                raise self._late(name) from None
+            except _MayPassError as trouble:
+                wait = _BACK_OFF * 2 ** (attempt - 1) if trouble.wait is None else trouble.wait
+                too_long = wait > _LONGEST_WAIT or time.monotonic() + wait >= begun + self._timeout
+                if attempt == _ATTEMPTS or too_long:
+                    tried = f" ({attempt} attempts)" if attempt > 1 else ""
+                    raise CheckpointError(
+                        self.at(name),
+                        self.explain(name, f"cannot be read: {trouble}{tried}"),
+                        remedy=self._when_unreachable,
+                    ) from trouble
+            time.sleep(wait)
+            attempt += 1
+
+    @contextmanager
+    def answer(
+        self, method: str, name: str, headers: Mapping[str, str], deadline: float
+    ) -> Iterator[httpx.Response]:
+        """The answer to one request; httpx's errors are caught here, those of reading the body too.
+
+        Raises:
+            CheckpointError: absent (``AbsentError``), forbidden, late (``LateError``), or cannot be asked for.
+        """
+        import httpx
+
+        try:
+            response = self._follow(method, name, headers, deadline)
+            try:
+                self._refuse(response, name)
+                yield response
+            finally:
+                response.close()
+        except httpx.TimeoutException as error:
+            raise self._late(name) from error
+        except httpx.LocalProtocolError:  # its text holds the header's value, a token
+            raise CheckpointError(self.at(name), "cannot be asked for: a header is malformed") from None
+        except httpx.TransportError as error:
+            raise _MayPassError(str(error) or type(error).__name__) from error
+        # Addresses, proxies and certificates that cannot be used; connections that were closed meanwhile.
+        except (httpx.InvalidURL, ImportError, OSError, RuntimeError, ValueError) as error:
+            reason = self.explain(name, f"cannot be asked for: {error}")
+            raise CheckpointError(self.at(name), reason, remedy=self._when_unreachable) from error
+
+    def body(
+        self, response: httpx.Response, name: str, length: int, deadline: float, *, exactly: bool = True
+    ) -> bytes:
+        """The body, of ``length`` bytes; of at most that many where not ``exactly``.
+
+        Raises:
+            CheckpointError: it has more, or does not arrive in time (``LateError``).
+        """
+        pieces: list[bytes] = []
+        got = 0
+        try:
+            for piece in response.iter_raw():
+                pieces.append(piece)
+                got += len(piece)
+                if got > length:
+                    reason = f"the server sends more than the {length} bytes asked for"
+                    raise CheckpointError(self.at(name), reason, remedy=OTHERWISE)
+                if time.monotonic() > deadline and not (exactly and got == length):
+                    raise self._late(name)
+        finally:
+            with self._lock:
+                self._reads.bytes += got
+        if exactly and got < length:
+            raise _MayPassError(f"the answer ends after {got} of {length} bytes")
+        return b"".join(pieces)
+
+    def _late(self, name: str) -> LateError:
+        reason = self.explain(name, f"did not arrive within {self._timeout:g} s")
+        return LateError(self.at(name), reason, remedy=self._when_unreachable)
+
+    def _refuse(self, response: httpx.Response, name: str) -> None:
+        status, head = response.status_code, response.request.method == "HEAD"
+        if head or status >= 400:
+            _drain(response)
+        if status in (404, 410):
+            raise AbsentError(self.at(name), "does not exist")
+        # An address signed for GET answers 403 to HEAD: what a GET says counts.
+        if status in (401, 403) and not head:
+            reason = self.explain(name, f"needs authorisation (HTTP {status})")
+            raise CheckpointError(self.at(name), reason, remedy=self._when_forbidden)
+        if status in (408, 429) or (status >= 500 and not (head and status == 501)):
+            after = response.headers.get("Retry-After", "")
+            raise _MayPassError(f"HTTP {status}", float(after) if re.fullmatch("[0-9]{1,9}", after) else None)
+
+    def _follow(self, method: str, name: str, headers: Mapping[str, str], deadline: float) -> httpx.Response:
+        import httpx
+
+        client = self._open()
+        url = f"{self._url}/{quote(name, safe='/', errors='surrogatepass')}"
+        request = client.build_request(method, url, headers=headers)
+        for _ in range(_MOST_REDIRECTS):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise self._late(name)
+            request.extensions["timeout"] = httpx.Timeout(left).as_dict()
+            with self._lock:
+                self._reads.note(0)
+            response = client.send(request, stream=True)
+            following = response.next_request
+            if following is None:
+                return response
+            try:
+                _drain(response)
+            finally:
+                response.close()
+            old, new = request.url, following.url
+            if new.scheme not in ("http", "https") or (old.scheme, new.scheme) == ("https", "http"):
+                reason = f"is redirected from {old.scheme} to {new.scheme}, which is refused"
+                raise CheckpointError(self.at(name), self.explain(name, reason))
+            if (old.host, old.port) != (new.host, new.port):
+                # httpx drops Authorization alone, but a key may be in any header.
+                for given in self._headers:
+                    following.headers.pop(given, None)
+            request = following
+        raise CheckpointError(
+            self.at(name), self.explain(name, f"is redirected more than {_MOST_REDIRECTS} times")
+        )
+
+    def _open(self) -> httpx.Client:
+        import httpx
+
+        with self._lock:
+            if self._client is None:
+                self._client = httpx.Client(
+                    headers={
+                        "User-Agent": "vllm-qwen36-plugin",
+                        **self._headers,
+                        "Accept-Encoding": "identity",
+                    },
+                    # Not bounded, or requests that were left behind would keep others waiting.
+                    limits=httpx.Limits(max_connections=None, max_keepalive_connections=AT_ONCE),
+                )
+            return self._client
+
+
+def within(seconds: float, work: Callable[[], T]) -> T:
+    """What ``work`` returns or raises, if it does so in time; else it is left behind.
+
+    httpx has no timeout for a host name that is not resolved, nor for headers that drip in byte by byte.
+
+    Raises:
+        TimeoutError: it did not.
+    """
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - raised again by result()
+            outcome.set_exception(error)
+
+    # A daemon, unlike an executor's thread, does not keep the process from ending.
+    threading.Thread(target=run, daemon=True, name="checkpoint-read").start()
+    return outcome.result(seconds)
+
+
+def without_credentials(url: str) -> str:
+    """The address of a folder as messages may show it.
+
+    Raises:
+        CheckpointError: it is no such address.
+    """
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise CheckpointError(url, "is not an http:// or https:// address")
+    shown = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+    if parts.query or parts.fragment:
+        raise CheckpointError(shown, "has a query or fragment; it must be the address of a folder")
+    return shown
+
+
+def _drain(response: httpx.Response) -> None:
+    length = response.headers.get("Content-Length", "")
+    short = length.isdecimal() and int(length) <= _SHORT_BODY
+    if short or response.request.method == "HEAD":
+        for _ in response.iter_raw():
+            pass

@@ -1,0 +1,225 @@
+"""A checkpoint folder behind any HTTP server that answers range requests."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from gptq_hybrid.checkpoint.errors import CheckpointError
+
+from ._base import Range, Reads, leads_out
+from ._transfer import AT_ONCE, OTHERWISE, AbsentError, LateError, Transfer, without_credentials
+
+if TYPE_CHECKING:
+    import httpx
+
+_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})", re.ASCII | re.IGNORECASE)
+_NO_SUCH_RANGE = re.compile(r"bytes \*/(\d{1,19})", re.ASCII | re.IGNORECASE)
+
+
+class HttpFiles:
+    """The files under ``base_url``; requests are made one per read, at most eight at a time.
+
+    ``listing`` names all files where that is known: others are then absent without a request.
+    ``timeout`` bounds each request as a whole, in seconds; a read takes at most twice that, with its retries.
+    ``headers`` (and credentials in the URL) are not sent to another host that the server redirects to.
+
+    Raises:
+        CheckpointError: ``base_url`` is not the address of a folder.
+    """
+
+    far = True
+    when_forbidden = "Put credentials into the address (https://USER:PASSWORD@HOST/…), or download it."
+    when_unreachable = "Check the address and the connection."
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = 30.0,
+        listing: Iterable[str] | None = None,
+        location: str | None = None,
+    ) -> None:
+        url = base_url.rstrip("/")
+        self.location = without_credentials(url) if location is None else location
+        self.folder: Path | None = None
+        self.reads = Reads()
+        self._listing = None if listing is None else frozenset(listing)
+        self._sizes: dict[str, int | None] = {}
+        self._lock = threading.Lock()
+        remedies = (self.when_forbidden, self.when_unreachable)
+        self._transfer = Transfer(url, headers or {}, timeout, self.reads, self.location, remedies)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections; a later read opens new ones."""
+        self._transfer.close()
+
+    def names(self) -> tuple[str, ...] | None:
+        if self._listing is None:
+            return None
+        return tuple(sorted(name for name in self._listing if "/" not in name))
+
+    def refusal(self, name: str) -> str | None:
+        return "leads out of the checkpoint" if leads_out(name) else None
+
+    def size(self, name: str) -> int | None:
+        """Size in bytes, asked for once; None where there is no such file (or :meth:`refusal` applies).
+
+        Raises:
+            CheckpointError: the server cannot be asked, or does not say.
+        """
+        if self.refusal(name) is not None or self._is_absent(name):
+            return None
+        if name not in self._sizes:
+            try:
+                if not self._transfer.persist(name, lambda deadline: self._head(name, deadline)):
+                    self.read(Range(name, 0, 1))
+            except AbsentError:
+                self._sizes[name] = None
+        return self._sizes[name]
+
+    def read(self, part: Range) -> bytes:
+        """The bytes of one range; fewer where the file ends before it.
+
+        Raises:
+            CheckpointError: no such file, not allowed, refused, no range support, or no answer in time.
+        """
+        name, nothing = part.name, part.count is not None and part.count <= 0
+        why = self.refusal(name)
+        if why is not None:
+            raise CheckpointError(self._transfer.at(name), why)
+        if self._is_absent(name) or (nothing and self.size(name) is None):
+            raise AbsentError(self._transfer.at(name), "does not exist")
+        known = self._sizes.get(name)
+        if nothing or (known is not None and part.begin >= known):
+            return b""
+        try:
+            return self._transfer.persist(name, lambda deadline: self._get(part, deadline))
+        except AbsentError:
+            self._sizes[name] = None
+            raise
+
+    def read_many(self, parts: Sequence[Range]) -> list[bytes | Exception]:
+        late: list[LateError] = []
+
+        def one(part: Range) -> bytes | Exception:
+            # Thousands of ranges must not each wait for a server that hangs.
+            if late:
+                reason = f"was not read after this: {late[0].message}"
+                return CheckpointError(self._transfer.at(part.name), reason, remedy=late[0].remedy)
+            try:
+                return self.read(part)
+            except CheckpointError as error:
+                if isinstance(error, LateError):
+                    late.append(error)
+                return error
+
+        pool = ThreadPoolExecutor(AT_ONCE)
+        try:
+            return list(pool.map(one, parts))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _is_absent(self, name: str) -> bool:
+        unlisted = self._listing is not None and name not in self._listing
+        return unlisted or self._sizes.get(name, 0) is None
+
+    def _learn(self, name: str, size: int) -> None:
+        with self._lock:
+            before = self._sizes.setdefault(name, size)
+        if before != size:
+            reason = f"changed while it was read: it had {before} bytes, then {size}"
+            raise CheckpointError(self._transfer.at(name), reason)
+
+    def _head(self, name: str, deadline: float) -> bool:
+        """Learn the size; False where a HEAD request does not tell it."""
+        with self._transfer.answer("HEAD", name, {}, deadline) as response:
+            size = _content_length(response)
+            told = response.status_code == 200 and size is not None and not _encoding(response)
+            if told and size is not None:
+                self._learn(name, size)
+            return told
+
+    def _get(self, part: Range, deadline: float) -> bytes:
+        last = "" if part.count is None else part.begin + part.count - 1
+        asked = {"Range": f"bytes={part.begin}-{last}"}
+        with self._transfer.answer("GET", part.name, asked, deadline) as response:
+            begin, end, size = self._sent(part, response)
+            if size is None:
+                data = self._transfer.body(response, part.name, end, deadline, exactly=False)
+                self._learn(part.name, len(data))
+                return data
+            self._learn(part.name, size)
+            if begin == end:
+                return b""
+            return self._transfer.body(response, part.name, end - begin, deadline)
+
+    def _sent(self, part: Range, response: httpx.Response) -> tuple[int, int, int | None]:
+        """Begin and end of what the body holds, which is what was asked for, and the file's size if it is told."""
+        where, status = self._transfer.at(part.name), response.status_code
+        asked_end = None if part.count is None else part.begin + part.count
+        if status == 416:
+            found = _NO_SUCH_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
+            size = int(found[1]) if found else None
+            # Without a size it is believed of an empty file only: nothing else has no byte 0.
+            if size is None and part.begin == 0:
+                size = 0
+            if size is None or size > part.begin:
+                raise CheckpointError(
+                    where, f"the server refuses to send bytes from {part.begin} on (HTTP 416)"
+                )
+            return size, size, size
+        if status not in (200, 206):
+            raise CheckpointError(
+                where, self._transfer.explain(part.name, f"was answered with HTTP {status}")
+            )
+        if encoding := _encoding(response):
+            raise CheckpointError(where, f"is only sent in the encoding {encoding!r}", remedy=OTHERWISE)
+        if status == 200:
+            length = _content_length(response)
+            # All of a small file; in chunks, since without their end a cut would go unnoticed.
+            if part.begin == 0 and length is None and asked_end is not None and _in_chunks(response):
+                return 0, asked_end, None
+            if part.begin > 0 or length is None or (asked_end is not None and length > asked_end):
+                reason = self._transfer.explain(
+                    part.name, "the server does not answer range requests (HTTP 200)"
+                )
+                raise CheckpointError(where, reason, remedy=OTHERWISE)
+            return 0, length, length
+        got = response.headers.get("Content-Range", "")
+        found = _RANGE.fullmatch(got.strip())
+        begin, end, size = (int(found[1]), int(found[2]) + 1, int(found[3])) if found else (-1, -1, -1)
+        if (begin, end) != (part.begin, size if asked_end is None else min(asked_end, size)):
+            asked = response.request.headers.get("Range")
+            raise CheckpointError(
+                where,
+                f"the server was asked for {asked} and sent {got or 'no Content-Range'}",
+                remedy=OTHERWISE,
+            )
+        return begin, end, size
+
+
+def _content_length(response: httpx.Response) -> int | None:
+    length = response.headers.get("Content-Length", "")
+    return int(length) if re.fullmatch("[0-9]{1,19}", length) else None
+
+
+def _in_chunks(response: httpx.Response) -> bool:
+    coding: str = response.headers.get("Transfer-Encoding", "")
+    return coding.lower() == "chunked"
+
+
+def _encoding(response: httpx.Response) -> str:
+    encoding: str = response.headers.get("Content-Encoding", "")
+    return "" if encoding.lower() == "identity" else encoding

@@ -1,0 +1,141 @@
+"""A checkpoint on the Hugging Face hub, read in place."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gptq_hybrid.checkpoint.errors import CheckpointError
+
+from ._base import Files
+from ._transfer import within, without_credentials
+from .http import HttpFiles
+from .local import LocalFiles
+
+# The rules of huggingface_hub.utils.validate_repo_id, without importing it, and with an owner.
+_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
+_REPO = re.compile(rf"{_NAME}/{_NAME}")
+# What git allows in the name of a branch or tag; a commit is one too.
+_REVISION = re.compile(r"(?![-/.])[^\x00-\x20\x7f~^:?*\[\\]{1,250}(?<![/.])")
+_OFFLINE = "HF_HUB_OFFLINE=1 checks the copy in the cache instead, if there is one."
+_LOG_IN = "Set HF_TOKEN, or run `hf auth login`"
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether ``text`` is OWNER/NAME or OWNER/NAME@REVISION, as the hub's naming rules allow."""
+    repo, at, revision = text.partition("@")
+    return (
+        _REPO.fullmatch(repo) is not None
+        and "--" not in repo
+        and ".." not in repo
+        and not repo.endswith(".git")
+        and (not at or (_REVISION.fullmatch(revision) is not None and ".." not in revision))
+    )
+
+
+class _HubFiles(HttpFiles):
+    when_forbidden = f"{_LOG_IN}; of a gated model, accept the licence on its page first."
+    when_unreachable = f"Check the connection. {_OFFLINE}"
+
+
+def open_hub(repo_id: str, *, timeout: float = 30.0, endpoint: str | None = None) -> Files:
+    """The files of OWNER/NAME or OWNER/NAME@REVISION, all of the one commit that the revision is now.
+
+    One request, for the listing. With HF_HUB_OFFLINE set it is the folder in the local cache, and none.
+    ``endpoint`` is HF_ENDPOINT's unless given.
+
+    Raises:
+        CheckpointError: not an id, no such model or revision, not allowed, not reached, not in the cache.
+    """
+    from huggingface_hub import constants, get_token, hf_hub_url
+
+    if not is_hub_id(repo_id):
+        raise CheckpointError(repo_id, "is not a hub id", remedy="Give OWNER/NAME or OWNER/NAME@REVISION.")
+    repo, _, revision = repo_id.partition("@")
+    if constants.HF_HUB_OFFLINE:
+        return _cached(repo_id)
+    endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
+    without_credentials(endpoint)
+    token = get_token()
+    info = _info(repo_id, endpoint, token, timeout)
+    # Of a renamed model the new name: the old one costs a redirect per read.
+    repo = info.id if isinstance(info.id, str) and is_hub_id(info.id) else repo
+    url = hf_hub_url(repo, "config.json", revision=info.sha or revision or "main", endpoint=endpoint)
+    return _HubFiles(
+        url.removesuffix("/config.json"),
+        headers={"Authorization": f"Bearer {token}"} if token else None,
+        timeout=timeout,
+        listing=[file.rfilename for file in info.siblings] if info.siblings is not None else None,
+        location=repo_id,
+    )
+
+
+def _info(repo_id: str, endpoint: str, token: str | None, timeout: float) -> Any:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    repo, _, revision = repo_id.partition("@")
+    ask = HfApi(endpoint=endpoint, token=token or False).model_info
+    try:
+        return within(timeout, partial(ask, repo, revision=revision or None, timeout=timeout))
+    except TimeoutError as error:
+        raise CheckpointError(
+            repo_id,
+            f"the hub ({endpoint}) did not answer within {timeout:g} s",
+            remedy=_HubFiles.when_unreachable,
+        ) from error
+    except HfHubHTTPError as error:
+        raise _refused(repo_id, endpoint, error) from error
+    # Its releases use requests, httpx or httpx2, and let their errors through; HfHubHTTPError derives from
+    # the base class of whichever it is.
+    except (OSError, *HfHubHTTPError.__bases__) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(
+            repo_id, f"the hub ({endpoint}) cannot be reached: {reason}", remedy=_HubFiles.when_unreachable
+        ) from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            repo_id, f"{endpoint} does not answer as a hub does", remedy="Check HF_ENDPOINT."
+        ) from error
+
+
+def _refused(repo_id: str, endpoint: str, error: Exception) -> CheckpointError:
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    repo, _, revision = repo_id.partition("@")
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, RevisionNotFoundError):
+        remedy = f"Its branches and commits are listed at {endpoint}/{repo}/commits/main."
+        return CheckpointError(repo_id, f"the model has no revision {revision!r}", remedy=remedy)
+    if isinstance(error, GatedRepoError):
+        remedy = f"Accept its licence at {endpoint}/{repo}. {_LOG_IN}."
+        return CheckpointError(repo_id, "is a gated model, and needs authorisation", remedy=remedy)
+    if isinstance(error, RepositoryNotFoundError) or status == 404:
+        remedy = f"Check the spelling. {_LOG_IN} for a private model."
+        return CheckpointError(
+            repo_id, f"there is no such folder here, and no such public model on {endpoint}", remedy=remedy
+        )
+    if status in (401, 403):
+        # The hub does not tell whether a model that this account may not see exists.
+        remedy = f"Check the spelling. {_LOG_IN}; a token that is set may have expired."
+        return CheckpointError(repo_id, f"needs authorisation (HTTP {status})", remedy=remedy)
+    return CheckpointError(
+        repo_id, f"the hub ({endpoint}) answered with HTTP {status}", remedy=f"Try again later. {_OFFLINE}"
+    )
+
+
+def _cached(repo_id: str) -> Files:
+    from huggingface_hub import try_to_load_from_cache
+
+    repo, _, revision = repo_id.partition("@")
+    found = try_to_load_from_cache(repo, "config.json", revision=revision or None)
+    if not isinstance(found, str):
+        raise CheckpointError(
+            repo_id,
+            "is not in the cache, and HF_HUB_OFFLINE is set",
+            remedy=f"Unset HF_HUB_OFFLINE, or download it first: hf download {repo}"
+            + (f" --revision {revision}" if revision else ""),
+        )
+    return LocalFiles(Path(found).parent)

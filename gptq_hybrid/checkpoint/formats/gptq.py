@@ -1,0 +1,66 @@
+"""GPTQ as gptqmodel (and AutoGPTQ) writes it: qweight, scales, qzeros, g_idx."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from gptq_hybrid.checkpoint.layout import LinearSpec
+from gptq_hybrid.checkpoint.quantization import GPTQ_METHODS, dynamic_rule, excluded_by_dynamic, with_mtp_excluded
+
+from ._base import Config, Expected, Format, Stored, Tensors, groups_of, integer, parts_of, strings, vllm_name
+
+_SUFFIXES = ("qweight", "scales", "qzeros", "g_idx")
+
+
+def _stored(tensors: Tensors, module: str) -> Stored | None:
+    parts = parts_of(tensors, module, _SUFFIXES)
+    if "qweight" not in parts or "scales" not in parts:
+        return None
+    qweight, scales = parts["qweight"].shape, parts["scales"].shape
+    # AWQ uses the same names but packs along the output: qweight is [in, out / 8], not [in / 8, out].
+    if len(qweight) != 2 or len(scales) != 2 or qweight[1] != scales[1]:
+        return None
+    return Stored("gptq", parts)
+
+
+def _declares(config: Config, module: str) -> bool | None:
+    if excluded_by_dynamic(config, module) or excluded_by_dynamic(config, vllm_name(module)):
+        return False
+    listed = strings(config.get("modules_in_block_to_quantize"))
+    # vLLM takes a listed name as a substring; without a list it looks at what is stored.
+    return any(name in module for name in listed) if listed else None
+
+
+def settings(config: Config, module: str) -> tuple[int, int]:
+    """Bits and group size of one module, ``dynamic`` overrides applied."""
+    rule = dynamic_rule(config, module)
+    override: Config = rule if isinstance(rule, dict) else {}
+    return (
+        integer(override, "bits", integer(config, "bits", 4)),
+        integer(override, "group_size", integer(config, "group_size", 128)),
+    )
+
+
+def expected(bits: int, group_size: int, linear: LinearSpec) -> Expected:
+    """int32 words hold 32/bits values along the input (qweight) or the output (qzeros)."""
+    words = {"I32"}
+    groups = groups_of(linear.in_features, group_size)
+    return {
+        "qweight": (frozenset(words), (linear.in_features * bits // 32, linear.out_features)),
+        "scales": (frozenset({"F16", "BF16"}), (groups, linear.out_features)),
+        "qzeros": (frozenset(words), (groups, linear.out_features * bits // 32)),
+        "g_idx": (frozenset(words), (linear.in_features,)),
+    }
+
+
+def _expected(config: Config, linear: LinearSpec) -> Expected | None:
+    bits, group_size = settings(config, linear.name)
+    return expected(bits, group_size, linear) if bits in {2, 3, 4, 8} else None
+
+
+def _exclude_mtp(config: Config, modules: Sequence[str]) -> dict[str, Any]:
+    return with_mtp_excluded(config)
+
+
+GPTQ = Format("GPTQ", GPTQ_METHODS, frozenset({"gptq"}), _SUFFIXES, _stored, _declares, _expected, _exclude_mtp)

@@ -1,0 +1,16 @@
+"""No ``quantization_config``: a BF16 or FP16 original."""
+
+from __future__ import annotations
+
+from ._base import Format
+
+UNQUANTIZED = Format(
+    "unquantized",
+    frozenset(),
+    frozenset(),
+    (),
+    lambda tensors, module: None,
+    lambda config, module: False,
+    lambda config, linear: None,
+    lambda config, modules: dict(config),
+)

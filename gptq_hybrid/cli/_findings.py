@@ -1,0 +1,43 @@
+"""How findings and rules look in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from gptq_hybrid.checkpoint import Finding, Rule, Severity
+
+_COLOUR = {Severity.ERROR: "red", Severity.WARNING: "yellow"}
+
+
+def plain(text: str) -> str:
+    """Text of a checkpoint, safe to print: no markup, and no control character to move the cursor with."""
+    return escape("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text))
+
+
+def findings_table(findings: Iterable[Finding]) -> Table:
+    """One row a finding: severity, rule, then what is wrong and what to do."""
+    table = Table(box=SIMPLE_HEAD, show_header=True, pad_edge=False, expand=False)
+    table.add_column("severity", no_wrap=True)
+    table.add_column("rule", no_wrap=True)
+    table.add_column("what is wrong, and what to do", overflow="fold")
+    for finding in findings:
+        table.add_row(
+            f"[{_COLOUR[finding.severity]}]{finding.severity}[/]",
+            finding.rule,
+            f"{plain(finding.message)}\n→ {plain(finding.remedy)}",
+        )
+    return table
+
+
+def rules_table(rules: Iterable[Rule]) -> Table:
+    """One row a rule: id, severity, and why it is there."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("rule", "severity", "why"):
+        table.add_column(column, no_wrap=column != "why", overflow="fold")
+    for rule in rules:
+        table.add_row(rule.id, f"[{_COLOUR[rule.severity]}]{rule.severity}[/]", plain(rule.explanation))
+    return table

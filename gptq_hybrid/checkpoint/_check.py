@@ -56,7 +56,9 @@ def check(
 def inspect(checkpoint: Checkpoint, *, mtp: bool = True, vllm: VllmRelease | None = None) -> Report:
     """:func:`check` of an open checkpoint; ``vllm=None`` means no particular release."""
     try:
-        findings = run_rules(checkpoint, without=frozenset() if mtp else frozenset({"mtp"}), mtp=mtp, vllm=vllm)
+        findings = run_rules(
+            checkpoint, without=frozenset() if mtp else frozenset({"mtp"}), mtp=mtp, vllm=vllm
+        )
     except UnsupportedArchitectureError as error:
         return Report.unreadable(checkpoint.location, error, vllm)
     return Report.of(checkpoint, findings, mtp=mtp, vllm=vllm)
@@ -96,7 +98,9 @@ def run_rules(
             found.append(Finding(rule.id, Severity.ERROR, error.message, remedy, file=error.path.name))
         except Exception as error:  # noqa: BLE001 - rules are plugins, and meet files that nobody foresaw
             what = f"the rule {rule.id} failed on this checkpoint: {type(error).__name__}: {error}"
-            found.append(Finding("rule-failed", Severity.ERROR, what, "Report this, with the checkpoint's config."))
+            found.append(
+                Finding("rule-failed", Severity.ERROR, what, "Report this, with the checkpoint's config.")
+            )
     return sorted(found, key=lambda finding: finding.severity is not Severity.ERROR)
 
 

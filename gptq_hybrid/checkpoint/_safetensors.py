@@ -152,7 +152,9 @@ def _parse(where: str, file: str, raw: bytes, data_start: int, size: int) -> Hea
     try:
         header = json.loads(raw, object_pairs_hook=_unique_pairs)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(where, f"has a header that is not valid JSON: {error}", remedy=_AGAIN) from error
+        raise CheckpointError(
+            where, f"has a header that is not valid JSON: {error}", remedy=_AGAIN
+        ) from error
     if not isinstance(header, dict) or not raw.startswith(b"{"):
         raise CheckpointError(where, "has a header that is not a JSON object", remedy=_AGAIN)
     metadata = header.pop("__metadata__", None) or {}
@@ -205,5 +207,7 @@ def _refuse_gaps(where: str, tensors: Mapping[str, TensorInfo], data_start: int,
         at, before = info.end, info.name
     if at != size:
         raise CheckpointError(
-            where, f"has {size - at} bytes after its last tensor: it is not what its header says", remedy=_AGAIN
+            where,
+            f"has {size - at} bytes after its last tensor: it is not what its header says",
+            remedy=_AGAIN,
         )

@@ -61,7 +61,7 @@ class VllmRelease:
         """Whether this is release ``other`` or newer; builds and release candidates count as their release."""
         from packaging.version import Version
 
-        return self.version.release >= Version(other).release
+        return Version(self.version.base_version) >= Version(other)
 
     @property
     def cpu(self) -> bool:

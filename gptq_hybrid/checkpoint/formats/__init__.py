@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ._base import FLOAT_DTYPES, Format, Stored, dense_or_none
+from ._base import FLOAT_DTYPES, Format, Stored, dense_or_none, vllm_name
 from .auto_round import AUTO_ROUND
 from .awq import AWQ
 from .compressed_tensors import COMPRESSED_TENSORS
@@ -18,7 +18,22 @@ from .unquantized import UNQUANTIZED
 
 FORMATS: tuple[Format, ...] = (GPTQ, AUTO_ROUND, AWQ, COMPRESSED_TENSORS, FP8)
 
-__all__ = ["AUTO_ROUND", "FLOAT_DTYPES", "FORMATS", "UNQUANTIZED", "Format", "Stored", "dense_or_none", "format_of", "stored"]
+__all__ = [
+    "AUTO_ROUND",
+    "AWQ",
+    "COMPRESSED_TENSORS",
+    "FLOAT_DTYPES",
+    "FORMATS",
+    "FP8",
+    "GPTQ",
+    "UNQUANTIZED",
+    "Format",
+    "Stored",
+    "dense_or_none",
+    "format_of",
+    "stored",
+    "vllm_name",
+]
 
 
 def format_of(quantization_config: Mapping[str, Any] | None) -> Format | None:

@@ -32,7 +32,9 @@ def _declares(config: Config, module: str) -> bool | None:
 
 def _expected(config: Config, linear: LinearSpec) -> Expected | None:
     bits = integer(config, "bits", integer(config, "w_bit", 4))
-    groups = groups_of(linear.in_features, integer(config, "group_size", integer(config, "q_group_size", 128)))
+    groups = groups_of(
+        linear.in_features, integer(config, "group_size", integer(config, "q_group_size", 128))
+    )
     packed = linear.out_features * bits // 32
     return {
         "qweight": (frozenset({"I32"}), (linear.in_features, packed)),

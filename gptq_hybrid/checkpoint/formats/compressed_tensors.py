@@ -7,7 +7,19 @@ from typing import Any
 
 from gptq_hybrid.checkpoint.layout import LinearSpec
 
-from ._base import Config, Expected, Format, Stored, Tensors, groups_of, integer, matches, parts_of, strings, vllm_name
+from ._base import (
+    Config,
+    Expected,
+    Format,
+    Stored,
+    Tensors,
+    groups_of,
+    integer,
+    matches,
+    parts_of,
+    strings,
+    vllm_name,
+)
 
 _SUFFIXES = (
     "weight_packed",
@@ -46,7 +58,9 @@ def _declares(config: Config, module: str) -> bool | None:
     groups = config.get("config_groups")
     if not isinstance(groups, dict):
         return None
-    targets = [t for group in groups.values() if isinstance(group, dict) for t in strings(group.get("targets"))]
+    targets = [
+        t for group in groups.values() if isinstance(group, dict) for t in strings(group.get("targets"))
+    ]
     return "Linear" in targets or _named(targets, module)
 
 

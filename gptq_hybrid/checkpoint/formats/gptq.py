@@ -6,7 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from gptq_hybrid.checkpoint.layout import LinearSpec
-from gptq_hybrid.checkpoint.quantization import GPTQ_METHODS, dynamic_rule, excluded_by_dynamic, with_mtp_excluded
+from gptq_hybrid.checkpoint.quantization import (
+    GPTQ_METHODS,
+    dynamic_rule,
+    excluded_by_dynamic,
+    with_mtp_excluded,
+)
 
 from ._base import Config, Expected, Format, Stored, Tensors, groups_of, integer, parts_of, strings, vllm_name
 
@@ -63,4 +68,6 @@ def _exclude_mtp(config: Config, modules: Sequence[str]) -> dict[str, Any]:
     return with_mtp_excluded(config)
 
 
-GPTQ = Format("GPTQ", GPTQ_METHODS, frozenset({"gptq"}), _SUFFIXES, _stored, _declares, _expected, _exclude_mtp)
+GPTQ = Format(
+    "GPTQ", GPTQ_METHODS, frozenset({"gptq"}), _SUFFIXES, _stored, _declares, _expected, _exclude_mtp
+)

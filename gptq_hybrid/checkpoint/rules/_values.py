@@ -10,8 +10,8 @@ from gptq_hybrid.checkpoint._safetensors import TensorInfo
 SAMPLE_BYTES = 4096
 # 16 samples of 4 KiB from each of 15 tensors read 1 MiB of the 0.85 GB head.
 SAMPLES = 16
-# Over a network a sample is a round trip: these two read 120 KiB of the head.
-FAR_SAMPLES = 2
+# Over a network a sample is a round trip and bytes are slow: these read 15 KiB of the head in 30 requests.
+FAR_SAMPLES, FAR_SAMPLE_BYTES = 2, 512
 _SCAN_BYTES = 1 << 22
 
 # Exponent bits all set mean infinity or NaN (IEEE 754, and bfloat16 alike). In little-endian bytes: the
@@ -26,14 +26,16 @@ _ALL = bytes(range(256))
 
 def samples(checkpoint: Checkpoint, infos: Sequence[TensorInfo], count: int | None = None) -> list[bytes]:
     """``count`` pieces of each tensor (fewer of a small one), joined by tensor; one batch of reads."""
-    count = (FAR_SAMPLES if checkpoint.files.far else SAMPLES) if count is None else count
+    far = checkpoint.files.far
+    count = (FAR_SAMPLES if far else SAMPLES) if count is None else count
+    size = FAR_SAMPLE_BYTES if far else SAMPLE_BYTES
     parts: list[tuple[TensorInfo, int, int]] = []
     owners: list[int] = []
     for number, info in enumerate(infos):
-        last = max(0, info.nbytes - SAMPLE_BYTES)
+        last = max(0, info.nbytes - size)
         # Aligned to eight bytes so that every sample starts on an element.
         for start in sorted({last * i // max(1, count - 1) & ~7 for i in range(count)}):
-            parts.append((info, start, SAMPLE_BYTES))
+            parts.append((info, start, size))
             owners.append(number)
     out = [b""] * len(infos)
     for owner, data in zip(owners, checkpoint.read_parts(parts), strict=True):

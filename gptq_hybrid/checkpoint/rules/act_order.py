@@ -156,7 +156,9 @@ def version(see: Inspection) -> Iterator[Fault]:
         return  # act-order-flag-only says what to do about that
     limit = vllm_versions.NO_ACT_ORDER
     if see.vllm is not None and see.vllm.at_least(limit):
-        yield Fault(f"desc_act: true; vLLM {limit} and later, {see.vllm} among them, refuse it", file="config.json")
+        yield Fault(
+            f"desc_act: true; vLLM {limit} and later, {see.vllm} among them, refuse it", file="config.json"
+        )
     else:
         yield Fault(
             "desc_act: true loads in vLLM up to 0.29 alone, and costs a permutation of the input of every layer",

@@ -143,7 +143,9 @@ def quantized_consistently(see: Inspection) -> Iterator[Fault]:
     known = formats.format_of(config)
     if config is None or known is None:
         if config is None and any((f := stored_as(see, s)) and f.quantized for s in see.layout.mtp):
-            yield Fault("the MTP head is quantized, but config.json has no quantization_config", file="config.json")
+            yield Fault(
+                "the MTP head is quantized, but config.json has no quantization_config", file="config.json"
+            )
         return
     alien = [
         (module_of(spec), found.form)
@@ -167,7 +169,11 @@ def quantized_consistently(see: Inspection) -> Iterator[Fault]:
         be = "is" if len(modules) == 1 else "are"
         yield Fault(
             f"{some(modules)} {be} stored "
-            + ("quantized, but quantization_config leaves " if quantized else "in BF16, but quantization_config has ")
+            + (
+                "quantized, but quantization_config leaves "
+                if quantized
+                else "in BF16, but quantization_config has "
+            )
             + ("them unquantized" if quantized else f"them as {known.name}"),
             tensor=f"{modules[0]}.weight",
             file="config.json",
@@ -201,7 +207,7 @@ def fused(see: Inspection) -> Iterator[Fault]:
 @rule(
     "mtp-dynamic-null",
     scope="mtp",
-    explanation=f"vLLM {vllm_versions.NULL_DYNAMIC_BREAKS} and later iterate over `dynamic` while building the draft.",
+    explanation=f"From {vllm_versions.NULL_DYNAMIC_BREAKS} on vLLM iterates over `dynamic` to build the draft.",
     remedy="Remove the key from config.json: qwen36 repair {path}",
 )
 def dynamic_null(see: Inspection) -> Iterator[Fault]:

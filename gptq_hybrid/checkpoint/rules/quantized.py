@@ -120,7 +120,9 @@ def copies(see: Inspection) -> Iterator[Fault]:
 def missing(see: Inspection) -> Iterator[Fault]:
     loaded, stray = see.checkpoint.loaded, see.checkpoint.stray
     absent = [spec.name for spec in see.layout.plain if not _there(loaded, spec.name)]
-    absent += [linear.weight.name for linear in see.layout.quantized if not _there(loaded, linear.weight.name)]
+    absent += [
+        linear.weight.name for linear in see.layout.quantized if not _there(loaded, linear.weight.name)
+    ]
     unindexed = [name for name in absent if _there(stray, name)]
     gone = [name for name in absent if name not in set(unindexed)]
     if unindexed:
@@ -211,7 +213,9 @@ def mismatch(see: Inspection) -> Iterator[Fault]:
     known = formats.format_of(config)
     if config is None or known is None:
         return
-    states = [(linear.name, found.quantized, known.declares(config, linear.name)) for linear, found in linears(see)]
+    states = [
+        (linear.name, found.quantized, known.declares(config, linear.name)) for linear, found in linears(see)
+    ]
     packed = [name for name, quantized, declared in states if quantized and declared is False]
     dense = [name for name, quantized, declared in states if not quantized and declared is True]
     if packed:
@@ -314,7 +318,9 @@ def plain_dtype(see: Inspection) -> Iterator[Fault]:
         found = formats.stored(loaded, spec.name.removesuffix(".weight"))
         info = loaded.get(spec.name)
         if info is not None and info.dtype not in formats.FLOAT_DTYPES and not (found and found.quantized):
-            yield Fault(f"{spec.name} is stored as {info.dtype} without scales", tensor=spec.name, file=info.file)
+            yield Fault(
+                f"{spec.name} is stored as {info.dtype} without scales", tensor=spec.name, file=info.file
+            )
 
 
 @rule(
@@ -356,7 +362,9 @@ def scales(see: Inspection) -> Iterator[Fault]:
         info
         for _, found in linears(see)
         for suffix in _SCALES
-        if (info := found.parts.get(suffix)) is not None and info.dtype in formats.FLOAT_DTYPES and info.nbytes
+        if (info := found.parts.get(suffix)) is not None
+        and info.dtype in formats.FLOAT_DTYPES
+        and info.nbytes
     ]
     if see.checkpoint.files.far:
         infos = infos[:: max(1, len(infos) // _MOST_SCALES_FAR)][:_MOST_SCALES_FAR]

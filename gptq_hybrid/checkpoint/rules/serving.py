@@ -72,7 +72,9 @@ def text_only_release(see: Inspection) -> Iterator[Fault]:
     if see.vllm is None or not isinstance(named, list) or "Qwen3_5ForCausalLM" not in named:
         return
     if not see.vllm.at_least(vllm_versions.TEXT_ONLY_SINCE):
-        yield Fault(f"vLLM {see.vllm} does not know the text-only class Qwen3_5ForCausalLM", file="config.json")
+        yield Fault(
+            f"vLLM {see.vllm} does not know the text-only class Qwen3_5ForCausalLM", file="config.json"
+        )
     elif see.mtp and see.layout.mtp and not see.vllm.at_least(vllm_versions.TEXT_ONLY_MTP_SINCE):
         yield Fault(
             f"vLLM {see.vllm} has no MTP for text-only checkpoints; {vllm_versions.TEXT_ONLY_MTP_SINCE} has",
@@ -94,7 +96,9 @@ def prefix(see: Inspection) -> Iterator[Fault]:
     # vLLM's text-only class strips the longer prefix.
     if text_only and (see.vllm is None or see.vllm.at_least(vllm_versions.TEXT_ONLY_MTP_SINCE)):
         return
-    yield Fault(f"the layers are called {have}.*, but this config.json goes with {wanted}.*", file="config.json")
+    yield Fault(
+        f"the layers are called {have}.*, but this config.json goes with {wanted}.*", file="config.json"
+    )
 
 
 @rule(
@@ -145,10 +149,14 @@ def processor(see: Inspection) -> Iterator[Fault]:
     if not serves_images(see):
         return
     if not any(see.checkpoint.has(name) for name in _PROCESSORS):
-        yield Fault("there is no preprocessor_config.json, which the multimodal class needs", file=_PROCESSORS[0])
+        yield Fault(
+            "there is no preprocessor_config.json, which the multimodal class needs", file=_PROCESSORS[0]
+        )
     elif not see.checkpoint.has(_PROCESSORS[1]) and not see.checkpoint.has(_VIDEO):
         yield Fault(
-            f"there is no {_VIDEO}: videos get the size limits of images", file=_VIDEO, severity=Severity.WARNING
+            f"there is no {_VIDEO}: videos get the size limits of images",
+            file=_VIDEO,
+            severity=Severity.WARNING,
         )
 
 
@@ -225,7 +233,7 @@ def vision(see: Inspection) -> Iterator[Fault]:
         yield Fault(
             f"{count} are absent though config.json has a vision_config: it serves text alone",
             severity=Severity.WARNING,
-            remedy="Serve it with --limit-mm-per-prompt '{\"image\": 0, \"video\": 0}'.",
+            remedy='Serve it with --limit-mm-per-prompt \'{"image": 0, "video": 0}\'.',
         )
     else:
         yield Fault(f"{count} are absent: {some(absent)}", tensor=absent[0])

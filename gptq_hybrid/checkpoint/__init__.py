@@ -12,7 +12,7 @@ from ._repair import Repair, repair
 from ._report import Report
 from ._safetensors import TensorInfo, read_header
 from ._write import write_verbatim
-from .errors import CheckpointError, HybridError, UnsupportedArchitectureError
+from .errors import CheckpointError, HybridError, TransferError, UnsupportedArchitectureError
 from .findings import Fault, Finding, Inspection, Rule, Severity, rule
 from .hookspecs import hookimpl
 from .layout import Family, FusedModule, LinearSpec, TensorLayout, TensorSpec
@@ -38,6 +38,7 @@ __all__ = [
     "TensorInfo",
     "TensorLayout",
     "TensorSpec",
+    "TransferError",
     "UnsupportedArchitectureError",
     "VllmRelease",
     "building_directory",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ._checkpoint import Checkpoint
 from ._report import Report
-from .errors import CheckpointError, UnsupportedArchitectureError
+from .errors import CheckpointError, TransferError, UnsupportedArchitectureError
 from .files import open_files
 from .findings import Finding, Inspection, Severity
 from .layout import TensorLayout
@@ -48,13 +48,17 @@ def check(
     release = VllmRelease(vllm) if isinstance(vllm, str) else vllm or installed_vllm()
     try:
         checkpoint = Checkpoint.read(open_files(path, follow_links=follow_links, timeout=timeout))
+        return inspect(checkpoint, mtp=mtp, vllm=release)
     except CheckpointError as error:
         return Report.unreadable(str(path), error, release)
-    return inspect(checkpoint, mtp=mtp, vllm=release)
 
 
 def inspect(checkpoint: Checkpoint, *, mtp: bool = True, vllm: VllmRelease | None = None) -> Report:
-    """:func:`check` of an open checkpoint; ``vllm=None`` means no particular release."""
+    """:func:`check` of an open checkpoint; ``vllm=None`` means no particular release.
+
+    Raises:
+        TransferError: the server it lies on stopped answering.
+    """
     try:
         findings = run_rules(
             checkpoint, without=frozenset() if mtp else frozenset({"mtp"}), mtp=mtp, vllm=vllm
@@ -79,6 +83,7 @@ def run_rules(
 
     Raises:
         UnsupportedArchitectureError: no family recognises the checkpoint.
+        TransferError: the server it lies on stopped answering.
     """
     try:
         layout = layout_for(checkpoint.config)
@@ -93,6 +98,8 @@ def run_rules(
             continue
         try:
             found += _shortened(list(rule.findings(see)))
+        except TransferError:
+            raise
         except CheckpointError as error:
             remedy = error.remedy or "Fetch the file again."
             found.append(Finding(rule.id, Severity.ERROR, error.message, remedy, file=error.path.name))

@@ -11,7 +11,7 @@ from typing import Any
 
 from ._json import fetch_json_object
 from ._safetensors import Header, TensorInfo, read_headers
-from .errors import CheckpointError
+from .errors import CheckpointError, TransferError
 from .files import Files, LocalFiles, Range
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -90,6 +90,8 @@ class Checkpoint:
             return None
         try:
             content = fetch_json_object(self.files, INDEX_NAME)
+        except TransferError:
+            raise
         except CheckpointError as error:
             return error
         where, weight_map = f"{self.location}/{INDEX_NAME}", content.get("weight_map")

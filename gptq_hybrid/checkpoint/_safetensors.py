@@ -16,7 +16,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError
+from .errors import CheckpointError, TransferError
 from .files import Files, LocalFiles, Range
 
 # The reference implementation takes up to 100 MB. Parsed, a header takes about eight times its size, and
@@ -83,7 +83,11 @@ def read_header(path: Path, *, file: str | None = None) -> dict[str, TensorInfo]
 
 
 def read_headers(files: Files, names: Sequence[str]) -> dict[str, Header | CheckpointError]:
-    """Headers by file name; a file that is not whole or not safetensors has its error instead."""
+    """Headers by file name; a file that is not whole or not safetensors has its error instead.
+
+    Raises:
+        TransferError: the server they lie on could not be asked.
+    """
     out: dict[str, Header | CheckpointError] = {}
     wanted: list[tuple[str, int, int]] = []
     firsts: dict[str, bytes] = {}
@@ -95,6 +99,8 @@ def read_headers(files: Files, names: Sequence[str]) -> dict[str, Header | Check
             if size is None:
                 raise CheckpointError(_at(files, name), "does not exist")
             length = _header_length(_at(files, name), first, size)
+        except TransferError:
+            raise  # not the file's fault
         except CheckpointError as error:
             out[name] = error
             continue
@@ -109,6 +115,8 @@ def read_headers(files: Files, names: Sequence[str]) -> dict[str, Header | Check
             if isinstance(rest, Exception):
                 raise rest
             out[name] = _parse(_at(files, name), name, firsts[name] + rest, 8 + length, size)
+        except TransferError:
+            raise
         except CheckpointError as error:
             out[name] = error
     return out

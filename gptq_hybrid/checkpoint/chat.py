@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ._checkpoint import Checkpoint
 from ._json import fetch_json_object
-from .errors import CheckpointError
+from .errors import CheckpointError, TransferError
 from .files import Range
 
 TEMPLATE_FILE = "chat_template.jinja"
@@ -48,5 +48,7 @@ def readable_template(checkpoint: Checkpoint) -> str | None:
     """:func:`chat_template`, with None for one that cannot be read."""
     try:
         return chat_template(checkpoint)
+    except TransferError:
+        raise
     except CheckpointError:
         return None

@@ -28,5 +28,9 @@ class CheckpointError(HybridError):
         self.path = Path(path)
 
 
+class TransferError(CheckpointError):
+    """A server that could not be asked, or whose answer says nothing about the checkpoint."""
+
+
 class UnsupportedArchitectureError(HybridError):
     """A ``config.json`` that no registered family recognises."""

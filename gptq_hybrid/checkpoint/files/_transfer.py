@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote, urlsplit
 
-from gptq_hybrid.checkpoint.errors import CheckpointError
+from gptq_hybrid.checkpoint.errors import CheckpointError, TransferError
 
 from ._base import Reads
 
@@ -38,7 +38,7 @@ class AbsentError(CheckpointError):
     """The server says that there is no such file."""
 
 
-class LateError(CheckpointError):
+class LateError(TransferError):
     """The deadline of a request passed."""
 
 
@@ -108,7 +108,7 @@ class Transfer:
                 too_long = wait > _LONGEST_WAIT or time.monotonic() + wait >= begun + self._timeout
                 if attempt == _ATTEMPTS or too_long:
                     tried = f" ({attempt} attempts)" if attempt > 1 else ""
-                    raise CheckpointError(
+                    raise TransferError(
                         self.at(name),
                         self.explain(name, f"cannot be read: {trouble}{tried}"),
                         remedy=self._when_unreachable,
@@ -137,13 +137,13 @@ class Transfer:
         except httpx.TimeoutException as error:
             raise self._late(name) from error
         except httpx.LocalProtocolError:  # its text holds the header's value, a token
-            raise CheckpointError(self.at(name), "cannot be asked for: a header is malformed") from None
+            raise TransferError(self.at(name), "cannot be asked for: a header is malformed") from None
         except httpx.TransportError as error:
             raise _MayPassError(str(error) or type(error).__name__) from error
         # Addresses, proxies and certificates that cannot be used; connections that were closed meanwhile.
         except (httpx.InvalidURL, ImportError, OSError, RuntimeError, ValueError) as error:
             reason = self.explain(name, f"cannot be asked for: {error}")
-            raise CheckpointError(self.at(name), reason, remedy=self._when_unreachable) from error
+            raise TransferError(self.at(name), reason, remedy=self._when_unreachable) from error
 
     def body(
         self, response: httpx.Response, name: str, length: int, deadline: float, *, exactly: bool = True
@@ -161,7 +161,7 @@ class Transfer:
                 got += len(piece)
                 if got > length:
                     reason = f"the server sends more than the {length} bytes asked for"
-                    raise CheckpointError(self.at(name), reason, remedy=OTHERWISE)
+                    raise TransferError(self.at(name), reason, remedy=OTHERWISE)
                 if time.monotonic() > deadline and not (exactly and got == length):
                     raise self._late(name)
         finally:
@@ -184,7 +184,7 @@ class Transfer:
         # An address signed for GET answers 403 to HEAD: what a GET says counts.
         if status in (401, 403) and not head:
             reason = self.explain(name, f"needs authorisation (HTTP {status})")
-            raise CheckpointError(self.at(name), reason, remedy=self._when_forbidden)
+            raise TransferError(self.at(name), reason, remedy=self._when_forbidden)
         if status in (408, 429) or (status >= 500 and not (head and status == 501)):
             after = response.headers.get("Retry-After", "")
             raise _MayPassError(f"HTTP {status}", float(after) if re.fullmatch("[0-9]{1,9}", after) else None)
@@ -213,13 +213,13 @@ class Transfer:
             old, new = request.url, following.url
             if new.scheme not in ("http", "https") or (old.scheme, new.scheme) == ("https", "http"):
                 reason = f"is redirected from {old.scheme} to {new.scheme}, which is refused"
-                raise CheckpointError(self.at(name), self.explain(name, reason))
+                raise TransferError(self.at(name), self.explain(name, reason))
             if (old.host, old.port) != (new.host, new.port):
                 # httpx drops Authorization alone, but a key may be in any header.
                 for given in self._headers:
                     following.headers.pop(given, None)
             request = following
-        raise CheckpointError(
+        raise TransferError(
             self.at(name), self.explain(name, f"is redirected more than {_MOST_REDIRECTS} times")
         )
 

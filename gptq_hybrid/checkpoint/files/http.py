@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from gptq_hybrid.checkpoint.errors import CheckpointError
+from gptq_hybrid.checkpoint.errors import CheckpointError, TransferError
 
 from ._base import Range, Reads, leads_out
 from ._transfer import AT_ONCE, OTHERWISE, AbsentError, LateError, Transfer, without_credentials
@@ -117,7 +117,7 @@ class HttpFiles:
             # Thousands of ranges must not each wait for a server that hangs.
             if late:
                 reason = f"was not read after this: {late[0].message}"
-                return CheckpointError(self._transfer.at(part.name), reason, remedy=late[0].remedy)
+                return TransferError(self._transfer.at(part.name), reason, remedy=late[0].remedy)
             try:
                 return self.read(part)
             except CheckpointError as error:
@@ -140,7 +140,7 @@ class HttpFiles:
             before = self._sizes.setdefault(name, size)
         if before != size:
             reason = f"changed while it was read: it had {before} bytes, then {size}"
-            raise CheckpointError(self._transfer.at(name), reason)
+            raise TransferError(self._transfer.at(name), reason)
 
     def _head(self, name: str, deadline: float) -> bool:
         """Learn the size; False where a HEAD request does not tell it."""
@@ -176,16 +176,16 @@ class HttpFiles:
             if size is None and part.begin == 0:
                 size = 0
             if size is None or size > part.begin:
-                raise CheckpointError(
+                raise TransferError(
                     where, f"the server refuses to send bytes from {part.begin} on (HTTP 416)"
                 )
             return size, size, size
         if status not in (200, 206):
-            raise CheckpointError(
+            raise TransferError(
                 where, self._transfer.explain(part.name, f"was answered with HTTP {status}")
             )
         if encoding := _encoding(response):
-            raise CheckpointError(where, f"is only sent in the encoding {encoding!r}", remedy=OTHERWISE)
+            raise TransferError(where, f"is only sent in the encoding {encoding!r}", remedy=OTHERWISE)
         if status == 200:
             length = _content_length(response)
             # All of a small file; in chunks, since without their end a cut would go unnoticed.
@@ -195,14 +195,14 @@ class HttpFiles:
                 reason = self._transfer.explain(
                     part.name, "the server does not answer range requests (HTTP 200)"
                 )
-                raise CheckpointError(where, reason, remedy=OTHERWISE)
+                raise TransferError(where, reason, remedy=OTHERWISE)
             return 0, length, length
         got = response.headers.get("Content-Range", "")
         found = _RANGE.fullmatch(got.strip())
         begin, end, size = (int(found[1]), int(found[2]) + 1, int(found[3])) if found else (-1, -1, -1)
         if (begin, end) != (part.begin, size if asked_end is None else min(asked_end, size)):
             asked = response.request.headers.get("Range")
-            raise CheckpointError(
+            raise TransferError(
                 where,
                 f"the server was asked for {asked} and sent {got or 'no Content-Range'}",
                 remedy=OTHERWISE,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from gptq_hybrid.checkpoint import formats
 from gptq_hybrid.checkpoint._json import fetch_json_object
 from gptq_hybrid.checkpoint._safetensors import TensorInfo
-from gptq_hybrid.checkpoint.errors import CheckpointError
+from gptq_hybrid.checkpoint.errors import CheckpointError, TransferError
 from gptq_hybrid.checkpoint.findings import Fault, Inspection, Severity, rule, some
 from gptq_hybrid.checkpoint.formats import Stored
 from gptq_hybrid.checkpoint.layout import LinearSpec
@@ -103,6 +103,8 @@ def copies(see: Inspection) -> Iterator[Fault]:
         return
     try:
         copy = fetch_json_object(see.checkpoint.files, name)
+    except TransferError:
+        raise
     except CheckpointError as error:
         yield Fault(error.message, file=name)
         return

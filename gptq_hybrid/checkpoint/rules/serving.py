@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gptq_hybrid.checkpoint import chat, formats, vllm_versions
-from gptq_hybrid.checkpoint.errors import CheckpointError, UnsupportedArchitectureError
+from gptq_hybrid.checkpoint.errors import CheckpointError, TransferError, UnsupportedArchitectureError
 from gptq_hybrid.checkpoint.findings import Fault, Inspection, Severity, rule, some
 
 _COPY = "Copy it from the original checkpoint."
@@ -175,6 +175,8 @@ def serves_images(see: Inspection) -> bool:
 def chat_template(see: Inspection) -> Iterator[Fault]:
     try:
         template = chat.chat_template(see.checkpoint)
+    except TransferError:
+        raise
     except CheckpointError as error:
         yield Fault(error.message, file=error.path.name)
         return

@@ -217,7 +217,7 @@ def parsers(see: Inspection) -> Iterator[Fault]:
     ):
         since = table.get(name) if name else None
         if name and since and see.vllm is not None and not see.vllm.at_least(since):
-            yield Fault(f"{flag} {name} came with vLLM {since}; this is {see.vllm}")
+            yield Fault(f"{flag} {name} is known from vLLM {since} on; this is {see.vllm}")
 
 
 @rule(

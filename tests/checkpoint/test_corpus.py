@@ -1,0 +1,71 @@
+"""Every case of the corpus gets the verdict it deserves, with the rule that explains it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptq_hybrid.checkpoint import check, check_rules
+from tests.corpus import BASES, CASES, Bases, CorpusCase, Workshop
+
+# Only a rule that breaks, or something that is no checkpoint at all, is reported under these.
+_NOT_RULES = {"config-dimensions"}
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory: pytest.TempPathFactory, quantized: Callable[..., Any]) -> Bases:
+    return Bases(tmp_path_factory.mktemp("bases"), lambda recipe: Path(quantized(recipe).path))
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    return {p.name: (p.lstat().st_size, p.lstat().st_mtime_ns) for p in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", [name for name in BASES if name != "gptq-act-order"])
+def test_a_good_checkpoint_serves_without_a_word(bases: Bases, name: str) -> None:
+    report = check(bases[name], vllm="0.32.0")
+    assert report.findings == ()
+    assert report.verdict == "serves"
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_a_case_gets_its_verdict(bases: Bases, case: CorpusCase, tmp_path: Path) -> None:
+    shop = Workshop(bases[case.base], tmp_path / "case")
+    case.apply(shop)
+    before = snapshot(shop.folder)
+    report = check(shop.folder, vllm=case.vllm, mtp=case.mtp)
+    found = {finding.rule for finding in report.findings}
+    assert report.verdict == case.verdict, report.findings
+    assert case.rules <= found, report.findings
+    if case.verdict == "serves":
+        assert found == case.rules, report.findings
+    assert "rule-failed" not in found, report.findings
+    assert all(finding.message and finding.remedy for finding in report.findings)
+    severities = [str(finding.severity) for finding in report.findings]
+    assert severities == sorted(severities), "errors come before warnings"
+    content = report.as_json()
+    json.dumps(content)
+    assert set(content) == {"path", "findings", "verdict"}
+    keys = {"rule", "severity", "message", "remedy"}
+    assert all(keys <= set(f) <= keys | {"tensor", "file"} for f in content["findings"])
+    assert snapshot(shop.folder) == before
+
+
+def test_the_corpus_is_large_and_its_names_are_unique() -> None:
+    assert len({case.id for case in CASES}) == len(CASES)
+    assert sum(case.verdict == "faulty" for case in CASES) >= 40
+
+
+def test_every_rule_has_a_case() -> None:
+    covered = {rule for case in CASES for rule in case.rules}
+    assert covered - _NOT_RULES == {rule.id for rule in check_rules()}
+
+
+def test_no_two_rules_share_an_id() -> None:
+    ids = [rule.id for rule in check_rules()]
+    assert len(ids) == len(set(ids))
+    assert all(rule.explanation and rule.remedy for rule in check_rules())

@@ -1,0 +1,201 @@
+"""Bodies whose tensors and config contradict each other."""
+
+from __future__ import annotations
+
+import torch
+
+from .case import Tensors, Workshop, faulty, odd
+
+LAYER = "model.language_model.layers"
+O_PROJ, Q_PROJ, DOWN = (
+    f"{LAYER}.3.self_attn.o_proj",
+    f"{LAYER}.3.self_attn.q_proj",
+    f"{LAYER}.0.mlp.down_proj",
+)
+GATE, Z, QKV = (
+    f"{LAYER}.0.mlp.gate_proj",
+    f"{LAYER}.0.linear_attn.in_proj_z",
+    f"{LAYER}.0.linear_attn.in_proj_qkv",
+)
+PARTS = ("qweight", "qzeros", "scales", "g_idx")
+
+
+def _dense(module: str) -> object:
+    """The module in BF16 after all."""
+
+    def apply(shop: Workshop) -> None:
+        def change(tensors: Tensors) -> None:
+            k = tensors[f"{module}.qweight"].shape[0] * 8
+            n = tensors[f"{module}.qweight"].shape[1]
+            for part in PARTS:
+                tensors.pop(f"{module}.{part}", None)
+            tensors[f"{module}.weight"] = torch.randn(n, k).to(torch.bfloat16)
+
+        shop.shard(shop.file_of(f"{module}.qweight"), change)
+
+    return apply
+
+
+def _regroup(module: str) -> object:
+    """Groups of 64 where the config says 128."""
+
+    def apply(shop: Workshop) -> None:
+        def change(tensors: Tensors) -> None:
+            for part in ("scales", "qzeros"):
+                tensors[f"{module}.{part}"] = tensors[f"{module}.{part}"].repeat_interleave(2, dim=0)
+            tensors[f"{module}.g_idx"] = (
+                torch.arange(len(tensors[f"{module}.g_idx"]), dtype=torch.int32) // 64
+            )
+
+        shop.shard(shop.file_of(f"{module}.qweight"), change)
+
+    return apply
+
+
+def _drop(name: str) -> object:
+    return lambda shop: shop.tensor(name, lambda t: None)
+
+
+def _vision_packed(shop: Workshop) -> None:
+    module = "model.visual.blocks.0.mlp.linear_fc1"
+
+    def change(tensors: Tensors) -> None:
+        n, k = tensors.pop(f"{module}.weight").shape
+        tensors[f"{module}.qweight"] = torch.ones(k // 8, n, dtype=torch.int32)
+        tensors[f"{module}.qzeros"] = torch.ones(k // 128, n // 8, dtype=torch.int32)
+        tensors[f"{module}.scales"] = torch.ones(k // 128, n, dtype=torch.float16)
+
+    shop.shard(shop.file_of(f"{module}.weight"), change)
+
+
+def _config_copy(shop: Workshop) -> None:
+    shop.json("quantize_config.json", lambda q: q.update(group_size=64))
+
+
+def _undeclared(shop: Workshop) -> None:
+    shop.config(lambda c: c.pop("quantization_config"))
+
+
+def _set(module: str, part: str, index: int, value: float) -> object:
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        tensor.view(-1)[index] = value
+        return tensor
+
+    return lambda shop: shop.tensor(f"{module}.{part}", change)
+
+
+DYNAMIC = {r"-:^mtp\.": {}}
+QUANTIZED_CASES = (
+    faulty("no-quantization-config", "gptq", "quantization-undeclared", _undeclared),
+    odd(
+        "unknown-method",
+        "bf16",
+        "quantization-unknown",
+        lambda s: s.config(lambda c: c.update(quantization_config={"quant_method": "torchao"})),
+    ),
+    faulty("asymmetric", "gptq", "quantization-settings", lambda s: s.quantization(sym=False)),
+    faulty("three-bits", "gptq", "quantization-settings quantized-shape", lambda s: s.quantization(bits=3)),
+    faulty(
+        "odd-group", "gptq", "quantization-settings quantized-shape", lambda s: s.quantization(group_size=96)
+    ),
+    faulty("other-group", "gptq", "quantized-shape", lambda s: s.quantization(group_size=64)),
+    faulty("no-sym-key", "gptq", "quantization-settings", lambda s: s.quantization(sym=None)),
+    faulty("dynamic-list", "gptq", "quantization-settings", lambda s: s.quantization(dynamic=["-:mtp"])),
+    odd("config-copies-differ", "gptq", "quantization-copies", _config_copy),
+    faulty("scales-missing", "gptq", "quantized-parts weights-missing", _drop(f"{O_PROJ}.scales")),
+    faulty("qzeros-missing", "gptq", "quantized-parts", _drop(f"{O_PROJ}.qzeros")),
+    odd("g-idx-missing", "gptq", "quantized-parts", _drop(f"{O_PROJ}.g_idx")),
+    faulty(
+        "module-missing", "gptq", "weights-missing", lambda s: [_drop(f"{DOWN}.{part}")(s) for part in PARTS]
+    ),  # type: ignore[operator]
+    faulty("norm-missing", "gptq", "weights-missing", _drop("model.language_model.norm.weight")),
+    faulty(
+        "scales-short", "gptq", "quantized-shape", lambda s: s.tensor(f"{O_PROJ}.scales", lambda t: t[:-1])
+    ),
+    faulty(
+        "qweight-int64",
+        "gptq",
+        "quantized-shape",
+        lambda s: s.tensor(f"{O_PROJ}.qweight", lambda t: t.long()),
+    ),
+    faulty(
+        "excluded-but-packed",
+        "gptq",
+        "quantized-mismatch",
+        lambda s: s.quantization(dynamic={**DYNAMIC, r"-:.*o_proj": {}}),
+    ),
+    odd(
+        "excluded-and-dense",
+        "gptq",
+        "",
+        lambda s: (_dense(O_PROJ)(s), s.quantization(dynamic={**DYNAMIC, r"-:.*o_proj": {}})),
+    ),  # type: ignore[operator]
+    odd("one-left-dense", "gptq", "quantized-dense", _dense(DOWN)),
+    faulty("fused-half-dense", "gptq", "quantized-fused", _dense(Q_PROJ)),
+    faulty("fused-half-dense-gdn", "gptq", "quantized-fused", _dense(Z)),
+    faulty("fused-other-group", "gptq", "quantized-fused quantized-shape", _regroup(GATE)),
+    faulty(
+        "nothing-quantized",
+        "bf16",
+        "quantized-mismatch",
+        lambda s: s.config(
+            lambda c: c.update(
+                quantization_config={
+                    "quant_method": "gptq",
+                    "bits": 4,
+                    "group_size": 128,
+                    "sym": True,
+                    "desc_act": False,
+                }
+            )
+        ),
+    ),
+    faulty("vision-packed", "gptq", "quantized-extra", _vision_packed),
+    faulty("scales-nan", "gptq", "scales-values", _set(O_PROJ, "scales", 3, float("nan"))),
+    faulty("scales-inf", "gptq", "scales-values", _set(QKV, "scales", 0, float("inf"))),
+    faulty("scales-zero", "gptq", "scales-values", lambda s: s.tensor(f"{O_PROJ}.scales", torch.zeros_like)),
+    faulty(
+        "embedding-short",
+        "gptq",
+        "plain-shape",
+        lambda s: s.tensor("model.language_model.embed_tokens.weight", lambda t: t[:-128]),
+    ),
+    faulty(
+        "head-of-int8",
+        "gptq",
+        "plain-dtype",
+        lambda s: s.tensor("lm_head.weight", lambda t: t.to(torch.int8)),
+    ),
+    faulty("packed-scale-missing", "packed", "weights-missing", _drop(f"{O_PROJ}.weight_scale")),
+    faulty(
+        "packed-shape",
+        "packed",
+        "quantized-shape",
+        lambda s: s.tensor(f"{O_PROJ}.weight_packed", lambda t: t[:, :-1]),
+    ),
+    faulty(
+        "packed-ignored",
+        "packed",
+        "quantized-mismatch",
+        lambda s: s.quantization(ignore=["re:.*mtp.*", "re:.*in_proj_[ab]$", "re:.*visual.*", O_PROJ]),
+    ),
+    faulty(
+        "awq-without-list", "awq", "quantized-mismatch", lambda s: s.quantization(modules_to_not_convert=None)
+    ),
+    faulty(
+        "awq-under-gptq-name",
+        "awq",
+        "quantized-mismatch",
+        lambda s: s.quantization(quant_method="gptq", desc_act=False, sym=True, modules_to_not_convert=None),
+    ),
+    faulty(
+        "auto-round-other-group", "auto-round", "quantized-shape", lambda s: s.quantization(group_size=32)
+    ),
+    faulty("fp8-scale-missing", "fp8", "plain-dtype", _drop(f"{O_PROJ}.weight_scale_inv")),
+    faulty(
+        "bf16-fp8-weight",
+        "bf16",
+        "plain-dtype",
+        lambda s: s.tensor(f"{O_PROJ}.weight", lambda t: t.to(torch.float8_e4m3fn)),
+    ),
+)

@@ -8,7 +8,6 @@ from ._check import check, check_mtp, check_quantized, inspect, run_rules
 from ._checkpoint import INDEX_NAME, MTP_FILE, Checkpoint
 from ._head import find_mtp, write_index, write_mtp
 from ._json import read_json_object
-from ._repair import Repair, repair
 from ._report import Report
 from ._safetensors import TensorInfo, read_header
 from ._write import write_verbatim
@@ -17,6 +16,7 @@ from .findings import Fault, Finding, Inspection, Rule, Severity, rule
 from .hookspecs import hookimpl
 from .layout import Family, FusedModule, LinearSpec, TensorLayout, TensorSpec
 from .plugins import check_rules, family_of, get_plugin_manager, layout_for
+from .repair import Repair, repair
 from .vllm_versions import VllmRelease, installed_vllm
 
 __all__ = [

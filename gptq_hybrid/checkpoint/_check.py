@@ -89,6 +89,10 @@ def run_rules(
         layout = layout_for(checkpoint.config)
     except CheckpointError as error:
         return [_config_layout(error)]
+    except UnsupportedArchitectureError:
+        raise
+    except Exception as error:  # noqa: BLE001 - families are plugins, and configs hold anything
+        return [_failed("the layout", error)]
     named = _as_named(checkpoint, layout)
     expected = None if named is layout else layout.layers_prefix
     see = Inspection(checkpoint, named, mtp=mtp, vllm=vllm, expected_prefix=expected)
@@ -104,10 +108,7 @@ def run_rules(
             remedy = error.remedy or "Fetch the file again."
             found.append(Finding(rule.id, Severity.ERROR, error.message, remedy, file=error.path.name))
         except Exception as error:  # noqa: BLE001 - rules are plugins, and meet files that nobody foresaw
-            what = f"the rule {rule.id} failed on this checkpoint: {type(error).__name__}: {error}"
-            found.append(
-                Finding("rule-failed", Severity.ERROR, what, "Report this, with the checkpoint's config.")
-            )
+            found.append(_failed(f"the rule {rule.id}", error))
     return sorted(found, key=lambda finding: finding.severity is not Severity.ERROR)
 
 
@@ -118,6 +119,11 @@ def _shortened(found: list[Finding]) -> list[Finding]:
     worst = next((f for f in more if f.severity is Severity.ERROR), more[0])
     message = f"and {len(more)} more of the kind, such as: {worst.message}"
     return [*kept, Finding(worst.rule, worst.severity, message, worst.remedy, worst.tensor, worst.file)]
+
+
+def _failed(what: str, error: Exception) -> Finding:
+    message = f"{what} failed on this checkpoint: {type(error).__name__}: {error}"
+    return Finding("rule-failed", Severity.ERROR, message, "Report this, with the checkpoint's config.json.")
 
 
 def _config_layout(error: CheckpointError) -> Finding:

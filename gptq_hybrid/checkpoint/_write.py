@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,23 @@ _COPY_CHUNK = 1 << 24
 
 
 def write_verbatim(
-    target: Path, sources: Iterable[tuple[Files, TensorInfo]], metadata: dict[str, str]
+    target: Path,
+    sources: Iterable[tuple[Files, TensorInfo]],
+    metadata: dict[str, str] | Callable[[dict[str, str]], dict[str, str]],
+    *,
+    progress: Callable[[int], None] | None = None,
 ) -> dict[str, str]:
     """Write tensors into a new safetensors file byte for byte as their sources hold them.
 
     Data is streamed in 16 MiB pieces, so memory does not grow with tensor size;
     the file is fsynced. The caller renames it into place.
+
+    Args:
+        target: the file to write.
+        sources: for each tensor, the files it lies in and where.
+        metadata: the header's ``__metadata__``, or what makes it of the SHA-256 digests by tensor. The
+            header goes before the data, so its length may depend on the names alone.
+        progress: called with the number of bytes of each piece written.
 
     Returns:
         SHA-256 of each tensor's bytes, in hexadecimal, by name.
@@ -32,17 +43,18 @@ def write_verbatim(
         CheckpointError: a source ended early, or what was read back differs from what was read.
     """
     ordered = sorted(sources, key=lambda item: item[1].name)
-    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    describe = metadata if callable(metadata) else lambda digests: metadata
+    entries: dict[str, Any] = {}
     offset = 0
     for _, info in ordered:
-        header[info.name] = {
+        entries[info.name] = {
             "dtype": info.dtype,
             "shape": list(info.shape),
             "data_offsets": [offset, offset + info.nbytes],
         }
         offset += info.nbytes
-    raw = json.dumps(header, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % 8)
+    unknown = "0" * sha256().digest_size * 2
+    raw = _header(describe({info.name: unknown for _, info in ordered}), entries)
     digests: dict[str, str] = {}
     with target.open("wb") as out:
         out.write(struct.pack("<Q", len(raw)) + raw)
@@ -51,11 +63,23 @@ def write_verbatim(
             for piece in pieces(files, info):
                 digest.update(piece)
                 out.write(piece)
+                if progress is not None:
+                    progress(len(piece))
             digests[info.name] = digest.hexdigest()
+        final = _header(describe(digests), entries)
+        if len(final) != len(raw):
+            raise ValueError("the length of a header's metadata depends on what was written")
+        out.seek(8)
+        out.write(final)
         out.flush()
         os.fsync(out.fileno())
     _verify(target, digests)
     return digests
+
+
+def _header(metadata: dict[str, str], entries: dict[str, Any]) -> bytes:
+    raw = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode()
+    return raw + b" " * (-len(raw) % 8)
 
 
 def pieces(files: Files, info: TensorInfo) -> Iterator[bytes]:

@@ -8,6 +8,11 @@ from .case import INDEX, MTP_FILE, Workshop, faulty, odd
 
 GATE = "mtp.layers.0.mlp.gate_proj.weight"
 FC = "mtp.fc.weight"
+SHORT_NAMES = [
+    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+    *(f"self_attn.{name}_proj" for name in "qkvo"),
+    *(f"linear_attn.{name}" for name in ("in_proj_qkv", "in_proj_z", "out_proj")),
+]
 
 
 def _unindex(shop: Workshop) -> None:
@@ -36,15 +41,30 @@ def _bf16_head(shop: Workshop) -> None:
     shop.shard(MTP_FILE, change)
 
 
+def _rounded(weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A matrix ``[n, k]`` rounded to four bits in groups of 128, in GPTQ's layout."""
+    n, k = weight.shape
+    groups = weight.float().view(n, k // 128, 128)
+    scales = (groups.abs().amax(-1, keepdim=True) / 7).clamp_min(1e-4)
+    codes = ((groups / scales).round().clamp(-8, 7) + 8).to(torch.int64).view(n, k // 8, 8)
+    words = (codes << (4 * torch.arange(8))).sum(-1)
+    words = torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
+    return {
+        "qweight": words.T,
+        "scales": scales.squeeze(-1).T.to(torch.float16),
+        # The stored zero point is one less than the true one, 8.
+        "qzeros": torch.full((k // 128, n // 8), 0x77777777, dtype=torch.int32),
+        "g_idx": (torch.arange(k) // 128).to(torch.int32),
+    }
+
+
 def _packed_head(module: str) -> object:
     """One linear of the head as GPTQ, the rest as it was."""
 
     def change(tensors: dict[str, torch.Tensor]) -> None:
-        n, k = tensors.pop(f"{module}.weight").shape
-        tensors[f"{module}.qweight"] = torch.ones(k // 8, n, dtype=torch.int32)
-        tensors[f"{module}.qzeros"] = torch.ones(k // 128, n // 8, dtype=torch.int32)
-        tensors[f"{module}.scales"] = torch.ones(k // 128, n, dtype=torch.float16)
-        tensors[f"{module}.g_idx"] = (torch.arange(k) // 128).to(torch.int32)
+        tensors.update(
+            {f"{module}.{part}": t for part, t in _rounded(tensors.pop(f"{module}.weight")).items()}
+        )
 
     return lambda shop: shop.shard(MTP_FILE, change)
 
@@ -89,7 +109,7 @@ MTP_CASES = (
         "head-short-module-list",
         "gptq",
         "mtp-quantization",
-        lambda s: s.quantization(dynamic=None, modules_in_block_to_quantize=["mlp.gate_proj", "mlp.up_proj"]),
+        lambda s: s.quantization(dynamic=None, modules_in_block_to_quantize=SHORT_NAMES),
     ),
     faulty(
         "head-packed-but-excluded", "gptq", "mtp-quantization", _packed_head("mtp.layers.0.mlp.down_proj")

@@ -26,7 +26,10 @@ class Workshop:
         self.folder = folder
         folder.mkdir(parents=True)
         for path in source.iterdir():
-            os.link(path, folder / path.name)
+            try:
+                os.link(path, folder / path.name)
+            except OSError:  # another file system
+                shutil.copyfile(path, folder / path.name)
 
     def path(self, name: str) -> Path:
         """The file, free to be written: its link to the original is cut."""

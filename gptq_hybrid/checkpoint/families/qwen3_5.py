@@ -13,6 +13,8 @@ from typing import Any
 from gptq_hybrid.checkpoint.errors import CheckpointError
 from gptq_hybrid.checkpoint.layout import Family, FusedModule, LinearSpec, TensorLayout, TensorSpec
 
+# The largest models published have about 130 layers. A config is not trusted with the size of a layout.
+_MOST_LAYERS = 1024
 LINEAR, FULL = "linear_attention", "full_attention"
 
 
@@ -143,12 +145,11 @@ def _vision(vision: Mapping[str, Any]) -> list[TensorSpec]:
 
     hidden, inter, out = dim("hidden_size"), dim("intermediate_size"), dim("out_hidden_size")
     patch, temporal, merge = dim("patch_size"), dim("temporal_patch_size"), dim("spatial_merge_size")
+    channels = dim("in_channels") if "in_channels" in vision else 3
     merged = hidden * merge**2
     base = "model.visual"
     tensors = [
-        TensorSpec(
-            f"{base}.patch_embed.proj.weight", (hidden, vision.get("in_channels", 3), temporal, patch, patch)
-        ),
+        TensorSpec(f"{base}.patch_embed.proj.weight", (hidden, channels, temporal, patch, patch)),
         TensorSpec(f"{base}.patch_embed.proj.bias", (hidden,)),
         TensorSpec(f"{base}.pos_embed.weight", (dim("num_position_embeddings"), hidden)),
     ]
@@ -157,7 +158,7 @@ def _vision(vision: Mapping[str, Any]) -> list[TensorSpec]:
         weight = (rows,) if columns is None else (rows, columns)
         return [TensorSpec(f"{name}.weight", weight), TensorSpec(f"{name}.bias", (rows,))]
 
-    for number in range(dim("depth")):
+    for number in range(_few(vision, "depth", "vision_config.")):
         block = f"{base}.blocks.{number}"
         tensors += affine(f"{block}.norm1", hidden) + affine(f"{block}.norm2", hidden)
         tensors += affine(f"{block}.attn.qkv", 3 * hidden, hidden) + affine(
@@ -179,23 +180,33 @@ def _positive(config: Mapping[str, Any], key: str, where: str = "") -> int:
     return value
 
 
+def _few(config: Mapping[str, Any], key: str, where: str = "") -> int:
+    value = _positive(config, key, where)
+    if value > _MOST_LAYERS:
+        raise CheckpointError(
+            "config.json", f"`{where}{key}` is {value}; more than {_MOST_LAYERS} are not believed"
+        )
+    return value
+
+
 def _dims(text: Mapping[str, Any], *, root: Mapping[str, Any]) -> _Dims:
     def dim(key: str) -> int:
         return _positive(text, key)
 
-    count = dim("num_hidden_layers")
+    count = _few(text, "num_hidden_layers")
     layer_types = text.get("layer_types")
     if layer_types is None:
         interval = dim("full_attention_interval")
         layer_types = [FULL if (i + 1) % interval == 0 else LINEAR for i in range(count)]
-    if len(layer_types) != count or set(layer_types) - {LINEAR, FULL}:
+    known = isinstance(layer_types, list) and all(kind in (LINEAR, FULL) for kind in layer_types)
+    if not known or len(layer_types) != count:
         raise CheckpointError("config.json", f"`layer_types` must hold {count} of {LINEAR!r} or {FULL!r}")
     heads, head_dim = dim("num_attention_heads"), dim("head_dim")
     keys = dim("linear_num_key_heads") * dim("linear_key_head_dim")
     values = dim("linear_num_value_heads") * dim("linear_value_head_dim")
     # transformers' Qwen3_5TextConfig gates attention output by default.
     gate = 2 if text.get("attn_output_gate", True) else 1
-    mtp_layers = text.get("mtp_num_hidden_layers", 0)
+    mtp_layers = _few(text, "mtp_num_hidden_layers") if text.get("mtp_num_hidden_layers") else 0
     return _Dims(
         hidden=dim("hidden_size"),
         intermediate=dim("intermediate_size"),
@@ -211,7 +222,7 @@ def _dims(text: Mapping[str, Any], *, root: Mapping[str, Any]) -> _Dims:
         gdn_value_heads=dim("linear_num_value_heads"),
         gdn_value_head_dim=dim("linear_value_head_dim"),
         conv_kernel=dim("linear_conv_kernel_dim"),
-        mtp_layers=mtp_layers if isinstance(mtp_layers, int) and mtp_layers > 0 else 0,
+        mtp_layers=mtp_layers,
     )
 
 

@@ -181,9 +181,7 @@ class HttpFiles:
                 )
             return size, size, size
         if status not in (200, 206):
-            raise TransferError(
-                where, self._transfer.explain(part.name, f"was answered with HTTP {status}")
-            )
+            raise TransferError(where, self._transfer.explain(part.name, f"was answered with HTTP {status}"))
         if encoding := _encoding(response):
             raise TransferError(where, f"is only sent in the encoding {encoding!r}", remedy=OTHERWISE)
         if status == 200:

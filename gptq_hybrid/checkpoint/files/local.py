@@ -39,8 +39,11 @@ class LocalFiles:
         return (real, real.parent.parent / "blobs") if in_cache else (real,)
 
     def names(self) -> tuple[str, ...] | None:
-        with os.scandir(self._path) as entries:
-            return tuple(sorted(entry.name for entry in entries if entry.is_file()))
+        try:
+            with os.scandir(self._path) as entries:
+                return tuple(sorted(entry.name for entry in entries if _is_file(entry)))
+        except OSError as error:
+            raise CheckpointError(self._path, f"cannot be listed: {error.strerror or error}") from error
 
     def refusal(self, name: str) -> str | None:
         if name not in self._refusals:
@@ -84,7 +87,7 @@ class LocalFiles:
         if why is not None:
             raise CheckpointError(path, why)
         try:
-            if not path.is_file():
+            if not stat.S_ISREG(path.stat().st_mode):
                 raise FileNotFoundError
             with path.open("rb", buffering=0) as handle:
                 left = os.fstat(handle.fileno()).st_size - part.begin
@@ -106,6 +109,13 @@ class LocalFiles:
             except CheckpointError as error:
                 out.append(error)
         return out
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a loop of links
+        return False
 
 
 def _read_all(descriptor: int, count: int) -> bytes:

@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gptq_hybrid.checkpoint import chat, formats, vllm_versions
+from gptq_hybrid.checkpoint._json import fetch_json_object
 from gptq_hybrid.checkpoint.errors import CheckpointError, TransferError, UnsupportedArchitectureError
+from gptq_hybrid.checkpoint.files import Range
 from gptq_hybrid.checkpoint.findings import Fault, Inspection, Severity, rule, some
 
 _COPY = "Copy it from the original checkpoint."
 _TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",))
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _VIDEO = "video_preprocessor_config.json"
+_SMALL_FILES = (
+    "tokenizer_config.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
+)
 # Tensors that vLLM knows to skip or to place although no layout lists them.
 _KNOWN_SUFFIXES = (
     "rotary_emb.inv_freq",
@@ -137,6 +147,32 @@ def tokenizer(see: Inspection) -> Iterator[Fault]:
             file="tokenizer_config.json",
             severity=Severity.WARNING,
         )
+
+
+@rule(
+    "companion-unreadable",
+    scope="serving",
+    explanation="transformers reads these files at start, and ends on one that is cut or is not JSON.",
+    remedy=_COPY,
+)
+def companions(see: Inspection) -> Iterator[Fault]:
+    for name in _SMALL_FILES:
+        if see.checkpoint.has(name):
+            try:
+                fetch_json_object(see.checkpoint.files, name)
+            except TransferError:
+                raise
+            except CheckpointError as error:
+                yield Fault(error.message, file=name)
+    name = _TOKENIZERS[0][0]
+    size = see.checkpoint.files.size(name) if see.checkpoint.has(name) else None
+    if size is not None:
+        # 20 MB at 27B: its ends tell a cut one.
+        first, last = see.checkpoint.files.read(Range(name, 0, 16)), b""
+        if size:
+            last = see.checkpoint.files.read(Range(name, max(0, size - 16), 16))
+        if not first.lstrip().startswith(b"{") or not last.rstrip().endswith(b"}"):
+            yield Fault(f"{name} ({size} bytes) is cut, or not JSON", file=name)
 
 
 @rule(
@@ -278,6 +314,7 @@ SERVING_RULES = (
     prefix,
     text_only_mrope,
     tokenizer,
+    companions,
     processor,
     chat_template,
     parsers,

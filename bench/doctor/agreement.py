@@ -1,0 +1,157 @@
+"""Does a real vLLM do what `qwen36 check` says it will?
+
+    python bench/doctor/agreement.py QUANTIZED [--only CASE …] [--out FILE]
+
+QUANTIZED is the demo checkpoint as `qwen36 demo --keep` quantizes it. Cases of the corpus (`tests/corpus`) are
+served by a stock `vllm serve` (no plugin of ours; on CPUs without AVX-512 the int4 kernel it lacks), with the flags
+of the line that `check` prints, two drafts, and one greedy prompt whose answer is known. What an engine can do:
+
+* fine: it starts, the text is right, every draft is accepted;
+* dead head: it starts, the text is right, drafts are refused;
+* wrong: it starts and the text is wrong;
+* refuses: it does not start, or ends at the first prompt.
+
+`check` must never say "serves" of one that is not fine. That it calls one faulty that runs fine is no
+disagreement: the demo head barely uses its MLP, and an engine does not miss what it does not use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "mtp_faults"))
+
+import w4_reference_cpu
+from server import Outcome, serve_once
+
+from gptq_hybrid.checkpoint import check
+from gptq_hybrid.checkpoint.serving import serve_arguments
+from gptq_hybrid.demo.builder import DemoCheckpoint
+from tests.corpus import CASES, Bases, CorpusCase, Workshop
+from tests.corpus.case import odd
+
+TOKENS = 48
+GOOD = tuple(
+    odd(f"good-{base}", base, "", lambda shop: None) for base in ("gptq", "bf16", "bf16-inline", "bf16-text")
+)
+CHOSEN = (
+    # It must serve, whatever was warned of.
+    "good-gptq", "good-bf16", "good-bf16-inline", "good-bf16-text", "duplicate-same", "orphan", "unnamed-tensor",
+    "stale-entry", "no-index", "no-chat-template", "no-video-processor", "no-vision-tensors", "one-left-dense",
+    "excluded-and-dense", "head-down-packed", "text-only-long-names", "no-tokenizer-config",
+    # It must not.
+    "head-unindexed", "head-no-fc", "head-short-module-list", "head-packed-but-excluded", "dynamic-null",
+    "fused-half-dense", "g-idx-denied-by-hand", "act-order", "act-order-flag-only", "no-quantization-config",
+    "asymmetric", "unknown-tensor", "no-processor", "no-tokenizer", "short-names", "norm-missing", "scales-nan",
+    "shard-cut", "head-trailing-bytes", "index-not-json", "consolidated", "text-only-mrope",
+)  # fmt: skip
+
+# The CPU's flags turn images off, and with them the processor.
+WITH_IMAGES = frozenset({"no-processor", "no-video-processor"})
+
+
+def outcome_of(run: Outcome, right: str) -> str:
+    """One of the four words of the module's docstring."""
+    if not run.started:
+        return "refuses"
+    if run.text != right:
+        return "wrong"
+    return "fine" if run.proposed and run.accepted == run.proposed else "dead head"
+
+
+def agrees(verdict: str, outcome: str) -> bool:
+    return outcome == "fine" or verdict != "serves"
+
+
+def run_case(case: CorpusCase, bases: Bases, scratch: Path, shim: Path | None) -> dict[str, Any]:
+    shop = Workshop(bases[case.base], scratch / case.id)
+    demo = DemoCheckpoint.open(bases[case.base])
+    prompt = demo.loop[:5]
+    case.apply(shop)
+    report = check(shop.folder)
+    extra: list[str] = []
+    if report.checkpoint is not None:
+        arguments = serve_arguments(report.checkpoint, drafts=0)[1:]
+        extra = [a for a in arguments if a]
+    if case.id in WITH_IMAGES:
+        extra += ["--limit-mm-per-prompt", '{"image": 1, "video": 0}']
+    run = serve_once(
+        shop.folder,
+        prompt,
+        TOKENS,
+        plugins=w4_reference_cpu.NAME if shim else "",
+        log=scratch / f"{case.id}.log",
+        pythonpath=shim,
+        extra=extra,
+    )
+    outcome = outcome_of(run, demo.expected_text(prompt, TOKENS))
+    return {
+        "verdict": report.verdict,
+        "rules": sorted({finding.rule for finding in report.findings}),
+        "engine": outcome,
+        "accepted": run.accepted,
+        "proposed": run.proposed,
+        "seconds": run.seconds,
+        "agrees": agrees(report.verdict, outcome),
+        "said": [line.replace(str(scratch), "") for line in run.message[-1:]],
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """The markdown table of everything measured so far."""
+    lines = [
+        f"Stock vLLM {results['vllm']}, {results['machine']}; `qwen36 check` against the same release.",
+        "",
+        "| case | check says | rules | the engine | drafts accepted |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in results["cases"].items():
+        drafts = "-" if row["proposed"] is None else f"{row['accepted']} of {row['proposed']}"
+        mark = "" if row["agrees"] else " **disagrees**"
+        rules = ", ".join(row["rules"]) or "-"
+        lines.append(f"| {name} | {row['verdict']} | {rules} | {row['engine']}{mark} | {drafts} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("quantized", type=Path)
+    parser.add_argument(
+        "--reference", type=Path, help="the same with the recipe `reference`, for act-order cases"
+    )
+    parser.add_argument("--only", nargs="+", choices=CHOSEN, default=CHOSEN)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("agreement.json"))
+    args = parser.parse_args()
+    cases = {case.id: case for case in (*GOOD, *CASES)}
+    results: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {"cases": {}}
+    results["vllm"] = version("vllm")
+    results["machine"] = f"CPU, {os.cpu_count()} cores, Python {platform.python_version()}"
+    recipes = {"static": args.quantized, "reference": args.reference or args.quantized}
+    with tempfile.TemporaryDirectory() as temporary:
+        scratch = Path(temporary)
+        shim = scratch / "shim" if w4_reference_cpu.needed() else None
+        if shim:
+            w4_reference_cpu.install_into(shim)
+        bases = Bases(scratch / "bases", recipes.__getitem__)
+        for name in args.only:
+            row = run_case(cases[name], bases, scratch, shim)
+            results["cases"][name] = row
+            args.out.write_text(json.dumps(results, indent=1) + "\n")
+            args.out.with_suffix(".md").write_text(table(results))
+            print(name, row["verdict"], row["engine"], "" if row["agrees"] else "DISAGREES", flush=True)
+    return int(not all(row["agrees"] for row in results["cases"].values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""`qwen36 check` and `qwen36 repair` as a user or a script sees them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gptq_hybrid.checkpoint import INDEX_NAME, MTP_FILE, check_rules
+from gptq_hybrid.demo.builder import DemoCheckpoint
+from tests.corpus import Workshop
+
+
+def qwen36(*arguments: str | Path, columns: int = 100) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name("qwen36")), *map(str, arguments)]
+    environment = {**os.environ, "COLUMNS": str(columns), "NO_COLOR": "1", "TERM": "dumb"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
+
+
+@pytest.fixture
+def shop(build: Callable[..., DemoCheckpoint], tmp_path: Path) -> Workshop:
+    return Workshop(build(mtp="separate").path, tmp_path / "case")
+
+
+def test_a_good_checkpoint_ends_with_the_line_to_serve_it(shop: Workshop) -> None:
+    ended = qwen36("check", shop.folder, "--vllm", "0.32")
+    assert ended.returncode == 0
+    words = shlex.split(ended.stdout.splitlines()[-1])
+    assert words[:3] == ["vllm", "serve", str(shop.folder)]
+    assert json.loads(words[words.index("--speculative-config") + 1]) == {
+        "method": "mtp",
+        "num_speculative_tokens": 2,
+    }
+    assert "vLLM 0.32 with MTP: nothing found" in ended.stdout
+
+
+def test_without_mtp_neither_rules_nor_line_speak_of_it(shop: Workshop) -> None:
+    shop.index(lambda m: [m.pop(n) for n in list(m) if n.startswith("mtp.")])
+    shop.delete(MTP_FILE)
+    shop.total_size()
+    assert qwen36("check", shop.folder).returncode == 1
+    ended = qwen36("check", shop.folder, "--no-mtp")
+    assert ended.returncode == 0
+    assert "speculative" not in ended.stdout
+
+
+def test_errors_come_first_and_exit_with_one(shop: Workshop) -> None:
+    shop.json(INDEX_NAME, lambda i: i["metadata"].update(total_size=1))
+    shop.delete("tokenizer.json")
+    ended = qwen36("check", shop.folder)
+    assert ended.returncode == 1
+    assert ended.stdout.index("tokenizer-missing") < ended.stdout.index("index-total-size")
+    assert "1 error, 1 warning" in ended.stdout
+    assert "vllm serve" not in ended.stdout
+
+
+def test_warnings_count_only_when_strict(shop: Workshop) -> None:
+    shop.json(INDEX_NAME, lambda i: i["metadata"].update(total_size=1))
+    assert qwen36("check", shop.folder).returncode == 0
+    assert qwen36("check", shop.folder, "--strict").returncode == 1
+
+
+@pytest.mark.parametrize("fault", ["none", "warning", "error", "unreadable", "absent"])
+def test_json_is_all_that_is_printed(shop: Workshop, fault: str) -> None:
+    if fault == "warning":
+        shop.json(INDEX_NAME, lambda i: i["metadata"].update(total_size=1))
+    if fault == "error":
+        shop.delete("tokenizer.json")
+    if fault == "unreadable":
+        shop.path("config.json").write_text("{")
+    path = shop.folder / "nowhere" if fault == "absent" else shop.folder
+    ended = qwen36("check", path, "--json", columns=40)
+    content = json.loads(ended.stdout)
+    assert ended.stderr == ""
+    assert set(content) == {"path", "findings", "verdict"}
+    assert content["path"] == str(path)
+    expected = {"none": ("serves", 0), "warning": ("serves", 0), "error": ("faulty", 1)}
+    assert (content["verdict"], ended.returncode) == expected.get(fault, ("unreadable", 2))
+    assert bool(content["findings"]) is (fault != "none")
+
+
+@pytest.mark.parametrize(("vllm", "code"), [("0.29", 0), ("0.30.0", 1), ("0.33", 1)])
+def test_the_release_decides(shop: Workshop, vllm: str, code: int) -> None:
+    quantization = {"quant_method": "compressed-tensors", "config_groups": {}, "ignore": []}
+    weights = {"weights": {"actorder": "group"}, "targets": []}
+    shop.config(lambda c: c.update(quantization_config=quantization | {"config_groups": {"g": weights}}))
+    found = json.loads(qwen36("check", shop.folder, "--vllm", vllm, "--json").stdout)["findings"]
+    severity = {f["rule"]: f["severity"] for f in found}["act-order-packed"]
+    assert severity == ("error" if code else "warning")
+
+
+@pytest.mark.parametrize("arguments", [["--vllm", "newest"], ["--timeout", "x"], ["--no-such-option"]])
+def test_bad_options_are_refused(shop: Workshop, arguments: list[str]) -> None:
+    ended = qwen36("check", shop.folder, *arguments)
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr
+    assert ended.stdout == ""
+
+
+@pytest.mark.parametrize("what", ["./nowhere", "nowhere", "a file", "a model of another kind"])
+def test_what_is_no_checkpoint_ends_with_two(tmp_path: Path, what: str) -> None:
+    if what == "a file":
+        (tmp_path / "x").write_text("x")
+        what = str(tmp_path / "x")
+    if what == "a model of another kind":
+        (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+        what = str(tmp_path)
+    ended = qwen36("check", what)
+    assert ended.returncode == 2
+    assert ended.stderr.count("Error") == 1
+    assert "Traceback" not in ended.stderr
+
+
+def test_every_rule_is_listed(shop: Workshop) -> None:
+    listed = qwen36("check", "--rules", columns=200)
+    assert listed.returncode == 0
+    assert all(rule.id in listed.stdout for rule in check_rules())
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_the_serve_line_is_never_broken_by_a_narrow_terminal(shop: Workshop, columns: int) -> None:
+    ended = qwen36("check", shop.folder, columns=columns)
+    assert shlex.split(ended.stdout.splitlines()[-1])[0] == "vllm"
+
+
+class TestRepair:
+    def test_what_is_done_is_said_and_a_second_run_has_nothing_to_do(self, shop: Workshop) -> None:
+        shop.index(lambda m: [m.pop(n) for n in list(m) if n.startswith("mtp.")])
+        ended = qwen36("repair", shop.folder)
+        assert ended.returncode == 0
+        assert "name 15 tensors" in ended.stdout
+        assert f"{INDEX_NAME}.bak" in ended.stdout
+        again = qwen36("repair", shop.folder)
+        assert (again.returncode, again.stdout) == (0, "Nothing to repair.\n")
+
+    def test_what_is_left_is_shown_and_exits_with_one(self, shop: Workshop) -> None:
+        shop.delete("tokenizer.json")
+        ended = qwen36("repair", shop.folder)
+        assert ended.returncode == 1
+        assert "tokenizer-missing" in ended.stdout
+
+    def test_a_dry_run_writes_nothing(self, shop: Workshop) -> None:
+        shop.json(INDEX_NAME, lambda i: i["metadata"].update(total_size=1))
+        before = {p.name: p.stat().st_mtime_ns for p in shop.folder.iterdir()}
+        ended = qwen36("repair", shop.folder, "--dry-run")
+        assert ended.returncode == 0
+        assert "Nothing was written" in ended.stdout
+        assert "correct total_size" in ended.stdout
+        assert {p.name: p.stat().st_mtime_ns for p in shop.folder.iterdir()} == before
+
+    @pytest.mark.parametrize(
+        "arguments", [["--split-mtp"], ["--merge-mtp"], ["--split-mtp", "--merge-mtp", "--out", "x"]]
+    )
+    def test_what_cannot_be_done_is_one_error(self, shop: Workshop, arguments: list[str]) -> None:
+        ended = qwen36("repair", shop.folder, *arguments)
+        assert ended.returncode == 2
+        assert ended.stderr.count("Error") == 1
+        assert "Traceback" not in ended.stderr
+
+    def test_a_donor_that_is_none_is_one_error(self, shop: Workshop) -> None:
+        shop.index(lambda m: [m.pop(n) for n in list(m) if n.startswith("mtp.")])
+        shop.delete(MTP_FILE)
+        before = {p.name: p.read_bytes() for p in shop.folder.iterdir()}
+        ended = qwen36("repair", shop.folder, "--mtp-from", "./nowhere")
+        assert ended.returncode == 2
+        assert "nowhere" in ended.stderr
+        assert {p.name: p.read_bytes() for p in shop.folder.iterdir()} == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from ._atomic import write_json_atomic
@@ -28,12 +29,17 @@ def find_mtp(source: str | Path) -> list[TensorInfo]:
     return head_of(Checkpoint.open(source))
 
 
-def head_of(checkpoint: Checkpoint) -> list[TensorInfo]:
-    """:func:`find_mtp` of an open checkpoint, wherever its files are."""
+def head_of(
+    checkpoint: Checkpoint, *, ignoring: Collection[str] = (), without: str = _WITHOUT
+) -> list[TensorInfo]:
+    """:func:`find_mtp` of an open checkpoint, wherever its files are.
+
+    ``ignoring`` names rules whose findings do not matter; ``without`` says how to do without a head.
+    """
     findings = [
         f
         for f in check_mtp(checkpoint)
-        if f.severity is Severity.ERROR and f.rule not in _IRRELEVANT_IN_SOURCE
+        if f.severity is Severity.ERROR and f.rule not in {*_IRRELEVANT_IN_SOURCE, *ignoring}
     ]
     wanted = layout_for(checkpoint.config).mtp
     everywhere = {**checkpoint.stray, **checkpoint.loaded}
@@ -42,7 +48,7 @@ def head_of(checkpoint: Checkpoint) -> list[TensorInfo]:
         worst = findings[0].message if findings else f"{packed[0]} is stored quantized"
         raise HybridError(
             f"{checkpoint.location}: the MTP head cannot be kept: {worst}",
-            remedy=f"Fetch the original again with its MTP tensors. {_WITHOUT}",
+            remedy=f"Fetch the original again with its MTP tensors. {without}".rstrip(),
         )
     return [everywhere[spec.name] for spec in wanted]
 

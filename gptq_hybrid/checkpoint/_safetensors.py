@@ -22,6 +22,8 @@ from .files import Files, LocalFiles, Range
 # The reference implementation takes up to 100 MB. Parsed, a header takes about eight times its size, and
 # the 27B's longest is 0.1 MB: 16 MiB leaves room for any family member and bounds what a hostile file costs.
 MAX_HEADER_BYTES = 16 << 20
+# All headers of a checkpoint together; the 27B's are 0.3 MB.
+MAX_HEADERS_BYTES = 32 << 20
 # Most headers of the 27B's five shards end within the second read whatever this is; it is what a
 # one-tensor header, and every header's length, cost.
 _FIRST_READ = 16 << 10
@@ -89,6 +91,7 @@ def read_headers(files: Files, names: Sequence[str]) -> dict[str, Header | Check
         TransferError: the server they lie on could not be asked.
     """
     out: dict[str, Header | CheckpointError] = {}
+    read = 0
     wanted: list[tuple[str, int, int]] = []
     firsts: dict[str, bytes] = {}
     for name, first in zip(names, files.read_many([Range(n, 0, _FIRST_READ) for n in names]), strict=True):
@@ -99,6 +102,12 @@ def read_headers(files: Files, names: Sequence[str]) -> dict[str, Header | Check
             if size is None:
                 raise CheckpointError(_at(files, name), "does not exist")
             length = _header_length(_at(files, name), first, size)
+            read += length
+            if read > MAX_HEADERS_BYTES:
+                raise CheckpointError(
+                    _at(files, name),
+                    f"has a header past {MAX_HEADERS_BYTES >> 20} MiB of headers in all; not read",
+                )
         except TransferError:
             raise  # not the file's fault
         except CheckpointError as error:

@@ -10,11 +10,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ._safetensors import TensorInfo, read_header
+from ._safetensors import DTYPE_BITS, TensorInfo, read_header
 from .errors import CheckpointError
 from .files import Files, Range
 
 _COPY_CHUNK = 1 << 24
+# A request is given 30 s: 4 MiB arrive in that over a line of 1.2 Mbit/s.
+_FAR_CHUNK = 1 << 22
 
 
 def write_verbatim(
@@ -42,7 +44,8 @@ def write_verbatim(
     Raises:
         CheckpointError: a source ended early, or what was read back differs from what was read.
     """
-    ordered = sorted(sources, key=lambda item: item[1].name)
+    # Widest first, as the reference implementation does: torch cannot view an element that starts askew.
+    ordered = sorted(sources, key=lambda item: (-DTYPE_BITS[item[1].dtype], item[1].name))
     describe = metadata if callable(metadata) else lambda digests: metadata
     entries: dict[str, Any] = {}
     offset = 0
@@ -83,14 +86,14 @@ def _header(metadata: dict[str, str], entries: dict[str, Any]) -> bytes:
 
 
 def pieces(files: Files, info: TensorInfo) -> Iterator[bytes]:
-    """A tensor's bytes, 16 MiB at a time.
+    """A tensor's bytes, 16 MiB at a time (4 MiB over a network).
 
     Raises:
         CheckpointError: the file ended before its header says it should.
     """
-    at = info.begin
+    at, most = info.begin, _FAR_CHUNK if files.far else _COPY_CHUNK
     while at < info.end:
-        piece = files.read(Range(info.file, at, min(_COPY_CHUNK, info.end - at)))
+        piece = files.read(Range(info.file, at, min(most, info.end - at)))
         if not piece:
             raise CheckpointError(info.file, f"ended {info.end - at} bytes before its header says it should")
         yield piece

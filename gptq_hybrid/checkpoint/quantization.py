@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any, Literal
+
+from ._patterns import matches
 
 GPTQ_METHODS = frozenset({"gptq", "gptq_marlin", "auto_gptq"})
 # vLLM matches `dynamic` patterns with re.match against module names; a null value
@@ -25,15 +26,14 @@ def dynamic_rule(
     """What ``dynamic`` says of a module: False (leave it alone), overrides, or None (nothing).
 
     The first pattern that matches decides; one that is not a regular expression matches nothing.
+
+    Raises:
+        CheckpointError: a pattern takes forever to match.
     """
     dynamic = quantization_config.get("dynamic")
     for pattern, overrides in (dynamic if isinstance(dynamic, Mapping) else {}).items():
         negative = pattern.startswith("-:")
-        try:
-            matched = re.match(pattern.removeprefix("-:").removeprefix("+:"), module) is not None
-        except re.error:
-            continue
-        if matched:
+        if matches(pattern.removeprefix("-:").removeprefix("+:"), module):
             return False if negative else overrides if isinstance(overrides, Mapping) else {}
     return None
 

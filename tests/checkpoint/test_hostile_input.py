@@ -31,7 +31,8 @@ _LIMITED = """
 import atexit, resource, sys
 note, limit, *arguments = sys.argv[1:]
 resource.setrlimit(resource.RLIMIT_AS, (int(limit), int(limit)))
-peak = lambda: str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+# Not getrusage: a child's ru_maxrss includes what its parent held when it forked.
+peak = lambda: next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
 atexit.register(lambda: open(note, "w").write(peak()))
 sys.argv = ["qwen36", *arguments]
 from gptq_hybrid.cli import main

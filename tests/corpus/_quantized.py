@@ -21,15 +21,16 @@ PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
 
 def _dense(module: str) -> object:
-    """The module in BF16 after all."""
+    """The module in BF16 after all, with the values it stood for."""
 
     def apply(shop: Workshop) -> None:
         def change(tensors: Tensors) -> None:
-            k = tensors[f"{module}.qweight"].shape[0] * 8
-            n = tensors[f"{module}.qweight"].shape[1]
+            words, scales = tensors[f"{module}.qweight"], tensors[f"{module}.scales"]
+            codes = (words.unsqueeze(1) >> (4 * torch.arange(8)).view(1, 8, 1)) & 15
+            rows = (codes.reshape(-1, words.shape[1]) - 8) * scales.float().repeat_interleave(128, dim=0)
             for part in PARTS:
                 tensors.pop(f"{module}.{part}", None)
-            tensors[f"{module}.weight"] = torch.randn(n, k).to(torch.bfloat16)
+            tensors[f"{module}.weight"] = rows.T.to(torch.bfloat16)
 
         shop.shard(shop.file_of(f"{module}.qweight"), change)
 

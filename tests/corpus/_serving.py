@@ -46,6 +46,15 @@ def _add(name: str) -> object:
     )
 
 
+def _cut(name: str) -> object:
+    def apply(shop: Workshop) -> None:
+        path = shop.path(name)
+        raw = path.read_bytes()
+        path.write_bytes(raw[: len(raw) * 2 // 3])
+
+    return apply
+
+
 def _bias(shop: Workshop) -> None:
     """The zero biases that older tools wrote beside every GPTQ linear."""
     up = "model.language_model.layers.0.mlp.up_proj"
@@ -57,6 +66,9 @@ def _bias(shop: Workshop) -> None:
 
 SERVING_CASES = (
     faulty("no-tokenizer", "bf16", "tokenizer-missing", lambda s: s.delete("tokenizer.json")),
+    faulty("tokenizer-cut", "bf16", "companion-unreadable", _cut("tokenizer.json")),
+    faulty("tokenizer-config-cut", "bf16", "companion-unreadable", _cut("tokenizer_config.json")),
+    faulty("processor-cut", "bf16", "companion-unreadable", _cut("preprocessor_config.json")),
     odd("no-tokenizer-config", "bf16", "tokenizer-missing", lambda s: s.delete("tokenizer_config.json")),
     faulty(
         "no-processor",

@@ -65,10 +65,13 @@ class LocalFiles:
         return "is a symbolic link out of the checkpoint folder"
 
     def _has_link(self, path: Path) -> bool:
-        while path != self._path:
-            if path.is_symlink():
-                return True
-            path = path.parent
+        try:
+            while path != self._path:
+                if path.is_symlink():
+                    return True
+                path = path.parent
+        except OSError:  # a name too long to exist
+            return False
         return False
 
     def size(self, name: str) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,14 +82,6 @@ def integer(config: Config, key: str, default: int) -> int:
     """A whole number of a config, or ``default`` where there is something else."""
     value = config.get(key, default)
     return value if isinstance(value, int) and not isinstance(value, bool) else default
-
-
-def matches(pattern: str, module: str) -> bool:
-    """``re.match`` that takes a broken pattern for one that matches nothing."""
-    try:
-        return re.match(pattern, module) is not None
-    except re.error:
-        return False
 
 
 def strings(value: Any) -> list[str]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gptq_hybrid.checkpoint._patterns import matches
 from gptq_hybrid.checkpoint.layout import LinearSpec
 
 from . import awq, gptq
@@ -26,14 +26,12 @@ def _extra(config: Config, module: str) -> Config | None:
     found = extra.get(module)
     if found is None:
         for pattern, entry in extra.items():
-            try:
-                if module.endswith(f".{pattern}") or (
-                    set(pattern) & _SPECIAL and re.search(pattern, vllm_name(module))
-                ):
-                    found = entry
-                    break
-            except re.error:
-                continue
+            special = set(pattern) & _SPECIAL
+            if module.endswith(f".{pattern}") or (
+                special and matches(pattern, vllm_name(module), anywhere=True)
+            ):
+                found = entry
+                break
     return found if isinstance(found, Mapping) else None
 
 

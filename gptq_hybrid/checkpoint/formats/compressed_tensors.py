@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from gptq_hybrid.checkpoint._patterns import matches
 from gptq_hybrid.checkpoint.layout import LinearSpec
 
 from ._base import (
@@ -15,7 +16,6 @@ from ._base import (
     Tensors,
     groups_of,
     integer,
-    matches,
     parts_of,
     strings,
     vllm_name,

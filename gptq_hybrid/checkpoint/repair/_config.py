@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gptq_hybrid.checkpoint import formats
 from gptq_hybrid.checkpoint._checkpoint import Checkpoint
 from gptq_hybrid.checkpoint._json import fetch_json_object
 from gptq_hybrid.checkpoint.errors import CheckpointError
+from gptq_hybrid.checkpoint.findings import some
+from gptq_hybrid.checkpoint.formats import vllm_name
 from gptq_hybrid.checkpoint.formats.gptq import settings
 from gptq_hybrid.checkpoint.layout import TensorLayout
-from gptq_hybrid.checkpoint.quantization import GPTQ_METHODS, method_of
+from gptq_hybrid.checkpoint.quantization import GPTQ_METHODS, excluded_by_dynamic, method_of
 from gptq_hybrid.checkpoint.rules.act_order import trivial_bytes
 
 from ._plan import Plan
@@ -32,8 +34,12 @@ def plan_config(plan: Plan, checkpoint: Checkpoint, layout: TensorLayout, rules:
     if "dynamic" in new and new["dynamic"] is None:
         del new["dynamic"]
         plan.sentences.append("remove the null `dynamic` from quantization_config")
-    _declare_head(plan, new, known, quantized)
-    if "act-order-flag-only" in rules and _all_trivial(checkpoint, layout, new):
+    names = {spec.name for spec in layout.mtp}
+    others = [
+        s.name.removesuffix(".weight") for s in layout.dense if len(s.shape) > 1 and s.name not in names
+    ]
+    _declare_head(plan, new, known, quantized, others)
+    if "act-order-flag-only" in rules and _all_trivial(plan, checkpoint, layout, new):
         _drop_flag(new)
         plan.sentences.append("set desc_act to false, every g_idx being trivial")
     if new != old:
@@ -58,9 +64,17 @@ def _head_forms(plan: Plan, checkpoint: Checkpoint, layout: TensorLayout) -> dic
 
 
 def _declare_head(
-    plan: Plan, config: dict[str, Any], known: formats.Format, quantized: Mapping[str, bool]
+    plan: Plan,
+    config: dict[str, Any],
+    known: formats.Format,
+    quantized: Mapping[str, bool],
+    others: Sequence[str],
 ) -> None:
     dense = [module for module, packed in quantized.items() if not packed]
+    packed_head = [module for module, packed in quantized.items() if packed]
+    if known is formats.GPTQ and any(known.declares(config, module) is False for module in packed_head):
+        _include_head(plan, config, known, quantized, others)
+        return
     if not any(known.declares(config, module) for module in dense):
         return
     corrected = known.exclude_mtp(config, dense)
@@ -73,19 +87,51 @@ def _declare_head(
         )
 
 
-def _all_trivial(checkpoint: Checkpoint, layout: TensorLayout, config: Mapping[str, Any]) -> bool:
-    """Whether every quantized module has a ``g_idx`` and it is in natural order; reads them all."""
-    for linear in layout.quantized:
-        found = formats.stored(checkpoint.loaded, linear.name)
-        if found is None or not found.quantized:
-            continue
-        info = found.parts.get("g_idx")
-        if info is None or info.shape != (linear.in_features,):
+def _include_head(
+    plan: Plan,
+    config: dict[str, Any],
+    known: formats.Format,
+    quantized: Mapping[str, bool],
+    others: Sequence[str],
+) -> None:
+    """Remove the rules of ``dynamic`` that leave a quantized head alone, if they are about nothing else."""
+    dynamic = dict(config["dynamic"])
+    for pattern in [p for p in dynamic if p.startswith("-:")]:
+        alone = {**config, "dynamic": {pattern: dynamic[pattern]}}
+        if any(packed and excluded_by_dynamic(alone, module) for module, packed in quantized.items()):
+            if any(excluded_by_dynamic(alone, n) or excluded_by_dynamic(alone, vllm_name(n)) for n in others):
+                return
+            del dynamic[pattern]
+    corrected = {**config, "dynamic": dynamic}
+    if all(known.declares(corrected, module) in {None, packed} for module, packed in quantized.items()):
+        gone = [pattern for pattern in config["dynamic"] if pattern not in dynamic]
+        config["dynamic"] = dynamic
+        plan.sentences.append(
+            f"remove {some(map(repr, gone))} from `dynamic`: the MTP head is stored quantized"
+        )
+
+
+def _all_trivial(plan: Plan, checkpoint: Checkpoint, layout: TensorLayout, config: Mapping[str, Any]) -> bool:
+    """Whether every quantized module has a ``g_idx`` and all are in natural order; reads them all.
+
+    Those of a quantized head count: without the flag vLLM ignores them too.
+    """
+    own_head = not any(name.startswith("mtp.") for file in plan.shards.values() for name in file.names)
+    loaded = {n: i for n, i in checkpoint.loaded.items() if own_head or not n.startswith("mtp.")}
+    modules = {n.removesuffix(".qweight") for n in loaded if n.endswith(".qweight")}
+    modules |= {n.removesuffix(".g_idx") for n in loaded if n.endswith(".g_idx")}
+    rows = {linear.name: linear.in_features for linear in layout.quantized}
+    rows |= {s.name.removesuffix(".weight"): s.shape[1] for s in layout.mtp if len(s.shape) == 2}
+    for module in modules:
+        info = loaded.get(f"{module}.g_idx")
+        if info is None or info.dtype != "I32" or len(info.shape) != 1:
             return False
-        _, group_size = settings(config, linear.name)
-        if checkpoint.read_bytes(info) != trivial_bytes(linear.in_features, group_size):
+        if info.shape[0] != rows.get(module, info.shape[0]):
             return False
-    return True
+        _, group_size = settings(config, module)
+        if checkpoint.read_bytes(info) != trivial_bytes(info.shape[0], group_size):
+            return False
+    return bool(modules)
 
 
 def _drop_flag(config: dict[str, Any]) -> None:

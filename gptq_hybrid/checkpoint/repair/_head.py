@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,15 +13,36 @@ from gptq_hybrid.checkpoint.errors import HybridError
 from gptq_hybrid.checkpoint.files import Files
 from gptq_hybrid.checkpoint.layout import TensorLayout
 
-from ._plan import Plan, TensorFile
+from ._plan import Describe, Plan, TensorFile
 
 RECEIPT = "mtp-graft.json"
 _PREFIX = "mtp."
+# What is wrong with a donor's config or with its other files; a head that lies in such a file is missing.
+_NOT_OF_THE_HEAD = frozenset(
+    {"mtp-dynamic-null", "mtp-quantization", "index-missing-file", "shard-unreadable", "index-unreadable"}
+)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def label(files: Files) -> str:
     """What to call a donor in a file that travels: a hub id or address, or a folder's own name."""
-    return files.location if files.folder is None else files.folder.resolve().name
+    if files.folder is None:
+        return files.location.partition("?")[0]
+    folder = files.folder.resolve()
+    in_cache = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
+    return folder.parent.parent.name[len("models--") :].replace("--", "/") if in_cache else folder.name
+
+
+def commit(files: Files) -> str | None:
+    """The commit of a donor from the hub or out of its cache, where the address shows it."""
+    if files.folder is not None:
+        folder = files.folder.resolve()
+        last = folder.name if folder.parent.name == "snapshots" else ""
+    else:
+        # A hub id stands for the commit that its branch was when it was opened; errors name the address.
+        transfer = getattr(files, "_transfer", None)
+        last = str(getattr(transfer, "_shown", "")).rstrip("/").rpartition("/resolve/")[2]
+    return last if _COMMIT.fullmatch(last) else None
 
 
 def plan_graft(
@@ -32,7 +54,7 @@ def plan_graft(
         HybridError: the donor's head is faulty or does not fit, or the damaged one lies among other weights
             and there is no ``copy`` to write those to.
     """
-    head = head_of(donor)
+    head = head_of(donor, ignoring=_NOT_OF_THE_HEAD, without="")
     _refuse_misfit(checkpoint, layout, donor, head)
     inline = _files_with_head(checkpoint)
     if inline and not copy:
@@ -42,15 +64,26 @@ def plan_graft(
         )
     for name in inline:
         _without_head(plan, checkpoint, name)
-    origin, day = label(donor.files), datetime.now(UTC).date().isoformat()
+    origin, revision = label(donor.files), commit(donor.files)
+    day = datetime.now(UTC).date().isoformat()
+    known = {} if revision is None else {"revision": revision}
     source = {info.name: info.file for info in head}
 
     def metadata(digests: dict[str, str]) -> dict[str, str]:
-        return {"format": "pt", "mtp_origin": origin} | {f"sha256:{n}": d for n, d in digests.items()}
+        about = {"format": "pt", "mtp_origin": origin} | {f"mtp_{k}": v for k, v in known.items()}
+        for name, digest in digests.items():
+            about |= {f"sha256:{name}": digest, f"file:{name}": source[name]}
+        return about
 
     def receipt(digests: dict[str, str]) -> dict[str, Any]:
         tensors = {name: {"sha256": digests[name], "file": file} for name, file in sorted(source.items())}
-        return {"what": f"the MTP head in {MTP_FILE}", "donor": origin, "date": day, "tensors": tensors}
+        return {
+            "what": f"the MTP head in {MTP_FILE}",
+            "donor": origin,
+            **known,
+            "date": day,
+            "tensors": tensors,
+        }
 
     plan.shards[MTP_FILE] = TensorFile(tuple((donor.files, info) for info in head), metadata)
     plan.receipt = receipt
@@ -87,11 +120,21 @@ def _files_with_head(checkpoint: Checkpoint) -> list[str]:
 def _without_head(plan: Plan, checkpoint: Checkpoint, name: str) -> None:
     kept = [t for n, t in checkpoint.headers[name].tensors.items() if not n.startswith(_PREFIX)]
     if kept:
-        plan.shards[name] = TensorFile(tuple((checkpoint.files, info) for info in kept))
+        plan.shards[name] = TensorFile(
+            tuple((checkpoint.files, info) for info in kept), _kept(checkpoint, name)
+        )
         plan.sentences.append(f"write {name} without the MTP tensors")
     else:
         plan.dropped.add(name)
         plan.sentences.append(f"leave out {name}, which held nothing but MTP tensors")
+
+
+def _kept(checkpoint: Checkpoint, *names: str) -> Describe:
+    """The metadata of the files, a later one's before an earlier one's."""
+    merged = {"format": "pt"}
+    for name in names:
+        merged |= checkpoint.headers[name].metadata if name in checkpoint.headers else {}
+    return lambda digests: merged
 
 
 def plan_split(plan: Plan, checkpoint: Checkpoint) -> None:
@@ -107,9 +150,16 @@ def plan_split(plan: Plan, checkpoint: Checkpoint) -> None:
             f"{checkpoint.path}: no main shard holds MTP tensors, so there is nothing to split off",
             remedy="Leave out --split-mtp.",
         )
+    if checkpoint.has(MTP_FILE) and MTP_FILE not in checkpoint.referenced:
+        raise HybridError(
+            f"{checkpoint.path}: there is an {MTP_FILE} already, which the index does not name",
+            remedy="Move it out of the folder, if the head in the main shards is the right one.",
+        )
     for name in inline:
         _without_head(plan, checkpoint, name)
-    plan.shards[MTP_FILE] = TensorFile(tuple((checkpoint.files, info) for info in head))
+    plan.shards[MTP_FILE] = TensorFile(
+        tuple((checkpoint.files, info) for info in head), _kept(checkpoint, MTP_FILE)
+    )
     plan.sentences.append(f"write {len(head)} MTP tensors into {MTP_FILE}")
 
 
@@ -128,7 +178,10 @@ def plan_merge(plan: Plan, checkpoint: Checkpoint) -> None:
         )
     last = mains[-1]
     body = {n: t for n, t in checkpoint.headers[last].tensors.items() if n not in head}
-    plan.shards[last] = TensorFile(tuple((checkpoint.files, info) for info in {**body, **head}.values()))
+    plan.shards[last] = TensorFile(
+        tuple((checkpoint.files, info) for info in {**body, **head}.values()),
+        _kept(checkpoint, MTP_FILE, last),
+    )
     plan.dropped.add(MTP_FILE)
     plan.sentences.append(f"write {last} with the {len(head)} tensors of {MTP_FILE}, and leave that out")
 

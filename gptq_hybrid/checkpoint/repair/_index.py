@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gptq_hybrid.checkpoint import formats
 from gptq_hybrid.checkpoint._checkpoint import INDEX_NAME, Checkpoint
 from gptq_hybrid.checkpoint._json import fetch_json_object
 from gptq_hybrid.checkpoint._safetensors import TensorInfo
@@ -23,7 +24,7 @@ def plan_index(plan: Plan, checkpoint: Checkpoint, layout: TensorLayout) -> None
     if not checkpoint.files.folder or (not checkpoint.referenced and not checkpoint.on_disk):
         return
     holds = _tensors_by_file(plan, checkpoint, layout)
-    dropped = _copies(checkpoint, plan, holds) if checkpoint.index is not None else []
+    dropped = _copies(checkpoint, plan, holds)
     for name in dropped:
         del holds[name]
         plan.sentences.append(
@@ -35,15 +36,20 @@ def plan_index(plan: Plan, checkpoint: Checkpoint, layout: TensorLayout) -> None
         weight_map |= dict.fromkeys(tensors, name)
         sizes |= {tensor: info.nbytes for tensor, info in tensors.items()}
     old = dict(checkpoint.index or {})
+    # Of a tensor that two files hold differently the index's choice stays; which is right takes judgement.
+    weight_map |= {n: f for n, f in old.items() if n in weight_map and n in holds.get(f, {})}
     broken = {*checkpoint.missing_files, *checkpoint.header_errors, *checkpoint.refused_files} - set(
         plan.shards
     )
     weight_map |= {n: f for n, f in old.items() if f in broken and n not in weight_map}
+    if checkpoint.index is None and (broken or len(set(weight_map.values())) < len(holds)):
+        return  # an index would hide the file that has to be fetched again, or the one to decide about
     if checkpoint.index is None and checkpoint.index_error is None and len(holds) < 2:
         return  # one file needs no index
     declared = checkpoint.declared_size
     total = sum(sizes.values())
     whole = weight_map.keys() <= sizes.keys()
+    weight_map |= _nowhere(old, weight_map, holds, layout)
     if weight_map == old and (not whole or declared is None or declared == total):
         return
     plan.documents[INDEX_NAME] = _content(checkpoint, weight_map, total if whole else None)
@@ -56,19 +62,59 @@ def _tensors_by_file(
     """Tensors by file, for the files that a loader should open, in its order."""
     _ = checkpoint.loaded, checkpoint.stray
     opened = [name for name in checkpoint.referenced if name in checkpoint.headers and "/" not in name]
-    written = set().union(*(file.names for file in plan.shards.values())) if plan.shards else set()
-    have = {*checkpoint.loaded, *written}
-    wanted = {spec.name.removesuffix(".weight") for spec in layout.dense}
-    for name in checkpoint.on_disk:
-        if name not in checkpoint.headers or name in opened or name in plan.shards:
-            continue
-        new = [t for t in checkpoint.headers[name].tensors if t not in have]
-        if any(t.removesuffix(".weight") in wanted or t.rpartition(".")[0] in wanted for t in new):
+    have = dict(checkpoint.loaded)
+    have |= {info.name: info for file in plan.shards.values() for _, info in file.tensors}
+    wanted = {name.removesuffix(".weight") for name in _wanted(checkpoint, layout)}
+    left = [n for n in checkpoint.on_disk if n in checkpoint.headers and n not in {*opened, *plan.shards}]
+    while left:
+        new = {name: _needed(checkpoint.headers[name].tensors, have, wanted) for name in left}
+        name = max(left, key=lambda n: new[n])
+        left.remove(name)
+        own = checkpoint.headers[name].tensors
+        # Beside a tensor that differs from the one in use, a file would decide which of them counts.
+        if new[name] and all(t not in have or _alike(checkpoint, i, have[t]) for t, i in own.items()):
             opened.append(name)
-            have.update(checkpoint.headers[name].tensors)
+            have |= own
     holds = {n: dict(checkpoint.headers[n].tensors) for n in opened if n not in plan.dropped}
     holds |= {name: {info.name: info for _, info in file.tensors} for name, file in plan.shards.items()}
     return holds
+
+
+def _wanted(checkpoint: Checkpoint, layout: TensorLayout) -> set[str]:
+    """Names of the model's dense tensors, under the prefix that the checkpoint uses."""
+    ours, other = "model.language_model.", "model."
+    if not layout.layers_prefix.startswith(ours):
+        ours, other = other, ours
+    found = {**checkpoint.stray, **checkpoint.loaded}
+    if any(n.startswith(f"{other}layers.") for n in found) and not any(
+        n.startswith(f"{ours}layers.") for n in found
+    ):
+        layout = layout.renamed(ours, other)
+    return {spec.name for spec in layout.dense}
+
+
+def _needed(tensors: dict[str, TensorInfo], have: dict[str, TensorInfo], wanted: set[str]) -> int:
+    new = [t for t in tensors if t not in have]
+    return sum(t.removesuffix(".weight") in wanted or t.rpartition(".")[0] in wanted for t in new)
+
+
+def _nowhere(
+    old: dict[str, str],
+    weight_map: dict[str, str],
+    holds: dict[str, dict[str, TensorInfo]],
+    layout: TensorLayout,
+) -> dict[str, str]:
+    """Entries of tensors that the model needs and no file holds: they say where one was looked for."""
+    everything = {name: info for tensors in holds.values() for name, info in tensors.items()}
+    needed = {spec.name for spec in layout.dense}
+    return {
+        name: file
+        for name, file in old.items()
+        if name in needed
+        and name not in weight_map
+        and file in holds
+        and formats.stored(everything, name.removesuffix(".weight")) is None
+    }
 
 
 def _copies(checkpoint: Checkpoint, plan: Plan, holds: dict[str, dict[str, TensorInfo]]) -> list[str]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gptq_hybrid.checkpoint._check import run_rules
-from gptq_hybrid.checkpoint._checkpoint import Checkpoint
+from gptq_hybrid.checkpoint._check import check_mtp, run_rules
+from gptq_hybrid.checkpoint._checkpoint import INDEX_NAME, MTP_FILE, Checkpoint
 from gptq_hybrid.checkpoint.errors import HybridError
-from gptq_hybrid.checkpoint.files import open_files
+from gptq_hybrid.checkpoint.files import LocalFiles, open_files
 from gptq_hybrid.checkpoint.findings import Finding
 from gptq_hybrid.checkpoint.plugins import layout_for
 from gptq_hybrid.checkpoint.vllm_versions import installed_vllm
@@ -67,7 +67,7 @@ def repair(
     Raises:
         CheckpointError: ``path`` or ``mtp_from`` cannot be read.
         HybridError: the donor's head does not fit; a main shard would have to change and ``out`` is missing;
-            ``out`` holds files; the disk is full.
+            ``out`` holds files; the disk is full, or something cannot be written.
     """
     if split_mtp and merge_mtp:
         raise HybridError("--split-mtp and --merge-mtp contradict each other", remedy="Choose one.")
@@ -81,11 +81,17 @@ def repair(
     result = checkpoint.path
     backups: tuple[str, ...] = ()
     if plan.sentences and not dry_run:
-        if out is None:
-            backups = apply_in_place(plan, checkpoint, progress)
-        else:
-            result = Path(out)
-            apply_as_copy(plan, checkpoint, result, progress)
+        try:
+            if out is None:
+                backups = apply_in_place(plan, checkpoint, progress)
+            else:
+                result = Path(out)
+                apply_as_copy(plan, checkpoint, result, progress)
+        except OSError as error:
+            raise HybridError(
+                f"{error.filename or out or path}: cannot be written: {error.strerror or error}",
+                remedy="Nothing is lost; run the same command again once it can be.",
+            ) from error
     return Repair(tuple(plan.sentences), tuple(_findings(Checkpoint.open(result))), result, backups)
 
 
@@ -100,7 +106,13 @@ def _plan(
     plan = Plan()
     layout = layout_for(checkpoint.config)
     rules = {finding.rule for finding in _findings(checkpoint)}
-    if mtp_from is not None and (rules & _LOST or _head_is_alien(checkpoint, rules)):
+    lost = rules & _LOST or _head_is_alien(checkpoint, rules) or _unindexed_head_is_lost(checkpoint, rules)
+    if mtp_from is not None and lost:
+        if merge:
+            raise HybridError(
+                f"{checkpoint.path}: a grafted head lies in {MTP_FILE}, and merging it is a second step",
+                remedy="Leave out --merge-mtp, and run qwen36 repair with it on the result.",
+            )
         plan_graft(plan, checkpoint, layout, Checkpoint.read(open_files(mtp_from)), copy=copy)
     elif split:
         plan_split(plan, checkpoint)
@@ -109,6 +121,21 @@ def _plan(
     plan_config(plan, checkpoint, layout, rules)
     plan_index(plan, checkpoint, layout)
     return plan
+
+
+class _WithoutIndex(LocalFiles):
+    """A folder as it is loaded when there is no index: every file is opened."""
+
+    def names(self) -> tuple[str, ...] | None:
+        return tuple(name for name in super().names() or () if name != INDEX_NAME)
+
+
+def _unindexed_head_is_lost(checkpoint: Checkpoint, rules: set[str]) -> bool:
+    """Whether a head that only the index hides would turn out faulty once it is named there."""
+    if "mtp-unindexed" not in rules:
+        return False
+    found = check_mtp(Checkpoint(_WithoutIndex(checkpoint.path), checkpoint.config))
+    return any(finding.rule in _LOST for finding in found)
 
 
 def _head_is_alien(checkpoint: Checkpoint, rules: set[str]) -> bool:

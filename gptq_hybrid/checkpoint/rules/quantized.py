@@ -83,7 +83,7 @@ def settings(see: Inspection) -> Iterator[Fault]:
     bits, group, sym = config.get("bits", 4), config.get("group_size", 128), config.get("sym", True)
     if bits not in _BITS or group not in _GROUPS or sym is not True:
         yield Fault(f"bits={bits!r}, group_size={group!r}, sym={sym!r} cannot be served", file="config.json")
-    if (found := config.get("checkpoint_format", "gptq")) not in {"gptq", "gptq_v2"}:
+    if (found := config.get("checkpoint_format", "gptq")) not in ("gptq", "gptq_v2"):
         yield Fault(f"checkpoint_format {found!r} is not one that vLLM loads", file="config.json")
     dynamic = config.get("dynamic")
     if dynamic is not None and not isinstance(dynamic, dict):

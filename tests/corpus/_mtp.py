@@ -69,6 +69,13 @@ def _packed_head(module: str) -> object:
     return lambda shop: shop.shard(MTP_FILE, change)
 
 
+def _permuted_head(shop: Workshop) -> None:
+    module = "mtp.layers.0.mlp.down_proj"
+    _packed_head(module)(shop)  # type: ignore[operator]
+    shop.quantization(dynamic=None)
+    shop.tensor(f"{module}.g_idx", lambda t: t.flip(0))
+
+
 def _fill(value: float) -> object:
     return lambda shop: shop.tensor(FC, lambda t: torch.full_like(t, value))
 
@@ -147,6 +154,7 @@ MTP_CASES = (
         lambda s: s.quantization(modules_to_not_convert=["visual", "in_proj_a", "in_proj_b"]),
     ),
     faulty("head-bf16-in-fp8", "fp8", "mtp-quantization", _bf16_head),
+    faulty("head-packed-in-another-order", "gptq", "g-idx-flag", _permuted_head),
     faulty(
         "head-index-lies",
         "bf16",

@@ -66,7 +66,7 @@ class Transfer:
         remedies: tuple[str, str],
     ) -> None:
         self._url = url
-        self._shown = without_credentials(url)
+        self.address = without_credentials(url)
         self._headers = dict(headers)
         self._timeout = timeout
         self._reads = reads
@@ -88,7 +88,7 @@ class Transfer:
 
     def explain(self, name: str, reason: str) -> str:
         """``reason``, with the address where the file's name does not show it."""
-        return reason if self._location == self._shown else f"{reason} ({self._shown}/{name})"
+        return reason if self._location == self.address else f"{reason} ({self.address}/{name})"
 
     def persist(self, name: str, work: Callable[[float], T]) -> T:
         """What ``work(deadline)`` returns, after a few attempts; none begins after the first's deadline.

@@ -55,6 +55,11 @@ class HttpFiles:
         remedies = (self.when_forbidden, self.when_unreachable)
         self._transfer = Transfer(url, headers or {}, timeout, self.reads, self.location, remedies)
 
+    @property
+    def address(self) -> str:
+        """The URL that names are looked up under, without credentials; for a hub id it holds the commit."""
+        return self._transfer.address
+
     def __enter__(self) -> Self:
         return self
 

@@ -10,7 +10,7 @@ from gptq_hybrid.checkpoint._checkpoint import MTP_FILE, Checkpoint
 from gptq_hybrid.checkpoint._head import head_of
 from gptq_hybrid.checkpoint._safetensors import TensorInfo
 from gptq_hybrid.checkpoint.errors import HybridError
-from gptq_hybrid.checkpoint.files import Files
+from gptq_hybrid.checkpoint.files import Files, HttpFiles
 from gptq_hybrid.checkpoint.layout import TensorLayout
 
 from ._plan import Describe, Plan, TensorFile
@@ -39,9 +39,8 @@ def commit(files: Files) -> str | None:
         folder = files.folder.resolve()
         last = folder.name if folder.parent.name == "snapshots" else ""
     else:
-        # A hub id stands for the commit that its branch was when it was opened; errors name the address.
-        transfer = getattr(files, "_transfer", None)
-        last = str(getattr(transfer, "_shown", "")).rstrip("/").rpartition("/resolve/")[2]
+        # A hub id stands for the commit that its branch was when it was opened.
+        last = files.address.rstrip("/").rpartition("/resolve/")[2] if isinstance(files, HttpFiles) else ""
     return last if _COMMIT.fullmatch(last) else None
 
 

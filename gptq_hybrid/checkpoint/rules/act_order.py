@@ -12,6 +12,7 @@ from gptq_hybrid.checkpoint._safetensors import TensorInfo
 from gptq_hybrid.checkpoint.findings import Fault, Inspection, Severity, rule, some
 from gptq_hybrid.checkpoint.formats import compressed_tensors
 from gptq_hybrid.checkpoint.formats.gptq import settings
+from gptq_hybrid.checkpoint.layout import LinearSpec
 from gptq_hybrid.checkpoint.quantization import GPTQ_METHODS, method_of
 
 _REQUANTIZE = "Quantize again, with a recipe that needs no order at run time: qwen36 quantize ORIGINAL TARGET"
@@ -30,9 +31,10 @@ def _g_idx(see: Inspection) -> dict[str, tuple[TensorInfo, bytes]]:
 
 
 def _read_g_idx(see: Inspection) -> dict[str, tuple[TensorInfo, bytes]]:
+    head = [LinearSpec(s.name.removesuffix(".weight"), *s.shape) for s in see.layout.mtp if len(s.shape) == 2]
     infos = {
         linear.name: info
-        for linear in see.layout.quantized
+        for linear in (*see.layout.quantized, *head)
         if (info := see.checkpoint.loaded.get(f"{linear.name}.g_idx")) is not None
         and info.dtype == "I32"
         and info.shape == (linear.in_features,)

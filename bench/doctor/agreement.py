@@ -51,7 +51,7 @@ CHOSEN = (
     # It must not.
     "head-unindexed", "head-no-fc", "head-short-module-list", "head-packed-but-excluded", "dynamic-null",
     "fused-half-dense", "g-idx-denied-by-hand", "act-order", "act-order-flag-only", "no-quantization-config",
-    "asymmetric", "unknown-tensor", "no-processor", "no-tokenizer", "short-names", "norm-missing", "scales-nan",
+    "asymmetric", "tokenizer-cut", "unknown-tensor", "no-processor", "no-tokenizer", "short-names", "norm-missing", "scales-nan",
     "shard-cut", "head-trailing-bytes", "index-not-json", "consolidated", "text-only-mrope",
 )  # fmt: skip
 

@@ -43,7 +43,8 @@ def fetch_json_object(files: Files, name: str) -> dict[str, Any]:
 
 def _parse(where: str, raw: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(raw)
+        # Strictly UTF-8, as transformers and vLLM read it: given bytes, json guesses among three encodings.
+        value = json.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(where, f"is not valid JSON: {error}") from error
     if not isinstance(value, dict):

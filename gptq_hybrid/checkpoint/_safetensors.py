@@ -165,16 +165,25 @@ def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return out
 
 
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
 def _parse(where: str, file: str, raw: bytes, data_start: int, size: int) -> Header:
     try:
-        header = json.loads(raw, object_pairs_hook=_unique_pairs)
+        # Strictly UTF-8: given bytes, json guesses among three encodings; and it takes NaN for a number.
+        text = raw.decode("utf-8")
+        header = json.loads(text, object_pairs_hook=_unique_pairs, parse_constant=_no_constant)
+        if "\\u" in text:  # an escape may be half of a surrogate pair, which the reference refuses
+            json.dumps(header, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             where, f"has a header that is not valid JSON: {error}", remedy=_AGAIN
         ) from error
     if not isinstance(header, dict) or not raw.startswith(b"{"):
         raise CheckpointError(where, "has a header that is not a JSON object", remedy=_AGAIN)
-    metadata = header.pop("__metadata__", None) or {}
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise CheckpointError(where, "has __metadata__ that is not an object of strings", remedy=_AGAIN)
     tensors: dict[str, TensorInfo] = {}

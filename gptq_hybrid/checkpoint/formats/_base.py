@@ -58,8 +58,10 @@ class Format:
 
 def vllm_name(module: str) -> str:
     """What vLLM's multimodal class calls a module of the checkpoint; the draft's keep their names."""
-    ours = "model.language_model."
-    return f"language_model.model.{module.removeprefix(ours)}" if module.startswith(ours) else module
+    for ours, theirs in (("model.language_model.", "language_model.model."), ("model.visual.", "visual.")):
+        if module.startswith(ours):
+            return theirs + module.removeprefix(ours)
+    return module
 
 
 def parts_of(tensors: Tensors, module: str, suffixes: tuple[str, ...]) -> dict[str, TensorInfo]:

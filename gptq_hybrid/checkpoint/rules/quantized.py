@@ -23,6 +23,14 @@ _BITS, _GROUPS = (4, 8), (-1, 32, 64, 128)
 _PACKED = (".qweight", ".weight_packed")
 _SCALES = ("scales", "weight_scale", "weight_scale_inv")
 _MOST_SCALES_FAR = 8
+# Two-dimensional weights of embeddings, and of the output head, about which each format has its own rule.
+_NOT_LINEAR = ("embed_tokens", "pos_embed", "lm_head")
+_AUTO_ROUND_PACKINGS = (
+    "auto_round:auto_gptq",
+    "auto_round:auto_awq",
+    "auto_round:fp8",
+    "auto_round:llm_compressor",
+)
 
 
 def linears(see: Inspection) -> Iterator[tuple[LinearSpec, Stored]]:
@@ -31,6 +39,17 @@ def linears(see: Inspection) -> Iterator[tuple[LinearSpec, Stored]]:
         found = formats.stored(see.checkpoint.loaded, linear.name)
         if found is not None:
             yield linear, found
+
+
+def _others(see: Inspection) -> Iterator[tuple[LinearSpec, Stored]]:
+    """The linears this family keeps in BF16, in text and vision; vLLM asks the config about these as well."""
+    for spec in (*see.layout.plain, *see.layout.vision):
+        module = spec.name.removesuffix(".weight")
+        if len(spec.shape) != 2 or module == spec.name or module.endswith(_NOT_LINEAR):
+            continue
+        found = formats.stored(see.checkpoint.loaded, module)
+        if found is not None:
+            yield LinearSpec(module, *spec.shape), found
 
 
 def _gptq(see: Inspection) -> bool:
@@ -75,6 +94,9 @@ def unknown_method(see: Inspection) -> Iterator[Fault]:
 )
 def settings(see: Inspection) -> Iterator[Fault]:
     config = see.checkpoint.quantization_config
+    packing = None if config is None else config.get("packing_format")
+    if formats.format_of(config) is formats.AUTO_ROUND and packing and packing not in _AUTO_ROUND_PACKINGS:
+        yield Fault(f"packing_format {packing!r} is not one that vLLM loads", file="config.json")
     if config is None or not _gptq(see):
         return
     for key in ("bits", "group_size", "desc_act", "sym"):
@@ -216,7 +238,8 @@ def mismatch(see: Inspection) -> Iterator[Fault]:
     if config is None or known is None:
         return
     states = [
-        (linear.name, found.quantized, known.declares(config, linear.name)) for linear, found in linears(see)
+        (linear.name, found.quantized, known.declares(config, linear.name))
+        for linear, found in (*linears(see), *_others(see))
     ]
     packed = [name for name, quantized, declared in states if quantized and declared is False]
     dense = [name for name, quantized, declared in states if not quantized and declared is True]
@@ -240,7 +263,7 @@ def mismatch(see: Inspection) -> Iterator[Fault]:
             tensor=alien[0][0],
             file="config.json",
         )
-    if states and not any(quantized for _, quantized, _ in states):
+    if any(linears(see)) and not any(quantized for _, quantized, _ in states):
         yield Fault(f"the config says {known.name}, but no module is quantized", file="config.json")
 
 

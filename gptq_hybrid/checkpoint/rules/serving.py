@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from gptq_hybrid.checkpoint import chat, formats, vllm_versions
@@ -163,7 +164,9 @@ def companions(see: Inspection) -> Iterator[Fault]:
             except TransferError:
                 raise
             except CheckpointError as error:
-                yield Fault(error.message, file=name)
+                # vLLM does without a generation config that it cannot read.
+                optional = name == "generation_config.json"
+                yield Fault(error.message, file=name, severity=Severity.WARNING if optional else None)
     name = _TOKENIZERS[0][0]
     size = see.checkpoint.files.size(name) if see.checkpoint.has(name) else None
     if size is not None:
@@ -223,9 +226,12 @@ def chat_template(see: Inspection) -> Iterator[Fault]:
 
 
 def _syntax_problem(template: str) -> str | None:
-    """What Jinja says of a template, where Jinja is installed; loading it costs 30 ms, so only for brackets
-    that do not pair up, which every cut or mangled template has."""
-    if template.count("{%") == template.count("%}") and template.count("{{") == template.count("}}"):
+    """What Jinja says of a template, where Jinja is installed; loading it costs 30 ms, so only where brackets
+    or blocks do not pair up, as in every cut or mangled template."""
+    words = re.findall(r"\{%[-+]?\s*(\w+)", template)
+    paired = all(words.count(word) == words.count(f"end{word}") for word in ("if", "for", "macro"))
+    brackets = (("{%", "%}"), ("{{", "}}"))
+    if paired and all(template.count(a) == template.count(b) for a, b in brackets):
         return None
     try:
         from jinja2 import Environment, TemplateSyntaxError
@@ -277,6 +283,11 @@ def vision(see: Inspection) -> Iterator[Fault]:
         yield Fault(f"{count} are absent: {some(absent)}", tensor=absent[0])
 
 
+def _packed_beside(see: Inspection, module: str) -> bool:
+    """Whether a module with a plain weight has a packed one too: vLLM builds a place for one of them."""
+    return any(f"{module}.{suffix}" in see.checkpoint.loaded for suffix in ("qweight", "weight_packed"))
+
+
 @rule(
     "tensor-unknown",
     scope="serving",
@@ -290,6 +301,9 @@ def unknown(see: Inspection) -> Iterator[Fault]:
     strange: list[str] = []
     for name in see.checkpoint.loaded:
         module, _, suffix = name.rpartition(".")
+        if suffix == "weight" and f"{module}.weight" in known and _packed_beside(see, module):
+            strange.append(name)
+            continue
         if name in known or (module in modules and suffix in suffixes) or name.endswith(_KNOWN_SUFFIXES):
             continue
         if name.startswith("mtp.") and not (see.mtp and see.layout.mtp):

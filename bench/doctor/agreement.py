@@ -51,8 +51,9 @@ CHOSEN = (
     # It must not.
     "head-unindexed", "head-no-fc", "head-short-module-list", "head-packed-but-excluded", "dynamic-null",
     "fused-half-dense", "g-idx-denied-by-hand", "act-order", "act-order-flag-only", "no-quantization-config",
-    "asymmetric", "tokenizer-cut", "unknown-tensor", "no-processor", "no-tokenizer", "short-names", "norm-missing", "scales-nan",
-    "shard-cut", "head-trailing-bytes", "index-not-json", "consolidated", "text-only-mrope",
+    "asymmetric", "tokenizer-cut", "unknown-tensor", "no-processor", "no-tokenizer", "short-names",
+    "norm-missing", "scales-nan", "shard-cut", "head-trailing-bytes", "index-not-json", "consolidated",
+    "text-only-mrope",
 )  # fmt: skip
 
 # The CPU's flags turn images off, and with them the processor.

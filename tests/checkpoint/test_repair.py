@@ -24,7 +24,7 @@ LAST = "model-00002-of-00002.safetensors"
 ALONE = (
     "index-not-json", "index-no-weight-map", "body-unindexed", "unnamed-tensor", "stale-entry", "total-size",
     "no-index", "head-unindexed", "dynamic-null", "head-short-module-list", "head-not-in-awq-list",
-    "head-bf16-in-fp8", "head-in-no-block-list", "config-copies-differ", "act-order-flag-only",
+    "head-bf16-in-fp8", "config-copies-differ", "act-order-flag-only",
     "act-order-by-rule",
 )  # fmt: skip
 WITH_DONOR = (

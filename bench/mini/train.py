@@ -1,0 +1,270 @@
+"""Train the mini model on one GPU until a wall-clock limit. Needs torch >= 2.9.
+
+    python -m bench.mini.train PACK OUT --seconds 570    # PACK: tokenizer.py's folder
+
+Matrices are trained with Muon, the rest with AdamW, both at a rate that is constant and then falls to zero; the
+loss is that of the next token plus those of two draft steps of the MTP head. Writes OUT/weights-*.safetensors
+(BF16) and OUT/training.json: settings, loss curves, and figures on the whole held-out part before rounding to BF16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import lzma
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from bench.mini.model import DecoderLayer, MiniModel
+from bench.mini.muon import Muon
+from bench.mini.rows import make_rows
+
+# Shares of the training tokens by domain.
+SHARES = {
+    "en": 0.20, "de": 0.06, "fr": 0.06, "es": 0.06, "ja": 0.06, "zh": 0.06, "ru": 0.06, "pl": 0.06,
+    "python": 0.12, "c": 0.07, "cpp": 0.025, "go": 0.025, "rust": 0.025, "java": 0.025, "chat": 0.10,
+}  # fmt: skip
+LENGTH, BATCH = 1024, 64
+MTP_WEIGHTS = (0.2, 0.1)
+MUON_RATE, ADAM_RATE, DECAY = 0.02, 3e-3, 0.05
+WARM_UP, COOL_DOWN = 0.01, 0.40  # shares of the run
+_RESERVE = 15.0  # seconds at the end for the final evaluation
+LOOK_AHEAD = 3  # targets reach three tokens past a row
+
+
+class Data:
+    """Token ids on the GPU; batches by domain share, each domain's rows in a new random order every epoch."""
+
+    def __init__(self, pack: Path, seed: int) -> None:
+        self.meta = json.loads((pack / "pack.json").read_text())
+        stream = np.frombuffer(lzma.decompress((pack / "tokens.u16.xz").read_bytes()), dtype=np.uint16)
+        self.rng = np.random.default_rng(seed)
+        self.parts: dict[str, dict[str, Tensor]] = {"train": {}, "heldout": {}}
+        start = 0
+        for part, domains in self.parts.items():
+            for domain, counts in self.meta["domains"].items():
+                tokens = stream[start : start + counts[part]["tokens"]].astype(np.int32)
+                start += counts[part]["tokens"]
+                if part == "train":
+                    tokens = self._shuffle(tokens)
+                domains[domain] = torch.from_numpy(tokens).cuda()
+        self.names = list(SHARES)
+        self.queues: dict[str, np.ndarray] = {d: np.empty(0, dtype=np.int64) for d in self.names}
+        self.epochs = dict.fromkeys(self.names, 0.0)
+
+    def _shuffle(self, tokens: np.ndarray) -> np.ndarray:
+        documents = np.split(tokens, np.flatnonzero(tokens == self.meta["end"])[:-1] + 1)
+        return np.concatenate([documents[i] for i in self.rng.permutation(len(documents))])
+
+    def batch(self) -> Tensor:
+        """[BATCH, LENGTH + LOOK_AHEAD] token ids."""
+        counts = self.rng.multinomial(BATCH, [SHARES[d] for d in self.names])
+        window = torch.arange(LENGTH + LOOK_AHEAD, device="cuda")
+        rows = []
+        for domain, count in zip(self.names, counts, strict=True):
+            tokens = self.parts["train"][domain]
+            if len(self.queues[domain]) < count:
+                first = self.rng.integers(LENGTH)
+                starts = np.arange(first, len(tokens) - LENGTH - LOOK_AHEAD, LENGTH)
+                self.queues[domain] = self.rng.permutation(starts)
+            take, self.queues[domain] = self.queues[domain][:count], self.queues[domain][count:]
+            self.epochs[domain] += len(take) * LENGTH / len(tokens)
+            rows.append(tokens[torch.from_numpy(take).cuda()[:, None] + window])
+        return torch.cat(rows).long()
+
+
+def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
+    """Sum of the cross entropies (nats) of valid targets."""
+    logits = F.linear(hidden, weight.type_as(hidden)).float()
+    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    return (losses * valid.flatten()).sum()
+
+
+def losses(model: MiniModel, tokens: Tensor, end: int) -> tuple[Tensor, Tensor]:
+    """Cross entropy sums (nats) and counts of [next token, first draft, second draft]."""
+    n = tokens.shape[1] - LOOK_AHEAD
+    rows = make_rows(tokens[:, :n], end)
+    with torch.autocast("cuda", torch.bfloat16):
+        hidden = model.hidden(rows)
+        shifted = [tokens[:, i : n + i] for i in range(LOOK_AHEAD + 1)]
+        outputs = (hidden, *model.drafts(hidden, rows, shifted[1], shifted[2]))
+        valid = torch.ones_like(shifted[0], dtype=torch.bool)
+        sums, counts = [], []
+        for i, output in enumerate(outputs):
+            valid = valid & (shifted[i] != end)  # a document does not foretell the next one
+            sums.append(head_loss(output, model.lm_head.weight, shifted[i + 1], valid))
+            counts.append(valid.sum())
+    return torch.stack(sums), torch.stack(counts)
+
+
+@torch.no_grad()
+def evaluate(model: MiniModel, data: Data, limit: int | None = None) -> dict[str, dict[str, float]]:
+    """Held-out nats per token by domain and head, and bits per byte; `limit`: rows a domain."""
+    result = {}
+    for domain, tokens in data.parts["heldout"].items():
+        starts = torch.arange(0, len(tokens) - LENGTH - LOOK_AHEAD, LENGTH, device="cuda")[:limit]
+        window = torch.arange(LENGTH + LOOK_AHEAD, device="cuda")
+        sums, counts = torch.zeros(3, device="cuda"), torch.zeros(3, device="cuda")
+        for i in range(0, len(starts), BATCH):
+            some = starts[i : i + BATCH]
+            padded = F.pad(some, (0, BATCH - len(some)), value=0)  # one shape: no recompilation
+            batch = tokens[padded[:, None] + window].long()
+            batch[len(some) :] = data.meta["end"]  # rows of end tokens count nothing
+            s, c = losses(model, batch, data.meta["end"])
+            sums, counts = sums + s, counts + c
+        nats = (sums / counts).tolist()
+        size = data.meta["domains"][domain]["heldout"]
+        entry = {"tokens": int(counts[0]), "nats": nats[0], "draft1_nats": nats[1], "draft2_nats": nats[2]}
+        result[domain] = entry | {"bits_per_byte": nats[0] / math.log(2) * size["tokens"] / size["bytes"]}
+    return result
+
+
+def unigram(data: Data) -> dict[str, float]:
+    """Held-out nats per token of each domain's own training unigram (add one)."""
+    result = {}
+    for domain, tokens in data.parts["train"].items():
+        counts = torch.bincount(tokens, minlength=data.meta["config"]["vocab_size"]).double() + 1
+        log = (counts / counts.sum()).log()
+        result[domain] = -log[data.parts["heldout"][domain].long()].mean().item()
+    return result
+
+
+def save(model: MiniModel, out: Path) -> None:
+    """The parameters in BF16, split into files of at most 14 MB."""
+    from safetensors.torch import save_file
+
+    shards: list[dict[str, Tensor]] = [{}]
+    for name, tensor in model.state_dict().items():
+        tensor = tensor.detach().to("cpu", torch.bfloat16).contiguous()
+        if sum(t.nbytes for t in shards[-1].values()) + tensor.nbytes > 14_000_000:
+            shards.append({})
+        shards[-1][name] = tensor
+    for number, shard in enumerate(shards):
+        save_file(shard, out / f"weights-{number}.safetensors", metadata={"format": "pt"})
+
+
+def compile_parts() -> None:
+    """Compile each kind of layer once, and the head with its loss."""
+    for name in ("recur", "attend"):
+        setattr(DecoderLayer, name, torch.compile(getattr(DecoderLayer, name), dynamic=False))
+    globals()["head_loss"] = torch.compile(head_loss, dynamic=False)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("pack", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument(
+        "--seconds", type=float, default=500, help="of training, set-up and evaluation excluded"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    began = time.time()
+    torch.manual_seed(args.seed)
+    torch.set_float32_matmul_precision("high")
+    torch._dynamo.config.cache_size_limit = 64
+    data = Data(args.pack, args.seed)
+    end: int = data.meta["end"]
+    print(f"data ready after {time.time() - began:.0f} s", flush=True)
+    compile_parts()
+    model = MiniModel(data.meta["config"]).cuda()
+    named = dict(model.named_parameters())
+    matrices = [p for n, p in named.items() if p.ndim == 2 and min(p.shape) >= 128 and p.shape[0] < 8192]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in named.values() if id(p) not in chosen]
+    muon = Muon(matrices)
+    adam = torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0, fused=True)
+    weights = torch.tensor([1.0, *MTP_WEIGHTS], device="cuda")
+    curve: list[dict[str, Any]] = []
+    checks: list[dict[str, Any]] = []
+
+    def update(progress: float) -> Tensor:
+        sums, counts = losses(model, data.batch(), end)
+        means = sums / counts
+        (means * weights).sum().backward()
+        torch.nn.utils.clip_grad_norm_(others, 1.0)
+        factor = min(1.0, progress / WARM_UP + 0.01, (1 - progress) / COOL_DOWN)
+        for group in adam.param_groups:
+            group["lr"] = ADAM_RATE * factor
+        adam.step()
+        adam.zero_grad(set_to_none=True)
+        muon.step(MUON_RATE * factor, DECAY)
+        return means.detach()
+
+    for _ in range(3):  # compiles everything; counted as no progress
+        update(0.0)
+    evaluate(model, data, 1)
+    torch.cuda.synchronize()
+    print(f"compiled after {time.time() - began:.0f} s", flush=True)
+    start, step, recent, paused = time.time(), 0, [], 0.0
+    stop = began + args.seconds - _RESERVE
+    while (progress := (time.time() - start) / (stop - start)) < 1:
+        recent.append(update(progress))
+        step += 1
+        if step % 20 == 0:
+            means = torch.stack(recent).mean(0).tolist()  # waits for the GPU
+            recent = []
+            seconds = time.time() - start - paused
+            curve.append(
+                {"step": step, "tokens": step * BATCH * LENGTH, "seconds": round(seconds, 2), "nats": means}
+            )
+            if step % 200 == 0:
+                rate = step * BATCH * LENGTH / seconds
+                print(
+                    f"{step:6} {seconds:6.1f} s {rate / 1e3:7.0f} k tokens/s  {[round(m, 3) for m in means]}",
+                    flush=True,
+                )
+            if progress >= (len(checks) + 1) / 10:
+                torch.cuda.synchronize()
+                pause = time.time()
+                checks.append(
+                    {
+                        "tokens": step * BATCH * LENGTH,
+                        "nats": {d: e["nats"] for d, e in evaluate(model, data, 64).items()},
+                    }
+                )
+                save(model, args.out)
+                paused += time.time() - pause
+                if not means[0] < 6.5:
+                    raise SystemExit(f"a loss of {means[0]} does not fall")
+    torch.cuda.synchronize()
+    seconds = time.time() - start - paused
+    save(model, args.out)
+    final, base = evaluate(model, data), unigram(data)
+    for domain, entry in final.items():
+        entry["unigram_nats"] = base[domain]
+        print(f"{domain:7} perplexity {math.exp(entry['nats']):8.2f}  unigram {math.exp(base[domain]):8.1f}")
+    summary = {
+        "gpu": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "tokens": step * BATCH * LENGTH,
+        "steps": step,
+        "seconds": round(seconds, 1),
+        "tokens_per_second": round(step * BATCH * LENGTH / seconds),
+        "total_seconds": round(time.time() - began, 1),
+        "peak_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1),
+        "settings": {
+            "length": LENGTH, "batch": BATCH, "mtp_weights": MTP_WEIGHTS, "muon_rate": MUON_RATE,
+            "adam_rate": ADAM_RATE, "decay": DECAY, "warm_up": WARM_UP, "cool_down": COOL_DOWN, "seed": args.seed,
+        },
+        "shares": SHARES,
+        "epochs": {d: round(e, 2) for d, e in data.epochs.items()},
+    }  # fmt: skip
+    content = {"summary": summary, "heldout": final, "checks": checks, "curve": curve}
+    (args.out / "training.json").write_text(json.dumps(content) + "\n")
+    print(json.dumps({k: v for k, v in summary.items() if k not in ("shares", "settings")}))
+
+
+if __name__ == "__main__":
+    main()

@@ -17,6 +17,6 @@ class DocumentScores:
     top1: np.ndarray  # bool [T], same argmax as the reference
     nll_ref: np.ndarray  # float32 [T], nats
     nll: np.ndarray  # float32 [T]
-    drafts_ref: np.ndarray  # bool [D, K]: draft k+1 agrees with the reference's own argmax (D = positions, K = drafts;
-    #                         0 rows without MTP head)
+    # [D, K]: D positions, K drafts; 0 rows without MTP head.
+    drafts_ref: np.ndarray  # bool [D, K]: draft k+1 agrees with the reference's own argmax
     drafts: np.ndarray  # the same of the quantized checkpoint, its own head against its own argmax

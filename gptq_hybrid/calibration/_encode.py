@@ -2,47 +2,79 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from typing import Any
 
 from gptq_hybrid.checkpoint import HybridError
 
 # gptqmodel drops shorter rows without a word.
 MIN_TOKENS = 10
+# Tokenizing what will be cut anyway costs minutes on books. Only a text whose tokens average more characters
+# than this is cut short, such as one of little but blanks.
+_CHARACTERS_PER_TOKEN = 32
 
 
-def encode_rows(rows: list[dict[str, Any]], tokenizer: Any, max_length: int) -> list[dict[str, list[int]]]:
-    """Token ids of each row, cut to ``max_length`` (gptqmodel itself cuts nothing).
+def encode_row(
+    row: Mapping[str, Any], tokenizer: Any, max_length: int, template: Mapping[str, Any] | None = None
+) -> list[int]:
+    """Token ids of one checked row, cut to ``max_length``.
 
     Args:
-        rows: ``{"messages": […]}`` or ``{"text": …}``.
+        row: ``{"text"}``, tokenized as it is, or ``{"messages"}`` with or without ``tools``, through the chat
+            template (which puts ``reasoning_content`` into a thinking block, where it knows of them).
         tokenizer: a transformers tokenizer.
+        max_length: tokens kept.
+        template: keyword arguments of the chat template, such as ``enable_thinking``.
+
+    Raises:
+        HybridError: messages, but no chat template, or one that rejects them.
+    """
+    if "text" in row:
+        text = row["text"]
+    elif not tokenizer.chat_template:
+        raise HybridError(
+            "calibration rows hold `messages`, but the model has no chat template",
+            remedy="Put chat_template.jinja beside config.json, or give rows with `text`.",
+        )
+    else:
+        try:
+            text = tokenizer.apply_chat_template(
+                row["messages"], tools=row.get("tools"), tokenize=False, **(template or {})
+            )
+        except Exception as error:
+            raise HybridError(f"the chat template rejects a calibration row: {error}") from error
+    text = text[: max_length * _CHARACTERS_PER_TOKEN]
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"][:max_length])
+
+
+def encode_rows(
+    rows: Sequence[Mapping[str, Any]], tokenizer: Any, max_length: int
+) -> list[dict[str, list[int]]]:
+    """Token ids of each row, cut to ``max_length`` (gptqmodel itself cuts nothing).
 
     Returns:
         ``{"input_ids", "attention_mask"}`` per row; rows under 10 tokens are left out.
 
     Raises:
-        HybridError: rows hold messages but the model has no chat template, the
-            template rejects a row, or nothing is left.
+        HybridError: as :func:`encode_row`; or nothing is left.
     """
-    if any("messages" in row for row in rows) and not tokenizer.chat_template:
-        raise HybridError(
-            "calibration rows hold `messages`, but the model has no chat template",
-            remedy="Put chat_template.jinja beside config.json, or give rows with `text`.",
-        )
-    encoded = []
-    for number, row in enumerate(rows):
-        try:
-            text = row["text"] if "text" in row else _templated(row, tokenizer)
-        except Exception as error:
-            raise HybridError(f"the chat template rejects calibration row {number}: {error}") from error
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"][:max_length]
-        if len(ids) >= MIN_TOKENS:
-            encoded.append({"input_ids": list(ids), "attention_mask": [1] * len(ids)})
-    if not encoded:
+    encoded = [encode_row(row, tokenizer, max_length) for row in rows]
+    return as_calibration([ids for ids in encoded if len(ids) >= MIN_TOKENS])
+
+
+def as_calibration(rows: Sequence[list[int]]) -> list[dict[str, list[int]]]:
+    """Rows of token ids in the form gptqmodel takes.
+
+    Raises:
+        HybridError: there are none.
+    """
+    if not rows:
         raise HybridError(f"no calibration row has {MIN_TOKENS} tokens or more", remedy="Give longer texts.")
-    return encoded
+    return [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in rows]
 
 
-def _templated(row: dict[str, Any], tokenizer: Any) -> str:
-    text: str = tokenizer.apply_chat_template(row["messages"], tools=row.get("tools"), tokenize=False)
-    return text
+def tokens_key(ids: Sequence[int]) -> str:
+    """SHA-256, in hexadecimal, of token ids as little-endian uint32."""
+    return sha256(struct.pack(f"<{len(ids)}I", *ids)).hexdigest()

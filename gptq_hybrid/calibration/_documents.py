@@ -1,0 +1,113 @@
+"""Documents to evaluate on, by domain: read from the same places as calibration rows, never the same rows."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from gptq_hybrid.checkpoint import HybridError
+
+from ._encode import MIN_TOKENS, encode_row, tokens_key
+from ._files import JSONL_ENDINGS, jsonl_files, read_jsonl
+from ._rows import Row, drawn, row_key
+from ._sources import find_source
+
+# What is read of a source that is no file, unless a limit says otherwise: a data set has no end in sight.
+_STREAMED = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document. ``row`` holds ``text``, or ``messages`` with or without ``tools``."""
+
+    domain: str
+    row: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedDocument:
+    """A document's token ids; ``key`` is the SHA-256 of them as little-endian uint32, in hexadecimal."""
+
+    domain: str
+    key: str
+    input_ids: list[int]
+
+
+def load_documents(specs: Sequence[str], *, limit: int | None = None, seed: int = 0) -> list[Document]:
+    """The documents of ``specs``, without repetitions.
+
+    Args:
+        specs: JSONL files; folders of ``DOMAIN.jsonl`` files; anything a calibration source recognises. A
+            row's domain is its own ``domain`` field, else the name of its file or source.
+        limit: most documents of each domain. None: all that files hold, 64 of any other source.
+        seed: decides which documents of a file a limit keeps, whatever their order there.
+
+    Returns:
+        Documents in the order they were read; of equal texts (case and white space aside) the first.
+
+    Raises:
+        HybridError: a spec cannot be read, or has no documents.
+    """
+    found: dict[str, Document] = {}
+    for spec in specs:
+        documents = list(_read(spec, limit, seed))
+        if not documents:
+            raise HybridError(f"{spec!r} has no documents", remedy="Give a file or data set with text.")
+        for document in documents:
+            found.setdefault(row_key(document.row), document)
+    if limit is None:
+        return list(found.values())
+    by_domain: dict[str, list[str]] = defaultdict(list)
+    for key, document in found.items():
+        by_domain[document.domain].append(key)
+    kept = {
+        key
+        for keys in by_domain.values()
+        for key in sorted(keys, key=lambda key: drawn(seed, key))[: max(limit, 0)]
+    }
+    return [document for key, document in found.items() if key in kept]
+
+
+def encode_documents(documents: Iterable[Document], tokenizer: Any, max_length: int) -> list[EncodedDocument]:
+    """Token ids of each document, cut to ``max_length``.
+
+    Documents under 10 tokens are left out, as are those that differ only past the cut (the first stays), so
+    that ``key`` names one document.
+
+    Raises:
+        HybridError: messages, but no chat template, or one that rejects them.
+    """
+    found: dict[str, EncodedDocument] = {}
+    for document in documents:
+        ids = encode_row(document.row, tokenizer, max_length)
+        if len(ids) >= MIN_TOKENS:
+            key = tokens_key(ids)
+            found.setdefault(key, EncodedDocument(document.domain, key, ids))
+    return list(found.values())
+
+
+def _read(spec: str, limit: int | None, seed: int) -> Iterator[Document]:
+    if spec.endswith(JSONL_ENDINGS) or jsonl_folder(spec):
+        for file in jsonl_files(Path(spec)):
+            for row in read_jsonl(file):
+                yield _document(row, file.name)
+        return
+    source = find_source(spec)
+    count = _STREAMED if limit is None else limit
+    for row in islice(source.load(spec, count, seed), count):
+        yield _document(row, source.name)
+
+
+def jsonl_folder(spec: str) -> bool:
+    """Whether ``spec`` is a folder that holds JSONL files."""
+    return Path(spec).is_dir() and bool(jsonl_files(Path(spec)))
+
+
+def _document(row: Row, fallback: str) -> Document:
+    return Document(
+        row.get("domain", fallback), {key: row[key] for key in ("text", "messages", "tools") if key in row}
+    )

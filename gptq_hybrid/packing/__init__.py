@@ -1,0 +1,11 @@
+"""Linears in GPTQ's file layout, with torch and without gptqmodel: round, pack, unpack.
+
+What gptqmodel is needed for is choosing the codes of the decoder layers; the output
+head and the MTP head are rounded here, and whoever evaluates a checkpoint reads all of
+them with :func:`dequantize`.
+"""
+
+from ._gptq import BITS, dequantize, pack
+from ._rtn import quantize_rtn
+
+__all__ = ["BITS", "dequantize", "pack", "quantize_rtn"]

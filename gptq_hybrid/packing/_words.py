@@ -1,0 +1,62 @@
+"""Small unsigned integers in int32 words: one little-endian stream of bits, along dimension 0.
+
+With 2, 4 or 8 bits no value crosses a word. With 3 bits 32 values fill three words, and
+values 10 and 21 of each 32 lie in two of them.
+"""
+
+from __future__ import annotations
+
+import torch
+
+_WORD = 32
+
+
+def packed_rows(rows: int, bits: int) -> int:
+    """Words that ``rows`` values of ``bits`` bits fill.
+
+    Raises:
+        ValueError: they do not fill whole words.
+    """
+    if rows * bits % _WORD:
+        raise ValueError(f"{rows} values of {bits} bits do not fill whole 32-bit words")
+    return rows * bits // _WORD
+
+
+def pack_words(values: torch.Tensor, bits: int) -> torch.Tensor:
+    """``values`` (integer ``[rows, columns]``, each below ``2**bits``) as int32 ``[rows * bits / 32, columns]``."""
+    rows, columns = values.shape
+    words = torch.zeros(packed_rows(rows, bits), columns, dtype=torch.int32, device=values.device)
+    # Values that start at the same bit of their word, one period of words apart, are written together.
+    period = _period(bits)
+    for first in range(period):
+        word, shift = divmod(first * bits, _WORD)
+        part = values[first::period].to(torch.int32)
+        step = period * bits // _WORD
+        words[word::step] |= part << shift
+        if shift + bits > _WORD:
+            words[word + 1 :: step] |= part >> (_WORD - shift)
+    return words
+
+
+def unpack_words(words: torch.Tensor, bits: int) -> torch.Tensor:
+    """The inverse of :func:`pack_words`, as uint8 ``[words * 32 / bits, columns]``."""
+    rows, columns = words.shape
+    if rows * _WORD % bits:
+        raise ValueError(f"{rows} words hold no whole number of {bits}-bit values")
+    values = torch.empty(rows * _WORD // bits, columns, dtype=torch.uint8, device=words.device)
+    mask, period = (1 << bits) - 1, _period(bits)
+    step = period * bits // _WORD
+    for first in range(period):
+        word, shift = divmod(first * bits, _WORD)
+        # The shift of a negative word fills with ones; the mask takes them off again.
+        part = words[word::step] >> shift
+        if shift + bits > _WORD:
+            # Those ones reach into the field here, so they go first.
+            part = (part & ((1 << (_WORD - shift)) - 1)) | (words[word + 1 :: step] << (_WORD - shift))
+        values[first::period] = (part & mask).to(torch.uint8)
+    return values
+
+
+def _period(bits: int) -> int:
+    """Values after which the stream is at the start of a word again."""
+    return _WORD // bits if _WORD % bits == 0 else _WORD

@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+# Saved with the checkpoint: what it was calibrated on.
+CALIBRATION_FILE = "calibration.json"
+
 
 @dataclass(frozen=True, slots=True)
 class CalibrationSource:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptq_hybrid.checkpoint import HybridError, find_mtp
+from gptq_hybrid.checkpoint.calibration import CALIBRATION_FILE
 from gptq_hybrid.compat import ModuleRecord, record_modules, supports_shared_input_tags, without_stray_logs
 from gptq_hybrid.writer import CheckpointPlan, write_checkpoint
 
@@ -23,9 +25,12 @@ class HybridDefinition:
     ``keep_mtp`` (default True): set it to False between ``load`` and ``quantize``
     for a checkpoint without its MTP head. ``module_records`` holds a
     :class:`~gptq_hybrid.compat.ModuleRecord` by module name after ``quantize``.
+    ``calibration_manifest`` (of ``gptq_hybrid.calibration.load_calibration``), where
+    set, is saved as ``calibration.json``.
     """
 
     keep_mtp: bool = True
+    calibration_manifest: Mapping[str, Any] | None = None
     # The writer streams the head itself: 7.x would merge it into the main shards
     # (`out_of_model_tensors`), 6.0.3 has a mechanism of another name and loses it.
     out_of_model_tensors = None
@@ -92,6 +97,7 @@ class HybridDefinition:
             source=Path(self.model_local_path),
             keep_mtp=self.keep_mtp,
             records=getattr(self, "module_records", {}),
+            extra_json={CALIBRATION_FILE: self.calibration_manifest} if self.calibration_manifest else {},
         )
         upstream_save = super().save  # type: ignore[misc]
         write_checkpoint(plan, Path(save_dir), lambda folder: upstream_save(str(folder), *args, **kwargs))

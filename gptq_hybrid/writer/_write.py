@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from gptq_hybrid.checkpoint import (
     INDEX_NAME,
@@ -15,6 +16,7 @@ from gptq_hybrid.checkpoint import (
     find_mtp,
     run_rules,
     write_index,
+    write_json_atomic,
     write_mtp,
 )
 from gptq_hybrid.compat import ModuleRecord
@@ -26,12 +28,16 @@ from ._verdict import Limits, judge
 
 @dataclass(frozen=True)
 class CheckpointPlan:
-    """What to write: the original it came from, whether its head is kept, and what quantizing noted."""
+    """What to write: the original it came from, whether its head is kept, and what quantizing noted.
+
+    ``extra_json``: further files by name, such as ``calibration.json``.
+    """
 
     source: Path
     keep_mtp: bool = True
     records: Mapping[str, ModuleRecord] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
+    extra_json: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def write_checkpoint(plan: CheckpointPlan, target: Path, save_shards: Callable[[Path], None]) -> None:
@@ -61,6 +67,8 @@ def write_checkpoint(plan: CheckpointPlan, target: Path, save_shards: Callable[[
         write_configs(plan.source, folder, keep_mtp=plan.keep_mtp)
         copy_companions(plan.source, folder)
         extend_quant_log(folder / "quant_log.csv", plan.records)
+        for name, content in plan.extra_json.items():
+            write_json_atomic(folder / name, dict(content))
         _refuse_faults(folder, keep_mtp=plan.keep_mtp)
         refuse_machine_paths(folder, [plan.source, target, folder])
 

@@ -2,35 +2,32 @@
 
     python -m bench.mini.corpus WORK      # downloads with apt-get and pip, then extracts into WORK/corpus
 
-Writes `train/DOMAIN.jsonl`, `heldout/DOMAIN.jsonl` (one document a line: text, source) and `manifest.json`.
-Documents are split by group (file name, so that translations of a held-out page are held out too) and held-out ones
-are read first: a paragraph of 120 characters or more is kept once, so none of theirs occurs in the training part.
+Writes `train/DOMAIN.jsonl`, `heldout/DOMAIN.jsonl`, `spare/DOMAIN.jsonl` (one document a line: text, source) and
+`manifest.json`. Documents are split by group (file name, so that translations of a held-out page are held out too)
+and held-out ones are read first: a paragraph of 120 characters or more is kept once, so none of theirs occurs in
+the training part. `spare` are the held-out documents beyond the cap, also without the paragraphs of other parts.
 """
 
 from __future__ import annotations
 
 import argparse
-import fnmatch
 import gzip
 import hashlib
-import io
 import json
 import random
 import re
-import subprocess
-import sys
-import tarfile
-import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from bench.mini import chat, extract
+from bench.mini import chat, extract, packages
 from bench.mini.sources import CAPS, CHAT, DOMAINS, LANGUAGES, SOURCES, Source
 
+PARTS = ("train", "heldout", "spare")
 HELD_OUT = 0.02  # share of groups
-_PARAGRAPH = 120  # characters from which a paragraph is kept once only
+PARAGRAPH = 120  # characters from which a paragraph is kept once only
 _MAX_FILE = 400_000  # bytes; longer files are tables and generated code
 _ENTRIES = 30  # dictionary entries a document
 
@@ -48,86 +45,19 @@ class Document:
     @property
     def held_out(self) -> bool:
         """Whether the document's whole group is kept from training."""
-        return _hash(self.group) % 10_000 < HELD_OUT * 10_000
+        return text_hash(self.group) % 10_000 < HELD_OUT * 10_000
 
 
-def _hash(text: str) -> int:
+def text_hash(text: str) -> int:
+    """64 bits of a text's BLAKE2b."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big")
-
-
-def download(work: Path) -> None:
-    """Fetch every package into WORK/deb and WORK/pypi; what is there already is kept."""
-    for registry in ("debian", "pypi"):
-        folder = work / registry
-        folder.mkdir(parents=True, exist_ok=True)
-        wanted = sorted(
-            {s.package for s in SOURCES if s.registry == registry and not _find(work, s, missing_ok=True)}
-        )
-        if not wanted:
-            continue
-        if registry == "debian":
-            subprocess.run(["apt-get", "download", *wanted], cwd=folder, check=True)
-        else:
-            pip = [
-                sys.executable,
-                "-m",
-                "pip",
-                "download",
-                "-q",
-                "--no-deps",
-                "--only-binary=:all:",
-                "-d",
-                ".",
-            ]
-            subprocess.run([*pip, *wanted], cwd=folder, check=True)
-
-
-def _find(work: Path, source: Source, *, missing_ok: bool = False) -> Path | None:
-    if source.registry == "debian":
-        found = sorted((work / "debian").glob(f"{source.package}_*.deb"))
-    else:
-        found = sorted((work / "pypi").glob(f"{source.package.replace('-', '_')}-*.whl"))
-    if not found and not missing_ok:
-        raise FileNotFoundError(f"package {source.package} is not in {work}")
-    return found[-1] if found else None
-
-
-def files(package: Path, sources: list[Source]) -> Iterator[tuple[str, bytes]]:
-    """(path, content) of every file of a package that one of `sources` may want."""
-    inner = [s.inner for s in sources if s.inner]
-    if package.suffix == ".whl":
-        yield from _zip_files(package.read_bytes())
-        return
-    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        for path, content in _tar_files(process.stdout, "r|"):
-            if any(fnmatch.fnmatch(path, glob) for glob in inner):
-                if path.endswith(".zip"):
-                    yield from _zip_files(content)
-                else:
-                    yield from _tar_files(io.BytesIO(content), "r|xz")
-            else:
-                yield path, content
-
-
-def _tar_files(stream: object, mode: str) -> Iterator[tuple[str, bytes]]:
-    with tarfile.open(fileobj=stream, mode=mode) as archive:  # type: ignore[call-overload]
-        for member in archive:
-            if member.isfile() and (opened := archive.extractfile(member)):
-                yield member.name.removeprefix("."), opened.read()
-
-
-def _zip_files(content: bytes) -> Iterator[tuple[str, bytes]]:
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        for name in archive.namelist():
-            yield "/" + name, archive.read(name)
 
 
 def documents(work: Path, package: Path, sources: list[Source]) -> Iterator[Document]:
     """All documents of one package, chat-format ones included."""
     indexes: dict[str, str] = {}
     dictionaries: list[tuple[Source, str, bytes]] = []
-    for path, content in files(package, sources):
+    for path, content in packages.files(package, sources):
         if path.endswith(".index"):
             indexes[path.removesuffix(".index")] = content.decode("utf-8")
             continue
@@ -152,7 +82,7 @@ def documents(work: Path, package: Path, sources: list[Source]) -> Iterator[Docu
 
 def _file_documents(source: Source, domain: str, path: str, text: str) -> Iterator[Document]:
     name = path.rsplit("/", 1)[-1].removesuffix(".gz")
-    rng = random.Random(_hash(source.package + path))
+    rng = random.Random(text_hash(source.package + path))
     if source.format == "fortune":
         for saying in extract.fortunes(text):
             yield Document(domain, source.package, saying, saying, rng.getrandbits(60))
@@ -196,38 +126,49 @@ def _conversations(turns: list[chat.Turn], sizes: tuple[int, ...], rng: random.R
         start += count
 
 
-def deduplicate(found: list[Document]) -> tuple[list[Document], list[Document]]:
-    """(training, held-out) documents without repeated documents and long paragraphs, capped per domain."""
-    parts: dict[bool, list[Document]] = {True: [], False: []}
+def deduplicate(found: list[Document]) -> dict[str, list[Document]]:
+    """Documents by part, without repeated documents and long paragraphs; `train` and `heldout` capped per domain.
+
+    `spare` are held-out documents beyond the cap. They are read last, so the training part does not depend on them:
+    what they share with it is taken out of them. Conversations have no spare part.
+    """
+    parts: dict[str, list[Document]] = {part: [] for part in PARTS}
     held_paragraphs: set[int] = set()
     paragraphs: set[int] = set()
     texts: set[int] = set()
-    sizes: Counter[tuple[bool, str]] = Counter()
-    # Chat last: its answers repeat, by design, what their pages say; they must not repeat held-out text.
-    for doc in sorted(found, key=lambda d: (not d.held_out, d.domain == CHAT, d.rank)):
-        held, is_chat = doc.held_out, doc.domain == CHAT
-        cap = CAPS[doc.domain] * (2 * HELD_OUT if held else 1)
-        if sizes[held, doc.domain] >= cap:
-            continue
+    sizes: Counter[tuple[str, str]] = Counter()
+
+    def admit(doc: Document, part: str) -> None:
+        held, is_chat = part != "train", doc.domain == CHAT
         kept = []
         for paragraph in doc.text.split("\n\n"):
-            if len(paragraph) >= _PARAGRAPH:
-                key = _hash(paragraph)
+            if len(paragraph) >= PARAGRAPH:
+                key = text_hash(paragraph)
                 if (key in held_paragraphs and not (held and is_chat)) or (key in paragraphs and not is_chat):
                     if is_chat:
-                        kept = []
-                        break
+                        return
                     continue
                 (held_paragraphs if held else paragraphs).add(key)
             kept.append(paragraph)
         doc.text = "\n\n".join(kept)
-        key = _hash(doc.text)
+        key = text_hash(doc.text)
         if len(doc.text) < (20 if is_chat else 40) or key in texts:
-            continue
+            return
         texts.add(key)
-        sizes[held, doc.domain] += len(doc.text)
-        parts[held].append(doc)
-    return parts[False], parts[True]
+        sizes[part, doc.domain] += len(doc.text)
+        parts[part].append(doc)
+
+    spare = []
+    # Chat last: its answers repeat, by design, what their pages say; they must not repeat held-out text.
+    for doc in sorted(found, key=lambda d: (not d.held_out, d.domain == CHAT, d.rank)):
+        part = "heldout" if doc.held_out else "train"
+        if sizes[part, doc.domain] < CAPS[doc.domain] * (2 * HELD_OUT if doc.held_out else 1):
+            admit(doc, part)
+        elif doc.held_out and doc.domain != CHAT:
+            spare.append(doc)
+    for doc in spare:
+        admit(doc, "spare")
+    return parts
 
 
 def main() -> None:
@@ -237,12 +178,12 @@ def main() -> None:
     )
     parser.add_argument("work", type=Path, help="folder for downloads and the corpus")
     work: Path = parser.parse_args().work
-    download(work)
+    packages.download(work)
     found: list[Document] = []
-    manifest = []
+    manifest: list[dict[str, Any]] = []
     for package in dict.fromkeys((s.registry, s.package) for s in SOURCES):
         sources = [s for s in SOURCES if (s.registry, s.package) == package]
-        path = _find(work, sources[0])
+        path = packages.find(work, sources[0])
         assert path is not None
         docs = list(documents(work, path, sources))
         found += docs
@@ -255,22 +196,27 @@ def main() -> None:
                 "licence": sources[0].licence,
             }
         )
-        print(
-            f"{path.name[:50]:50} {len(docs):7} documents {sum(len(d.text) for d in docs) / 1e6:7.1f} M characters"
-        )
-    train, held = deduplicate(found)
-    counts = write(work / "corpus", train, held)
+        size = sum(len(d.text) for d in docs) / 1e6
+        print(f"{path.name[:50]:50} {len(docs):7} documents {size:7.1f} M characters", flush=True)
+    parts = deduplicate(found)
+    counts = write(work / "corpus", parts)
     for entry in manifest:
-        of = [d for d in train if d.source == entry["package"]]
+        of = [d for d in parts["train"] if d.source == entry["package"]]
         entry |= {"documents": len(of), "bytes": sum(len(d.text.encode()) for d in of)}
     content = {"domains": counts, "languages": LANGUAGES, "packages": manifest}
     (work / "corpus" / "manifest.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    known = packages.recorded()
+    keys = ("sha256", "documents", "bytes")
+    changed = [
+        e["package"] for e in manifest if any(e[k] != known.get(e["package"], {}).get(k) for k in keys)
+    ]
+    print("other than in corpus.json:", ", ".join(changed) or "nothing")
 
 
-def write(folder: Path, train: list[Document], held: list[Document]) -> dict[str, dict[str, int]]:
-    """Write both parts; returns documents and bytes by domain and part."""
+def write(folder: Path, parts: dict[str, list[Document]]) -> dict[str, dict[str, int]]:
+    """Write all parts; returns documents and bytes by domain and part."""
     counts: dict[str, dict[str, int]] = {domain: {} for domain in DOMAINS}
-    for part, docs in (("train", train), ("heldout", held)):
+    for part, docs in parts.items():
         (folder / part).mkdir(parents=True, exist_ok=True)
         for domain in DOMAINS:
             own = [d for d in docs if d.domain == domain]

@@ -1,7 +1,9 @@
 """The packages the corpus is made of: what is read from each, in which domain, under which licence.
 
-Licences are those of the packages' own copyright files (Debian) or metadata (PyPI), shortened; `manpages-*` collect
-pages under several free licences. A domain is a natural language (ISO 639-1) or a programming language.
+Licences were read in the packages themselves (debian/copyright, metadata of wheels) and are those of the files
+used, shortened; single files may be under another free licence. Two packages only link to the copyright file of
+another: manpages-dev to that of manpages, openjdk-17-source to one not downloaded, so the headers of its 1,395
+files were read. A domain is a natural language (ISO 639-1) or a programming language.
 """
 
 from __future__ import annotations
@@ -55,12 +57,15 @@ class Source:
     registry: Literal["debian", "pypi"] = "debian"
 
 
-_MAN_LICENCES = "free licences of the pages (GPL-2.0+, GPL-3.0+, BSD, Latex2e and alike)"
+_MAN = "GPL-2.0+; pages also Linux-man-pages-copyleft, GPL-1.0+, BSD, MIT"
+_MAN_TRANSLATED = "GPL-3.0+ (translations), pages under their originals' licences"
+_MAN_JA = "the original pages' free licences (GPL, BSD, Linux-man-pages-copyleft and alike)"
+_VENDORED = "MIT; vendored parts MIT, BSD, Apache-2.0, LGPL-3.0, MPL-2.0"
 _LO = r"/help/[^/]+/text/.*\.html$"
 _DEB_LANG = r"(?P<lang>en|de|fr|es|ja|zh|ru|pl)(?:[-_](?:US|CN))?"
 
 
-def _man(package: str, domain: str, licence: str = _MAN_LICENCES) -> Source:
+def _man(package: str, domain: str, licence: str) -> Source:
     return Source(package, r"/man/.*man[1-8]/.*\.[1-8][a-z]*\.gz$", "roff", licence, domain)
 
 
@@ -73,7 +78,7 @@ SOURCES: tuple[Source, ...] = (
     Source(
         "debian-handbook", rf"/html/{_DEB_LANG}(?:-[A-Z]{{2}})?/.*\.html$", "html", "GPL-2.0+ or CC-BY-SA-3.0"
     ),
-    Source("installation-guide-amd64", rf"/{_DEB_LANG}/[^/]*\.html$", "html", "GPL-2.0+"),
+    Source("installation-guide-amd64", rf"/{_DEB_LANG}/[^/]*\.html$", "html", "GPL-2.0"),
     *(
         Source(f"libreoffice-help-{tag}", _LO, "html", "MPL-2.0", domain)
         for tag, domain in (
@@ -86,16 +91,19 @@ SOURCES: tuple[Source, ...] = (
             ("pl", "pl"),
         )
     ),
-    *(_man(f"manpages-{tag}", tag) for tag in ("de", "fr", "es", "ja", "ru", "pl")),
-    Source("manpages-zh", r"/man/zh_CN/.*\.[1-8][a-z]*\.gz$", "roff", _MAN_LICENCES, "zh"),
-    _man("manpages", "en"),
-    _man("manpages-dev", "en"),
+    *(
+        _man(f"manpages-{tag}", tag, _MAN_JA if tag == "ja" else _MAN_TRANSLATED)
+        for tag in ("de", "fr", "es", "ja", "ru", "pl")
+    ),
+    Source("manpages-zh", r"/man/zh_CN/.*\.[1-8][a-z]*\.gz$", "roff", "GFDL-1.2+", "zh"),
+    _man("manpages", "en", _MAN),
+    _man("manpages-dev", "en", _MAN),
     _man("git-man", "en", "GPL-2.0"),
     _man("perl-doc", "en", "Artistic-1.0 or GPL-1.0+"),
     Source("anarchism", r"/markdown/.*\.md(\.gz)?$", "text", "GPL-2.0+", "en"),
     Source("dict-jargon", r"\.dict\.dz$", "dict", "public domain", "en"),
-    Source("dict-foldoc", r"\.dict\.dz$", "dict", "GFDL-1.2+", "en"),
-    Source("dict-gcide", r"\.dict\.dz$", "dict", "GPL-3.0+", "en"),
+    Source("dict-foldoc", r"\.dict\.dz$", "dict", "GFDL-1.1+", "en"),
+    Source("dict-gcide", r"\.dict\.dz$", "dict", "GPL-2.0+", "en"),
     Source("dict-wn", r"wn\.dict\.dz$", "dict", "WordNet licence (BSD-like)", CHAT),
     Source("debian-policy", r"policy\.html/[^_]*\.html$", "html", "GPL-2.0+", "en"),
     Source("git-doc", r"/git-doc/.*\.txt$", "text", "GPL-2.0", "en"),
@@ -103,12 +111,18 @@ SOURCES: tuple[Source, ...] = (
     Source("python3.11-doc", r"/_sources/.*\.rst\.txt$", "text", "PSF-2.0", "en"),
     Source("nodejs-doc", r"/api/[^/]*\.html$", "html", "MIT", "en"),
     Source("octave-doc", r"octave\.html/.*\.html$", "html", "GPL-3.0+", "en"),
-    Source("r-doc-html", r"/manual/.*\.html$", "html", "GPL-2.0+", "en"),
-    Source("fortunes", r"/fortunes/[^/.]*$", "fortune", "BSD-3-Clause", "en"),
+    Source("r-doc-html", r"/manual/.*\.html$", "html", "GPL-2.0 (manuals: own copyleft)", "en"),
+    Source("fortunes", r"/fortunes/[^/.]*$", "fortune", "BSD-3-Clause (collection)", "en"),
     Source("fortunes-de", r"/fortunes/de/[^/.]*$", "fortune", "GPL-2.0+", "de"),
-    Source("fortunes-es", r"/fortunes/[^.]*\.fortunes$", "fortune", "GPL-2.0+", "es"),
-    Source("fortunes-pl", r"/fortunes/pl/[^/.]*$", "fortune", "GPL-2.0+", "pl"),
-    Source("fortunes-ru", r"/fortunes/ru/[^.]*$", "fortune", "GPL-2.0+", "ru"),
+    Source(
+        "fortunes-es",
+        r"/fortunes/[^.]*\.fortunes$",
+        "fortune",
+        "public domain (texts, presumed), GPL-2.0+",
+        "es",
+    ),
+    Source("fortunes-pl", r"/fortunes/pl/[^/.]*$", "fortune", "GPL-2.0", "pl"),
+    Source("fortunes-ru", r"/fortunes/ru/[^.]*$", "fortune", "GPL-2.0", "ru"),
     # Code
     Source("perl-modules-5.36", r"\.pod$", "text", "Artistic-1.0 or GPL-1.0+", "en"),
     Source("golang-1.19-src", r"/src/.*(?<!_test)\.go$", "code", "BSD-3-Clause", "go"),
@@ -150,11 +164,11 @@ SOURCES: tuple[Source, ...] = (
     _wheel("flask", "BSD-3-Clause"),
     _wheel("requests", "Apache-2.0"),
     _wheel("rich", "MIT"),
-    _wheel("docutils", "public domain, BSD-2-Clause"),
+    _wheel("docutils", "public domain, BSD-2-Clause, PSF-2.0"),
     _wheel("sphinx", "BSD-2-Clause"),
     _wheel("nltk", "Apache-2.0"),
-    _wheel("pip", "MIT"),
-    _wheel("setuptools", "MIT"),
-    _wheel("mypy", "MIT"),
+    _wheel("pip", _VENDORED),
+    _wheel("setuptools", _VENDORED),
+    _wheel("mypy", "MIT, PSF-2.0"),
     _wheel("ansible-core", "GPL-3.0+"),
 )

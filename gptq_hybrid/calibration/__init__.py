@@ -2,15 +2,22 @@
 
 from ._documents import Document, EncodedDocument, encode_documents, load_documents
 from ._encode import encode_rows
-from ._sources import BUILTIN_SOURCES, DEFAULT_DATASET, load_rows
+from ._load import Calibration, load_calibration
+from ._mix import mix_names
+from ._pack import DEFAULT_PACK
+from ._sources import BUILTIN_SOURCES, DEFAULT_CALIBRATION, load_rows
 
 __all__ = [
     "BUILTIN_SOURCES",
-    "DEFAULT_DATASET",
+    "DEFAULT_CALIBRATION",
+    "DEFAULT_PACK",
+    "Calibration",
     "Document",
     "EncodedDocument",
     "encode_documents",
     "encode_rows",
+    "load_calibration",
     "load_documents",
     "load_rows",
+    "mix_names",
 ]

@@ -12,9 +12,10 @@ from typing import Any
 from gptq_hybrid.checkpoint import HybridError
 
 from ._encode import MIN_TOKENS, encode_row, tokens_key
-from ._files import JSONL_ENDINGS, jsonl_files, read_jsonl
+from ._files import JSONL_ENDINGS, jsonl_files, jsonl_folder, read_jsonl
+from ._mix import Part, is_mix, load_mix
 from ._rows import Row, drawn, row_key
-from ._sources import find_source
+from ._sources import find_source, held_out, source_rows
 
 # What is read of a source that is no file, unless a limit says otherwise: a data set has no end in sight.
 _STREAMED = 64
@@ -41,8 +42,9 @@ def load_documents(specs: Sequence[str], *, limit: int | None = None, seed: int 
     """The documents of ``specs``, without repetitions.
 
     Args:
-        specs: JSONL files; folders of ``DOMAIN.jsonl`` files; anything a calibration source recognises. A
-            row's domain is its own ``domain`` field, else the name of its file or source.
+        specs: JSONL files; folders of ``DOMAIN.jsonl`` files; mixes, of which each part gives what it keeps
+            for evaluation; anything else that a calibration source recognises. A row's domain is the part's
+            name, or its own ``domain`` field, else the name of its file or source.
         limit: most documents of each domain. None: all that files hold, 64 of any other source.
         seed: decides which documents of a file a limit keeps, whatever their order there.
 
@@ -91,23 +93,35 @@ def encode_documents(documents: Iterable[Document], tokenizer: Any, max_length: 
 
 
 def _read(spec: str, limit: int | None, seed: int) -> Iterator[Document]:
-    if spec.endswith(JSONL_ENDINGS) or jsonl_folder(spec):
+    if is_mix(spec):
+        for part in load_mix(spec).parts:
+            yield from _of_part(part, _STREAMED if limit is None else limit, seed)
+    elif spec.endswith(JSONL_ENDINGS) or jsonl_folder(spec):
         for file in jsonl_files(Path(spec)):
             for row in read_jsonl(file):
-                yield _document(row, file.name)
-        return
-    source = find_source(spec)
-    count = _STREAMED if limit is None else limit
-    for row in islice(source.load(spec, count, seed), count):
-        yield _document(row, source.name)
+                yield _document(row, row["domain"])
+    else:
+        source = find_source(spec)
+        for row in source_rows(spec, _STREAMED if limit is None else limit, seed):
+            yield _document(row, row.get("domain", source.name))
 
 
-def jsonl_folder(spec: str) -> bool:
-    """Whether ``spec`` is a folder that holds JSONL files."""
-    return Path(spec).is_dir() and bool(jsonl_files(Path(spec)))
+def _of_part(part: Part, count: int, seed: int) -> Iterator[Document]:
+    """What a part of a mix keeps for evaluation: its other source, or the rows it holds out."""
+    # Read at most: as many as hold what is wanted, and many times over for the luck of the draw.
+    most = int(16 * count / (part.hold_out or 1)) + 1024
+    if part.evaluation is not None:
+        rows = source_rows(part.evaluation, most, seed)
+    elif part.hold_out:
+        rows = (row for row in source_rows(part.source, most, seed) if held_out(row, part.hold_out))
+    else:
+        raise HybridError(
+            f"part {part.name!r} of the mix keeps nothing for evaluation",
+            remedy="Give it `evaluation`, another source, or `hold_out`, such as 0.1; or evaluate on files.",
+        )
+    for row in islice(filter(part.wants, rows), count):
+        yield _document(row, part.name)
 
 
-def _document(row: Row, fallback: str) -> Document:
-    return Document(
-        row.get("domain", fallback), {key: row[key] for key in ("text", "messages", "tools") if key in row}
-    )
+def _document(row: Row, domain: str) -> Document:
+    return Document(domain, {key: row[key] for key in ("text", "messages", "tools") if key in row})

@@ -16,6 +16,10 @@ MIN_TOKENS = 10
 _CHARACTERS_PER_TOKEN = 32
 
 
+class RejectedRowError(HybridError):
+    """A conversation that the model's chat template refuses."""
+
+
 def encode_row(
     row: Mapping[str, Any], tokenizer: Any, max_length: int, template: Mapping[str, Any] | None = None
 ) -> list[int]:
@@ -29,7 +33,8 @@ def encode_row(
         template: keyword arguments of the chat template, such as ``enable_thinking``.
 
     Raises:
-        HybridError: messages, but no chat template, or one that rejects them.
+        HybridError: messages, but no chat template.
+        RejectedRowError: the chat template rejects them.
     """
     if "text" in row:
         text = row["text"]
@@ -44,7 +49,7 @@ def encode_row(
                 row["messages"], tools=row.get("tools"), tokenize=False, **(template or {})
             )
         except Exception as error:
-            raise HybridError(f"the chat template rejects a calibration row: {error}") from error
+            raise RejectedRowError(f"the chat template rejects a calibration row: {error}") from error
     text = text[: max_length * _CHARACTERS_PER_TOKEN]
     return list(tokenizer(text, add_special_tokens=False)["input_ids"][:max_length])
 

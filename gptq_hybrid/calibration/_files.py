@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,6 +16,10 @@ from ._rows import Row, check_row
 
 JSONL_ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".jsonl.xz")
 TEXT_ENDINGS = (".txt", ".md", ".rst", ".text")
+FILE_ENDINGS = JSONL_ENDINGS + TEXT_ENDINGS
+# Calibration rows begin with the beginning of a text: a book in one piece would count for one row. English
+# has about 4 characters a token.
+_PIECE = 32_000
 
 
 def jsonl_files(path: Path) -> list[Path]:
@@ -44,14 +49,19 @@ def read_jsonl(path: Path) -> Iterator[Row]:
         domain = domain.removesuffix(ending)
     try:
         with _open(path) as handle:
-            for row in checked(_parsed(path, handle), f"{path}: line", 1):
-                yield {"domain": domain, **row}
+            for number, line in enumerate(handle, 1):
+                yield {"domain": domain, **_row(path, number, line)}
     except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError) as error:
         raise HybridError(f"calibration file {path} cannot be read: {error}") from error
 
 
+def jsonl_folder(spec: str) -> bool:
+    """Whether ``spec`` is a folder that holds JSONL files."""
+    return Path(spec).is_dir() and bool(jsonl_files(Path(spec)))
+
+
 def read_text(path: Path) -> Iterator[Row]:
-    """The one row of a text file; none if it is blank.
+    """A text file in pieces of at most 32,000 characters, ended at a paragraph, line or word where one ends.
 
     Raises:
         HybridError: it cannot be read as UTF-8.
@@ -60,23 +70,31 @@ def read_text(path: Path) -> Iterator[Row]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise HybridError(f"calibration file {path} cannot be read: {error}") from error
-    if text.strip():
-        yield {"text": text}
+    while text.strip():
+        end = len(text)
+        if end > _PIECE:
+            ends = (text.rfind(mark, _PIECE // 2, _PIECE) + len(mark) for mark in ("\n\n", "\n", " "))
+            end = next((found for found in ends if found > _PIECE // 2), _PIECE)
+        yield {"text": text[:end]}
+        text = text[end:]
 
 
-def checked(rows: Iterable[Any], what: str, first: int) -> Iterator[Row]:
-    """Each row through :func:`check_row`; ``what`` and its number, from ``first``, name it in an error.
+def describe_files(files: Sequence[Path], root: Path) -> dict[str, Any]:
+    """For the manifest: how many files, and one SHA-256 over them.
 
-    Raises:
-        HybridError: a row is not one.
+    Of a single file it is the file's own; of several, that of the lines ``SHA-256  NAME`` (as ``sha256sum``
+    prints them, names relative to ``root``) in the order of names.
     """
-    for number, row in enumerate(rows, first):
-        try:
-            yield check_row(row)
-        except ValueError as error:
-            raise HybridError(
-                f"{what} {number} {error}", remedy='A row is {"messages": [...]} or {"text": "..."}.'
-            ) from error
+    if root.is_file():
+        return {"sha256": _file_sha256(root)}
+    named = sorted((file.relative_to(root).as_posix(), _file_sha256(file)) for file in files)
+    lines = [f"{digest}  {name}\n" for name, digest in named]
+    return {"files": len(lines), "sha256": sha256("".join(lines).encode()).hexdigest()}
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as handle:
+        return file_digest(handle, "sha256").hexdigest()
 
 
 def _open(path: Path) -> TextIO:
@@ -87,11 +105,16 @@ def _open(path: Path) -> TextIO:
     return path.open(encoding="utf-8")
 
 
-def _parsed(path: Path, handle: TextIO) -> Iterator[Any]:
-    for number, line in enumerate(handle, 1):
-        if not line.strip():
-            raise HybridError(f"{path}: line {number} is empty", remedy="Remove it.")
-        try:
-            yield json.loads(line)
-        except ValueError as error:
-            raise HybridError(f"{path}: line {number} is not valid JSON: {error}") from error
+def _row(path: Path, number: int, line: str) -> Row:
+    if not line.strip():
+        raise HybridError(f"{path}: line {number} is empty", remedy="Remove it.")
+    try:
+        parsed = json.loads(line)
+    except ValueError as error:
+        raise HybridError(f"{path}: line {number} is not valid JSON: {error}") from error
+    try:
+        return check_row(parsed)
+    except ValueError as error:
+        raise HybridError(
+            f"{path}: line {number} {error}", remedy='A row is {"messages": [...]} or {"text": "..."}.'
+        ) from error

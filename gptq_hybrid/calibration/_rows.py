@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from hashlib import sha256
 from typing import Any
@@ -23,6 +24,9 @@ _ROLES = {
 }
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _THINK_END = "</think>"
+# How Hermes, and data made for it, writes calls and their results into the text.
+_HERMES_CALL = re.compile(r"\s*<tool_call>\s*(\{.*?\})\s*</tool_call>\s*", re.DOTALL)
+_HERMES_RESULT = re.compile(r"\s*<tool_response>\s*(.*?)\s*</tool_response>\s*", re.DOTALL)
 
 
 def check_row(row: Any) -> Row:
@@ -32,7 +36,9 @@ def check_row(row: Any) -> Row:
         ``{"text"}``, or ``{"messages"}`` with ``tools`` where there are any; ``domain`` and ``licence``
         are kept where they are strings. Messages have ``role`` and ``content``, and where given
         ``reasoning_content`` and ``tool_calls`` (arguments as an object, as Qwen3.5's template wants them).
-        ``conversations`` with ``from`` and ``value`` counts as ``messages``.
+        ``conversations`` with ``from`` and ``value`` counts as ``messages``. Tool calls in Hermes' form become
+        ``tool_calls``, and a system prompt that lists the tools once more is left out: the model's template
+        writes both its own way.
 
     Raises:
         ValueError: it has neither text nor messages, or one of the wrong form.
@@ -47,6 +53,9 @@ def check_row(row: Any) -> Row:
         found = {"messages": [_message(message) for message in messages]}
         if row.get("tools"):
             found["tools"] = _tools(row["tools"])
+            found["messages"] = [m for m in found["messages"] if not _lists_tools(m)]
+        if not found["messages"]:
+            raise ValueError("`messages` holds nothing but tool definitions")
     elif isinstance(row.get("text"), str) and row["text"].strip():
         found = {"text": row["text"]}
     else:
@@ -69,6 +78,8 @@ def _message(message: Any) -> dict[str, Any]:
     if not isinstance(content, str) and not calls:
         raise ValueError("a message has no text `content`")
     found: dict[str, Any] = {"role": _ROLES.get(role, role), "content": content or ""}
+    if found["role"] == "tool":
+        found["content"] = _HERMES_RESULT.sub(r"\1", found["content"])
     if found["role"] == "assistant":
         reasoning = next((message[key] for key in _REASONING_KEYS if isinstance(message.get(key), str)), None)
         if reasoning is None and _THINK_END in found["content"]:
@@ -78,9 +89,24 @@ def _message(message: Any) -> dict[str, Any]:
             reasoning = before.strip().removeprefix("<think>")
         if reasoning and reasoning.strip():
             found["reasoning_content"] = reasoning.strip("\n")
+        if not calls:
+            found["content"], calls = _hermes_calls(found["content"])
         if calls:
             found["tool_calls"] = [_tool_call(call) for call in calls]
     return found
+
+
+def _hermes_calls(content: str) -> tuple[str, list[Any]]:
+    """Content without the calls in Hermes' form, and these; unchanged if one of them is no JSON."""
+    try:
+        calls = [json.loads(body) for body in _HERMES_CALL.findall(content)]
+    except ValueError:
+        return content, []
+    return (_HERMES_CALL.sub("\n", content).strip(), calls) if calls else (content, [])
+
+
+def _lists_tools(message: dict[str, Any]) -> bool:
+    return message["role"] == "system" and "<tools>" in message["content"]
 
 
 def _tool_call(call: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,24 @@ from gptq_hybrid.checkpoint import HybridError
 from gptq_hybrid.checkpoint.calibration import CalibrationSource
 from gptq_hybrid.checkpoint.plugins import calibration_sources
 
-from ._files import JSONL_ENDINGS, checked, jsonl_files, read_jsonl
-from ._rows import Row, drawn, row_key
+from ._files import (
+    JSONL_ENDINGS,
+    TEXT_ENDINGS,
+    describe_files,
+    jsonl_files,
+    jsonl_folder,
+    read_jsonl,
+    read_text,
+    text_files,
+)
+from ._hub import describe_hub, hub_rows, is_hub_spec
+from ._mix import is_mix, load_mix
+from ._rows import Row, check_row, drawn, row_key
 
 # What the reference artifact was calibrated on.
-DEFAULT_DATASET = "HuggingFaceH4/ultrachat_200k:train_sft"
-_HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?(?::(?P<split>[\w.-]+))?")
-_SHUFFLE_BUFFER = 10_000
+DEFAULT_CALIBRATION = "mix:reference"
+# So many rows in a row without one that is of use, and the source is taken for something else.
+_PATIENCE = 100
 
 
 def find_source(spec: str) -> CalibrationSource:
@@ -32,9 +43,35 @@ def find_source(spec: str) -> CalibrationSource:
             return source
     raise HybridError(
         f"calibration {spec!r} is neither a file nor a data set id",
-        remedy="Give a .jsonl file, or a hub data set as OWNER/NAME[@REVISION][:SPLIT]. "
-        "Sources: " + ", ".join(source.name for source in known) + ".",
+        remedy="Give a .jsonl or .txt file, a folder of them, a mix (mix:NAME or a .toml), or a hub data set as "
+        "OWNER/NAME[@REVISION][:SPLIT]. Sources: " + ", ".join(source.name for source in known) + ".",
     )
+
+
+def source_rows(
+    spec: str, count: int, seed: int, malformed: Callable[[], None] = lambda: None
+) -> Iterator[Row]:
+    """The checked rows of ``spec``, at most ``count``; ``malformed`` is called for each left out.
+
+    A data set of the hub may hold a few rows that are nothing to calibrate on, such as empty messages.
+
+    Raises:
+        HybridError: no source recognises it, it cannot be read, or its first 100 rows are all malformed.
+    """
+    source = find_source(spec)
+    good, bad = 0, 0
+    for row in islice(source.load(spec, count, seed), count):
+        try:
+            yield check_row(row)
+            good += 1
+        except ValueError as error:
+            malformed()
+            bad += 1
+            if not good and bad >= _PATIENCE:
+                raise HybridError(
+                    f"calibration {spec!r}: none of the first {bad} rows can be used; the last one {error}",
+                    remedy="Name the columns: OWNER/NAME:SPLIT#COLUMN, or #user=COLUMN,assistant=COLUMN.",
+                ) from error
 
 
 def load_rows(spec: str, count: int, seed: int) -> list[Row]:
@@ -43,35 +80,23 @@ def load_rows(spec: str, count: int, seed: int) -> list[Row]:
     Raises:
         HybridError: no source recognises it, it cannot be read, or it has no rows.
     """
-    rows = list(islice(find_source(spec).load(spec, count, seed), count))
+    rows = list(source_rows(spec, count, seed))
     if not rows:
         raise HybridError(f"calibration {spec!r} has no rows", remedy="Give a file or data set with text.")
     return rows
 
 
 def _load_jsonl(spec: str, count: int, seed: int) -> list[Row]:
-    """Rows drawn by ``seed``; every line is checked first."""
-    rows = [row for file in jsonl_files(Path(spec)) for row in read_jsonl(file)]
+    """Rows in an order of ``seed``; every line is checked first."""
+    return _shuffled((row for file in jsonl_files(Path(spec)) for row in read_jsonl(file)), count, seed)
+
+
+def _load_text(spec: str, count: int, seed: int) -> list[Row]:
+    return _shuffled((row for file in text_files(Path(spec)) for row in read_text(file)), count, seed)
+
+
+def _shuffled(rows: Iterator[Row], count: int, seed: int) -> list[Row]:
     return sorted(rows, key=lambda row: drawn(seed, row_key(row)))[:count]
-
-
-def _load_hub(spec: str, count: int, seed: int) -> list[Row]:
-    """A seeded sample, streamed: only what is used is downloaded."""
-    match = _HUB.fullmatch(spec)
-    assert match is not None
-    try:
-        from datasets import load_dataset
-
-        stream = load_dataset(
-            match["id"], split=match["split"] or "train", revision=match["revision"], streaming=True
-        )
-        rows = list(islice(stream.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER), count))
-    except Exception as error:
-        raise HybridError(
-            f"data set {spec!r} cannot be read: {error}",
-            remedy="Check the name and the network, or give a .jsonl file.",
-        ) from error
-    return list(checked(rows, f"{spec}: row", 0))
 
 
 def _load_demo(spec: str, count: int, seed: int) -> list[dict[str, Any]]:
@@ -80,12 +105,45 @@ def _load_demo(spec: str, count: int, seed: int) -> list[dict[str, Any]]:
     return demo_conversations(count, seed)
 
 
+def _load_mix(spec: str, count: int, seed: int) -> Iterator[Row]:
+    """Rows of the parts by turns, by weight in rows. ``load_calibration`` weighs tokens instead."""
+    parts = {part.name: part for part in load_mix(spec).parts}
+    rows = {name: source_rows(part.source, part.max_rows or count, seed) for name, part in parts.items()}
+    taken = dict.fromkeys(parts, 0)
+    while rows:
+        name = min(rows, key=lambda name: (taken[name] / parts[name].weight, name))
+        row = next(rows[name], None)
+        if row is None:
+            del rows[name]
+        else:
+            taken[name] += 1
+            if parts[name].wants(row) and not held_out(row, parts[name].hold_out):
+                yield {**row, "domain": name}
+
+
+def held_out(row: Row, share: float) -> bool:
+    """Whether a row belongs to the ``share`` of its source kept for evaluation, whatever the seed."""
+    return share > 0 and int(row_key(row)[:8], 16) < share * 2**32
+
+
 BUILTIN_SOURCES = (
+    CalibrationSource("hub", is_hub_spec, hub_rows, describe_hub),
     CalibrationSource(
-        "hub", lambda spec: _HUB.fullmatch(spec) is not None and not Path(spec).exists(), _load_hub
+        "text",
+        lambda spec: spec.endswith(TEXT_ENDINGS) or (Path(spec).is_dir() and not jsonl_folder(spec)),
+        _load_text,
+        lambda spec: describe_files(text_files(Path(spec)), Path(spec)),
     ),
     CalibrationSource(
-        "jsonl", lambda spec: spec.endswith(JSONL_ENDINGS) or Path(spec).is_file(), _load_jsonl
+        "jsonl",
+        lambda spec: (
+            spec.endswith(JSONL_ENDINGS)
+            or jsonl_folder(spec)
+            or (Path(spec).is_file() and not spec.endswith((*TEXT_ENDINGS, ".toml")))
+        ),
+        _load_jsonl,
+        lambda spec: describe_files(jsonl_files(Path(spec)), Path(spec)),
     ),
+    CalibrationSource("mix", is_mix, _load_mix),
     CalibrationSource("demo", lambda spec: spec == "demo", _load_demo),
 )

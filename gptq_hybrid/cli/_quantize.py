@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,7 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from gptq_hybrid.calibration import DEFAULT_DATASET
+from gptq_hybrid.calibration import DEFAULT_CALIBRATION, DEFAULT_PACK, mix_names
 from gptq_hybrid.checkpoint import HybridError
 from gptq_hybrid.checkpoint.serving import profile_for, serve_line
 from gptq_hybrid.recipes import DEFAULT_RECIPE, load_recipe, recipe_names
@@ -35,12 +36,27 @@ def quantize_command(
     target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to create.")],
     recipe: Annotated[str, typer.Option(help=f"One of: {', '.join(recipe_names())}.")] = DEFAULT_RECIPE,
     calibration: Annotated[
-        str, typer.Option(help="A .jsonl file with `messages` or `text`, or OWNER/NAME[@REVISION][:SPLIT].")
-    ] = DEFAULT_DATASET,
-    samples: Annotated[int, typer.Option(min=1, help="Calibration rows.")] = 512,
-    max_length: Annotated[int, typer.Option(min=16, help="Tokens kept of each row.")] = 2048,
+        str,
+        typer.Option(
+            help="A .jsonl or .txt file, a folder of them, OWNER/NAME[@REVISION][:SPLIT] on the hub, or a mix: "
+            f"a .toml, or one of {', '.join(f'mix:{name}' for name in mix_names())}."
+        ),
+    ] = DEFAULT_CALIBRATION,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Calibration rows; times --max-length, tokens, with --pack.")
+    ] = 512,
+    max_length: Annotated[int, typer.Option(min=16, help="Tokens kept of each document.")] = 2048,
+    pack: Annotated[
+        bool, typer.Option("--pack/--no-pack", help="Fill rows with several whole documents each.")
+    ] = DEFAULT_PACK,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH", help="JSONL file (or folder of them) that is evaluated on; may be given again."
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows per forward pass.")] = 1,
-    seed: Annotated[int, typer.Option(help="For sampling rows of a data set.")] = 0,
+    seed: Annotated[int, typer.Option(help="For drawing calibration rows.")] = 0,
     mtp: Annotated[bool, typer.Option("--mtp/--no-mtp", help="Keep the MTP head, or write none.")] = True,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show what gptqmodel prints.")] = False,
 ) -> None:
@@ -56,6 +72,8 @@ def quantize_command(
         max_length=max_length,
         batch_size=batch_size,
         seed=seed,
+        pack=pack,
+        exclude=tuple(exclude or ()),
         keep_mtp=mtp,
     )
     console = Console()
@@ -67,12 +85,21 @@ def quantize_command(
     for warning in found.warnings:
         console.print(f"[yellow]warning:[/] {warning}")
     with output_to_log("quantize", enabled=not verbose) as terminal, _progress(terminal) as progress:
-        task = progress.add_task("layers", total=None)
+        drawing = progress.add_task("calibration", total=None)
+        layers = progress.add_task("layers", total=None, visible=False)
+
+        def on_calibration(done: int, total: int) -> None:
+            progress.update(drawing, completed=done, total=total)
+
+        def on_manifest(manifest: Mapping[str, Any]) -> None:
+            progress.remove_task(drawing)
+            terminal.print(calibration_table(manifest))
+            progress.update(layers, visible=True)
 
         def on_layer(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
+            progress.update(layers, completed=done, total=total)
 
-        result = quantize(request, on_layer=on_layer)
+        result = quantize(request, on_layer=on_layer, on_calibration=on_calibration, on_manifest=on_manifest)
     print_summary(console, result)
     console.print("\nServe it:", highlight=False)
     console.print(serve_line(target, _this_gpu()), highlight=False, soft_wrap=True)
@@ -115,6 +142,25 @@ def _progress(console: Console) -> Progress:
     )
 
 
+def calibration_table(manifest: Mapping[str, Any]) -> Table:
+    """Rows and tokens by domain, and what was left out."""
+    table = Table("domain", "rows", "tokens", "share", "left out", title="Calibration")
+    for column in table.columns[1:4]:
+        column.justify = "right"
+    domains = manifest["domains"]
+    total = sum(found["tokens"] for found in domains.values())
+    for name, found in domains.items():
+        dropped = ", ".join(f"{count} {why.replace('_', ' ')}" for why, count in found["dropped"].items())
+        share = f"{found['tokens'] / total:.0%}"
+        table.add_row(name, str(found["rows"]), str(found["tokens"]), share, dropped)
+    exhausted = [
+        source.get("domain", source["source"]) for source in manifest["sources"] if "exhausted" in source
+    ]
+    if exhausted:
+        table.caption = "Fewer than asked for: " + ", ".join(exhausted) + " had no more."
+    return table
+
+
 def print_summary(console: Console, result: QuantizeResult) -> None:
     """Error by kind of module, what went wrong, sizes, time."""
     by_kind: dict[str, list[float]] = defaultdict(list)
@@ -138,7 +184,7 @@ def print_summary(console: Console, result: QuantizeResult) -> None:
         if modules:
             console.print(f"[yellow]{len(modules)} modules {what}:[/] {', '.join(modules[:5])}")
     console.print(
-        f"{verdict.modules} modules, {result.calibration_tokens} calibration tokens, "
+        f"{verdict.modules} modules, {result.calibration['tokens']} calibration tokens, "
         f"{result.source_bytes / 2**20:.1f} → {result.target_bytes / 2**20:.1f} MiB, {result.seconds:.0f} s",
         highlight=False,
     )

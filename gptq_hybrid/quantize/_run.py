@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gptq_hybrid
-from gptq_hybrid.calibration import DEFAULT_DATASET, encode_rows, load_rows
+from gptq_hybrid.calibration import DEFAULT_CALIBRATION, DEFAULT_PACK, load_calibration
 from gptq_hybrid.checkpoint import Checkpoint, HybridError, layout_for
 from gptq_hybrid.compat import ModuleRecord
 from gptq_hybrid.recipes import DEFAULT_RECIPE, Recipe, load_recipe
@@ -25,11 +25,13 @@ class QuantizeRequest:
     source: Path
     target: Path
     recipe: Recipe = field(default_factory=lambda: load_recipe(DEFAULT_RECIPE))
-    calibration: str = DEFAULT_DATASET
+    calibration: str = DEFAULT_CALIBRATION
     samples: int = 512
     max_length: int = 2048
     batch_size: int = 1
     seed: int = 0
+    pack: bool = DEFAULT_PACK
+    exclude: tuple[str, ...] = ()
     keep_mtp: bool = True
     limits: Limits = field(default_factory=Limits)
 
@@ -44,12 +46,16 @@ class QuantizeRequest:
 
 @dataclass(frozen=True, slots=True)
 class QuantizeResult:
-    """A finished run. ``seconds`` counts from the loading of the model; sizes are of safetensors files."""
+    """A finished run.
+
+    ``calibration`` is the manifest; ``seconds`` counts from the loading of the model; sizes are of
+    safetensors files.
+    """
 
     target: Path
     records: Mapping[str, ModuleRecord]
     verdict: Verdict
-    calibration_tokens: int
+    calibration: Mapping[str, Any]
     source_bytes: int
     target_bytes: int
     seconds: float
@@ -60,21 +66,36 @@ class QuantizationFailedError(HybridError):
 
 
 def quantize(
-    request: QuantizeRequest, *, on_layer: Callable[[int, int], None] | None = None
+    request: QuantizeRequest,
+    *,
+    on_layer: Callable[[int, int], None] | None = None,
+    on_calibration: Callable[[int, int], None] | None = None,
+    on_manifest: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> QuantizeResult:
     """Quantize ``request.source`` into ``request.target``.
 
-    ``on_layer(done, total)`` is called as layers finish.
+    ``on_calibration(done, total)`` is called as calibration rows (tokens, if packed) are drawn,
+    ``on_manifest`` with what was drawn, ``on_layer(done, total)`` as layers finish.
 
     Raises:
         HybridError: preflight or calibration data; nothing was written.
         QuantizationFailedError: the verdict; nothing was written.
     """
     found = preflight(request)
-    rows = load_rows(request.calibration, request.samples, request.seed)
     from transformers import AutoTokenizer
 
-    encoded = encode_rows(rows, AutoTokenizer.from_pretrained(request.source), request.max_length)
+    calibration = load_calibration(
+        request.calibration,
+        AutoTokenizer.from_pretrained(request.source),
+        samples=request.samples,
+        max_length=request.max_length,
+        seed=request.seed,
+        pack=request.pack,
+        exclude=request.exclude,
+        on_progress=on_calibration,
+    )
+    if on_manifest is not None:
+        on_manifest(calibration.manifest)
     layers = len(_layer_numbers(request.source))
     gptq_hybrid.register()
     from gptqmodel import GPTQModel
@@ -83,9 +104,11 @@ def quantize(
     overrides: dict[str, Any] = {"calibration_data_device": "cpu"} if found.calibration_on_cpu else {}
     model = GPTQModel.load(str(request.source), request.recipe.quantize_config(**overrides))
     model.keep_mtp = request.keep_mtp
+    model.packaging = request.recipe.packaging
+    model.calibration_manifest = calibration.manifest
     if on_layer is not None:
         model.layer_callback = _counting(on_layer, layers)
-    model.quantize(encoded, batch_size=request.batch_size)
+    model.quantize(calibration.rows, batch_size=request.batch_size)
     verdict = judge(model.module_records.values(), request.limits)
     if not verdict.ok:
         raise QuantizationFailedError(
@@ -97,7 +120,7 @@ def quantize(
         target=request.target,
         records=model.module_records,
         verdict=verdict,
-        calibration_tokens=sum(len(row["input_ids"]) for row in encoded),
+        calibration=calibration.manifest,
         source_bytes=_safetensors_bytes(request.source),
         target_bytes=_safetensors_bytes(request.target),
         seconds=time.perf_counter() - started,

@@ -1,0 +1,106 @@
+"""From a ``--calibration`` value to rows of token ids and the manifest that says what they are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptq_hybrid.checkpoint import HybridError
+
+from ._documents import load_documents
+from ._duplicates import Seen
+from ._encode import MIN_TOKENS, as_calibration
+from ._files import JSONL_ENDINGS, jsonl_folder
+from ._manifest import Request, build_manifest
+from ._mix import Part, is_mix, load_mix
+from ._pack import DEFAULT_PACK, end_of_text, pack_rows
+from ._select import NEAR_EXCLUDED, Selection, select
+
+# Of an evaluation document. Calibration rows are compared up to their maximal length.
+_EXCLUDED_WORDS = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """``rows``: ``{"input_ids", "attention_mask"}``, lists of ints, as gptqmodel takes them. ``manifest``: JSON."""
+
+    rows: list[dict[str, list[int]]]
+    manifest: dict[str, Any]
+
+
+def load_calibration(
+    spec: str,
+    tokenizer: Any,
+    *,
+    samples: int = 512,
+    max_length: int = 2048,
+    seed: int = 0,
+    pack: bool = DEFAULT_PACK,
+    exclude: Sequence[str | Path] = (),
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Calibration:
+    """Rows to calibrate on, the same for the same arguments, data and library versions.
+
+    Args:
+        spec: what ``qwen36 quantize --calibration`` takes: a file, folder, hub data set or mix.
+        tokenizer: the model's transformers tokenizer, with its chat template.
+        samples: rows. With ``pack``, documents of ``samples`` × ``max_length`` tokens in all.
+        max_length: tokens kept of each document, and of each row.
+        seed: which rows are drawn.
+        pack: put several whole documents into a row, with the end-of-text token between them.
+        exclude: files of evaluation documents. A row equal to one, or that shares half of its text, is left out.
+        on_progress: called with rows (tokens with ``pack``) there and wanted.
+
+    Raises:
+        HybridError: something cannot be read, or no rows are left.
+    """
+    parts = load_mix(spec).parts if is_mix(spec) else (Part(name="", source=spec, spec=spec),)
+    found = select(
+        parts,
+        tokenizer,
+        samples=samples,
+        max_length=max_length,
+        seed=seed,
+        by_tokens=pack,
+        excluded=_excluded(exclude),
+        on_progress=on_progress,
+    )
+    if not found.rows:
+        raise _nothing(spec, found)
+    rows = [taken.input_ids for taken in found.rows]
+    if pack:
+        rows = pack_rows(rows, max_length, end_of_text(tokenizer))
+    request = Request(spec, samples, max_length, seed, pack, tuple(str(path) for path in exclude))
+    return Calibration(as_calibration(rows), build_manifest(request, parts, found, rows, tokenizer))
+
+
+def _nothing(spec: str, found: Selection) -> HybridError:
+    counts: Counter[str] = Counter()
+    for dropped in found.dropped.values():
+        counts += dropped
+    reasons = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in sorted(counts.items()))
+    if not reasons:
+        return HybridError(f"calibration {spec!r} has no rows", remedy="Give a file or data set with text.")
+    return HybridError(
+        f"calibration {spec!r} has no rows of {MIN_TOKENS} tokens or more to use (left out: {reasons})"
+        + (f"; {found.rejection}" if found.rejection else ""),
+        remedy="Give longer, or other, texts.",
+    )
+
+
+def _excluded(files: Sequence[str | Path]) -> Seen | None:
+    if not files:
+        return None
+    seen = Seen(NEAR_EXCLUDED, _EXCLUDED_WORDS)
+    for file in map(str, files):
+        if not file.endswith(JSONL_ENDINGS) and not jsonl_folder(file):
+            raise HybridError(
+                f"{file} cannot be excluded: it is neither a JSONL file nor a folder of them",
+                remedy="Give the file or folder that is evaluated on.",
+            )
+        for document in load_documents([file]):
+            seen.add(document.row)
+    return seen

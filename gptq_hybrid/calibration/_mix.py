@@ -1,0 +1,155 @@
+"""Mixes: several sources by weight, one TOML file each."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+from gptq_hybrid.checkpoint import HybridError
+
+from ._files import FILE_ENDINGS
+from ._rows import Row
+
+_PREFIX = "mix:"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One source of a mix.
+
+    ``name`` is the domain of its rows; ``spec`` the source as the mix writes it, ``source`` with paths made
+    relative to here. ``weight``: its share of the tokens, against the other parts'. ``domains``: only rows
+    whose own ``domain`` is one of these. ``max_rows``: rows at most. ``only_full``: leave out rows shorter
+    than the maximal length. ``template``: keyword arguments of the chat template. For evaluation, never
+    calibrated on: ``evaluation``, another source, or ``hold_out``, a share of the rows (0 to 1) chosen by
+    their text.
+    """
+
+    name: str
+    source: str
+    spec: str
+    weight: float = 1.0
+    domains: tuple[str, ...] = ()
+    max_rows: int | None = None
+    only_full: bool = False
+    template: dict[str, Any] = field(default_factory=dict)
+    evaluation: str | None = None
+    hold_out: float = 0.0
+    licence: str | None = None
+
+    def wants(self, row: Row) -> bool:
+        """Whether a row is of the ``domains`` asked for."""
+        return not self.domains or row.get("domain") in self.domains
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """A named mix; ``parts`` have distinct names."""
+
+    name: str
+    description: str
+    parts: tuple[Part, ...]
+
+
+_KEYS = {f.name for f in fields(Part)} - {"spec"}
+
+
+def is_mix(spec: str) -> bool:
+    """Whether a ``--calibration`` value names a mix: ``mix:NAME``, or a path ending in .toml."""
+    return spec.startswith(_PREFIX) or spec.endswith(".toml")
+
+
+def mix_names() -> list[str]:
+    """Names of the mixes that ship."""
+    return sorted(p.name.removesuffix(".toml") for p in _shipped().iterdir() if p.name.endswith(".toml"))
+
+
+def load_mix(spec: str) -> Mix:
+    """The mix that ``spec`` names.
+
+    Raises:
+        HybridError: there is none, or its file is not one.
+    """
+    if spec.startswith(_PREFIX):
+        name = spec.removeprefix(_PREFIX)
+        if name not in mix_names():
+            raise HybridError(
+                f"no calibration mix is called {name!r}", remedy="Mixes: " + ", ".join(mix_names()) + "."
+            )
+        return _parse(name, (_shipped() / f"{name}.toml").read_text(encoding="utf-8"), spec, None)
+    path = Path(spec)
+    try:
+        return _parse(path.stem, path.read_text(encoding="utf-8"), spec, path.parent)
+    except (OSError, UnicodeDecodeError) as error:
+        raise HybridError(f"calibration mix {path} cannot be read: {error}") from error
+
+
+def _shipped() -> Traversable:
+    return files(__package__) / "mixes"
+
+
+def _parse(name: str, text: str, where: str, folder: Path | None) -> Mix:
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise HybridError(f"{where} is not valid TOML: {error}") from error
+    parts = data.get("part")
+    if not isinstance(parts, list) or not parts or data.keys() - {"description", "part"}:
+        raise HybridError(
+            f"{where} must hold `description` and one or more [[part]], and nothing else",
+            remedy='[[part]]\nname = "chat"\nsource = "chat.jsonl"\nweight = 2',
+        )
+    made = tuple(_part(part, f"{where}: part {number}", folder) for number, part in enumerate(parts, 1))
+    twice = {part.name for part in made if sum(other.name == part.name for other in made) > 1}
+    if twice:
+        raise HybridError(f"{where}: two parts are called {min(twice)!r}")
+    return Mix(name, str(data.get("description", "")), made)
+
+
+def _part(data: Any, where: str, folder: Path | None) -> Part:
+    if not isinstance(data, dict):
+        raise HybridError(f"{where} is not a table")
+    unknown = data.keys() - _KEYS
+    if unknown:
+        raise HybridError(
+            f"{where}: unknown key {min(unknown)!r}", remedy="Keys: " + ", ".join(sorted(_KEYS)) + "."
+        )
+    part = {**data, "spec": data.get("source")}
+    for key in ("source", "evaluation"):
+        value = part.get(key)
+        if isinstance(value, str):
+            if is_mix(value):
+                raise HybridError(f"{where}: {key} is itself a mix, which is not supported")
+            if folder is not None and (value.endswith(FILE_ENDINGS) or (folder / value).exists()):
+                part[key] = str(folder / value)
+    for key, (fits, meant) in _VALUES.items():
+        if not fits(part.get(key)) and (key in part or key in ("name", "source")):
+            raise HybridError(f"{where}: {key} = {part.get(key)!r} is not {meant}")
+    return Part(**{**part, "domains": tuple(part.get("domains", ()))})
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "name": (_is_text, "a name"),
+    "source": (_is_text, "a source"),
+    "weight": (lambda v: _is_number(v) and 0 < v < float("inf"), "a number above 0"),
+    "domains": (lambda v: isinstance(v, list) and all(map(_is_text, v)), "a list of domains"),
+    "max_rows": (lambda v: isinstance(v, int) and not isinstance(v, bool) and v > 0, "a number of rows"),
+    "only_full": (lambda v: isinstance(v, bool), "true or false"),
+    "template": (lambda v: isinstance(v, dict), "a table"),
+    "evaluation": (_is_text, "a source"),
+    "hold_out": (lambda v: _is_number(v) and 0 <= v < 1, "a share from 0 to below 1"),
+    "licence": (_is_text, "text"),
+}

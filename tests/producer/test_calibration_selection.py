@@ -1,0 +1,213 @@
+"""Which rows are drawn: by weight in tokens, once each, the same for the same seed, none of the evaluation's."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from gptq_hybrid.calibration import Calibration, load_calibration, load_documents, load_rows
+from gptq_hybrid.checkpoint import HybridError
+from gptq_hybrid.demo.builder import DemoCheckpoint
+
+WORDS = (
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "red",
+    "blue",
+    "green",
+    "fast",
+    "slow",
+    "old",
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(original: DemoCheckpoint) -> Any:
+    return AutoTokenizer.from_pretrained(original.path)
+
+
+def passage(number: int, length: int = 60) -> str:
+    rng = random.Random(number)
+    return f"{number}: " + " ".join(rng.choices(WORDS, k=length))
+
+
+def write(path: Path, *rows: Any) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def mix(folder: Path, *parts: str) -> str:
+    (folder / "mix.toml").write_text("".join(f"[[part]]\n{part}\n" for part in parts))
+    return str(folder / "mix.toml")
+
+
+def tokens(found: Calibration) -> dict[str, int]:
+    return {name: domain["tokens"] for name, domain in found.manifest["domains"].items()}
+
+
+def dropped(found: Calibration) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for domain in found.manifest["domains"].values():
+        counts.update(domain["dropped"])
+    return counts
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    """Many short rows and as many long ones."""
+    write(tmp_path / "short.jsonl", *({"text": passage(n, 30)} for n in range(400)))
+    write(tmp_path / "long.jsonl", *({"text": passage(n, 150)} for n in range(1000, 1200)))
+    return tmp_path
+
+
+SHORT, LONG = 'name = "short"\nsource = "short.jsonl"', 'name = "long"\nsource = "long.jsonl"\nweight = 3'
+
+
+def test_weights_are_shares_of_tokens_whatever_the_lengths_of_rows(two: Path, tokenizer: Any) -> None:
+    found = load_calibration(mix(two, SHORT, LONG), tokenizer, samples=64, max_length=512)
+    assert len(found.rows) == found.manifest["rows"] == 64
+    assert tokens(found)["long"] / tokens(found)["short"] == pytest.approx(3, rel=0.1)
+    assert (
+        sum(tokens(found).values())
+        == found.manifest["tokens"]
+        == sum(len(r["input_ids"]) for r in found.rows)
+    )
+
+
+def test_the_order_of_parts_and_of_lines_makes_no_difference(two: Path, tokenizer: Any) -> None:
+    first = load_calibration(mix(two, SHORT, LONG), tokenizer, samples=32, max_length=512)
+    lines = (two / "long.jsonl").read_text().splitlines(keepends=True)
+    (two / "long.jsonl").write_text("".join(reversed(lines)))
+    second = load_calibration(mix(two, LONG, SHORT), tokenizer, samples=32, max_length=512)
+    assert first.rows == second.rows
+    assert first.manifest["sha256"] == second.manifest["sha256"]
+    other = load_calibration(mix(two, SHORT, LONG), tokenizer, samples=32, max_length=512, seed=1)
+    assert other.manifest["sha256"] != first.manifest["sha256"]
+
+
+def test_a_part_that_runs_dry_leaves_its_share_and_is_named(two: Path, tokenizer: Any) -> None:
+    capped = 'name = "long"\nsource = "long.jsonl"\nmax_rows = 2'
+    found = load_calibration(mix(two, SHORT, capped), tokenizer, samples=20, max_length=512)
+    assert {name: domain["rows"] for name, domain in found.manifest["domains"].items()} == {
+        "long": 2,
+        "short": 18,
+    }
+    assert [s["domain"] for s in found.manifest["sources"] if s.get("exhausted")] == ["long"]
+
+
+def test_only_full_rows(two: Path, tokenizer: Any) -> None:
+    full = 'name = "long"\nsource = "short.jsonl"\nonly_full = true'
+    found = load_calibration(mix(two, full), tokenizer, samples=8, max_length=32)
+    assert {len(row["input_ids"]) for row in found.rows} == {32}
+    with pytest.raises(HybridError, match=r"400 short"):
+        load_calibration(mix(two, full), tokenizer, samples=8, max_length=512)
+
+
+def test_a_part_may_take_some_domains_of_a_source(tmp_path: Path, tokenizer: Any) -> None:
+    write(tmp_path / "all.jsonl", *({"text": passage(n), "domain": "abc"[n % 3]} for n in range(30)))
+    spec = mix(tmp_path, 'name = "two"\nsource = "all.jsonl"\ndomains = ["a", "c"]')
+    found = load_calibration(spec, tokenizer, samples=30, max_length=512)
+    assert found.manifest["domains"]["two"]["rows"] == 20
+    wanted = {passage(n) for n in range(30) if n % 3 != 1}
+    assert {tokenizer.decode(row["input_ids"]) for row in found.rows} == wanted
+
+
+def test_equal_and_nearly_equal_texts_are_taken_once_across_parts(tmp_path: Path, tokenizer: Any) -> None:
+    text = passage(1, 100)
+    write(tmp_path / "a.jsonl", {"text": text}, {"text": passage(2, 100)})
+    write(
+        tmp_path / "b.jsonl",
+        {"text": text.upper()},
+        {"text": text + " and three more words"},
+        {"text": passage(3)},
+    )
+    spec = mix(tmp_path, 'name = "a"\nsource = "a.jsonl"', 'name = "b"\nsource = "b.jsonl"')
+    found = load_calibration(spec, tokenizer, samples=10, max_length=512)
+    assert len(found.rows) == 3
+    assert dropped(found)["duplicate"] + dropped(found)["near_duplicate"] == 2
+
+
+def test_texts_that_share_a_sentence_are_both_taken(tmp_path: Path, tokenizer: Any) -> None:
+    start = passage(0, 20)
+    path = write(tmp_path / "a.jsonl", *({"text": f"{start} {passage(n, 80)}"} for n in range(1, 9)))
+    assert len(load_calibration(str(path), tokenizer, samples=8, max_length=512).rows) == 8
+
+
+def test_what_is_evaluated_on_is_not_calibrated_on(tmp_path: Path, tokenizer: Any) -> None:
+    rows = write(tmp_path / "rows.jsonl", *({"text": passage(n, 120)} for n in range(10)))
+    cut = passage(3, 120)[:250]
+    held = write(tmp_path / "held.jsonl", {"text": passage(7, 120).title()}, {"text": cut, "domain": "x"})
+    found = load_calibration(str(rows), tokenizer, samples=10, max_length=512, exclude=[held])
+    texts = [tokenizer.decode(row["input_ids"]) for row in found.rows]
+    assert dropped(found) == {"excluded": 2}
+    assert sorted(text.split(":")[0] for text in texts) == sorted("01245689")
+    [note] = found.manifest["excluded"]
+    assert note["file"] == "held.jsonl"
+    with pytest.raises(HybridError, match="cannot be excluded"):
+        load_calibration(str(rows), tokenizer, exclude=["demo"])
+
+
+def test_held_out_rows_are_evaluated_on_and_never_calibrated_on(two: Path, tokenizer: Any) -> None:
+    spec = mix(two, SHORT + "\nhold_out = 0.25")
+    documents = load_documents([spec], limit=1000)
+    assert {document.domain for document in documents} == {"short"}
+    assert 60 < len(documents) < 140
+    for seed in range(2):
+        found = load_calibration(spec, tokenizer, samples=400, max_length=512, seed=seed)
+        drawn = {tokenizer.decode(row["input_ids"]) for row in found.rows}
+        assert not drawn & {document.row["text"] for document in documents}
+        assert len(drawn) + len(documents) == 400
+
+
+def test_another_source_may_be_evaluated_on(two: Path) -> None:
+    spec = mix(two, SHORT + '\nevaluation = "long.jsonl"')
+    documents = load_documents([spec], limit=5)
+    assert [document.domain for document in documents] == ["short"] * 5
+    assert all(int(document.row["text"].split(":")[0]) >= 1000 for document in documents)
+    with pytest.raises(HybridError, match="keeps nothing for evaluation"):
+        load_documents([mix(two, SHORT)])
+
+
+def test_a_mix_is_a_source_too(two: Path) -> None:
+    rows = load_rows(mix(two, SHORT, LONG), 40, 0)
+    assert Counter(row["domain"] for row in rows) == {"long": 30, "short": 10}
+
+
+def test_rows_of_a_plugins_source_are_checked(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gptq_hybrid.calibration import _sources
+    from gptq_hybrid.checkpoint.calibration import CalibrationSource
+
+    rows: list[dict[str, Any]] = [{"text": passage(n)} for n in range(3)]
+    source = CalibrationSource("mine", lambda spec: spec == "mine", lambda *_: [{"text": ""}, *rows])
+    monkeypatch.setattr(_sources, "calibration_sources", lambda: [source])
+    found = load_calibration("mine", tokenizer, samples=5, max_length=512)
+    assert (len(found.rows), dropped(found)) == (3, {"malformed": 1})
+    rows[:] = [{"prompt": "x"}] * 200
+    with pytest.raises(HybridError, match="none of the first 100 rows can be used"):
+        load_calibration("mine", tokenizer)
+
+
+def test_rows_the_template_refuses_are_left_out_and_counted(tmp_path: Path, tokenizer: Any) -> None:
+    good = [{"messages": [{"role": "user", "content": passage(n)}]} for n in range(3)]
+    tokenizer = type(tokenizer).from_pretrained(tokenizer.name_or_path)
+    tokenizer.chat_template = (
+        "{{ messages[0].content if messages | length == 1 else raise_exception('one!') }}"
+    )
+    bad = {"messages": [{"role": "user", "content": passage(9)}, {"role": "user", "content": "again"}]}
+    path = write(tmp_path / "a.jsonl", *good, bad)
+    found = load_calibration(str(path), tokenizer, samples=9, max_length=512)
+    assert (len(found.rows), dropped(found)) == (3, {"rejected": 1})
+    with pytest.raises(HybridError, match=r"1 rejected\); the chat template rejects .*one!"):
+        load_calibration(str(write(tmp_path / "b.jsonl", bad)), tokenizer)

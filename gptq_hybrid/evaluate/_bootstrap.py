@@ -140,16 +140,16 @@ class Ranked:
 
 def degrees_of_freedom(jackknife: Array, sizes: Sequence[int]) -> float:
     """Of the variance over all, from the variances that the domains contribute (Satterthwaite 1946)."""
-    variances, ends = [], np.cumsum(sizes)
-    for end, size in zip(ends, sizes, strict=True):
-        part = jackknife[end - size : end]
-        variances.append(
-            (size - 1) / size * float(np.nansum((part - np.nanmean(part)) ** 2)) if size > 1 else 0.0
-        )
-    variance = np.array(variances)
-    freedom = np.maximum(np.array(sizes) - 1, 1)
-    if not variance.sum() > 0:
+    ends, freedom = np.cumsum(sizes), np.maximum(np.array(sizes) - 1, 1)
+    parts = [jackknife[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+    spreads = [part - np.nanmean(part) if np.isfinite(part).any() else np.zeros(1) for part in parts]
+    largest = max(float(np.nanmax(np.abs(spread))) for spread in spreads)
+    if largest == 0:
         return float(freedom.sum())
+    # Divided first: a broken checkpoint's perplexity is too large to be squared.
+    variance = np.array(
+        [(size - 1) / size * np.nansum((s / largest) ** 2) for s, size in zip(spreads, sizes, strict=True)]
+    )
     return float(variance.sum() ** 2 / (variance**2 / freedom).sum())
 
 

@@ -21,7 +21,8 @@ Array: TypeAlias = NDArray[np.float64]
 LEVEL = 0.95
 RESAMPLES = 2000
 # Tokens in a run of the two-step search for a quantile. Of 64, 128 and 512, 128 was fastest for 600 documents.
-_BLOCK = 128
+_RUN = 128
+_MOST_RUNS = 2048  # of 2 million tokens, longer ones: rows × runs is what takes memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,24 +97,27 @@ class Ranked:
     Attributes:
         values: [T] ascending.
         document: [T] column of the document that the token belongs to.
-        counts: [N, blocks]: tokens of each document in each run of the ordered tokens.
+        counts: [N, runs]: tokens of each document in each run of the ordered tokens.
+        run: tokens of a run; the last may have fewer.
     """
 
     values: NDArray[np.float32]
     document: NDArray[np.int64]
     counts: Array
+    run: int
 
     @classmethod
-    def of(cls, values: Sequence[NDArray[np.float32]]) -> Ranked:
+    def of(cls, values: Sequence[NDArray[np.float32]], *, most_runs: int = _MOST_RUNS) -> Ranked:
         """From the values of each document, in the order of the columns."""
         flat = np.concatenate(values)
         document = np.repeat(np.arange(len(values)), [len(v) for v in values])
         order = np.argsort(flat, kind="stable")
         document = document[order]
-        blocks = -(-len(flat) // _BLOCK)
-        cell = document * blocks + np.arange(len(flat)) // _BLOCK
-        counts = np.bincount(cell, minlength=len(values) * blocks).reshape(len(values), blocks)
-        return cls(flat[order], document, counts.astype(np.float64))
+        run = max(_RUN, -(-len(flat) // most_runs))
+        runs = -(-len(flat) // run)
+        cell = document * runs + np.arange(len(flat)) // run
+        counts = np.bincount(cell, minlength=len(values) * runs).reshape(len(values), runs)
+        return cls(flat[order], document, counts.astype(np.float64), run)
 
     def quantiles(self, weights: Array, levels: Sequence[float]) -> list[Array]:
         """For each level [rows]: the least value with at least that share of the weight at or below it.
@@ -128,12 +132,12 @@ class Ranked:
             target = level * reached[:, -1] * (1 - 1e-12)
             block = np.minimum((reached < target[:, None]).sum(axis=1), reached.shape[1] - 1)
             before = np.where(block > 0, reached[rows, block - 1], 0.0)
-            token = block[:, None] * _BLOCK + np.arange(_BLOCK)
+            token = block[:, None] * self.run + np.arange(self.run)
             within = token < len(self.values)
             token = np.minimum(token, len(self.values) - 1)
             weight = np.where(within, weights[rows[:, None], self.document[token]], 0.0)
             passed = (before[:, None] + np.cumsum(weight, axis=1) < target[:, None]).sum(axis=1)
-            place = np.minimum(block * _BLOCK + passed, len(self.values) - 1)
+            place = np.minimum(block * self.run + passed, len(self.values) - 1)
             found.append(np.where(reached[:, -1] > 0, self.values[place].astype(np.float64), np.nan))
         return found
 

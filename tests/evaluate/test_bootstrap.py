@@ -13,15 +13,16 @@ from gptq_hybrid.evaluate._bootstrap import Ranked, degrees_of_freedom, draws_of
 from tests.evaluate.made import random_scores
 
 
+@pytest.mark.parametrize("most_runs", [2, 2048])
 @pytest.mark.parametrize("lengths", [(1,), (3, 5), (127, 1), (128, 128), (300, 40, 900, 1)])
-def test_weighted_quantiles_are_those_of_repeated_documents(lengths: tuple[int, ...]) -> None:
+def test_weighted_quantiles_are_those_of_repeated_documents(lengths: tuple[int, ...], most_runs: int) -> None:
     rng = np.random.default_rng(sum(lengths))
     # Rounded, so that many tokens tie.
     values = [rng.exponential(1, n).round(1).astype(np.float32) for n in lengths]
     weights = rng.integers(0, 4, (20, len(lengths))).astype(float)
     weights[weights.sum(axis=1) == 0] = 1
     levels = (0.5, 0.9, 0.99, 0.999)
-    found = Ranked.of(values).quantiles(weights, levels)
+    found = Ranked.of(values, most_runs=most_runs).quantiles(weights, levels)
     for row, multiplicities in enumerate(weights):
         repeated = np.concatenate([np.tile(v, int(m)) for v, m in zip(values, multiplicities, strict=True)])
         for level, rows in zip(levels, found, strict=True):

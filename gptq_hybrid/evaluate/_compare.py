@@ -1,9 +1,9 @@
 """Two quantized checkpoints on the same documents: differences, intervals, and a test.
 
 Under the null hypothesis both checkpoints are alike, so that of each document either could have had the other's
-scores: the sign of every document's difference is a coin (sign-flip test, exact for any size; Fisher 1935). It tells
-apart checkpoints that differ in any way: one that is a little better on most documents and much worse on a few can be
-called better although the means are equal (`bench/quality`, "other shape").
+scores: the sign of every document's difference is a coin (sign-flip test, exact for any size; Fisher 1935). It
+tells apart checkpoints that differ in any way: one that is a little better on most documents and much worse on few
+can be called better although the means are equal (`bench/quality`, "other shape").
 """
 
 from __future__ import annotations

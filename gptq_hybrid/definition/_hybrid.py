@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptq_hybrid.checkpoint import HybridError, find_mtp
+from gptq_hybrid.checkpoint import HybridError, find_mtp, layout_for, read_json_object
 from gptq_hybrid.checkpoint.calibration import CALIBRATION_FILE
 from gptq_hybrid.compat import ModuleRecord, record_modules, supports_shared_input_tags, without_stray_logs
-from gptq_hybrid.writer import CheckpointPlan, write_checkpoint
+from gptq_hybrid.writer import CheckpointPlan, Packaging, refuse_impossible, write_checkpoint
 
 from ._mask import causal_mask
 from ._module_tree import hybrid_tree
@@ -26,11 +26,14 @@ class HybridDefinition:
     for a checkpoint without its MTP head. ``module_records`` holds a
     :class:`~gptq_hybrid.compat.ModuleRecord` by module name after ``quantize``.
     ``calibration_manifest`` (of ``gptq_hybrid.calibration.load_calibration``), where
-    set, is saved as ``calibration.json``.
+    set, is saved as ``calibration.json``. ``packaging``
+    (:class:`~gptq_hybrid.writer.Packaging`): whether the writer packs the output
+    head and the MTP head, and leaves the vision tower out; set it before ``quantize``.
     """
 
     keep_mtp: bool = True
     calibration_manifest: Mapping[str, Any] | None = None
+    packaging: Packaging = Packaging()
     # The writer streams the head itself: 7.x would merge it into the main shards
     # (`out_of_model_tensors`), 6.0.3 has a mechanism of another name and loses it.
     out_of_model_tensors = None
@@ -71,9 +74,13 @@ class HybridDefinition:
         """gptqmodel's ``quantize``, refused at once when the source lacks the MTP head it should keep.
 
         Raises:
-            HybridError: the source's head is absent or incomplete and ``keep_mtp`` is set.
+            HybridError: the source's head is absent or incomplete and ``keep_mtp`` is set, or this model's
+                heads cannot be packed as ``packaging`` asks.
         """
         _refuse_unsupported(self.quantize_config)
+        layout = layout_for(read_json_object(Path(self.model_local_path) / "config.json"))
+        group_size = int(self.quantize_config.group_size)
+        refuse_impossible(layout, self.packaging, group_size, keep_mtp=self.keep_mtp)
         if self.keep_mtp:
             find_mtp(Path(self.model_local_path))
         with record_modules() as records, without_stray_logs():
@@ -97,6 +104,7 @@ class HybridDefinition:
             source=Path(self.model_local_path),
             keep_mtp=self.keep_mtp,
             records=getattr(self, "module_records", {}),
+            packaging=self.packaging,
             extra_json={CALIBRATION_FILE: self.calibration_manifest} if self.calibration_manifest else {},
         )
         upstream_save = super().save  # type: ignore[misc]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
+from typing import Any
 
-from gptq_hybrid.checkpoint import TensorLayout
+from gptq_hybrid.checkpoint import LinearSpec, TensorLayout
+from gptq_hybrid.checkpoint.formats.gptq import settings as module_settings
+from gptq_hybrid.checkpoint.quantization import dynamic_rule
+from gptq_hybrid.writer import Packaging, mtp_linears, output_head
 
 # Hessian, its permuted copy, the Cholesky factor and its inverse coexist while one module is solved.
 _HESSIAN_COPIES = 4
@@ -12,15 +17,73 @@ _HESSIAN_COPIES = 4
 _WEIGHT_COPIES = 4
 
 
-def quantized_bytes(layout: TensorLayout, bits: int, group_size: int) -> int:
-    """Bytes of all safetensors files: packed weights, F16 scales, qzeros, int32 g_idx, the rest in BF16."""
-    total = 2 * sum(prod(spec.shape) for spec in (*layout.plain, *layout.vision, *layout.mtp))
+def quantized_bytes(
+    layout: TensorLayout,
+    settings: Mapping[str, Any],
+    packaging: Packaging | None = None,
+    *,
+    keep_mtp: bool = True,
+) -> int:
+    """Bytes of all safetensors files: packed weights, F16 scales, qzeros, int32 g_idx, the rest in BF16.
+
+    ``settings`` are a recipe's: ``bits``, ``group_size`` and ``dynamic``.
+    """
+    packaging = packaging or Packaging()
+    group_size = int(settings["group_size"])
+    total = sum(_module_bytes(linear, settings) for linear in layout.quantized)
+    packed: dict[str, int] = {}
+    head = output_head(layout)
+    if head is not None and packaging.lm_head_bits < 16:
+        packed[head.weight.name] = _packed_bytes(head, packaging.lm_head_bits, group_size)
+    if packaging.mtp_bits < 16:
+        packed |= {
+            linear.weight.name: _packed_bytes(linear, packaging.mtp_bits, group_size)
+            for linear in mtp_linears(layout)
+        }
+    rest = [*layout.plain, *([] if packaging.text_only else layout.vision), *(layout.mtp if keep_mtp else ())]
+    return total + sum(packed.get(spec.name, 2 * prod(spec.shape)) for spec in rest)
+
+
+def choices(
+    layout: TensorLayout, settings: Mapping[str, Any], packaging: Packaging, *, keep_mtp: bool = True
+) -> list[tuple[str, int]]:
+    """What a recipe does differently from all modules alike, both heads in BF16 and a vision tower.
+
+    Returns:
+        (what, bytes more or less), one entry a choice.
+    """
+    base = {**settings, "dynamic": {}}
+    plain = quantized_bytes(layout, base, keep_mtp=keep_mtp)
+    out: list[tuple[str, int]] = []
+    for what, part in (
+        (f"lm_head in {packaging.lm_head_bits} bit", Packaging(lm_head_bits=packaging.lm_head_bits)),
+        (f"MTP head in {packaging.mtp_bits} bit", Packaging(mtp_bits=packaging.mtp_bits)),
+        ("no vision tower", Packaging(text_only=packaging.text_only)),
+    ):
+        change = quantized_bytes(layout, base, part, keep_mtp=keep_mtp) - plain
+        if change:
+            out.append((what, change))
+    by_kind: dict[str, list[int]] = {}
     for linear in layout.quantized:
-        groups = 1 if group_size == -1 else -(-linear.in_features // group_size)
-        total += linear.in_features * linear.out_features * bits // 8
-        total += groups * linear.out_features * 2 + groups * linear.out_features * bits // 8
-        total += linear.in_features * 4
-    return total
+        rule = dynamic_rule(settings, linear.name)
+        change = _module_bytes(linear, settings) - _module_bytes(linear, base)
+        if rule is False or change:
+            bits = "BF16" if rule is False else f"{module_settings(settings, linear.name)[0]} bit"
+            by_kind.setdefault(bits, []).append(change)
+    out += [(f"{len(changes)} modules in {bits}", sum(changes)) for bits, changes in by_kind.items()]
+    return out
+
+
+def _module_bytes(linear: LinearSpec, settings: Mapping[str, Any]) -> int:
+    if dynamic_rule(settings, linear.name) is False:
+        return 2 * linear.in_features * linear.out_features
+    return _packed_bytes(linear, *module_settings(settings, linear.name))
+
+
+def _packed_bytes(linear: LinearSpec, bits: int, group_size: int) -> int:
+    groups = 1 if group_size == -1 else -(-linear.in_features // group_size)
+    weights = linear.in_features * linear.out_features * bits // 8
+    return weights + groups * linear.out_features * (2 * 8 + bits) // 8 + linear.in_features * 4
 
 
 def hidden_state_bytes(hidden: int, samples: int, max_length: int) -> int:

@@ -21,13 +21,16 @@ from gptq_hybrid.checkpoint import (
     run_rules,
 )
 from gptq_hybrid.compat._gptqmodel import installed_version
+from gptq_hybrid.writer import Packaging, refuse_impossible
 
-from ._estimate import hidden_state_bytes, quantized_bytes, working_bytes
+from ._estimate import choices, hidden_state_bytes, quantized_bytes, working_bytes
 
 if TYPE_CHECKING:
     from ._run import QuantizeRequest
 
 _GIB = 1 << 30
+# gptqmodel's largest, by default.
+_SHARD = 4 * _GIB
 # Keep this share of a device free for kernels, the CUDA context and fragmentation.
 _HEADROOM = 0.9
 
@@ -64,10 +67,19 @@ def preflight(request: QuantizeRequest) -> Preflight:
         facts.append(("MTP head", f"{len(head)} tensors, {_size(sum(i.nbytes for i in head))}, in {files}"))
     else:
         facts.append(("MTP head", "left out, as asked"))
-    output = quantized_bytes(layout, request.bits, request.group_size)
-    facts.append(("output", f"{_size(output)} (estimate)"))
-    facts += _check_disk(request.target, output)
+    settings, packaging = request.recipe.settings, request.recipe.packaging
+    refuse_impossible(layout, packaging, request.group_size, keep_mtp=request.keep_mtp)
+    output = quantized_bytes(layout, settings, packaging, keep_mtp=request.keep_mtp)
+    facts.append(("output", f"{_size(output)} (estimate), recipe {request.recipe.name}"))
+    for what, change in choices(layout, settings, packaging, keep_mtp=request.keep_mtp):
+        facts.append(("", f"{what}: {_size(abs(change))} {'less' if change < 0 else 'more'}"))
     warnings: list[str] = []
+    if packaging.text_only and layout.vision:
+        warnings.append(
+            "the vision tower is left out: this checkpoint will serve text alone, with the flags that "
+            "`qwen36 check` prints"
+        )
+    facts += _check_disk(request.target, _peak_on_disk(layout, request, output))
     memory, on_cpu = _check_memory(checkpoint, layout, request, warnings)
     facts += memory
     facts.append(("versions", ", ".join(f"{name} {_version(name)}" for name in ("torch", "transformers"))))
@@ -104,6 +116,15 @@ def _refuse_faulty(checkpoint: Checkpoint, layout: TensorLayout) -> None:
             f"{uneven[0].name} has {uneven[0].in_features} inputs, which groups of 128 do not divide",
             remedy="vLLM's W4A16 kernels need in-features in multiples of 128.",
         )
+
+
+def _peak_on_disk(layout: TensorLayout, request: QuantizeRequest, output: int) -> int:
+    """Bytes that lie in the target at once: gptqmodel's shards, and one of them while it is written anew."""
+    settings, packaging = request.recipe.settings, request.recipe.packaging
+    shards = quantized_bytes(
+        layout, settings, Packaging(mtp_bits=packaging.mtp_bits), keep_mtp=request.keep_mtp
+    )
+    return output if shards == output else shards + min(shards, _SHARD)
 
 
 def _check_disk(target: Path, output: int) -> list[tuple[str, str]]:

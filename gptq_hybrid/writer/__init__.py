@@ -2,10 +2,22 @@
 
 Main shards as gptqmodel writes them; the MTP head verbatim in ``mtp.safetensors``,
 named in the index; configs that say what is quantized and hold no trace of the
-machine; everything else as the source has it.
+machine; everything else as the source has it. :class:`Packaging` asks for more:
+either head packed, no vision tower.
 """
 
+from ._packaging import Packaging, mtp_linears, output_head, refuse_impossible
 from ._verdict import Limits, Verdict, judge
 from ._write import CheckpointPlan, write_checkpoint
 
-__all__ = ["CheckpointPlan", "Limits", "Verdict", "judge", "write_checkpoint"]
+__all__ = [
+    "CheckpointPlan",
+    "Limits",
+    "Packaging",
+    "Verdict",
+    "judge",
+    "mtp_linears",
+    "output_head",
+    "refuse_impossible",
+    "write_checkpoint",
+]

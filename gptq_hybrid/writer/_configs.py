@@ -8,8 +8,11 @@ from typing import Any
 
 from gptq_hybrid.checkpoint import Checkpoint, HybridError, layout_for, read_json_object, write_json_atomic
 from gptq_hybrid.checkpoint.files import LocalFiles
+from gptq_hybrid.checkpoint.formats.gptq import settings
 from gptq_hybrid.checkpoint.gidx import is_trivial, read_g_idx
 from gptq_hybrid.checkpoint.quantization import with_mtp_excluded
+
+from ._packaging import Packaging
 
 # Copied from the source as they are; gptqmodel's rewritten versions are dropped
 # (it appends "Fast" to tokenizer_class, injects fix_mistral_regex, and the like).
@@ -17,6 +20,10 @@ COMPANION_PATTERNS = (
     "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
     "generation_config.json", "*processor_config.json", "preprocessor_config.json", "LICENSE*", "NOTICE*",
 )  # fmt: skip
+# vLLM asks for the target's head as `language_model.lm_head`, for the draft's as `lm_head`. The head's rule
+# must not begin with "-:" and name mtp: from 0.27.1 on vLLM then builds the draft unquantized.
+_LM_HEAD_RULE = r"+:^(?:language_model\.)?lm_head$"
+_MTP_RULE = r"+:^mtp\."
 _META_ABOUT_THIS_MACHINE = frozenset({"offload_to_disk", "offload_to_disk_path"})
 
 
@@ -34,12 +41,15 @@ def copy_companions(source: Path, folder: Path) -> None:
                 shutil.copyfile(path, folder / path.name)
 
 
-def write_configs(source: Path, folder: Path, *, keep_mtp: bool) -> None:
+def write_configs(source: Path, folder: Path, *, keep_mtp: bool, packaging: Packaging | None = None) -> None:
     """Write both configs: the source's own, plus what vLLM needs to know of the quantization.
 
     ``desc_act`` is written false only once every ``g_idx`` is proven trivial; a
-    permuted one keeps the flag true. ``dynamic`` names MTP explicitly.
+    permuted one keeps the flag true. ``dynamic`` names an MTP head in BF16, and
+    heads of other bits than the rest. ``language_model_only`` says that there is
+    no vision tower.
     """
+    packaging = packaging or Packaging()
     saved = read_json_object(folder / "quantize_config.json")
     quantization = dict(saved)
     quantization["meta"] = {
@@ -50,14 +60,31 @@ def write_configs(source: Path, folder: Path, *, keep_mtp: bool) -> None:
     config = read_json_object(source / "config.json")
     if not keep_mtp:
         _declare_no_mtp(config)
-    if saved.get("desc_act") and _all_trivial(folder, config, int(saved["group_size"])):
+    if packaging.text_only and isinstance(config.get("vision_config"), dict):
+        config["language_model_only"] = True
+    if saved.get("desc_act") and _all_trivial(folder, config, saved):
         quantization["desc_act"] = False
         # What was done, for people: vLLM reads the flag only to know how to load.
         quantization["meta"]["act_order"] = "static"
-    quantization = with_mtp_excluded(quantization)
+    quantization = _with_heads(quantization, packaging, keep_mtp=keep_mtp)
     config["quantization_config"] = quantization
     write_json_atomic(folder / "quantize_config.json", quantization)
     write_json_atomic(folder / "config.json", config)
+
+
+def _with_heads(quantization: dict[str, Any], packaging: Packaging, *, keep_mtp: bool) -> dict[str, Any]:
+    """``lm_head`` and the rules of ``dynamic`` that the two heads need, ahead of the rules for single modules."""
+    base, rules = int(quantization["bits"]), dict(quantization.get("dynamic") or {})
+    if packaging.lm_head_bits < 16:
+        quantization["lm_head"] = True
+        if packaging.lm_head_bits != base:
+            rules = {_LM_HEAD_RULE: {"bits": packaging.lm_head_bits}, **rules}
+    quantization.pop("dynamic", None)
+    if packaging.mtp_bits < 16 and keep_mtp:
+        if packaging.mtp_bits != base:
+            rules = {_MTP_RULE: {"bits": packaging.mtp_bits}, **rules}
+        return {**quantization, **({"dynamic": rules} if rules else {})}
+    return with_mtp_excluded({**quantization, "dynamic": rules})
 
 
 def _declare_no_mtp(config: dict[str, Any]) -> None:
@@ -65,11 +92,14 @@ def _declare_no_mtp(config: dict[str, Any]) -> None:
     (text if isinstance(text, dict) else config)["mtp_num_hidden_layers"] = 0
 
 
-def _all_trivial(folder: Path, config: dict[str, Any], group_size: int) -> bool:
+def _all_trivial(folder: Path, config: dict[str, Any], quantization: dict[str, Any]) -> bool:
     checkpoint = Checkpoint(LocalFiles(folder), config)
-    wanted = [checkpoint.loaded.get(f"{linear.name}.g_idx") for linear in layout_for(config).quantized]
-    found = [info for info in wanted if info is not None]
-    return bool(found) and all(is_trivial(read_g_idx(checkpoint, info), group_size) for info in found)
+    found = [
+        (info, settings(quantization, linear.name)[1])
+        for linear in layout_for(config).quantized
+        if (info := checkpoint.loaded.get(f"{linear.name}.g_idx")) is not None
+    ]
+    return bool(found) and all(is_trivial(read_g_idx(checkpoint, info), size) for info, size in found)
 
 
 def refuse_machine_paths(folder: Path, paths: list[Path]) -> None:

@@ -14,6 +14,8 @@ from gptq_hybrid.checkpoint import (
     Severity,
     building_directory,
     find_mtp,
+    layout_for,
+    read_json_object,
     run_rules,
     write_index,
     write_json_atomic,
@@ -22,6 +24,8 @@ from gptq_hybrid.checkpoint import (
 from gptq_hybrid.compat import ModuleRecord
 
 from ._configs import copy_companions, refuse_machine_paths, write_configs
+from ._packaging import Packaging, refuse_impossible
+from ._packed import packs_anything, repackage_shards, write_packed_mtp
 from ._quant_log import extend_quant_log
 from ._verdict import Limits, judge
 
@@ -29,6 +33,8 @@ from ._verdict import Limits, judge
 @dataclass(frozen=True)
 class CheckpointPlan:
     """What to write: the original it came from, whether its head is kept, and what quantizing noted.
+
+    ``packaging``: bits of the two heads, and whether the vision tower stays.
 
     ``extra_json``: further files by name, such as ``calibration.json``.
     """
@@ -38,6 +44,7 @@ class CheckpointPlan:
     records: Mapping[str, ModuleRecord] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     extra_json: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    packaging: Packaging = field(default_factory=Packaging)
 
 
 def write_checkpoint(plan: CheckpointPlan, target: Path, save_shards: Callable[[Path], None]) -> None:
@@ -57,14 +64,21 @@ def write_checkpoint(plan: CheckpointPlan, target: Path, save_shards: Callable[[
             "The quantization failed: " + "; ".join(verdict.failures),
             remedy="Use more, or more varied, calibration data.",
         )
+    layout = layout_for(read_json_object(plan.source / "config.json"))
     mtp = find_mtp(plan.source) if plan.keep_mtp else []
     with building_directory(target) as folder:
         save_shards(folder)
         (folder / INDEX_NAME).unlink(missing_ok=True)
-        if mtp:
+        group_size = int(read_json_object(folder / "quantize_config.json")["group_size"])
+        refuse_impossible(layout, plan.packaging, group_size, keep_mtp=plan.keep_mtp)
+        if packs_anything(layout, plan.packaging):
+            repackage_shards(folder, plan.source, plan.packaging, group_size)
+        if mtp and plan.packaging.mtp_bits < 16:
+            write_packed_mtp(folder, plan.source, mtp, plan.packaging.mtp_bits, group_size)
+        elif mtp:
             write_mtp(folder, plan.source, mtp)
         write_index(folder)
-        write_configs(plan.source, folder, keep_mtp=plan.keep_mtp)
+        write_configs(plan.source, folder, keep_mtp=plan.keep_mtp, packaging=plan.packaging)
         copy_companions(plan.source, folder)
         extend_quant_log(folder / "quant_log.csv", plan.records)
         for name, content in plan.extra_json.items():

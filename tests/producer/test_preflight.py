@@ -11,7 +11,9 @@ import pytest
 from gptq_hybrid.checkpoint import HybridError, layout_for
 from gptq_hybrid.demo.builder import DemoCheckpoint
 from gptq_hybrid.quantize import QuantizeRequest, preflight
-from gptq_hybrid.quantize._estimate import hidden_state_bytes, quantized_bytes, working_bytes
+from gptq_hybrid.quantize._estimate import choices, hidden_state_bytes, quantized_bytes, working_bytes
+from gptq_hybrid.recipes import load_recipe
+from gptq_hybrid.writer import Packaging, refuse_impossible
 from tests.checkpoint.test_layout import CONFIG_27B
 
 Usage = namedtuple("Usage", "total used free")
@@ -37,7 +39,7 @@ def test_too_little_disk_is_refused(
 def test_estimates_at_27b_are_those_of_the_published_artifact() -> None:
     layout = layout_for(CONFIG_27B)
     # The artifact: about 18 GiB of main shards and 0.79 GiB of MTP head.
-    assert 17.5 < quantized_bytes(layout, 4, 128) / 2**30 < 19.5
+    assert 17.5 < quantized_bytes(layout, {"bits": 4, "group_size": 128}) / 2**30 < 19.5
     # 512 rows of 2,048 tokens, in and out: 21.5 GB.
     assert round(hidden_state_bytes(5120, 512, 2048) / 1e9, 1) == 21.5
     assert 5 < working_bytes(layout) / 2**30 < 9
@@ -48,4 +50,35 @@ def test_the_estimate_is_close_to_what_is_written(original: DemoCheckpoint, quan
 
     path = quantized("static").path
     written = sum(info.nbytes for info in Checkpoint.open(path).loaded.values())
-    assert quantized_bytes(layout_for(Checkpoint.open(path).config), 4, 128) == written
+    layout = layout_for(Checkpoint.open(path).config)
+    assert quantized_bytes(layout, load_recipe("static").settings) == written
+
+
+def test_what_a_recipe_saves_is_said_choice_by_choice(original: DemoCheckpoint, tmp_path: Path) -> None:
+    request = QuantizeRequest(original.path, tmp_path / "out", recipe=load_recipe("compact"))
+    found = preflight(request)
+    said = [value for _, value in found.facts]
+    assert any(value.startswith("lm_head in 8 bit: ") and value.endswith(" less") for value in said)
+    assert any(value.startswith("MTP head in 4 bit: ") and value.endswith(" less") for value in said)
+    assert any(value.startswith("no vision tower: ") and value.endswith(" less") for value in said)
+    assert any("text alone" in warning for warning in found.warnings)
+
+
+def test_choices_add_up_to_the_difference_at_27b() -> None:
+    layout = layout_for(CONFIG_27B)
+    static = load_recipe("static")
+    base = quantized_bytes(layout, static.settings)
+    for name in ("compact", "careful"):
+        recipe = load_recipe(name)
+        changes = choices(layout, recipe.settings, recipe.packaging)
+        assert (
+            sum(change for _, change in changes)
+            == quantized_bytes(layout, recipe.settings, recipe.packaging) - base
+        )
+    assert choices(layout, static.settings, static.packaging) == []
+
+
+def test_a_tied_output_head_cannot_be_packed() -> None:
+    tied = {**CONFIG_27B, "tie_word_embeddings": True}
+    with pytest.raises(HybridError, match="tied to the embeddings"):
+        refuse_impossible(layout_for(tied), Packaging(lm_head_bits=8), 128, keep_mtp=True)

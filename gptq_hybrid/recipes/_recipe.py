@@ -1,0 +1,162 @@
+"""Reading and validating recipe files."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from gptq_hybrid.checkpoint import HybridError
+from gptq_hybrid.writer import Packaging
+
+DEFAULT_RECIPE = "static"
+# Keyword arguments of QuantizeConfig that mean something for this family and format.
+_SETTINGS = (
+    "bits", "group_size", "sym", "desc_act", "static_groups", "act_group_aware", "damp_percent",
+    "damp_auto_increment", "mse", "true_sequential", "fallback", "dynamic",
+)  # fmt: skip
+_REQUIRED = ("bits", "group_size", "sym", "desc_act")
+# What a rule of `dynamic` may change; act order is one setting for all, as it is for vLLM.
+_OVERRIDES = ("bits", "group_size", "damp_percent", "mse")
+# What vLLM's GPTQ kernels load, and what gptqmodel writes for them.
+_VALUES: dict[str, tuple[object, ...]] = {"bits": (4, 8), "group_size": (-1, 32, 64, 128), "sym": (True,)}
+_SECTIONS: dict[str, dict[str, tuple[object, ...]]] = {
+    "lm_head": {"bits": (8, 16)},
+    "mtp": {"bits": (4, 8, 16)},
+    "checkpoint": {"text_only": (True, False)},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """``settings``: keyword arguments of gptqmodel's ``QuantizeConfig``; ``packaging``: what the writer does."""
+
+    name: str
+    description: str
+    settings: dict[str, Any]
+    packaging: Packaging = field(default_factory=Packaging)
+
+    def quantize_config(self, **overrides: Any) -> Any:
+        """A gptqmodel ``QuantizeConfig`` of this recipe; ``overrides`` win."""
+        from gptqmodel import QuantizeConfig
+
+        return QuantizeConfig(**{**self.settings, **overrides})
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with this package."""
+    here = files(__package__)
+    return sorted(p.name.removesuffix(".toml") for p in here.iterdir() if p.name.endswith(".toml"))
+
+
+def load_recipe(name: str | Path) -> Recipe:
+    """The recipe called ``name``, or the one in the ``.toml`` file that ``name`` is the path of.
+
+    Raises:
+        HybridError: there is none, or the file holds something that no recipe has; the message names it.
+    """
+    text = str(name)
+    if isinstance(name, str) and name in recipe_names():
+        return _parse((files(__package__) / f"{name}.toml").read_text(encoding="utf-8"), f"{name}.toml", name)
+    if not text.endswith(".toml"):
+        raise HybridError(
+            f"no recipe is called {text!r}",
+            remedy="Recipes: " + ", ".join(recipe_names()) + "; or give the path of a .toml file.",
+        )
+    path = Path(name)
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise HybridError(f"{path} cannot be read: {error}", remedy="Give the path of a recipe.") from error
+    return _parse(content, text, path.stem)
+
+
+def _parse(content: str, where: str, name: str) -> Recipe:
+    try:
+        data = tomllib.loads(content)
+    except tomllib.TOMLDecodeError as error:
+        raise HybridError(f"{where} is not TOML: {error}", remedy="Correct the file.") from error
+    _refuse_unknown(where, "", data, ("description", "quantize_config", *_SECTIONS))
+    description = data.get("description")
+    if not isinstance(description, str):
+        raise HybridError(f"{where}: `description` must be a sentence", remedy="Say what the recipe is for.")
+    settings = _table(where, data, "quantize_config")
+    _refuse_unknown(where, "quantize_config.", settings, _SETTINGS)
+    for key in _REQUIRED:
+        if key not in settings:
+            raise HybridError(f"{where}: quantize_config lacks `{key}`", remedy="Add it.")
+    _refuse_values(where, "quantize_config.", settings, _VALUES)
+    found: dict[str, Any] = {}
+    for section, keys in _SECTIONS.items():
+        table = _table(where, data, section)
+        _refuse_unknown(where, f"{section}.", table, tuple(keys))
+        _refuse_values(where, f"{section}.", table, keys)
+        found[section] = table
+    packaging = Packaging(
+        lm_head_bits=found["lm_head"].get("bits", 16),
+        mtp_bits=found["mtp"].get("bits", 16),
+        text_only=found["checkpoint"].get("text_only", False),
+    )
+    _refuse_dynamic(where, settings, packaging)
+    return Recipe(name, description, settings, packaging)
+
+
+def _table(where: str, data: Mapping[str, Any], key: str) -> dict[str, Any]:
+    table = data.get(key, {})
+    if not isinstance(table, dict):
+        raise HybridError(f"{where}: `{key}` must be a table", remedy=f"Write [{key}] and its keys below.")
+    return table
+
+
+def _refuse_unknown(where: str, prefix: str, table: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    unknown = [f"`{prefix}{key}`" for key in table if key not in known]
+    if unknown:
+        raise HybridError(
+            f"{where}: {', '.join(unknown)} {'is' if len(unknown) == 1 else 'are'} not known",
+            remedy=f"There {'are' if len(known) > 1 else 'is'}: "
+            + ", ".join(f"{prefix}{key}" for key in known)
+            + ".",
+        )
+
+
+def _refuse_values(
+    where: str, prefix: str, table: Mapping[str, Any], allowed: Mapping[str, tuple[object, ...]]
+) -> None:
+    for key, values in allowed.items():
+        # True == 1 in Python, and a recipe that says `bits = true` is wrong all the same.
+        if key in table and not any(
+            table[key] is v or (type(table[key]) is type(v) and table[key] == v) for v in values
+        ):
+            choices = ", ".join(str(value).lower() for value in values)
+            raise HybridError(
+                f"{where}: `{prefix}{key}` is {table[key]!r}",
+                remedy=f"It must be one of: {choices}." if len(values) > 1 else f"It must be {choices}.",
+            )
+
+
+def _refuse_dynamic(where: str, settings: Mapping[str, Any], packaging: Packaging) -> None:
+    dynamic = settings.get("dynamic", {})
+    if not isinstance(dynamic, dict):
+        raise HybridError(
+            f"{where}: `quantize_config.dynamic` must be a table of rules", remedy="See careful.toml."
+        )
+    for pattern, overrides in dynamic.items():
+        try:
+            re.compile(pattern.removeprefix("-:").removeprefix("+:"))
+        except re.error as error:
+            raise HybridError(f"{where}: {pattern!r} is not a regular expression: {error}") from error
+        if not isinstance(overrides, dict):
+            raise HybridError(
+                f"{where}: the rule {pattern!r} must be a table", remedy="Such as { bits = 8 }."
+            )
+        _refuse_unknown(where, "", overrides, _OVERRIDES)
+        _refuse_values(where, "", overrides, _VALUES)
+        if "mtp" in pattern:
+            raise HybridError(
+                f"{where}: the rule {pattern!r} is about the MTP head, which gptqmodel does not quantize",
+                remedy=f"Set bits in [mtp] instead; they are {packaging.mtp_bits} here.",
+            )

@@ -71,8 +71,10 @@ def quantized(
             gptq_hybrid.register()
             from gptqmodel import GPTQModel
 
-            target = tmp_path_factory.mktemp("quantized") / f"{recipe}-{batch_size}"
-            model = GPTQModel.load(str(original.path), load_recipe(recipe).quantize_config())
+            chosen = load_recipe(recipe)
+            target = tmp_path_factory.mktemp("quantized") / f"{chosen.name}-{batch_size}"
+            model = GPTQModel.load(str(original.path), chosen.quantize_config())
+            model.packaging = chosen.packaging
             model.quantize([dict(row) for row in calibration], batch_size=batch_size)
             model.save(str(target))
             made[key] = Quantized(target, model)

@@ -28,6 +28,11 @@ STRICT_NAMES = "0.25"
 # The registry gained the text-only class; a release later its draft, and the name mapping of its tensors.
 TEXT_ONLY_SINCE = "0.27"
 TEXT_ONLY_MTP_SINCE = "0.28"
+# The draft's output head is built as the config says; before, unquantized, which ends on a quantized one (0.22.1
+# read; those between were not).
+LM_HEAD_MTP_SINCE = "0.26"
+# Any `-:` rule of `dynamic` with "mtp" in its text has the draft's layers built unquantized.
+MTP_RULE_MEANS_ALL = "0.27.1"
 TOOL_PARSERS = {"qwen3_coder": "0.19", "qwen3_xml": "0.19", "hermes": "0.19", "qwen3_json": "0.32"}
 REASONING_PARSERS = {"qwen3": "0.19"}
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from gptq_hybrid.checkpoint import LinearSpec, TensorLayout, layout_for
 from gptq_hybrid.demo.builder import DemoSpec, build_demo_checkpoint
+from gptq_hybrid.writer import CheckpointPlan, Packaging, write_checkpoint
 
 from .case import INDEX, MTP_FILE, Tensors
 
@@ -151,6 +152,22 @@ def _requantized(
     return target
 
 
+def _repackaged(quantized: Path, original: Path, target: Path, packaging: Packaging) -> Path:
+    """What the writer makes of gptqmodel's shards with another packaging, gptqmodel itself not being run."""
+
+    def save_shards(folder: Path) -> None:
+        for path in quantized.iterdir():
+            if path.name != MTP_FILE and (path.suffix == ".safetensors" or path.name.startswith("quant")):
+                (folder / path.name).write_bytes(path.read_bytes())
+        saved = json.loads((folder / "quantize_config.json").read_text())
+        del saved["dynamic"]
+        (folder / "quantize_config.json").write_text(json.dumps(saved))
+        (folder / "config.json").write_bytes((original / "config.json").read_bytes())
+
+    write_checkpoint(CheckpointPlan(original, packaging=packaging), target, save_shards)
+    return target
+
+
 class Bases:
     """Builds each base once below ``folder``; ``gptq()`` is gptqmodel's, which takes most of a minute."""
 
@@ -173,12 +190,19 @@ class Bases:
             build_demo_checkpoint(path, DemoSpec(**spec))
         return path
 
+    def repackaged(self, name: str, packaging: Packaging) -> Path:
+        """The recipe `static`, packaged otherwise."""
+        return _repackaged(self["gptq"], self.bf16(mtp="inline"), self._folder / name, packaging)
+
     def requantized(self, name: str, *arguments: Any, **options: Any) -> Path:
         return _requantized(self.bf16(mtp="separate"), self._folder / name, *arguments, **options)
 
 
 BASES: dict[str, Callable[[Bases], Path]] = {
     "gptq": lambda bases: bases.recipe("static"),
+    "gptq-compact": lambda bases: bases.repackaged(
+        "gptq-compact", Packaging(lm_head_bits=8, mtp_bits=4, text_only=True)
+    ),
     "gptq-act-order": lambda bases: bases.recipe("reference"),
     "bf16": lambda bases: bases.bf16(mtp="separate"),
     "bf16-inline": lambda bases: bases.bf16(mtp="inline"),

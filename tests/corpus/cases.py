@@ -8,6 +8,7 @@ from ._mtp import MTP_CASES
 from ._near_misses import NEAR_MISSES
 from ._quantized import QUANTIZED_CASES
 from ._serving import SERVING_CASES
+from ._variants import VARIANT_CASES
 from .case import CorpusCase
 
 CASES: tuple[CorpusCase, ...] = (
@@ -17,4 +18,5 @@ CASES: tuple[CorpusCase, ...] = (
     *ACT_ORDER_CASES,
     *SERVING_CASES,
     *NEAR_MISSES,
+    *VARIANT_CASES,
 )

@@ -12,17 +12,14 @@ from gptq_hybrid.checkpoint._safetensors import TensorInfo
 from gptq_hybrid.checkpoint.findings import Fault, Inspection, Severity, rule, some
 from gptq_hybrid.checkpoint.formats import compressed_tensors
 from gptq_hybrid.checkpoint.formats.gptq import settings
-from gptq_hybrid.checkpoint.layout import LinearSpec
-from gptq_hybrid.checkpoint.quantization import GPTQ_METHODS, method_of
+from gptq_hybrid.checkpoint.quantization import method_of
+
+from ._linears import is_gptq, mtp_linears, output_head
 
 _REQUANTIZE = "Quantize again, with a recipe that needs no order at run time: qwen36 quantize ORIGINAL TARGET"
 # Over a network, the first 512 rows of the modules of the first layers of each kind: act order that leaves
 # them in place would be an accident of about one in 10^200.
 _FAR_BYTES, _FAR_MODULES = 2048, 10
-
-
-def _gptq(see: Inspection) -> bool:
-    return method_of(see.checkpoint.quantization_config) in GPTQ_METHODS
 
 
 def _g_idx(see: Inspection) -> dict[str, tuple[TensorInfo, bytes]]:
@@ -31,10 +28,10 @@ def _g_idx(see: Inspection) -> dict[str, tuple[TensorInfo, bytes]]:
 
 
 def _read_g_idx(see: Inspection) -> dict[str, tuple[TensorInfo, bytes]]:
-    head = [LinearSpec(s.name.removesuffix(".weight"), *s.shape) for s in see.layout.mtp if len(s.shape) == 2]
+    head = output_head(see)
     infos = {
         linear.name: info
-        for linear in (*see.layout.quantized, *head)
+        for linear in (*see.layout.quantized, *mtp_linears(see), *([head[0]] if head else []))
         if (info := see.checkpoint.loaded.get(f"{linear.name}.g_idx")) is not None
         and info.dtype == "I32"
         and info.shape == (linear.in_features,)
@@ -85,7 +82,7 @@ def _find_permuted(see: Inspection) -> list[str]:
 def flag(see: Inspection) -> Iterator[Fault]:
     config = see.checkpoint.quantization_config
     # AutoRound's config has no desc_act: vLLM reads none, and ignores any g_idx.
-    ignored = _gptq(see) and not config.get("desc_act") if config else False
+    ignored = is_gptq(see) and not config.get("desc_act") if config else False
     if config is None or not (ignored or formats.format_of(config) is formats.AUTO_ROUND):
         return
     names = _permuted(see)
@@ -105,7 +102,7 @@ def flag(see: Inspection) -> Iterator[Fault]:
     remedy=f"{_REQUANTIZE}.",
 )
 def fused(see: Inspection) -> Iterator[Fault]:
-    if not _gptq(see):
+    if not is_gptq(see):
         return
     values = _g_idx(see)
     for module in see.layout.fused:
@@ -127,7 +124,7 @@ def fused(see: Inspection) -> Iterator[Fault]:
 )
 def in_range(see: Inspection) -> Iterator[Fault]:
     config = see.checkpoint.quantization_config
-    if config is None or not _gptq(see):
+    if config is None or not is_gptq(see):
         return
     for name in _permuted(see):
         info, raw = _g_idx(see)[name]
@@ -154,7 +151,7 @@ def version(see: Inspection) -> Iterator[Fault]:
     config = see.checkpoint.quantization_config
     if config is None or not declared(see):
         return
-    if _gptq(see) and not _permuted(see) and _g_idx(see):
+    if is_gptq(see) and not _permuted(see) and _g_idx(see):
         return  # act-order-flag-only says what to do about that
     limit = vllm_versions.NO_ACT_ORDER
     if see.vllm is not None and see.vllm.at_least(limit):
@@ -177,7 +174,7 @@ def version(see: Inspection) -> Iterator[Fault]:
 )
 def flag_only(see: Inspection) -> Iterator[Fault]:
     config = see.checkpoint.quantization_config
-    if config is None or not _gptq(see) or not declared(see):
+    if config is None or not is_gptq(see) or not declared(see):
         return
     if not _g_idx(see) or _permuted(see):
         return
@@ -221,7 +218,7 @@ def packed(see: Inspection) -> Iterator[Fault]:
 def declared(see: Inspection) -> bool:
     """Whether the config asks for act order in a way that vLLM 0.30 refuses."""
     config = see.checkpoint.quantization_config
-    if config is None or not _gptq(see):
+    if config is None or not is_gptq(see):
         return False
     base, size = bool(config.get("desc_act")), config.get("group_size", 128)
     if base and size != -1:

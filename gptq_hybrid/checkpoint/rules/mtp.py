@@ -9,10 +9,11 @@ from gptq_hybrid.checkpoint._checkpoint import INDEX_NAME
 from gptq_hybrid.checkpoint._safetensors import TensorInfo
 from gptq_hybrid.checkpoint.findings import Fault, Inspection, Severity, rule, some
 from gptq_hybrid.checkpoint.formats import Stored
-from gptq_hybrid.checkpoint.layout import TensorSpec
+from gptq_hybrid.checkpoint.layout import LinearSpec, TensorSpec
 from gptq_hybrid.checkpoint.quantization import GPTQ_METHODS, method_of
 
-from ._values import all_zero, has_non_finite, samples
+from ._linears import MTP_FUSED, asked_as, kind, module_of, mtp_linears
+from ._values import all_alike, all_zero, has_non_finite, samples
 
 FLOAT_DTYPES = formats.FLOAT_DTYPES
 _GET_WHOLE = "Fetch it again from where it came from, or graft the head of the unquantized original"
@@ -24,11 +25,6 @@ def stored_as(see: Inspection, spec: TensorSpec) -> Stored | None:
     if len(spec.shape) != 2:
         return formats.dense_or_none(see.checkpoint.loaded, module_of(spec))
     return formats.stored(see.checkpoint.loaded, module_of(spec))
-
-
-def module_of(spec: TensorSpec) -> str:
-    """The name of the module a weight belongs to."""
-    return spec.name.removesuffix(".weight")
 
 
 def _dense(see: Inspection) -> list[tuple[TensorSpec, TensorInfo]]:
@@ -133,6 +129,45 @@ def dtypes(see: Inspection) -> Iterator[Fault]:
 
 
 @rule(
+    "mtp-packed",
+    scope="mtp",
+    explanation="A packed linear is several tensors, of shapes that follow from bits and group size.",
+    remedy=f"Quantize again with the recipe it was made with. {_GRAFT}",
+)
+def packed(see: Inspection) -> Iterator[Fault]:
+    """Packed linears that lack a tensor, or are not of the shape that vLLM makes room for."""
+    config = see.checkpoint.quantization_config
+    known = formats.format_of(config)
+    if config is None or known is None:
+        return
+    loaded = see.checkpoint.loaded
+    for linear in mtp_linears(see):
+        found = formats.stored(loaded, linear.name)
+        if found is None or not found.quantized or found.form not in known.forms:
+            continue
+        # Bits and group size as vLLM will find them, under the name it asks for.
+        asked = asked_as(see, linear.name)[0] if known is formats.GPTQ else linear.name
+        wanted = known.expected(config, LinearSpec(asked, *linear.weight.shape))
+        for suffix, (dtypes, shape) in (wanted or {}).items():
+            info = loaded.get(f"{linear.name}.{suffix}")
+            if info is None:
+                # From vLLM 0.30 on g_idx is dropped unread, before it is ignored unless desc_act is true.
+                harmless = suffix == "g_idx" and not config.get("desc_act")
+                yield Fault(
+                    f"{linear.name} of the head is packed, but has no {suffix}",
+                    tensor=f"{linear.name}.{suffix}",
+                    severity=Severity.WARNING if harmless else None,
+                )
+            elif info.shape != shape or info.dtype not in dtypes:
+                yield Fault(
+                    f"{info.name} in {info.file} is {info.dtype} {list(info.shape)}; the config calls for "
+                    f"{'/'.join(sorted(dtypes))} {list(shape)}",
+                    tensor=info.name,
+                    file=info.file,
+                )
+
+
+@rule(
     "mtp-quantization",
     scope="mtp",
     explanation="The draft is built as quantization_config says; a head stored otherwise has nowhere to go.",
@@ -178,6 +213,31 @@ def quantized_consistently(see: Inspection) -> Iterator[Fault]:
             tensor=f"{modules[0]}.weight",
             file="config.json",
         )
+    yield from _rule_that_means_all(see, set(wrong.get(True, ())))
+
+
+def _rule_that_means_all(see: Inspection, reported: set[str]) -> Iterator[Fault]:
+    """A ``-:`` rule about a part of the head, which vLLM takes for one about all of its layers."""
+    config = see.checkpoint.quantization_config or {}
+    since, dynamic = vllm_versions.MTP_RULE_MEANS_ALL, config.get("dynamic")
+    if method_of(config) not in GPTQ_METHODS or not isinstance(dynamic, dict):
+        return
+    if see.vllm is not None and not see.vllm.at_least(since):
+        return
+    rules = [pattern for pattern in dynamic if pattern.startswith("-:") and "mtp" in pattern]
+    layers = [
+        module_of(spec)
+        for spec in see.layout.mtp
+        if spec.name.startswith("mtp.layers.") and (form := stored_as(see, spec)) and form.quantized
+    ]
+    left = [module for module in layers if module not in reported]
+    if rules and left:
+        yield Fault(
+            f"{some(left)} {'is' if len(left) == 1 else 'are'} stored quantized, but for the rule {rules[0]!r} "
+            f"vLLM {since} and later build all layers of the head unquantized",
+            tensor=f"{left[0]}.qweight",
+            file="config.json",
+        )
 
 
 @rule(
@@ -187,14 +247,13 @@ def quantized_consistently(see: Inspection) -> Iterator[Fault]:
     remedy=_GRAFT,
 )
 def fused(see: Inspection) -> Iterator[Fault]:
-    groups = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
     by_parent: dict[str, dict[str, str]] = {}
     for spec in see.layout.mtp:
         if len(spec.shape) == 2 and (found := stored_as(see, spec)):
             parent, _, leaf = module_of(spec).rpartition(".")
-            by_parent.setdefault(parent, {})[leaf] = found.form
+            by_parent.setdefault(parent, {})[leaf] = kind(found)
     for parent, forms in by_parent.items():
-        for group in groups:
+        for group in MTP_FUSED.values():
             seen = {leaf: forms[leaf] for leaf in group if leaf in forms}
             if len(set(seen.values())) > 1:
                 each = ", ".join(f"{leaf} {form}" for leaf, form in seen.items())
@@ -232,8 +291,8 @@ def dynamic_null(see: Inspection) -> Iterator[Fault]:
 def values(see: Inspection) -> Iterator[Fault]:
     """Matrices that are nothing but zeros, and samples that hold NaN or infinity.
 
-    One-dimensional tensors may be zero: the norms of this family scale by 1 + w. A quantized linear is
-    judged by its scales.
+    One-dimensional tensors may be zero: the norms of this family scale by 1 + w. Of a quantized linear the
+    scales are judged, and packed values, which stand for zero where they are all alike.
     """
     judged: list[tuple[TensorSpec, TensorInfo, bool]] = []
     for spec in see.layout.mtp:
@@ -244,9 +303,16 @@ def values(see: Inspection) -> Iterator[Fault]:
             info = form.parts.get(suffix)
             if info is not None and info.dtype in FLOAT_DTYPES:
                 judged.append((spec, info, len(spec.shape) > 1 and info.nbytes > 0))
+        for suffix in ("qweight", "weight_packed"):
+            if (info := form.parts.get(suffix)) is not None and info.nbytes:
+                judged.append((spec, info, True))
     found = samples(see.checkpoint, [info for _, info, _ in judged])
     for (_, info, matrix), data in zip(judged, found, strict=True):
-        if matrix and all_zero(see.checkpoint, info, data):
+        if info.dtype not in FLOAT_DTYPES:
+            if not all_alike(see.checkpoint, info, data):
+                continue
+            what = "holds one value over and over"
+        elif matrix and all_zero(see.checkpoint, info, data):
             what = "holds only zeros"
         elif has_non_finite(info.dtype, data):
             what = "holds NaN or infinite values"
@@ -261,6 +327,7 @@ MTP_RULES = (
     missing,
     shapes,
     dtypes,
+    packed,
     quantized_consistently,
     fused,
     dynamic_null,

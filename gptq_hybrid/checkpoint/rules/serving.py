@@ -274,6 +274,8 @@ def vision(see: Inspection) -> Iterator[Fault]:
         return
     count = f"{len(absent)} of {len(see.layout.vision)} vision tensors"
     if len(absent) == len(see.layout.vision):
+        if see.checkpoint.config.get("language_model_only") is True:
+            return  # made so on purpose; the serve line asks for text alone
         yield Fault(
             f"{count} are absent though config.json has a vision_config: it serves text alone",
             severity=Severity.WARNING,

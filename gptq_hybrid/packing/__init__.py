@@ -5,7 +5,7 @@ head and the MTP head are rounded here, and whoever evaluates a checkpoint reads
 them with :func:`dequantize`.
 """
 
-from ._gptq import BITS, dequantize, pack
+from ._gptq import BITS, CheckpointFormat, dequantize, pack
 from ._rtn import quantize_rtn
 
-__all__ = ["BITS", "dequantize", "pack", "quantize_rtn"]
+__all__ = ["BITS", "CheckpointFormat", "dequantize", "pack", "quantize_rtn"]

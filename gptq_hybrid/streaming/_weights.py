@@ -1,0 +1,142 @@
+"""Dense tensors of a checkpoint by module, whatever it stores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import safe_open
+
+from gptq_hybrid.checkpoint import Checkpoint, CheckpointError, TensorLayout, layout_for
+from gptq_hybrid.checkpoint.quantization import GPTQ_METHODS, dynamic_rule, method_of
+from gptq_hybrid.packing import CheckpointFormat, dequantize
+
+_PARTS = ("qweight", "scales", "qzeros", "g_idx")
+
+
+class Weights(Protocol):
+    """Where a forward pass takes its tensors from."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The parsed ``config.json``."""
+
+    @property
+    def layout(self) -> TensorLayout: ...
+
+    def under(self, prefix: str) -> dict[str, torch.Tensor]:
+        """Dense tensors whose names start with ``prefix``, by the rest of the name.
+
+        Quantized linears come as ``….weight``, float32 ``[out_features, in_features]``; all else as stored.
+        """
+
+
+class CheckpointWeights:
+    """Tensors of a folder as a loader finds them; packed GPTQ linears (2, 4 or 8 bits, any ``g_idx``) unpacked.
+
+    Raises:
+        CheckpointError: not a readable checkpoint of a known family, or stored in another quantization format.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.checkpoint = Checkpoint.open(folder)
+        self.layout = layout_for(self.checkpoint.config)
+        quantization = self.checkpoint.quantization_config
+        if quantization is not None and method_of(quantization) not in GPTQ_METHODS:
+            raise CheckpointError(
+                folder,
+                f"is quantized by {method_of(quantization)!r}; only BF16 originals and GPTQ can be computed with",
+                remedy="Give the BF16 original or a GPTQ checkpoint of it.",
+            )
+        self._quantization: Mapping[str, Any] = quantization or {}
+        self._names = sorted(self.checkpoint.loaded)
+        if errors := self.checkpoint.header_errors:
+            raise next(iter(errors.values()))
+        if missing := self.checkpoint.missing_files:
+            raise CheckpointError(f"{folder}/{missing[0]}", "is named in the index but does not exist")
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.checkpoint.config
+
+    @cached_property
+    def has_mtp(self) -> bool:
+        """Whether a draft head is stored: every tensor of it, dense or packed."""
+        return bool(self.layout.mtp) and all(
+            spec.name in self.checkpoint.loaded
+            or spec.name.removesuffix("weight") + "qweight" in self.checkpoint.loaded
+            for spec in self.layout.mtp
+        )
+
+    def under(self, prefix: str) -> dict[str, torch.Tensor]:
+        """See :meth:`Weights.under`.
+
+        Raises:
+            CheckpointError: there is nothing under ``prefix``, or a packed linear lacks one of its parts.
+        """
+        found = [name for name in self._names if name.startswith(prefix)]
+        if not found:
+            raise CheckpointError(self.checkpoint.location, f"holds no tensor under {prefix}")
+        packed = {name.removesuffix(".qweight") for name in found if name.endswith(".qweight")}
+        out = {
+            name.removeprefix(prefix): self._read(name)
+            for name in found
+            if name.rpartition(".")[0] not in packed
+        }
+        for module in sorted(packed):
+            out[f"{module}.weight".removeprefix(prefix)] = self._unpacked(module)
+        return out
+
+    def _unpacked(self, module: str) -> torch.Tensor:
+        parts = {part: f"{module}.{part}" for part in _PARTS}
+        lacking = [name for name in parts.values() if name not in self.checkpoint.loaded]
+        if lacking:
+            raise CheckpointError(
+                self.checkpoint.location, f"has no {lacking[0]}", remedy="Run: qwen36 check CHECKPOINT"
+            )
+        rule = dynamic_rule(self._quantization, module)
+        overrides = rule if isinstance(rule, Mapping) else {}
+        tensors = {part: self._read(name) for part, name in parts.items()}
+        return dequantize(
+            tensors["qweight"],
+            tensors["scales"],
+            tensors["qzeros"],
+            tensors["g_idx"],
+            int(overrides.get("bits", self._quantization.get("bits", 4))),
+            checkpoint_format=self._format(),
+        )
+
+    def _format(self) -> CheckpointFormat:
+        return "gptq_v2" if self._quantization.get("checkpoint_format") == "gptq_v2" else "gptq"
+
+    def _read(self, name: str) -> torch.Tensor:
+        file = self.checkpoint.path / self.checkpoint.loaded[name].file
+        # Opened anew for each tensor: the mapping of a 15 GB shard is not kept, and threads share nothing.
+        with safe_open(file, framework="pt") as handle:
+            return handle.get_tensor(name)
+
+
+class Overlay:
+    """``base`` with some tensors replaced as they are read.
+
+    ``replace`` is called with the full name and the dense tensor of everything that is read, and returns what to
+    use instead: the tensor itself to leave it alone.
+    """
+
+    def __init__(self, base: Weights, replace: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
+        self.base = base
+        self.replace = replace
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.base.config
+
+    @property
+    def layout(self) -> TensorLayout:
+        return self.base.layout
+
+    def under(self, prefix: str) -> dict[str, torch.Tensor]:
+        return {name: self.replace(prefix + name, tensor) for name, tensor in self.base.under(prefix).items()}

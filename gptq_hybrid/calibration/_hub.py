@@ -95,7 +95,7 @@ def resolve(repo: str, revision: str | None) -> dict[str, str]:
 
 
 def hub_rows(spec: str, count: int, seed: int) -> Iterator[dict[str, Any]]:
-    """At most ``count`` rows of a data set, unchecked, in an order of ``seed``.
+    """At most ``count`` rows of a data set, unchecked, in an order of ``seed``; their domain is its name.
 
     Raises:
         HybridError: it cannot be read.
@@ -109,7 +109,7 @@ def hub_rows(spec: str, count: int, seed: int) -> Iterator[dict[str, Any]]:
         for number, row in enumerate(stream.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)):
             if number >= count:
                 return
-            yield mapped(row, wanted.columns)
+            yield {**mapped(row, wanted.columns), "domain": wanted.repo.partition("/")[2]}
     except Exception as error:
         raise HybridError(
             f"data set {spec!r} cannot be read: {error}",
@@ -131,7 +131,7 @@ def mapped(row: dict[str, Any], columns: tuple[tuple[str, str], ...]) -> dict[st
         HybridError: a column is not there.
     """
     if not columns:
-        # A data set's own column of that name is about something else.
+        # A data set's own columns of these names are about something else.
         return {key: value for key, value in row.items() if key not in ("domain", "licence", "license")}
     found: dict[str, Any] = {}
     for name, column in columns:

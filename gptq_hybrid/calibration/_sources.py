@@ -56,7 +56,8 @@ def source_rows(
     A data set of the hub may hold a few rows that are nothing to calibrate on, such as empty messages.
 
     Raises:
-        HybridError: no source recognises it, it cannot be read, or its first 100 rows are all malformed.
+        HybridError: no source recognises it, it cannot be read, or all of its rows, or the first 100, are
+            malformed.
     """
     source = find_source(spec)
     good, bad = 0, 0
@@ -67,11 +68,14 @@ def source_rows(
         except ValueError as error:
             malformed()
             bad += 1
-            if not good and bad >= _PATIENCE:
-                raise HybridError(
-                    f"calibration {spec!r}: none of the first {bad} rows can be used; the last one {error}",
-                    remedy="Name the columns: OWNER/NAME:SPLIT#COLUMN, or #user=COLUMN,assistant=COLUMN.",
-                ) from error
+            reason = error
+        if bad >= _PATIENCE and not good:
+            break
+    if bad and not good:
+        raise HybridError(
+            f"calibration {spec!r}: none of the first {bad} rows can be used; the last one {reason}",
+            remedy="Name the columns: OWNER/NAME:SPLIT#COLUMN, or #user=COLUMN,assistant=COLUMN.",
+        )
 
 
 def load_rows(spec: str, count: int, seed: int) -> list[Row]:

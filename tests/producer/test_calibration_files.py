@@ -1,0 +1,126 @@
+"""Local texts and mix files: what is read from where, and what is wrong with one that cannot be."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from gptq_hybrid.calibration import load_rows, mix_names
+from gptq_hybrid.calibration._hub import parse_hub_spec
+from gptq_hybrid.calibration._mix import load_mix
+from gptq_hybrid.checkpoint import HybridError
+
+PART = '[[part]]\nname = "a"\nsource = "a.jsonl"\n'
+
+
+def test_a_folder_of_texts_is_read_at_any_depth(tmp_path: Path) -> None:
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "one.md").write_text("# One")
+    (tmp_path / "deep" / "er" / "two.txt").write_text("Two\n")
+    (tmp_path / "blank.txt").write_text(" \n")
+    (tmp_path / "image.png").write_bytes(b"\x89")
+    assert sorted(row["text"] for row in load_rows(str(tmp_path), 9, 0)) == ["# One", "Two\n"]
+
+
+def test_a_long_text_comes_in_pieces_ended_at_a_paragraph_and_loses_nothing(tmp_path: Path) -> None:
+    text = "\n\n".join(f"Paragraph {n}. " + "word " * 200 for n in range(90))
+    (tmp_path / "book.txt").write_text(text)
+    pieces = [row["text"] for row in load_rows(str(tmp_path / "book.txt"), 9, 0)]
+    assert sum(map(len, pieces)) == len(text)
+    assert all(16_000 < len(piece) <= 32_000 for piece in pieces[:-1])
+    assert all(piece.startswith("Paragraph ") for piece in pieces)
+    (tmp_path / "book.txt").write_text("x" * 70_000)
+    assert sorted(len(row["text"]) for row in load_rows(str(tmp_path / "book.txt"), 9, 0)) == [
+        6_000,
+        32_000,
+        32_000,
+    ]
+
+
+def test_rows_of_a_file_are_drawn_by_seed(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"text": "row {n}"}}\n' for n in range(50)))
+    first, second = (load_rows(str(tmp_path / "a.jsonl"), 50, seed) for seed in (0, 1))
+    assert first != second
+    assert sorted(row["text"] for row in first) == sorted(row["text"] for row in second)
+    assert load_rows(str(tmp_path / "a.jsonl"), 7, 0) == first[:7]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.txt", b"\xff\xfe", r"a\.txt cannot be read"),
+        ("a.jsonl.gz", b"not gzip", r"a\.jsonl\.gz cannot be read"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "fine"}\n{}\n'), "line 2 has neither"),
+        ("a.jsonl.xz", b"not xz", r"a\.jsonl\.xz cannot be read"),
+        ("a.jsonl", b'{"text": "x"}\n\n', "line 2 is empty"),
+        ("a.txt", b"  ", "has no rows"),
+    ],
+)
+def test_files_that_cannot_be_used(tmp_path: Path, name: str, content: bytes, says: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(HybridError, match=says):
+        load_rows(str(tmp_path / name), 5, 0)
+
+
+def test_paths_of_a_mix_are_relative_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mixes" / "texts").mkdir(parents=True)
+    (tmp_path / "mixes" / "a.jsonl").write_text('{"text": "of the mix"}\n')
+    (tmp_path / "a.jsonl").write_text('{"text": "of the working folder"}\n')
+    (tmp_path / "mixes" / "texts" / "b.txt").write_text("a text")
+    other = '[[part]]\nname = "b"\nsource = "texts"\n[[part]]\nname = "c"\nsource = "demo"\nweight = 0.5\n'
+    (tmp_path / "mixes" / "m.toml").write_text(PART + other)
+    monkeypatch.chdir(tmp_path)
+    rows = load_rows("mixes/m.toml", 5, 0)
+    assert [row["text"] for row in rows if row["domain"] != "c"] == ["of the mix", "a text"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", r"must hold `description` and one or more \[\[part\]\]"),
+        ("part = 3", "must hold"),
+        ("[part", "is not valid TOML"),
+        (PART + 'colour = "red"', "part 1: unknown key 'colour'"),
+        (PART + "weight = 0", "weight = 0 is not a number above 0"),
+        (PART + "weight = true", "weight = True is not a number above 0"),
+        (PART + "hold_out = 1", "hold_out = 1 is not a share"),
+        (PART + "max_rows = -1", "max_rows = -1 is not a number of rows"),
+        (PART + 'domains = "x"', "domains = 'x' is not a list of domains"),
+        (PART + 'template = "x"', "template = 'x' is not a table"),
+        ('[[part]]\nname = "a"', "source = None is not a source"),
+        ('[[part]]\nsource = "demo"', "name = None is not a name"),
+        ('[[part]]\nname = "a"\nsource = "mix:broad"', "itself a mix"),
+        (PART + PART, "two parts are called 'a'"),
+        ('colour = "red"\n' + PART, "must hold"),
+    ],
+)
+def test_a_mix_that_is_none_says_why(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "m.toml").write_text(text)
+    with pytest.raises(HybridError, match=says):
+        load_mix(str(tmp_path / "m.toml"))
+
+
+def test_an_unknown_mix() -> None:
+    with pytest.raises(HybridError, match="no calibration mix is called 'grand'") as caught:
+        load_rows("mix:grand", 1, 0)
+    assert "broad, reference" in str(caught.value.remedy)
+    with pytest.raises(HybridError, match=r"nowhere\.toml cannot be read"):
+        load_rows("nowhere.toml", 1, 0)
+
+
+@pytest.mark.parametrize("name", mix_names())
+def test_mixes_that_ship_are_pinned_and_keep_something_for_evaluation(name: str) -> None:
+    found = load_mix(f"mix:{name}")
+    assert found.description
+    for part in found.parts:
+        spec = parse_hub_spec(part.source)
+        assert spec.revision is not None
+        assert len(spec.revision) == 40
+        assert part.licence
+        assert (part.evaluation is None) == (part.hold_out > 0)
+        if part.evaluation is not None:
+            other = parse_hub_spec(part.evaluation)
+            assert (other.repo, other.revision, other.config) == (spec.repo, spec.revision, spec.config)
+            assert other.split != spec.split

@@ -46,10 +46,6 @@ def _install_cpu_int4() -> None:
 
     if not current_platform.is_cpu():
         return
-    import torch
-
-    if torch.cpu._is_avx512_supported():
-        return
     from .compat.model_registry import known_model_classes, replace_model_class
 
     for architecture in known_model_classes().intersection(TARGETS):
@@ -59,5 +55,5 @@ def _install_cpu_int4() -> None:
 FEATURES: dict[str, Callable[[], None]] = {
     "the MTP check before start": _install_mtp_front,
     "the MTP check in the worker": _install_mtp_worker,
-    "int4 on CPUs without AVX-512": _install_cpu_int4,
+    "packed weights on CPUs": _install_cpu_int4,
 }

@@ -30,6 +30,6 @@ def install_into(folder: Path) -> None:
 def register() -> None:
     """Put the kernel ahead of the stock one."""
     from vllm_qwen36_plugin.compat.linear_kernels import offer_first
-    from vllm_qwen36_plugin.cpu_int4.kernel import DequantizedInt4LinearKernel
+    from vllm_qwen36_plugin.cpu_int4.kernel import DequantizedLinearKernel
 
-    offer_first("CPU", DequantizedInt4LinearKernel)
+    offer_first("CPU", DequantizedLinearKernel)

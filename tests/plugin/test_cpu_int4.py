@@ -1,4 +1,4 @@
-"""Int4 without AVX-512: the unpacked weight is the GPTQ definition's, and only the CPU build is touched."""
+"""Packed weights on CPUs: unpacked as GPTQ defines them, int4 only without AVX-512, int8 everywhere."""
 
 from __future__ import annotations
 
@@ -22,30 +22,57 @@ def kernel() -> Any:
     return kernel
 
 
+@pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_unpacking_follows_the_gptq_definition(kernel: Any, groups: int) -> None:
+def test_unpacking_follows_the_gptq_definition(kernel: Any, groups: int, bits: int) -> None:
     generator = torch.Generator().manual_seed(groups)
-    values = torch.randint(0, 16, (64, 24), generator=generator)
+    values = torch.randint(0, 1 << bits, (64, 24), generator=generator)
     scales = torch.randn(groups, 24, generator=generator)
-    packed = torch.zeros(8, 24, dtype=torch.int64)
+    per_word = 32 // bits
+    packed = torch.zeros(64 // per_word, 24, dtype=torch.int64)
     for row in range(64):
-        packed[row // 8] |= values[row] << 4 * (row % 8)
+        packed[row // per_word] |= values[row] << bits * (row % per_word)
     packed = torch.where(packed >= 1 << 31, packed - (1 << 32), packed).to(torch.int32)
-    want = torch.stack([(values[k] - 8) * scales[k * groups // 64] for k in range(64)], dim=1)
-    assert torch.equal(kernel.dequantize_int4(packed, scales), want)
+    zero = 1 << (bits - 1)
+    want = torch.stack([(values[k] - zero) * scales[k * groups // 64] for k in range(64)], dim=1)
+    assert torch.equal(kernel.dequantize_words(packed, scales, bits), want)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_unpacking_agrees_with_the_producers_own(kernel: Any, bits: int) -> None:
+    from gptq_hybrid.packing import dequantize, pack, quantize_rtn
+
+    weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(bits))
+    parts = pack(*quantize_rtn(weight, bits, 128), bits)
+    ours = kernel.dequantize_words(parts["qweight"], parts["scales"].float(), bits)
+    assert torch.equal(ours, dequantize(**parts, bits=bits))
 
 
 def test_it_steps_aside_where_vllm_has_its_own(kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.scalar_type import scalar_types
 
-    config = SimpleNamespace(weight_type=scalar_types.uint4b8, zero_points=False)
+    def takes(weight_type: Any, **changes: Any) -> bool:
+        config = SimpleNamespace(**{"weight_type": weight_type, "zero_points": False, **changes})
+        return bool(kernel.DequantizedLinearKernel.can_implement(config)[0])
+
+    four, eight = scalar_types.uint4b8, scalar_types.uint8b128
     monkeypatch.setattr(kernel, "stock_gemm_missing", lambda: True)
-    assert kernel.DequantizedInt4LinearKernel.can_implement(config)[0]
-    assert not kernel.DequantizedInt4LinearKernel.can_implement(
-        SimpleNamespace(weight_type=scalar_types.uint4b8, zero_points=True)
-    )[0]
+    assert takes(four)
+    assert takes(eight)
+    assert not takes(four, zero_points=True)
+    assert not takes(eight, has_g_idx=True)
+    assert not takes(scalar_types.uint4)
     monkeypatch.setattr(kernel, "stock_gemm_missing", lambda: False)
-    assert not kernel.DequantizedInt4LinearKernel.can_implement(config)[0]
+    assert not takes(four)
+    assert takes(eight)
+
+
+def test_vllms_own_kernel_still_takes_four_bits_alone() -> None:
+    """The reason to offer int8 where vLLM has its int4 GEMM; should it learn 8 bits, ours is to go."""
+    from vllm.model_executor.kernels.linear.mixed_precision import cpu
+    from vllm.scalar_type import scalar_types
+
+    assert scalar_types.uint8b128 not in cpu._CPUWNA16_SUPPORTED_QUANT_TYPES
 
 
 def test_importing_the_model_class_offers_the_kernel_once_and_is_vllms_own() -> None:
@@ -60,5 +87,5 @@ def test_importing_the_model_class_offers_the_kernel_once_and_is_vllms_own() -> 
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     first, second = said.strip().splitlines()[-1].strip("[]").split(", ")
-    assert first == "'DequantizedInt4LinearKernel'"
+    assert first == "'DequantizedLinearKernel'"
     assert second != first

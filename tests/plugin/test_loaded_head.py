@@ -141,7 +141,7 @@ def test_zero_norms_meta_tensors_and_zero_points_are_fine() -> None:
     fine = {
         "norm.weight": torch.zeros(4),
         "a.weight": torch.zeros(4, 4, device="meta"),
-        "a.qweight": torch.ones(4, 4, dtype=torch.int32),
+        "a.qweight": torch.arange(16, dtype=torch.int32).view(4, 4),
         "a.weight_scale": torch.zeros(4, 1),
     }
     assert head.bad_values(fine, {}) == []

@@ -136,7 +136,15 @@ def test_the_class_is_ours_and_still_vllms(load: Callable[..., Any], source: Pat
         (lambda h: without(h, f"{DOWN}.qweight"), f"no tensor for 1 of 15: {DOWN}.weight"),
         (
             lambda h: without(h, f"{DOWN}.scales"),
-            "1 parameters were not loaded: model.layers.0.mlp.down_proj.scales",
+            f"no tensor for 1 of 15: {DOWN}.scales",
+        ),
+        (
+            lambda h: h | {f"{DOWN}.qweight": h[f"{DOWN}.qweight"][:-16]},
+            f"{DOWN}.qweight is [48, 256]; the model calls for [64, 256]",
+        ),
+        (
+            lambda h: h | {f"{DOWN}.qweight": torch.zeros_like(h[f"{DOWN}.qweight"])},
+            "down_proj.qweight holds one value over and over",
         ),
         (
             lambda h: h | {FC: torch.cat([h[FC], h[FC]])},
@@ -155,6 +163,8 @@ def test_the_class_is_ours_and_still_vllms(load: Callable[..., Any], source: Pat
         "no-gate",
         "no-qweight",
         "no-scales",
+        "shape-packed",
+        "zero-packed",
         "shape-fc",
         "shape-gate",
         "dtype",

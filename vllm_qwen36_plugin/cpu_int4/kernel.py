@@ -1,4 +1,4 @@
-"""A linear kernel that unpacks int4 once, at load, and multiplies in the activation dtype."""
+"""A linear kernel that unpacks int4 and int8 once, at load, and multiplies in the activation dtype."""
 
 from __future__ import annotations
 
@@ -8,31 +8,39 @@ import torch
 from vllm.model_executor.kernels.linear.mixed_precision.MPLinearKernel import MPLinearKernel
 from vllm.scalar_type import scalar_types
 
+# Symmetric types, stored with a bias of half their range.
+_TYPES = {scalar_types.uint4b8: 4, scalar_types.uint8b128: 8}
+
 
 def stock_gemm_missing() -> bool:
     """Whether this process's vLLM library lacks the int4 GEMM."""
     return not hasattr(torch.ops._C, "cpu_gemm_wna16")
 
 
-def dequantize_int4(packed: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+def dequantize_words(packed: torch.Tensor, scales: torch.Tensor, bits: int) -> torch.Tensor:
     """Weights of a symmetric GPTQ linear with contiguous groups.
 
     Args:
-        packed: int32 ``[in_features / 8, out_features]``, eight values a word, lowest bits first, biased by 8.
+        packed: int32 ``[in_features * bits / 32, out_features]``, lowest bits first, biased by ``2**(bits-1)``.
         scales: ``[groups, out_features]``.
+        bits: 4 or 8.
 
     Returns:
         ``[out_features, in_features]`` in the dtype of ``scales``.
     """
-    shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=packed.device)
-    values = (packed[:, None, :] >> shifts[None, :, None]) & 15
-    values = values.reshape(-1, packed.shape[1]) - 8
+    shifts = torch.arange(0, 32, bits, dtype=torch.int32, device=packed.device)
+    values = (packed[:, None, :] >> shifts[None, :, None]) & ((1 << bits) - 1)
+    values = values.reshape(-1, packed.shape[1]) - (1 << (bits - 1))
     rows = values.shape[0] // scales.shape[0]
     return (values * scales.float().repeat_interleave(rows, dim=0)).t().contiguous().to(scales.dtype)
 
 
-class DequantizedInt4LinearKernel(MPLinearKernel):  # type: ignore[misc]
-    """Symmetric 4-bit GPTQ weights as a dense matrix: 4 × the memory, any CPU."""
+class DequantizedLinearKernel(MPLinearKernel):  # type: ignore[misc]
+    """Symmetric 4- and 8-bit GPTQ weights as a dense matrix: 4 × and 2 × the memory, any CPU.
+
+    Serves 4 bits where vLLM's own kernel is not in its library, and 8 bits on every CPU: vLLM's takes 4 alone
+    (read in 0.32.0).
+    """
 
     @classmethod
     def get_min_capability(cls) -> int:
@@ -40,10 +48,10 @@ class DequantizedInt4LinearKernel(MPLinearKernel):  # type: ignore[misc]
 
     @classmethod
     def can_implement(cls, c: Any) -> tuple[bool, str | None]:
-        if not stock_gemm_missing():
+        if c.weight_type not in _TYPES or c.zero_points or getattr(c, "has_g_idx", False):
+            return False, "symmetric 4- and 8-bit weights with contiguous groups only"
+        if _TYPES[c.weight_type] == 4 and not stock_gemm_missing():
             return False, "vLLM's own int4 GEMM is there"
-        if c.weight_type != scalar_types.uint4b8 or c.zero_points or getattr(c, "has_g_idx", False):
-            return False, "symmetric 4-bit weights with contiguous groups only"
         return True, None
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
@@ -52,7 +60,7 @@ class DequantizedInt4LinearKernel(MPLinearKernel):  # type: ignore[misc]
         # As in vLLM's own kernel: compressed-tensors stores both transposed.
         words = packed.data.t() if packed.input_dim == 1 else packed.data
         factors = scales.data.t() if scales.output_dim == 0 else scales.data
-        dense = dequantize_int4(words, factors).to(self.config.act_type)
+        dense = dequantize_words(words, factors, _TYPES[self.config.weight_type]).to(self.config.act_type)
         setattr(layer, self.w_q_name, torch.nn.Parameter(dense, requires_grad=False))
 
     def apply_weights(

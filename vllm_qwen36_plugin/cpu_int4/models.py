@@ -13,9 +13,9 @@ from vllm.model_executor.models import qwen3_5
 
 from vllm_qwen36_plugin.compat.linear_kernels import offer_first
 
-from .kernel import DequantizedInt4LinearKernel
+from .kernel import DequantizedLinearKernel
 
-offer_first("CPU", DequantizedInt4LinearKernel)
+offer_first("CPU", DequantizedLinearKernel)
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,8 @@ import torch
 # input scales, weight_shape) that may legitimately be absent, zero or left at a default.
 _MATRICES = frozenset({"weight", "qweight", "weight_packed"})
 _SCALES = frozenset({"scales", "weight_scale", "weight_scale_inv"})
+# Packed values mean nothing without their scales; a fused parameter counts as loaded when one shard's came.
+_NEEDED_BESIDE = {"qweight": "scales", "weight_packed": "weight_scale"}
 _COMPANIONS = ("scale", "zero", "g_idx", "bias", "shape")
 # 32 MiB of BF16 at a time, so that the check does not raise the peak memory of loading.
 _CHUNK = 1 << 24
@@ -38,6 +40,32 @@ def expected_tensors(text_config: Mapping[str, Any]) -> dict[str, tuple[int, ...
     return {spec.name: spec.shape for spec in layout_for(config).mtp}
 
 
+def packed_tensors(
+    expected: Mapping[str, tuple[int, ...]],
+    quantization_config: Mapping[str, Any] | None,
+    packed: Mapping[str, Sequence[str]],
+) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the head's linears as a GPTQ config would have them packed; none for another format.
+
+    Bits and group size are those of the fused module, which is what vLLM asks ``dynamic`` about.
+    """
+    from gptq_hybrid.checkpoint import LinearSpec
+    from gptq_hybrid.checkpoint.formats import GPTQ, format_of
+
+    if quantization_config is None or format_of(quantization_config) is not GPTQ:
+        return {}
+    fused_by = {shard: whole for whole, shards in packed.items() for shard in shards}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, shape in expected.items():
+        module = name.removesuffix(".weight")
+        parent, _, last = module.rpartition(".")
+        if len(shape) == 2:
+            asked = LinearSpec(f"{parent}.{fused_by.get(last, last)}", *shape)
+            for suffix, (_, packed_shape) in (GPTQ.expected(quantization_config, asked) or {}).items():
+                shapes[f"{module}.{suffix}"] = packed_shape
+    return shapes
+
+
 def checkpoint_name(name: str) -> str | None:
     """``name`` from its ``mtp`` component on; None if it has none."""
     parts = name.split(".")
@@ -47,7 +75,11 @@ def checkpoint_name(name: str) -> str | None:
 def missing(
     expected: Iterable[str], arrived: Iterable[str], packed: Mapping[str, Sequence[str]]
 ) -> list[str]:
-    """Expected tensors that came by neither dense nor quantized, nor fused the way vLLM fuses them."""
+    """Expected tensors that came by neither dense nor quantized, nor fused the way vLLM fuses them.
+
+    Of a packed linear, the scales that did not come by.
+    """
+    arrived = list(arrived)
     modules = {
         name.rpartition(".")[0]
         for name in arrived
@@ -60,15 +92,36 @@ def missing(
         parent, _, last = module.rpartition(".")
         if module not in modules and f"{parent}.{fused_by.get(last, last)}" not in modules:
             absent.append(name)
+    names = set(arrived)
+    for name in arrived:
+        module, _, suffix = name.rpartition(".")
+        beside = _NEEDED_BESIDE.get(suffix)
+        if beside and f"{module}.{beside}" not in names:
+            absent.append(f"{module}.{beside}")
     return absent
 
 
-def misshapen(expected: Mapping[str, tuple[int, ...]], arrived: Mapping[str, Arrival]) -> list[str]:
-    """Dense tensors of another shape than the model's; vLLM silently takes a part of one that is too tall."""
-    return [
-        f"{name} is {list(arrived[name].shape)}; the model calls for {list(shape)}"
+def misshapen(
+    expected: Mapping[str, tuple[int, ...]],
+    arrived: Mapping[str, Arrival],
+    packed_shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> list[str]:
+    """Tensors of another shape than the model's; vLLM silently takes a part of a dense one that is too tall.
+
+    ``packed_shapes``: of packed linears, by tensor (:func:`packed_tensors`).
+    """
+    wrong = [
+        (name, shape)
         for name, shape in expected.items()
         if name in arrived and arrived[name].dtype.is_floating_point and arrived[name].shape != shape
+    ]
+    wrong += [
+        (name, shape)
+        for name, shape in (packed_shapes or {}).items()
+        if name in arrived and arrived[name].shape != shape
+    ]
+    return [
+        f"{name} is {list(arrived[name].shape)}; the model calls for {list(shape)}" for name, shape in wrong
     ]
 
 
@@ -115,17 +168,20 @@ def not_loaded(
 
 
 def bad_values(parameters: Mapping[str, torch.Tensor], rows: Mapping[str, Sequence[int]]) -> list[str]:
-    """Matrices of nothing but zeros, and parameters with NaN or infinity.
+    """Matrices of nothing but zeros (packed: of one value), and parameters with NaN or infinity.
 
-    ``rows`` gives, by module, how many rows each shard of a fused parameter has; each is judged by itself.
+    ``rows`` gives, by module, how many outputs each shard of a fused parameter has; each is judged by itself.
     Vectors may be zero: the norms of this family scale by 1 + w.
     """
     found = []
     for name, parameter in parameters.items():
         module, _, kind = name.rpartition(".")
-        parts = _shards(parameter.data, rows.get(module, ()) if kind == "weight" else ())
+        parts = _shards(parameter.data, rows.get(module, ()), kind)
         for number, part in enumerate(parts):
             label = name if len(parts) == 1 else f"{name} (shard {number})"
+            if not part.dtype.is_floating_point and _uniform(part):
+                found.append(f"{label} holds one value over and over")
+                continue
             peak = _peak(part)
             if peak is None:
                 continue
@@ -136,10 +192,20 @@ def bad_values(parameters: Mapping[str, torch.Tensor], rows: Mapping[str, Sequen
     return found
 
 
-def _shards(tensor: torch.Tensor, rows: Sequence[int]) -> list[torch.Tensor]:
-    if len(rows) > 1 and tensor.dim() == 2 and sum(rows) == tensor.shape[0]:
-        return list(tensor.split(list(rows)))
+def _shards(tensor: torch.Tensor, rows: Sequence[int], kind: str) -> list[torch.Tensor]:
+    # GPTQ's tensors have the outputs last, a plain weight has them first.
+    along = {"weight": 0, "qweight": 1, "scales": 1}.get(kind)
+    if along is not None and len(rows) > 1 and tensor.dim() == 2 and sum(rows) == tensor.shape[along]:
+        return list(tensor.split(list(rows), dim=along))
     return [tensor]
+
+
+def _uniform(tensor: torch.Tensor) -> bool:
+    """Whether an integer tensor holds one value throughout."""
+    if tensor.is_meta or not tensor.numel():
+        return False
+    first = tensor.flatten()[0] if tensor.is_contiguous() else tensor[(0,) * tensor.dim()]
+    return all(bool((chunk == first).all()) for chunk in _chunks(tensor))
 
 
 def _peak(tensor: torch.Tensor) -> float | None:

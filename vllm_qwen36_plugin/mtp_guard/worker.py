@@ -23,6 +23,7 @@ from .head import (
     misshapen,
     missing,
     not_loaded,
+    packed_tensors,
 )
 from .message import refusal
 
@@ -46,16 +47,17 @@ class Qwen3_5MTP(_StockQwen3_5MTP):  # type: ignore[misc]  # noqa: N801 - vLLM's
             return unchecked
         self._head_checked = True
         expected = _expected(self.vllm_config)
+        packed = packed_tensors(expected, _quantization(self.vllm_config), self.packed_modules_mapping)
         arrived: dict[str, Arrival] = {}
         try:
             loaded: set[str] = super().load_weights(_noting(weights, arrived))
         except Exception as error:
             # A head of another shape dies in an assertion without a name; say which tensor it was.
-            wrong = misshapen(expected, arrived)
+            wrong = misshapen(expected, arrived, packed)
             if wrong:
                 raise self._refuse(wrong) from error
             raise
-        problems = self._problems(expected, arrived, loaded)
+        problems = self._problems(expected, packed, arrived, loaded)
         if problems:
             raise self._refuse(problems)
         if _first_rank():
@@ -63,13 +65,17 @@ class Qwen3_5MTP(_StockQwen3_5MTP):  # type: ignore[misc]  # noqa: N801 - vLLM's
         return loaded
 
     def _problems(
-        self, expected: dict[str, tuple[int, ...]], arrived: dict[str, Arrival], loaded: set[str] | None
+        self,
+        expected: dict[str, tuple[int, ...]],
+        packed_shapes: dict[str, tuple[int, ...]],
+        arrived: dict[str, Arrival],
+        loaded: set[str] | None,
     ) -> list[str]:
         packed = self.packed_modules_mapping
         parameters = head_parameters(self)
         absent = missing(expected, arrived, packed)
         problems = [f"no tensor for {len(absent)} of {len(expected)}: {_some(absent)}"] if absent else []
-        problems += misshapen(expected, arrived)
+        problems += misshapen(expected, arrived, packed_shapes)
         problems += cast_raw(arrived, parameters, packed)
         if not absent:
             unloaded = not_loaded(parameters, loaded, self._modules_where("uses_meta_device"))
@@ -116,6 +122,15 @@ def _expected(vllm_config: Any) -> dict[str, tuple[int, ...]]:
     except Exception as error:  # noqa: BLE001 - the checks that need no expectation go on
         logger.warning("MTP check in the worker goes by parameters alone: %s", error or repr(error))
         return {}
+
+
+def _quantization(vllm_config: Any) -> dict[str, Any] | None:
+    """The checkpoint's ``quantization_config``, where vLLM keeps it."""
+    for owner in ("hf_config", "hf_text_config"):
+        found = getattr(getattr(vllm_config.model_config, owner, None), "quantization_config", None)
+        if isinstance(found, dict):
+            return found
+    return None
 
 
 def _first_rank() -> bool:

@@ -92,11 +92,10 @@ def test_choices_like_the_rest_need_no_rule() -> None:
     assert list(eight.values()) == [{"bits": 4}]
 
 
-@given(
-    picked=st.lists(
-        st.tuples(st.integers(0, len(wholes(LAYOUT)) - 1), st.sampled_from([4, 8, 16])), max_size=25
-    )
-)
+WHOLES = wholes(LAYOUT)
+
+
+@given(picked=st.lists(st.tuples(st.integers(0, len(WHOLES) - 1), st.sampled_from([4, 8, 16])), max_size=25))
 @settings(max_examples=25, deadline=None)
 def test_any_choice_comes_back_by_either_name(picked: list[tuple[int, int]]) -> None:
     choices = {module: bits for number, bits in dict(picked).items() for module in WHOLES[number]}

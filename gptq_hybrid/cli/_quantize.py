@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 def quantize_command(
     source: Annotated[str, typer.Argument(metavar="SRC", help="Folder of the BF16 original, or its hub id.")],
     target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to create.")],
-    recipe: Annotated[str, typer.Option(help=f"One of: {', '.join(recipe_names())}.")] = DEFAULT_RECIPE,
+    recipe: Annotated[
+        str, typer.Option(help=f"One of: {', '.join(recipe_names())}; or the path of a .toml file.")
+    ] = DEFAULT_RECIPE,
     calibration: Annotated[
         str,
         typer.Option(

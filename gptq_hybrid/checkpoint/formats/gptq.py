@@ -39,7 +39,11 @@ def _declares(config: Config, module: str) -> bool | None:
 
 def settings(config: Config, module: str) -> tuple[int, int]:
     """Bits and group size of one module, ``dynamic`` overrides applied."""
-    rule = dynamic_rule(config, module)
+    return overridden(config, dynamic_rule(config, module))
+
+
+def overridden(config: Config, rule: Config | bool | None) -> tuple[int, int]:
+    """Bits and group size where ``rule`` is what :func:`dynamic_rule` found."""
     override: Config = rule if isinstance(rule, dict) else {}
     return (
         integer(override, "bits", integer(config, "bits", 4)),

@@ -8,7 +8,7 @@ from typing import Any
 from gptq_hybrid.checkpoint import formats
 from gptq_hybrid.checkpoint.findings import Inspection
 from gptq_hybrid.checkpoint.formats import Stored, vllm_name
-from gptq_hybrid.checkpoint.formats.gptq import settings
+from gptq_hybrid.checkpoint.formats.gptq import overridden
 from gptq_hybrid.checkpoint.layout import LinearSpec, TensorSpec
 from gptq_hybrid.checkpoint.quantization import GPTQ_METHODS, dynamic_rule, method_of
 
@@ -88,7 +88,8 @@ def asked_as(see: Inspection, module: str) -> tuple[str, ...]:
 
 def says(config: Mapping[str, Any], name: str) -> str:
     """What a GPTQ config says of a module called ``name``, in words that compare."""
-    if dynamic_rule(config, name) is False:
+    rule = dynamic_rule(config, name)
+    if rule is False:
         return "left in BF16"
-    bits, group_size = settings(config, name)
+    bits, group_size = overridden(config, rule)
     return f"{bits} bits in groups of {group_size}"

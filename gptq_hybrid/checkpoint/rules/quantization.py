@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 from gptq_hybrid.checkpoint import formats, vllm_versions
 from gptq_hybrid.checkpoint._json import fetch_json_object
@@ -184,11 +185,13 @@ def dynamic_names(see: Inspection) -> Iterator[Fault]:
             (linear.name, formats.stored(see.checkpoint.loaded, linear.name)) for linear in mtp_linears(see)
         )
         modules += [name for name, found in stored if found is not None and found.quantized]
+    names = {module: asked_as(see, module) for module in modules}
+    said = {name: says(config, name) for name in {*names, *chain.from_iterable(names.values())}}
     differ = [
-        (module, name, says(config, module), says(config, name))
-        for module in modules
-        for name in asked_as(see, module)
-        if says(config, module) != says(config, name)
+        (module, name, said[module], said[name])
+        for module, asked in names.items()
+        for name in asked
+        if said[module] != said[name]
     ]
     if differ:
         module, name, ours, theirs = differ[0]

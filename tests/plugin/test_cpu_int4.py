@@ -75,6 +75,40 @@ def test_vllms_own_kernel_still_takes_four_bits_alone() -> None:
     assert scalar_types.uint8b128 not in cpu._CPUWNA16_SUPPORTED_QUANT_TYPES
 
 
+def test_eight_bits_pass_vllms_own_question_once_they_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.model_executor.layers.quantization import auto_gptq
+    from vllm.scalar_type import scalar_types
+
+    from vllm_qwen36_plugin.compat.gptq_types import allow_weight_type
+
+    asked: list[Any] = []
+
+    def stock(quant_type: Any, group_size: int) -> None:
+        asked.append((quant_type, group_size))
+        raise ValueError("only 4 bits")
+
+    monkeypatch.setattr(auto_gptq, "verify_marlin_supported", stock)
+    allow_weight_type(scalar_types.uint8b128)
+    first = auto_gptq.verify_marlin_supported
+    allow_weight_type(scalar_types.uint8b128)
+    assert auto_gptq.verify_marlin_supported is first
+    auto_gptq.verify_marlin_supported(quant_type=scalar_types.uint8b128, group_size=128)
+    with pytest.raises(ValueError, match="only 4 bits"):
+        auto_gptq.verify_marlin_supported(quant_type=scalar_types.uint4b8, group_size=96)
+    assert asked == [(scalar_types.uint4b8, 96)]
+
+
+def test_a_gptq_module_without_that_question_is_a_compat_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.model_executor.layers.quantization import auto_gptq
+
+    from vllm_qwen36_plugin.compat.gptq_types import allow_weight_type
+    from vllm_qwen36_plugin.errors import CompatError
+
+    monkeypatch.delattr(auto_gptq, "verify_marlin_supported")
+    with pytest.raises(CompatError, match="verify_marlin_supported"):
+        allow_weight_type("a type")
+
+
 def test_importing_the_model_class_offers_the_kernel_once_and_is_vllms_own() -> None:
     code = (
         "from vllm.model_executor.kernels import linear\n"

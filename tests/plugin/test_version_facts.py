@@ -142,3 +142,46 @@ def test_awq_and_fp8_lists_are_read_as_vllm_reads_them(kept: list[str]) -> None:
         exact = is_layer_skipped(theirs, mapped)
         assert formats.AWQ.declares({"modules_to_not_convert": kept}, ours) is not substring
         assert formats.FP8.declares({"modules_to_not_convert": kept}, ours) is not exact
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [
+        ("language_model.model.layers.0.linear_attn.in_proj_qkvz", 8),
+        ("language_model.model.layers.62.linear_attn.out_proj", 8),
+        ("model.layers.62.linear_attn.out_proj", 8),
+        ("language_model.model.layers.3.self_attn.qkv_proj", 4),
+        ("language_model.model.layers.0.mlp.gate_up_proj", 4),
+        ("language_model.lm_head", 8),
+        ("lm_head", 8),
+        ("mtp.layers.0.self_attn.qkv_proj", 4),
+        ("mtp.fc", 4),
+    ],
+)
+def test_vllm_gives_each_module_the_bits_that_recipe_and_writer_mean(name: str, bits: int) -> None:
+    from vllm.model_executor.layers.quantization import get_quantization_config
+    from vllm.model_executor.layers.quantization.utils.gptq_utils import override_config
+
+    from gptq_hybrid.recipes import load_recipe
+    from gptq_hybrid.writer import Packaging
+    from gptq_hybrid.writer._configs import _with_heads
+
+    saved = {**CONFIG, "dynamic": load_recipe("careful").settings["dynamic"]}
+    written = _with_heads(saved, Packaging(lm_head_bits=8, mtp_bits=4), keep_mtp=True)
+    made: Any = get_quantization_config("auto_gptq").from_config(written)
+    assert made.lm_head_quantized is True
+    override_config(made, name)
+    assert (made.weight_bits, made.group_size) == (bits, 128)
+
+
+def test_what_the_draft_does_with_the_config_is_as_the_rules_have_it(release: VllmRelease) -> None:
+    """Read in vLLM's source, for building the draft takes an engine; the serving test does that."""
+    import inspect
+
+    from vllm.model_executor.models import qwen3_5_mtp
+
+    source = inspect.getsource(qwen3_5_mtp)
+    built_as_said = "quant_config=self.quant_config" in source
+    assert built_as_said is release.at_least(vllm_versions.LM_HEAD_MTP_SINCE)
+    means_all = 'k.startswith("-:") and "mtp" in k' in source
+    assert means_all is release.at_least(vllm_versions.MTP_RULE_MEANS_ALL)

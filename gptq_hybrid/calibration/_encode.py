@@ -27,7 +27,7 @@ def encode_row(
 
     Args:
         row: ``{"text"}``, tokenized as it is, or ``{"messages"}`` with or without ``tools``, through the chat
-            template (which puts ``reasoning_content`` into a thinking block, where it knows of them).
+            template. Where that knows nothing of ``reasoning_content``, the thinking block is put into the content.
         tokenizer: a transformers tokenizer.
         max_length: tokens kept.
         template: keyword arguments of the chat template, such as ``enable_thinking``.
@@ -46,12 +46,26 @@ def encode_row(
     else:
         try:
             text = tokenizer.apply_chat_template(
-                row["messages"], tools=row.get("tools"), tokenize=False, **(template or {})
+                _for_template(row["messages"], tokenizer.chat_template),
+                tools=row.get("tools"),
+                tokenize=False,
+                **(template or {}),
             )
         except Exception as error:
             raise RejectedRowError(f"the chat template rejects a calibration row: {error}") from error
     text = text[: max_length * _CHARACTERS_PER_TOKEN]
     return list(tokenizer(text, add_special_tokens=False)["input_ids"][:max_length])
+
+
+def _for_template(messages: list[dict[str, Any]], template: Any) -> list[dict[str, Any]]:
+    if "reasoning_content" in str(template):
+        return messages
+    return [
+        {**message, "content": f"<think>\n{message['reasoning_content']}\n</think>\n\n{message['content']}"}
+        if "reasoning_content" in message
+        else message
+        for message in messages
+    ]
 
 
 def encode_rows(

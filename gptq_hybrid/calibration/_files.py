@@ -8,7 +8,7 @@ import lzma
 from collections.abc import Iterator, Sequence
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from gptq_hybrid.checkpoint import HybridError
 
@@ -20,6 +20,16 @@ FILE_ENDINGS = JSONL_ENDINGS + TEXT_ENDINGS
 # Calibration rows begin with the beginning of a text: a book in one piece would count for one row. English
 # has about 4 characters a token.
 _PIECE = 32_000
+
+
+def on_disk(spec: str) -> Literal["file", "folder"] | None:
+    """What ``spec`` names on this disk. Text that could be no path names nothing."""
+    if not spec:
+        return None
+    try:
+        return "folder" if Path(spec).is_dir() else "file" if Path(spec).exists() else None
+    except (OSError, ValueError):
+        return None
 
 
 def jsonl_files(path: Path) -> list[Path]:
@@ -57,7 +67,7 @@ def read_jsonl(path: Path) -> Iterator[Row]:
 
 def jsonl_folder(spec: str) -> bool:
     """Whether ``spec`` is a folder that holds JSONL files."""
-    return Path(spec).is_dir() and bool(jsonl_files(Path(spec)))
+    return on_disk(spec) == "folder" and bool(jsonl_files(Path(spec)))
 
 
 def read_text(path: Path) -> Iterator[Row]:

@@ -6,10 +6,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from gptq_hybrid.checkpoint import HybridError
+from gptq_hybrid.checkpoint.files import is_hub_id
+
+from ._files import on_disk
 
 _SPEC = re.compile(
     r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?"
@@ -40,7 +42,8 @@ class HubSpec:
 
 def is_hub_spec(spec: str) -> bool:
     """Whether ``spec`` has the form of a data set id and is not something on this disk."""
-    return _SPEC.fullmatch(spec) is not None and not Path(spec).exists()
+    match = _SPEC.fullmatch(spec)
+    return match is not None and is_hub_id(match["repo"]) and on_disk(spec) is None
 
 
 def parse_hub_spec(spec: str) -> HubSpec:

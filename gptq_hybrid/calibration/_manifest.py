@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ._files import describe_files, jsonl_files
+from ._files import describe_files, jsonl_files, on_disk
 from ._mix import Part, is_mix
 from ._select import Selection
 from ._sources import find_source
@@ -119,7 +119,9 @@ def _domains(found: Selection) -> dict[str, Any]:
 def _public(spec: str) -> str:
     """``spec`` as it may leave this machine: of a path, the last name."""
     is_path = (
-        Path(spec).exists() or Path(spec).is_absolute() or (is_mix(spec) and not spec.startswith("mix:"))
+        on_disk(spec) is not None
+        or Path(spec).is_absolute()
+        or (is_mix(spec) and not spec.startswith("mix:"))
     )
     return Path(spec).name if is_path else spec
 

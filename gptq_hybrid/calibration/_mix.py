@@ -12,7 +12,7 @@ from typing import Any
 
 from gptq_hybrid.checkpoint import HybridError
 
-from ._files import FILE_ENDINGS
+from ._files import FILE_ENDINGS, on_disk
 from ._rows import Row
 
 _PREFIX = "mix:"
@@ -85,7 +85,7 @@ def load_mix(spec: str) -> Mix:
     path = Path(spec)
     try:
         return _parse(path.stem, path.read_text(encoding="utf-8"), spec, path.parent)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise HybridError(f"calibration mix {path} cannot be read: {error}") from error
 
 
@@ -125,7 +125,7 @@ def _part(data: Any, where: str, folder: Path | None) -> Part:
         if isinstance(value, str):
             if is_mix(value):
                 raise HybridError(f"{where}: {key} is itself a mix, which is not supported")
-            if folder is not None and (value.endswith(FILE_ENDINGS) or (folder / value).exists()):
+            if folder is not None and (value.endswith(FILE_ENDINGS) or on_disk(str(folder / value))):
                 part[key] = str(folder / value)
     for key, (fits, meant) in _VALUES.items():
         if not fits(part.get(key)) and (key in part or key in ("name", "source")):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,7 +47,7 @@ class Selection:
 class _Stream:
     part: Part
     domain: str
-    rows: Iterator[Row]
+    rows: Generator[Row, None, None]
     tokens: int = 0
     taken: int = 0
 
@@ -89,20 +89,25 @@ def select(
         streams.append(_Stream(part, domain, rows))
     wanted = samples * max_length if by_tokens else samples
     have = 0
-    while streams and have < wanted:
-        stream = min(streams, key=lambda s: (s.tokens / s.part.weight, s.part.name))
-        full = stream.part.max_rows is not None and stream.taken >= stream.part.max_rows
-        taken = None if full else _next(stream, tokenizer, max_length, seen, excluded, found)
-        if taken is None:
-            streams.remove(stream)
-            found.exhausted.append(stream.part.name)
-            continue
-        found.rows.append(taken)
-        stream.taken += 1
-        stream.tokens += len(taken.input_ids)
-        have += len(taken.input_ids) if by_tokens else 1
-        if on_progress is not None:
-            on_progress(min(have, wanted), wanted)
+    try:
+        while streams and have < wanted:
+            stream = min(streams, key=lambda s: (s.tokens / s.part.weight, s.part.name))
+            full = stream.part.max_rows is not None and stream.taken >= stream.part.max_rows
+            taken = None if full else _next(stream, tokenizer, max_length, seen, excluded, found)
+            if taken is None:
+                streams.remove(stream)
+                found.exhausted.append(stream.part.name)
+                continue
+            found.rows.append(taken)
+            stream.taken += 1
+            stream.tokens += len(taken.input_ids)
+            have += len(taken.input_ids) if by_tokens else 1
+            if on_progress is not None:
+                on_progress(min(have, wanted), wanted)
+    finally:
+        # A stream left open would go on downloading until it is collected.
+        for stream in streams:
+            stream.rows.close()
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ._files import (
     describe_files,
     jsonl_files,
     jsonl_folder,
+    on_disk,
     read_jsonl,
     read_text,
     text_files,
@@ -50,7 +51,7 @@ def find_source(spec: str) -> CalibrationSource:
 
 def source_rows(
     spec: str, count: int, seed: int, malformed: Callable[[], None] = lambda: None
-) -> Iterator[Row]:
+) -> Generator[Row, None, None]:
     """The checked rows of ``spec``, at most ``count``; ``malformed`` is called for each left out.
 
     A data set of the hub may hold a few rows that are nothing to calibrate on, such as empty messages.
@@ -134,7 +135,7 @@ BUILTIN_SOURCES = (
     CalibrationSource("hub", is_hub_spec, hub_rows, describe_hub),
     CalibrationSource(
         "text",
-        lambda spec: spec.endswith(TEXT_ENDINGS) or (Path(spec).is_dir() and not jsonl_folder(spec)),
+        lambda spec: spec.endswith(TEXT_ENDINGS) or (on_disk(spec) == "folder" and not jsonl_folder(spec)),
         _load_text,
         lambda spec: describe_files(text_files(Path(spec)), Path(spec)),
     ),
@@ -143,7 +144,7 @@ BUILTIN_SOURCES = (
         lambda spec: (
             spec.endswith(JSONL_ENDINGS)
             or jsonl_folder(spec)
-            or (Path(spec).is_file() and not spec.endswith((*TEXT_ENDINGS, ".toml")))
+            or (on_disk(spec) == "file" and not spec.endswith((*TEXT_ENDINGS, ".toml")))
         ),
         _load_jsonl,
         lambda spec: describe_files(jsonl_files(Path(spec)), Path(spec)),

@@ -102,6 +102,12 @@ def test_a_mix_that_is_none_says_why(tmp_path: Path, text: str, says: str) -> No
         load_mix(str(tmp_path / "m.toml"))
 
 
+@pytest.mark.parametrize("spec", ["x" * 5000, "a\0b", "", "./nowhere", "no/such/folder"])
+def test_what_names_nothing(spec: str) -> None:
+    with pytest.raises(HybridError, match="is neither a file nor a data set id"):
+        load_rows(spec, 1, 0)
+
+
 def test_an_unknown_mix() -> None:
     with pytest.raises(HybridError, match="no calibration mix is called 'grand'") as caught:
         load_rows("mix:grand", 1, 0)

@@ -63,6 +63,12 @@ def test_a_thinking_block_in_the_content_is_not_written_twice(tokenizer: Any) ->
     assert text.count("<think>") == 1
 
 
+def test_a_template_without_thinking_blocks_gets_it_in_the_content(tokenizer: Any) -> None:
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
+    text = templated(answer(content="20 °C.", reasoning_content="Rome, in June."), tokenizer)
+    assert text == "How warm is it in Rome?\n<think>\nRome, in June.\n</think>\n\n20 °C.\n"
+
+
 def test_the_templates_arguments_reach_it(tokenizer: Any) -> None:
     assert "<think>" not in templated(answer(content="20 °C."), tokenizer, enable_thinking=False)
 

@@ -12,6 +12,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from gptq_hybrid.calibration import Calibration, load_calibration, load_documents, load_rows
+from gptq_hybrid.calibration._duplicates import Seen
 from gptq_hybrid.checkpoint import HybridError
 from gptq_hybrid.demo.builder import DemoCheckpoint
 
@@ -137,6 +138,16 @@ def test_equal_and_nearly_equal_texts_are_taken_once_across_parts(tmp_path: Path
     found = load_calibration(spec, tokenizer, samples=10, max_length=512)
     assert len(found.rows) == 3
     assert dropped(found)["duplicate"] + dropped(found)["near_duplicate"] == 2
+
+
+def test_texts_without_spaces_are_compared_by_character() -> None:
+    seen = Seen(0.7, 1000)
+    text = "".join(chr(0x4E00 + 7 * n) for n in range(60))
+    seen.add({"text": text})
+    assert seen.find({"text": f"\n{text} "}) == "exact"
+    assert seen.find({"text": text[10:] + "".join(chr(0x5E00 + n) for n in range(10))}) == "near"
+    assert seen.find({"text": text[:12] + "".join(chr(0x5E00 + n) for n in range(48))}) is None
+    assert seen.find({"text": text[:12]}) is None
 
 
 def test_texts_that_share_a_sentence_are_both_taken(tmp_path: Path, tokenizer: Any) -> None:

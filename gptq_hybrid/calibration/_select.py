@@ -76,7 +76,7 @@ def select(
         on_progress: called with what is there and what is wanted, in rows or tokens.
 
     Raises:
-        HybridError: a source cannot be read, or the chat template rejects a row.
+        HybridError: a source cannot be read, or rows hold messages and there is no chat template.
     """
     found = Selection()
     seen = Seen(NEAR_DUPLICATE, max_length)
@@ -87,6 +87,7 @@ def select(
         domain = part.name or find_source(part.source).name
         rows = source_rows(part.source, limit, seed, _counter(found.dropped[domain]))
         streams.append(_Stream(part, domain, rows))
+    opened = list(streams)
     wanted = samples * max_length if by_tokens else samples
     have = 0
     try:
@@ -96,7 +97,8 @@ def select(
             taken = None if full else _next(stream, tokenizer, max_length, seen, excluded, found)
             if taken is None:
                 streams.remove(stream)
-                found.exhausted.append(stream.part.name)
+                if not full:
+                    found.exhausted.append(stream.part.name)
                 continue
             found.rows.append(taken)
             stream.taken += 1
@@ -106,7 +108,7 @@ def select(
                 on_progress(min(have, wanted), wanted)
     finally:
         # A stream left open would go on downloading until it is collected.
-        for stream in streams:
+        for stream in opened:
             stream.rows.close()
     return found
 

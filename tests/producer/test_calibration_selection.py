@@ -98,14 +98,13 @@ def test_the_order_of_parts_and_of_lines_makes_no_difference(two: Path, tokenize
     assert other.manifest["sha256"] != first.manifest["sha256"]
 
 
-def test_a_part_that_runs_dry_leaves_its_share_and_is_named(two: Path, tokenizer: Any) -> None:
-    capped = 'name = "long"\nsource = "long.jsonl"\nmax_rows = 2'
-    found = load_calibration(mix(two, SHORT, capped), tokenizer, samples=20, max_length=512)
-    assert {name: domain["rows"] for name, domain in found.manifest["domains"].items()} == {
-        "long": 2,
-        "short": 18,
-    }
-    assert [s["domain"] for s in found.manifest["sources"] if s.get("exhausted")] == ["long"]
+def test_a_part_that_runs_dry_or_is_capped_leaves_its_share_to_the_others(two: Path, tokenizer: Any) -> None:
+    write(two / "few.jsonl", *({"text": passage(n)} for n in range(2000, 2003)))
+    parts = SHORT, LONG + "\nmax_rows = 2", 'name = "few"\nsource = "few.jsonl"'
+    found = load_calibration(mix(two, *parts), tokenizer, samples=20, max_length=512)
+    rows = {name: domain["rows"] for name, domain in found.manifest["domains"].items()}
+    assert rows == {"few": 3, "long": 2, "short": 15}
+    assert [s["domain"] for s in found.manifest["sources"] if s.get("exhausted")] == ["few"]
 
 
 def test_only_full_rows(two: Path, tokenizer: Any) -> None:

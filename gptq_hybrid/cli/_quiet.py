@@ -13,15 +13,15 @@ from rich.console import Console
 
 
 @contextmanager
-def output_to_log(name: str, *, enabled: bool = True) -> Iterator[Console]:
+def output_to_log(name: str, *, enabled: bool = True, stderr: bool = False) -> Iterator[Console]:
     """Send everything written to stdout and stderr, by any thread or C library, to a log file.
 
-    Yields a console that still writes to the terminal. The log is removed when the
-    block succeeds; otherwise its path is printed. gptqmodel writes some 200 KB of
-    carriage returns for a four-layer toy.
+    Yields a console that still writes to the terminal: to its stdout, or with ``stderr`` to that. The log is
+    removed when the block succeeds or nothing is in it; otherwise its path is printed. gptqmodel writes some
+    200 KB of carriage returns for a four-layer toy.
     """
     if not enabled:
-        yield Console()
+        yield Console(stderr=stderr)
         return
     sys.stdout.flush()
     sys.stderr.flush()
@@ -30,12 +30,17 @@ def output_to_log(name: str, *, enabled: bool = True) -> Iterator[Console]:
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.close(handle)
-    terminal = os.fdopen(os.dup(saved[0]), "w", encoding=sys.stdout.encoding)
+    terminal = os.fdopen(os.dup(saved[1 if stderr else 0]), "w", encoding=sys.stdout.encoding)
     console = Console(file=terminal)
     try:
         yield console
     except BaseException:
-        console.print(f"What the libraries printed is in {log}", highlight=False, soft_wrap=True)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if Path(log).stat().st_size:
+            console.print(f"What the libraries printed is in {log}", highlight=False, soft_wrap=True)
+        else:
+            Path(log).unlink()
         raise
     else:
         Path(log).unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,23 @@ from typing import Any
 
 import torch
 
-from gptq_hybrid.calibration import EncodedDocument, encode_documents, load_documents
+from gptq_hybrid.calibration import EncodedDocument
 from gptq_hybrid.checkpoint import HybridError
 from gptq_hybrid.streaming import Batch, CheckpointWeights, OutputHead, TextStack, make_batches
 
 from ._environment import environment
 from ._evaluation import Evaluation, evaluation
+from ._inputs import (
+    REFERENCE,
+    device_of,
+    documents_of,
+    exact_float32,
+    labels_of,
+    name_of,
+    refuse_other_model,
+    refuse_quantized_reference,
+)
+from ._needs import need
 from ._pass import Pass, PassSettings, run_pass
 from ._scores import DocumentScores
 from ._states import StateStore, fingerprint, state_key
@@ -78,41 +90,52 @@ def score(request: EvalRequest, *, on_progress: OnProgress | None = None) -> Sco
     ``on_progress(what, done, total)`` is called as layers and batches finish.
 
     Raises:
-        HybridError: a checkpoint that cannot be computed with, documents that cannot be read, or tokenizers that
-            differ.
+        HybridError: a checkpoint that cannot be computed with, documents that cannot be read, tokenizers that
+            differ, or a disk too full for the states.
     """
-    device = torch.device(request.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if request.dtype not in _DTYPES:
         raise HybridError(f"dtype {request.dtype!r} is not known", remedy=f"One of: {', '.join(DTYPES)}.")
-    labels = _labels(request.quantized)
+    device = device_of(request.device)
+    labels = labels_of(request.quantized)
     reference = CheckpointWeights(request.reference)
+    refuse_quantized_reference(reference)
     others = {label: CheckpointWeights(path) for label, path in labels.items()}
     for label, weights in others.items():
-        _refuse_other_model(reference, weights, label)
-    documents = _documents(request)
+        refuse_other_model(reference, weights, label)
+    if request.drafts:
+        for weights in (reference, *others.values()):
+            weights.has_mtp  # noqa: B018 - raises for half a head, an hour before it would be met
+    documents = documents_of(
+        request.data,
+        reference,
+        list(others.values()),
+        limit=request.limit,
+        max_length=request.max_length,
+        seed=request.seed,
+    )
     batches = make_batches(
         [document.input_ids for document in documents], request.batch_tokens or _BATCH_TOKENS[device.type]
     )
-    settings = PassSettings(device, _DTYPES[request.dtype], request.drafts)
-    if device.type == "cuda":
-        # TF32 would round the inputs of every product to ten bits, a hundred times the error of float32.
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.cuda.reset_peak_memory_stats(device)
-    run = _Runner(request, settings, documents, batches, on_progress)
-    base = run.run_pass(reference, "reference")
+    run = _Runner(
+        request, PassSettings(device, _DTYPES[request.dtype], request.drafts), documents, batches, on_progress
+    )
+    run.refuse_full_disk(reference, 1 + len(others))
     scores = {}
-    for label, weights in others.items():
-        own = run.run_pass(weights, label)
-        scores[label] = run.score(label, (reference, base), (weights, own))
-        if request.work is not None:
-            # The reference's states stay, for the next checkpoint; these have served.
-            run.store(weights).remove()
+    with exact_float32(device):
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        base = run.run_pass(reference, REFERENCE)
+        for label, weights in others.items():
+            own = run.run_pass(weights, label)
+            scores[label] = run.score(label, (reference, base), (weights, own))
+            del own
+    run.remove_states(reference, list(others.values()))
     return Scored(
         scores,
         _settings(request, documents, device),
         environment(str(device)),
         {
-            "reference": fingerprint(reference.checkpoint),
+            REFERENCE: fingerprint(reference.checkpoint),
             **{label: fingerprint(weights.checkpoint) for label, weights in others.items()},
         },
         torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
@@ -120,12 +143,17 @@ def score(request: EvalRequest, *, on_progress: OnProgress | None = None) -> Sco
 
 
 def evaluate(request: EvalRequest, *, on_progress: OnProgress | None = None) -> Evaluation:
-    """Score every checkpoint, sum up by domain, compare each pair. See :func:`score` for errors."""
+    """Score every checkpoint, sum up by domain, compare each pair.
+
+    Raises:
+        HybridError: see :func:`score`; or the extra ``eval`` is not installed.
+    """
+    need("scipy")
     found = score(request, on_progress=on_progress)
     settings = {**found.settings, "peak_gpu_bytes": found.peak_gpu_bytes}
     return evaluation(
         found.scores,
-        reference=request.reference.resolve().name,
+        reference=name_of(request.reference),
         environment=found.environment,
         settings=settings,
         fingerprints=found.fingerprints,
@@ -161,6 +189,36 @@ class _Runner:
         key = state_key(weights.checkpoint, settings)
         return StateStore(self.request.work, key, every=self.request.save_every)
 
+    def refuse_full_disk(self, weights: CheckpointWeights, checkpoints: int) -> None:
+        """Make sure, before hours of work, that the states of all checkpoints find room.
+
+        Raises:
+            HybridError: they do not.
+        """
+        if self.request.work is None:
+            return
+        tokens = sum(batch.tokens.numel() for batch in self.batches)
+        size = tokens * int(weights.checkpoint.text_config["hidden_size"]) * self.settings.dtype.itemsize
+        # One more while a file is replaced.
+        needed = size * (checkpoints + 1)
+        place = self.request.work.absolute()
+        while not place.exists():
+            place = place.parent
+        free = shutil.disk_usage(place).free
+        if needed > free:
+            raise HybridError(
+                f"hidden states take up to {needed / 1e9:.1f} GB in {self.request.work}; {free / 1e9:.1f} are free",
+                remedy="Give another folder with --out, fewer or shorter documents, or --no-keep-states.",
+            )
+
+    def remove_states(self, reference: CheckpointWeights, others: Sequence[CheckpointWeights]) -> None:
+        """Remove what has served; the reference's states stay, for its next checkpoint."""
+        if self.request.work is not None:
+            kept = self.store(reference).path
+            for weights in others:
+                if (store := self.store(weights)).path != kept:
+                    store.remove()
+
     def run_pass(self, weights: CheckpointWeights, label: str) -> Pass:
         return run_pass(
             weights,
@@ -192,72 +250,13 @@ class _Runner:
         return None if report is None else lambda done, total: report(what, done, total)
 
 
-def _labels(paths: Sequence[Path]) -> dict[str, Path]:
-    """A short name for each checkpoint: its folder's, with as many parents as it takes to tell them apart."""
-    if not paths:
-        raise HybridError("no quantized checkpoint to evaluate", remedy="qwen36 eval REF QUANT [QUANT …]")
-    resolved = [path.resolve() for path in paths]
-    if len(set(resolved)) < len(resolved):
-        raise HybridError("a quantized checkpoint is given twice", remedy="Give each once.")
-    for depth in range(1, max(len(path.parts) for path in resolved) + 1):
-        names = ["/".join(path.parts[-depth:]) for path in resolved]
-        if len(set(names)) == len(names):
-            return dict(zip(names, paths, strict=True))
-    raise AssertionError("different paths differ in a part")
-
-
-def _documents(request: EvalRequest) -> list[EncodedDocument]:
-    """Documents as the reference's tokenizer cuts them; every checkpoint's tokenizer must agree."""
-    documents = load_documents(request.data, limit=request.limit, seed=request.seed)
-    tokenizer = _tokenizer(request.reference)
-    texts = [document.row["text"] for document in documents if "text" in document.row][:200]
-    wanted = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    for path in request.quantized:
-        own = _tokenizer(path)
-        for text, ids in zip(texts, wanted, strict=True):
-            if own(text, add_special_tokens=False)["input_ids"] != ids:
-                raise HybridError(
-                    f"{path} has another tokenizer than {request.reference}: other tokens for {text[:40]!r}",
-                    remedy="Copy the original's tokenizer files into the checkpoint, or give its own original.",
-                )
-    encoded = encode_documents(documents, tokenizer, request.max_length)
-    if not encoded:
-        raise HybridError("no document has 10 tokens or more", remedy="Give longer texts with --data.")
-    return encoded
-
-
-def _tokenizer(path: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise HybridError(f"{path} has no tokenizer that can be read: {error}") from error
-
-
-def _refuse_other_model(reference: CheckpointWeights, weights: CheckpointWeights, label: str) -> None:
-    mine = {linear.name: linear for linear in reference.layout.quantized}
-    theirs = {linear.name: linear for linear in weights.layout.quantized}
-    # A text-only checkpoint has the same layers under another prefix.
-    prefixes = (reference.layout.layers_prefix, weights.layout.layers_prefix)
-    shapes = [
-        {(name.removeprefix(prefix), q.out_features, q.in_features) for name, q in found.items()}
-        for found, prefix in zip((mine, theirs), prefixes, strict=True)
-    ]
-    vocabularies = [int(w.checkpoint.text_config["vocab_size"]) for w in (reference, weights)]
-    if shapes[0] != shapes[1] or vocabularies[0] != vocabularies[1]:
-        raise HybridError(
-            f"{label} is not a checkpoint of the reference's model: layers or vocabulary differ in shape",
-            remedy="Give the original it was quantized from as REF.",
-        )
-
-
 def _settings(
     request: EvalRequest, documents: Sequence[EncodedDocument], device: torch.device
 ) -> dict[str, Any]:
     digest = hashlib.sha256("".join(sorted(document.key for document in documents)).encode())
     return {
-        "data": list(request.data),
+        # A path of this machine is nobody else's business.
+        "data": [Path(spec).name if Path(spec).exists() else spec for spec in request.data],
         "documents": len(documents),
         "documents_sha256": digest.hexdigest(),
         "tokens": sum(len(document.input_ids) for document in documents),

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from gptq_hybrid.checkpoint import Checkpoint
+from gptq_hybrid.checkpoint import Checkpoint, HybridError
 from gptq_hybrid.checkpoint._atomic import fsync_path
 
 _BLOCKS, _BLOCK = 64, 4096
@@ -73,7 +73,12 @@ class StateStore:
         self._last = time.monotonic()
 
     def load(self) -> Saved | None:
-        """What was saved under this key, or None. A file cut short counts as none."""
+        """What was saved under this key, or None. A file cut short counts as none.
+
+        What a killed run left of a file it was writing (GBs, at 27B) is removed.
+        """
+        for left in self.path.parent.glob(f".{self.path.name}.*.tmp"):
+            left.unlink()
         if not self.path.is_file():
             return None
         try:
@@ -91,10 +96,14 @@ class StateStore:
             self.save(tensors, layers)
 
     def save(self, tensors: Mapping[str, torch.Tensor], layers: int) -> None:
-        """Replace what is there: temporary name, fsync, rename."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        """Replace what is there: temporary name, fsync, rename.
+
+        Raises:
+            HybridError: it cannot be written.
+        """
         temporary = self.path.with_name(f".{self.path.name}.{uuid4().hex[:8]}.tmp")
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             save_file(
                 {name: tensor.contiguous() for name, tensor in tensors.items()},
                 temporary,
@@ -102,9 +111,14 @@ class StateStore:
             )
             fsync_path(temporary)
             os.replace(temporary, self.path)
+            fsync_path(self.path.parent)
+        except (OSError, SafetensorError) as error:
+            raise HybridError(
+                f"hidden states cannot be written to {self.path.parent}: {error}",
+                remedy="Free some space (what was saved before is still there), or use --no-keep-states.",
+            ) from error
         finally:
             temporary.unlink(missing_ok=True)
-        fsync_path(self.path.parent)
         self._last = time.monotonic()
 
     def remove(self) -> None:

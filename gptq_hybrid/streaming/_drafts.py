@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from gptq_hybrid.checkpoint import CheckpointError
+
 from ._stack import TextStack
 from ._weights import Weights
 
@@ -30,7 +32,8 @@ class DraftHead:
         from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5DecoderLayer
 
         self.stack = stack
-        tensors = (weights or stack.weights).under("mtp.")
+        source = weights or stack.weights
+        tensors = _complete(source, source.under("mtp."))
         hidden = int(stack.config.hidden_size)
         config = deepcopy(stack.config)
         config.layer_types, config.num_hidden_layers = ["full_attention"], 1
@@ -84,3 +87,25 @@ class DraftHead:
         )
         normed: torch.Tensor = self.norms["norm"](output)
         return normed
+
+
+def _complete(source: Weights, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """``tensors``, if they are what a head of one layer has.
+
+    Raises:
+        CheckpointError: some are missing, or there are others (more layers, embeddings of its own).
+    """
+    wanted = {spec.name.removeprefix("mtp.") for spec in source.layout.mtp}
+    layers = {name.split(".")[1] for name in wanted if name.startswith("layers.")}
+    if len(layers) != 1:
+        raise CheckpointError(
+            "config.json", f"declares {len(layers)} MTP layers; only heads of one are known"
+        )
+    for what, names in (("lacks", wanted - tensors.keys()), ("also has", tensors.keys() - wanted)):
+        if names:
+            raise CheckpointError(
+                "checkpoint",
+                f"the MTP head {what} mtp.{min(names)}, and cannot be computed with",
+                remedy="Run: qwen36 check CHECKPOINT; or leave the head out with --drafts 0.",
+            )
+    return tensors

@@ -20,7 +20,8 @@ class TextStack:
     Args:
         weights: where tensors come from.
         device: where modules are built and run.
-        dtype: dtype of weights and hidden states. float32 makes a comparison free of rounding noise.
+        dtype: dtype of weights and hidden states. float32 makes a comparison free of rounding noise. Vectors that
+            are stored in float32 (such as ``A_log``, exponents of a decay) stay so in either, as in vLLM.
     """
 
     def __init__(self, weights: Weights, device: torch.device, dtype: torch.dtype) -> None:
@@ -81,7 +82,10 @@ class TextStack:
         """
         with torch.device("meta"):
             module: nn.Module = build()
-        cast = {k: v.to(device=self.device, dtype=self.dtype) for k, v in tensors.items()}
+        cast = {
+            name: tensor.to(device=self.device, dtype=tensor.dtype if _kept(tensor) else self.dtype)
+            for name, tensor in tensors.items()
+        }
         try:
             module.load_state_dict(cast, strict=True, assign=True)
         except RuntimeError as error:
@@ -111,3 +115,7 @@ class TextStack:
             hidden, position_embeddings=self.rotary(hidden.shape[1]), attention_mask=None
         )
         return output
+
+
+def _kept(tensor: torch.Tensor) -> bool:
+    return bool(tensor.ndim == 1 and tensor.dtype == torch.float32)

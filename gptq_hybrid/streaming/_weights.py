@@ -15,6 +15,10 @@ from gptq_hybrid.checkpoint.quantization import GPTQ_METHODS, dynamic_rule, meth
 from gptq_hybrid.packing import CheckpointFormat, dequantize
 
 _PARTS = ("qweight", "scales", "qzeros", "g_idx")
+_FORMATS: dict[str, CheckpointFormat] = {"gptq": "gptq", "gptq_v2": "gptq_v2"}
+# Outputs unpacked at once. Unpacking takes four float32 arrays of this many rows: 1.3 GB at 5,120 inputs, where
+# the whole output head of the 27B would take 20. A multiple of 32 ends in a whole word of qzeros in any bits.
+_ROWS = 16_384
 
 
 class Weights(Protocol):
@@ -35,7 +39,7 @@ class Weights(Protocol):
 
 
 class CheckpointWeights:
-    """Tensors of a folder as a loader finds them; packed GPTQ linears (2, 4 or 8 bits, any ``g_idx``) unpacked.
+    """Tensors of a folder as a loader finds them; packed GPTQ linears (2, 3, 4 or 8 bits, any ``g_idx``) unpacked.
 
     Raises:
         CheckpointError: not a readable checkpoint of a known family, or stored in another quantization format.
@@ -52,6 +56,14 @@ class CheckpointWeights:
                 remedy="Give the BF16 original or a GPTQ checkpoint of it.",
             )
         self._quantization: Mapping[str, Any] = quantization or {}
+        stored = str(self._quantization.get("checkpoint_format", self._quantization.get("format", "gptq")))
+        if stored not in _FORMATS:
+            raise CheckpointError(
+                folder,
+                f"is packed in the format {stored!r}; only {' and '.join(_FORMATS)} can be computed with",
+                remedy="Give the BF16 original, or the checkpoint in the format gptq.",
+            )
+        self._format = _FORMATS[stored]
         self._names = sorted(self.checkpoint.loaded)
         if errors := self.checkpoint.header_errors:
             raise next(iter(errors.values()))
@@ -64,12 +76,24 @@ class CheckpointWeights:
 
     @cached_property
     def has_mtp(self) -> bool:
-        """Whether a draft head is stored: every tensor of it, dense or packed."""
-        return bool(self.layout.mtp) and all(
-            spec.name in self.checkpoint.loaded
-            or spec.name.removesuffix("weight") + "qweight" in self.checkpoint.loaded
+        """Whether a draft head is stored: every tensor of it, dense or packed.
+
+        Raises:
+            CheckpointError: some of its tensors are there and some are not.
+        """
+        lacking = [
+            spec.name
             for spec in self.layout.mtp
-        )
+            if spec.name not in self.checkpoint.loaded
+            and spec.name.removesuffix("weight") + "qweight" not in self.checkpoint.loaded
+        ]
+        if lacking and len(lacking) < len(self.layout.mtp):
+            raise CheckpointError(
+                self.checkpoint.location,
+                f"lacks {len(lacking)} of {len(self.layout.mtp)} tensors of the MTP head: {lacking[0]}",
+                remedy="Run: qwen36 repair CHECKPOINT --mtp-from ORIGINAL; or leave the head out with --drafts 0.",
+            )
+        return not lacking and bool(self.layout.mtp)
 
     def under(self, prefix: str) -> dict[str, torch.Tensor]:
         """See :meth:`Weights.under`.
@@ -84,33 +108,56 @@ class CheckpointWeights:
         out = {
             name.removeprefix(prefix): self._read(name)
             for name in found
-            if name.rpartition(".")[0] not in packed
+            # A bias is kept: the architecture has none, so that whoever fills it in finds one too many.
+            if name.rpartition(".")[0] not in packed or name.rpartition(".")[2] not in (*_PARTS, "weight")
         }
         for module in sorted(packed):
             out[f"{module}.weight".removeprefix(prefix)] = self._unpacked(module)
         return out
 
     def _unpacked(self, module: str) -> torch.Tensor:
-        parts = {part: f"{module}.{part}" for part in _PARTS}
-        lacking = [name for name in parts.values() if name not in self.checkpoint.loaded]
-        if lacking:
+        names = {part: f"{module}.{part}" for part in _PARTS}
+        lacking = [part for part, name in names.items() if name not in self.checkpoint.loaded]
+        # Without act order a g_idx says nothing, and vLLM does not read it.
+        if lacking and (lacking != ["g_idx"] or self._quantization.get("desc_act")):
             raise CheckpointError(
-                self.checkpoint.location, f"has no {lacking[0]}", remedy="Run: qwen36 check CHECKPOINT"
+                self.checkpoint.location, f"has no {names[lacking[0]]}", remedy="Run: qwen36 check CHECKPOINT"
             )
         rule = dynamic_rule(self._quantization, module)
         overrides = rule if isinstance(rule, Mapping) else {}
-        tensors = {part: self._read(name) for part, name in parts.items()}
-        return dequantize(
-            tensors["qweight"],
-            tensors["scales"],
-            tensors["qzeros"],
-            tensors["g_idx"],
-            int(overrides.get("bits", self._quantization.get("bits", 4))),
-            checkpoint_format=self._format(),
-        )
+        bits = int(overrides.get("bits", self._quantization.get("bits", 4)))
+        parts = {part: self._read(name) for part, name in names.items() if part not in lacking}
+        try:
+            return self._dense(parts, bits)
+        except (ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                self.checkpoint.location,
+                f"{module} is not packed in {bits} bits, as the config has it: {error}",
+                remedy="Run: qwen36 check CHECKPOINT",
+            ) from error
 
-    def _format(self) -> CheckpointFormat:
-        return "gptq_v2" if self._quantization.get("checkpoint_format") == "gptq_v2" else "gptq"
+    def _dense(self, parts: Mapping[str, torch.Tensor], bits: int) -> torch.Tensor:
+        """float32 ``[out_features, in_features]``, unpacked some outputs at a time."""
+        qweight, scales, qzeros = parts["qweight"], parts["scales"], parts["qzeros"]
+        weight: torch.Tensor | None = None
+        for start in range(0, qweight.shape[1], _ROWS):
+            end = min(start + _ROWS, qweight.shape[1])
+            rows = dequantize(
+                qweight[:, start:end],
+                scales[:, start:end],
+                qzeros[:, start * bits // 32 : -(-end * bits // 32)],
+                parts.get("g_idx"),
+                bits,
+                checkpoint_format=self._format,
+            )
+            if weight is None:
+                if end == qweight.shape[1]:
+                    return rows
+                weight = rows.new_empty(qweight.shape[1], rows.shape[1])
+            weight[start:end] = rows
+        if weight is None:
+            raise ValueError("qweight has no outputs")
+        return weight
 
     def _read(self, name: str) -> torch.Tensor:
         file = self.checkpoint.path / self.checkpoint.loaded[name].file

@@ -3,15 +3,20 @@
 from ._bootstrap import Estimate
 from ._compare import Comparison, Difference, DomainComparison, compare
 from ._documents import ScoresError
+from ._environment import environment
 from ._evaluation import Evaluation, Statistics, evaluation
+from ._inputs import name_of
 from ._json import FormatError, as_json, from_json, read_evaluation, write_evaluation
 from ._plot import plot
 from ._run import DTYPES, EvalRequest, Scored, evaluate, score
 from ._scores import DocumentScores
 from ._summary import Acceptance, CheckpointSummary, Summary, summarize
 from ._table import comparison_table, drafts_table, quality_table, tables
+from ._task_table import task_tables
+from ._tasks import BACKENDS, TaskDifference, TaskRequest, TaskResults, TaskScore, check_tasks, evaluate_tasks
 
 __all__ = [
+    "BACKENDS",
     "DTYPES",
     "Acceptance",
     "CheckpointSummary",
@@ -27,18 +32,27 @@ __all__ = [
     "ScoresError",
     "Statistics",
     "Summary",
+    "TaskDifference",
+    "TaskRequest",
+    "TaskResults",
+    "TaskScore",
     "as_json",
+    "check_tasks",
     "compare",
     "comparison_table",
     "drafts_table",
+    "environment",
     "evaluate",
+    "evaluate_tasks",
     "evaluation",
     "from_json",
+    "name_of",
     "plot",
     "quality_table",
     "read_evaluation",
     "score",
     "summarize",
     "tables",
+    "task_tables",
     "write_evaluation",
 ]

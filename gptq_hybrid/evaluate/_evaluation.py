@@ -12,6 +12,7 @@ from ._compare import Comparison, compare
 from ._documents import ScoresError
 from ._scores import DocumentScores
 from ._summary import CheckpointSummary, summarize
+from ._tasks import TaskResults
 
 SCHEMA = 1
 INTERVAL = "bootstrap over documents within domains (n - 1 drawn), percentiles widened to Student's t"
@@ -38,6 +39,7 @@ class Evaluation:
         comparisons: every pair of them, the earlier one as ``a``.
         environment: hardware and versions; settings: what the run was asked for; fingerprints: of the checkpoints,
             by name. All three are JSON objects that this class only carries.
+        tasks: accuracy on tasks, where any were asked for.
     """
 
     reference: str
@@ -47,6 +49,7 @@ class Evaluation:
     settings: dict[str, Any] = field(default_factory=dict)
     fingerprints: dict[str, Any] = field(default_factory=dict)
     statistics: Statistics = field(default_factory=Statistics)
+    tasks: TaskResults | None = None
 
 
 def evaluation(

@@ -15,6 +15,7 @@ from ._bootstrap import Estimate
 from ._compare import MEASURES, Comparison, Difference, DomainComparison
 from ._evaluation import Evaluation
 from ._summary import OVERALL, Acceptance, CheckpointSummary, Summary
+from ._task_table import task_tables
 
 _MOST_DECIMALS = 7
 _STYLE = {"better": "green", "worse": "red", "no difference shown": "dim"}
@@ -28,7 +29,7 @@ _MEASURES = {
 
 
 def tables(evaluation: Evaluation) -> Group:
-    """All tables: figures of each checkpoint by domain, its drafts, then each pair."""
+    """All tables: figures of each checkpoint by domain, its drafts, each pair, tasks."""
     parts: list[RenderableType] = []
     for checkpoint in evaluation.checkpoints:
         parts.append(quality_table(checkpoint, evaluation.reference))
@@ -38,6 +39,8 @@ def tables(evaluation: Evaluation) -> Group:
     for comparison in evaluation.comparisons:
         parts.append(comparison_table(comparison))
         parts += _notes((comparison.overall, *comparison.domains))
+    if evaluation.tasks is not None:
+        parts += task_tables(evaluation.tasks)
     return Group(*parts)
 
 

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 
-@torch.compile
 def orthogonalize(update: Tensor) -> Tensor:
     """Newton-Schulz iteration toward the nearest orthogonal matrix, for a stack [n, rows, columns] (Muon)."""
-    x = update.bfloat16()
+    x = update.bfloat16() if update.is_cuda else update  # in BF16, CPUs without AVX-512 take minutes
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
@@ -27,7 +26,7 @@ class Muon:
         self.groups: dict[torch.Size, list[torch.nn.Parameter]] = {}
         for p in parameters:
             self.groups.setdefault(p.shape, []).append(p)
-        self.momenta = {s: torch.zeros(len(g), *s, device="cuda") for s, g in self.groups.items()}
+        self.momenta = {s: torch.zeros(len(g), *s, device=g[0].device) for s, g in self.groups.items()}
 
     @torch.no_grad()
     def step(self, rate: float, decay: float, momentum: float = 0.95) -> None:

@@ -1,6 +1,7 @@
 """Train the mini model on one GPU until a wall-clock limit. Needs torch >= 2.9.
 
     python -m bench.mini.train PACK OUT --seconds 570    # PACK: tokenizer.py's folder
+    python -m bench.mini.train PACK OUT --device cpu --batch 2 --length 128 --steps 3    # does it run at all?
 
 Matrices are trained with Muon, the rest with AdamW, both at a rate that is constant and then falls to zero; the
 loss is that of the next token plus those of two draft steps of the MTP head. Writes OUT/weights-*.safetensors
@@ -22,8 +23,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from bench.mini import muon
 from bench.mini.model import DecoderLayer, MiniModel
-from bench.mini.muon import Muon
 from bench.mini.rows import make_rows
 
 # Shares of the training tokens by domain.
@@ -40,9 +41,10 @@ LOOK_AHEAD = 3  # targets reach three tokens past a row
 
 
 class Data:
-    """Token ids on the GPU; batches by domain share, each domain's rows in a new random order every epoch."""
+    """Token ids on `device`; batches by domain share, each domain's rows in a new random order every epoch."""
 
-    def __init__(self, pack: Path, seed: int) -> None:
+    def __init__(self, pack: Path, seed: int, device: str, batch: int, length: int) -> None:
+        self.rows, self.length, self.device = batch, length, device
         self.meta = json.loads((pack / "pack.json").read_text())
         stream = np.frombuffer(lzma.decompress((pack / "tokens.u16.xz").read_bytes()), dtype=np.uint16)
         self.rng = np.random.default_rng(seed)
@@ -54,7 +56,7 @@ class Data:
                 start += counts[part]["tokens"]
                 if part == "train":
                     tokens = self._shuffle(tokens)
-                domains[domain] = torch.from_numpy(tokens).cuda()
+                domains[domain] = torch.from_numpy(tokens).to(device)
         self.names = list(SHARES)
         self.queues: dict[str, np.ndarray] = {d: np.empty(0, dtype=np.int64) for d in self.names}
         self.epochs = dict.fromkeys(self.names, 0.0)
@@ -64,20 +66,24 @@ class Data:
         return np.concatenate([documents[i] for i in self.rng.permutation(len(documents))])
 
     def batch(self) -> Tensor:
-        """[BATCH, LENGTH + LOOK_AHEAD] token ids."""
-        counts = self.rng.multinomial(BATCH, [SHARES[d] for d in self.names])
-        window = torch.arange(LENGTH + LOOK_AHEAD, device="cuda")
-        rows = []
+        """[rows, length + LOOK_AHEAD] token ids."""
+        counts = self.rng.multinomial(self.rows, [SHARES[d] for d in self.names])
+        found = []
         for domain, count in zip(self.names, counts, strict=True):
             tokens = self.parts["train"][domain]
             if len(self.queues[domain]) < count:
-                first = self.rng.integers(LENGTH)
-                starts = np.arange(first, len(tokens) - LENGTH - LOOK_AHEAD, LENGTH)
+                first = self.rng.integers(self.length)
+                starts = np.arange(first, len(tokens) - self.length - LOOK_AHEAD, self.length)
                 self.queues[domain] = self.rng.permutation(starts)
             take, self.queues[domain] = self.queues[domain][:count], self.queues[domain][count:]
-            self.epochs[domain] += len(take) * LENGTH / len(tokens)
-            rows.append(tokens[torch.from_numpy(take).cuda()[:, None] + window])
-        return torch.cat(rows).long()
+            self.epochs[domain] += len(take) * self.length / len(tokens)
+            found.append(self.windows(tokens, torch.from_numpy(take).to(self.device)))
+        return torch.cat(found)
+
+    def windows(self, tokens: Tensor, starts: Tensor) -> Tensor:
+        """[len(starts), length + LOOK_AHEAD] token ids from each start on."""
+        window = torch.arange(self.length + LOOK_AHEAD, device=self.device)
+        return tokens[starts[:, None] + window].long()
 
 
 def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
@@ -91,7 +97,7 @@ def losses(model: MiniModel, tokens: Tensor, end: int) -> tuple[Tensor, Tensor]:
     """Cross entropy sums (nats) and counts of [next token, first draft, second draft]."""
     n = tokens.shape[1] - LOOK_AHEAD
     rows = make_rows(tokens[:, :n], end)
-    with torch.autocast("cuda", torch.bfloat16):
+    with torch.autocast(tokens.device.type, torch.bfloat16, enabled=tokens.is_cuda):
         hidden = model.hidden(rows)
         shifted = [tokens[:, i : n + i] for i in range(LOOK_AHEAD + 1)]
         outputs = (hidden, *model.drafts(hidden, rows, shifted[1], shifted[2]))
@@ -109,13 +115,13 @@ def evaluate(model: MiniModel, data: Data, limit: int | None = None) -> dict[str
     """Held-out nats per token by domain and head, and bits per byte; `limit`: rows a domain."""
     result = {}
     for domain, tokens in data.parts["heldout"].items():
-        starts = torch.arange(0, len(tokens) - LENGTH - LOOK_AHEAD, LENGTH, device="cuda")[:limit]
-        window = torch.arange(LENGTH + LOOK_AHEAD, device="cuda")
-        sums, counts = torch.zeros(3, device="cuda"), torch.zeros(3, device="cuda")
-        for i in range(0, len(starts), BATCH):
-            some = starts[i : i + BATCH]
-            padded = F.pad(some, (0, BATCH - len(some)), value=0)  # one shape: no recompilation
-            batch = tokens[padded[:, None] + window].long()
+        starts = torch.arange(0, len(tokens) - data.length - LOOK_AHEAD, data.length, device=data.device)[
+            :limit
+        ]
+        sums, counts = torch.zeros(3, device=data.device), torch.zeros(3, device=data.device)
+        for some in starts.split(data.rows):
+            padded = F.pad(some, (0, data.rows - len(some)), value=0)  # one shape: no recompilation
+            batch = data.windows(tokens, padded)
             batch[len(some) :] = data.meta["end"]  # rows of end tokens count nothing
             s, c = losses(model, batch, data.meta["end"])
             sums, counts = sums + s, counts + c
@@ -151,10 +157,86 @@ def save(model: MiniModel, out: Path) -> None:
 
 
 def compile_parts() -> None:
-    """Compile each kind of layer once, and the head with its loss."""
+    """Compile each kind of layer once, the head with its loss, and Muon's iteration."""
     for name in ("recur", "attend"):
         setattr(DecoderLayer, name, torch.compile(getattr(DecoderLayer, name), dynamic=False))
     globals()["head_loss"] = torch.compile(head_loss, dynamic=False)
+    muon.orthogonalize = torch.compile(muon.orthogonalize)
+
+
+class Optimizer:
+    """Muon for the matrices inside the model, AdamW for embeddings, head, norms and vectors."""
+
+    def __init__(self, model: MiniModel) -> None:
+        named = dict(model.named_parameters())
+        vocabulary = model.lm_head.out_features
+        matrices = [p for p in named.values() if p.ndim == 2 and min(p.shape) >= 128 and len(p) < vocabulary]
+        chosen = {id(p) for p in matrices}
+        self.others = [p for p in named.values() if id(p) not in chosen]
+        self.muon = muon.Muon(matrices)
+        self.adam = torch.optim.AdamW(
+            self.others, lr=ADAM_RATE, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0, fused=True
+        )
+
+    def step(self, progress: float) -> None:
+        """One update at `progress` (0 to 1) through the run; clears the gradients."""
+        torch.nn.utils.clip_grad_norm_(self.others, 1.0)
+        factor = min(1.0, progress / WARM_UP + 0.01, (1 - progress) / COOL_DOWN)
+        for group in self.adam.param_groups:
+            group["lr"] = ADAM_RATE * factor
+        self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
+        self.muon.step(MUON_RATE * factor, DECAY)
+
+
+def run(
+    model: MiniModel, data: Data, out: Path, stop: float, steps: int | None
+) -> tuple[int, float, list[dict[str, Any]], list[dict[str, Any]]]:
+    """Train until the time `stop`, or for `steps`; returns (steps, seconds, loss curve, evaluations on the way)."""
+    end: int = data.meta["end"]
+    optimizer = Optimizer(model)
+    weights = torch.tensor([1.0, *MTP_WEIGHTS], device=data.device)
+    curve: list[dict[str, Any]] = []
+    checks: list[dict[str, Any]] = []
+    tokens = data.rows * data.length  # a step
+
+    def update(progress: float) -> Tensor:
+        sums, counts = losses(model, data.batch(), end)
+        means = sums / counts
+        (means * weights).sum().backward()
+        optimizer.step(progress)
+        return means.detach()
+
+    if data.device == "cuda":
+        for _ in range(3):  # compiles everything; counted as no progress
+            update(0.0)
+        evaluate(model, data, 1)
+        torch.cuda.synchronize()
+    start, step, recent, paused = time.time(), 0, [], 0.0
+    while (progress := step / steps if steps else (time.time() - start) / (stop - start)) < 1:
+        recent.append(update(progress))
+        step += 1
+        if step % 20 and step != steps:
+            continue
+        means = torch.stack(recent).mean(0).tolist()  # waits for the GPU
+        recent = []
+        elapsed = time.time() - start - paused
+        curve.append({"step": step, "tokens": step * tokens, "seconds": round(elapsed, 2), "nats": means})
+        if step % 200 == 0 or step == steps:
+            rate = step * tokens / elapsed
+            print(
+                f"{step:6} {elapsed:6.1f} s {rate / 1e3:7.0f} k tokens/s {[round(m, 3) for m in means]}",
+                flush=True,
+            )
+        if steps is None and progress >= (len(checks) + 1) / 10:
+            pause = time.time()
+            nats = {d: e["nats"] for d, e in evaluate(model, data, 64).items()}
+            checks.append({"tokens": step * tokens, "nats": nats})
+            save(model, out)
+            paused += time.time() - pause
+            if not means[0] < 6.5:
+                raise SystemExit(f"a loss of {means[0]} does not fall")
+    return step, time.time() - start - paused, curve, checks
 
 
 def main() -> None:
@@ -164,98 +246,43 @@ def main() -> None:
     )
     parser.add_argument("pack", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument(
-        "--seconds", type=float, default=500, help="of training, set-up and evaluation excluded"
-    )
+    parser.add_argument("--seconds", type=float, default=500, help="wall clock of everything")
+    parser.add_argument("--steps", type=int, help="instead of --seconds, without evaluations on the way")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--batch", type=int, default=BATCH, help="rows a step")
+    parser.add_argument("--length", type=int, default=LENGTH, help="tokens a row")
     args = parser.parse_args()
     began = time.time()
+    args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")
     torch._dynamo.config.cache_size_limit = 64
-    data = Data(args.pack, args.seed)
-    end: int = data.meta["end"]
+    data = Data(args.pack, args.seed, args.device, args.batch, args.length)
     print(f"data ready after {time.time() - began:.0f} s", flush=True)
-    compile_parts()
-    model = MiniModel(data.meta["config"]).cuda()
-    named = dict(model.named_parameters())
-    matrices = [p for n, p in named.items() if p.ndim == 2 and min(p.shape) >= 128 and p.shape[0] < 8192]
-    chosen = {id(p) for p in matrices}
-    others = [p for p in named.values() if id(p) not in chosen]
-    muon = Muon(matrices)
-    adam = torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0, fused=True)
-    weights = torch.tensor([1.0, *MTP_WEIGHTS], device="cuda")
-    curve: list[dict[str, Any]] = []
-    checks: list[dict[str, Any]] = []
-
-    def update(progress: float) -> Tensor:
-        sums, counts = losses(model, data.batch(), end)
-        means = sums / counts
-        (means * weights).sum().backward()
-        torch.nn.utils.clip_grad_norm_(others, 1.0)
-        factor = min(1.0, progress / WARM_UP + 0.01, (1 - progress) / COOL_DOWN)
-        for group in adam.param_groups:
-            group["lr"] = ADAM_RATE * factor
-        adam.step()
-        adam.zero_grad(set_to_none=True)
-        muon.step(MUON_RATE * factor, DECAY)
-        return means.detach()
-
-    for _ in range(3):  # compiles everything; counted as no progress
-        update(0.0)
-    evaluate(model, data, 1)
-    torch.cuda.synchronize()
-    print(f"compiled after {time.time() - began:.0f} s", flush=True)
-    start, step, recent, paused = time.time(), 0, [], 0.0
-    stop = began + args.seconds - _RESERVE
-    while (progress := (time.time() - start) / (stop - start)) < 1:
-        recent.append(update(progress))
-        step += 1
-        if step % 20 == 0:
-            means = torch.stack(recent).mean(0).tolist()  # waits for the GPU
-            recent = []
-            seconds = time.time() - start - paused
-            curve.append(
-                {"step": step, "tokens": step * BATCH * LENGTH, "seconds": round(seconds, 2), "nats": means}
-            )
-            if step % 200 == 0:
-                rate = step * BATCH * LENGTH / seconds
-                print(
-                    f"{step:6} {seconds:6.1f} s {rate / 1e3:7.0f} k tokens/s  {[round(m, 3) for m in means]}",
-                    flush=True,
-                )
-            if progress >= (len(checks) + 1) / 10:
-                torch.cuda.synchronize()
-                pause = time.time()
-                checks.append(
-                    {
-                        "tokens": step * BATCH * LENGTH,
-                        "nats": {d: e["nats"] for d, e in evaluate(model, data, 64).items()},
-                    }
-                )
-                save(model, args.out)
-                paused += time.time() - pause
-                if not means[0] < 6.5:
-                    raise SystemExit(f"a loss of {means[0]} does not fall")
-    torch.cuda.synchronize()
-    seconds = time.time() - start - paused
+    on_gpu = args.device == "cuda"
+    if on_gpu:
+        compile_parts()
+    model = MiniModel(data.meta["config"]).to(args.device)
+    step, seconds, curve, checks = run(model, data, args.out, began + args.seconds - _RESERVE, args.steps)
     save(model, args.out)
-    final, base = evaluate(model, data), unigram(data)
+    final, base = evaluate(model, data, None if on_gpu else 1), unigram(data)
     for domain, entry in final.items():
         entry["unigram_nats"] = base[domain]
         print(f"{domain:7} perplexity {math.exp(entry['nats']):8.2f}  unigram {math.exp(base[domain]):8.1f}")
+    tokens = step * args.batch * args.length
     summary = {
-        "gpu": torch.cuda.get_device_name(),
+        "gpu": torch.cuda.get_device_name() if on_gpu else None,
         "torch": torch.__version__,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "tokens": step * BATCH * LENGTH,
+        "tokens": tokens,
         "steps": step,
         "seconds": round(seconds, 1),
-        "tokens_per_second": round(step * BATCH * LENGTH / seconds),
+        "tokens_per_second": round(tokens / seconds),
         "total_seconds": round(time.time() - began, 1),
-        "peak_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1),
+        "peak_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1) if on_gpu else None,
         "settings": {
-            "length": LENGTH, "batch": BATCH, "mtp_weights": MTP_WEIGHTS, "muon_rate": MUON_RATE,
+            "length": args.length, "batch": args.batch, "mtp_weights": MTP_WEIGHTS, "muon_rate": MUON_RATE,
             "adam_rate": ADAM_RATE, "decay": DECAY, "warm_up": WARM_UP, "cool_down": COOL_DOWN, "seed": args.seed,
         },
         "shares": SHARES,

@@ -9,6 +9,7 @@ from .layout import Family
 from .rules.act_order import ACT_ORDER_RULES
 from .rules.index import INDEX_RULES
 from .rules.mtp import MTP_RULES
+from .rules.mtp_quantization import MTP_QUANTIZATION_RULES
 from .rules.quantization import QUANTIZATION_RULES
 from .rules.quantized import QUANTIZED_RULES
 from .rules.serving import SERVING_RULES
@@ -21,4 +22,12 @@ def qwen36_families() -> list[Family]:
 
 @hookimpl
 def qwen36_check_rules() -> list[Rule]:
-    return [*INDEX_RULES, *MTP_RULES, *QUANTIZATION_RULES, *QUANTIZED_RULES, *ACT_ORDER_RULES, *SERVING_RULES]
+    return [
+        *INDEX_RULES,
+        *MTP_RULES,
+        *MTP_QUANTIZATION_RULES,
+        *QUANTIZATION_RULES,
+        *QUANTIZED_RULES,
+        *ACT_ORDER_RULES,
+        *SERVING_RULES,
+    ]

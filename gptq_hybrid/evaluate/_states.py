@@ -118,7 +118,8 @@ class StateStore:
                 remedy="Free some space (what was saved before is still there), or use --no-keep-states.",
             ) from error
         finally:
-            temporary.unlink(missing_ok=True)
+            if temporary.exists():
+                temporary.unlink()
         self._last = time.monotonic()
 
     def remove(self) -> None:

@@ -91,7 +91,7 @@ class TextStack:
         except RuntimeError as error:
             raise CheckpointError(
                 "checkpoint",
-                f"{what} does not fit the architecture: {error}",
+                f"{what} does not fit the architecture: {' '.join(str(error).split())}",
                 remedy="Run: qwen36 check CHECKPOINT",
             ) from error
         return module.eval().requires_grad_(False)

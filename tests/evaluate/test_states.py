@@ -1,0 +1,121 @@
+"""Hidden states on disk: whole or absent, and never another checkpoint's."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from gptq_hybrid.checkpoint import Checkpoint, HybridError
+from gptq_hybrid.evaluate._states import StateStore, fingerprint, listed, named, state_key
+from tests.streaming.rounded import CHECKPOINT
+
+KEY = "0123456789abcdef" * 4
+TENSORS = named("hidden", [torch.arange(6.0).reshape(1, 2, 3), torch.ones(2, 1, 3)])
+SHARD = "model-00001-of-00002.safetensors"
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(CHECKPOINT, tmp_path / "copy"))
+
+
+def test_what_is_saved_comes_back(tmp_path: Path) -> None:
+    store = StateStore(tmp_path / "work", KEY)
+    assert store.load() is None
+    store.save(TENSORS, 3)
+    saved = StateStore(tmp_path / "work", KEY).load()
+    assert saved is not None
+    assert saved.layers == 3
+    for one, other in zip(listed("hidden", saved.tensors), listed("hidden", TENSORS), strict=True):
+        assert torch.equal(one, other)
+    store.remove()
+    assert store.load() is None
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_more_than_ten_batches_keep_their_order() -> None:
+    tensors = [torch.full((1,), float(i)) for i in range(23)]
+    assert [t.item() for t in listed("hidden", dict(sorted(named("hidden", tensors).items())))] == list(
+        range(23)
+    )
+
+
+def test_a_later_save_replaces_the_earlier_one(tmp_path: Path) -> None:
+    store = StateStore(tmp_path, KEY)
+    store.save(TENSORS, 1)
+    store.save({name: tensor + 1 for name, tensor in TENSORS.items()}, 2)
+    saved = store.load()
+    assert saved is not None
+    assert saved.layers == 2
+    assert torch.equal(saved.tensors["hidden.1"], torch.full((2, 1, 3), 2.0))
+    assert [file.name for file in tmp_path.iterdir()] == [store.path.name]
+
+
+def test_saving_waits_its_time(tmp_path: Path) -> None:
+    store = StateStore(tmp_path, KEY, every=3600)
+    store.save_if_due(TENSORS, 1)
+    assert store.load() is None
+    StateStore(tmp_path, KEY, every=0).save_if_due(TENSORS, 1)
+    assert store.load() is not None
+
+
+def test_another_key_or_a_file_cut_short_counts_as_nothing(tmp_path: Path) -> None:
+    store = StateStore(tmp_path, KEY)
+    store.save(TENSORS, 1)
+    # Another key whose first digits, and so the file's name, are the same.
+    assert StateStore(tmp_path, KEY[:-1] + "0").load() is None
+    store.path.write_bytes(store.path.read_bytes()[:-5])
+    assert store.load() is None
+    store.path.write_bytes(b"")
+    assert store.load() is None
+
+
+def test_what_a_killed_run_left_half_written_is_removed(tmp_path: Path) -> None:
+    store = StateStore(tmp_path, KEY)
+    store.save(TENSORS, 1)
+    left = tmp_path / f".{store.path.name}.0a1b2c3d.tmp"
+    left.write_bytes(b"half")
+    others = tmp_path / ".states-of-another.safetensors.0a1b2c3d.tmp"
+    others.write_bytes(b"being written")
+    assert store.load() is not None
+    assert not left.exists()
+    assert others.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_for_people(tmp_path: Path) -> None:
+    (tmp_path / "work").write_text("a file")
+    with pytest.raises(HybridError, match="cannot be written") as found:
+        StateStore(tmp_path / "work", KEY).save(TENSORS, 1)
+    assert "--no-keep-states" in str(found.value)
+
+
+def test_a_fingerprint_is_of_the_content(copy: Path) -> None:
+    first = fingerprint(Checkpoint.open(CHECKPOINT))
+    assert fingerprint(Checkpoint.open(copy)) == first
+    shard = copy / SHARD
+    content = bytearray(shard.read_bytes())
+    content[-5000:] = bytes(5000)
+    shard.write_bytes(content)
+    # The last of 64 blocks starts at 63/64 of the file: the change must lie in a block to be seen.
+    content[len(content) * 63 // 64 + 2000] ^= 1
+    shard.write_bytes(content)
+    assert fingerprint(Checkpoint.open(copy)) != first
+    config = copy / "config.json"
+    before = fingerprint(Checkpoint.open(copy))
+    config.write_text(config.read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
+    assert fingerprint(Checkpoint.open(copy)) != before
+
+
+def test_states_belong_to_the_files_as_they_were_written_and_to_the_settings(copy: Path) -> None:
+    settings = {"dtype": "float32", "documents": ["a", "b"]}
+    key = state_key(Checkpoint.open(copy), settings)
+    assert state_key(Checkpoint.open(copy), dict(reversed(settings.items()))) == key
+    assert state_key(Checkpoint.open(copy), {**settings, "dtype": "bfloat16"}) != key
+    assert state_key(Checkpoint.open(copy), {**settings, "documents": ["b", "a"]}) != key
+    # A change that the blocks of a fingerprint miss is caught by the time of writing.
+    os.utime(copy / SHARD, ns=(1, 1))
+    assert state_key(Checkpoint.open(copy), settings) != key

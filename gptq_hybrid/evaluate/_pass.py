@@ -72,7 +72,9 @@ def run_pass(
     stream.run(after_layer=after_layer)
     hidden = stream.final()
     del stream
-    agreed = _agreed(stack, batches, hidden, settings.drafts) if settings.drafts and has_mtp else {}
+    agreed: dict[int, torch.Tensor] = {}
+    if settings.drafts and has_mtp:
+        agreed = own_drafts(DraftHead(stack), OutputHead(stack), batches, hidden, settings.drafts)
     if store is not None:
         marks = {f"agreed.{number}": found.to(torch.uint8) for number, found in agreed.items()}
         store.save({**named("final", hidden), **marks}, stack.depth)
@@ -93,11 +95,17 @@ def chunk_of(device: torch.device, vocabulary: int) -> int:
     return max(1, _LOGITS.get(device.type, _LOGITS["cpu"]) // vocabulary)
 
 
-def _agreed(
-    stack: TextStack, batches: Sequence[Batch], hidden: Sequence[torch.Tensor], drafts: int
+def own_drafts(
+    draft_head: DraftHead,
+    output: OutputHead,
+    batches: Sequence[Batch],
+    hidden: Sequence[torch.Tensor],
+    drafts: int,
 ) -> dict[int, torch.Tensor]:
-    """Whether draft ``k`` from each position is what the target itself would say there, given the text so far."""
-    draft_head, output = DraftHead(stack), OutputHead(stack)
+    """Whether draft ``k`` from each position is what the target itself would say there, given the text so far.
+
+    Per document (by its number) bool ``[length - drafts, drafts]``; those no longer than ``drafts`` are left out.
+    """
     found: dict[int, torch.Tensor] = {}
     with torch.inference_mode():
         for batch, states in zip(batches, hidden, strict=True):

@@ -34,10 +34,10 @@ def quantized_bytes(
     packed: dict[str, int] = {}
     head = output_head(layout)
     if head is not None and packaging.lm_head_bits < 16:
-        packed[head.weight.name] = _packed_bytes(head, packaging.lm_head_bits, group_size)
+        packed[head.weight.name] = packed_bytes(head, packaging.lm_head_bits, group_size)
     if packaging.mtp_bits < 16:
         packed |= {
-            linear.weight.name: _packed_bytes(linear, packaging.mtp_bits, group_size)
+            linear.weight.name: packed_bytes(linear, packaging.mtp_bits, group_size)
             for linear in mtp_linears(layout)
         }
     rest = [*layout.plain, *([] if packaging.text_only else layout.vision), *(layout.mtp if keep_mtp else ())]
@@ -77,10 +77,11 @@ def choices(
 def _module_bytes(linear: LinearSpec, settings: Mapping[str, Any]) -> int:
     if dynamic_rule(settings, linear.name) is False:
         return 2 * linear.in_features * linear.out_features
-    return _packed_bytes(linear, *module_settings(settings, linear.name))
+    return packed_bytes(linear, *module_settings(settings, linear.name))
 
 
-def _packed_bytes(linear: LinearSpec, bits: int, group_size: int) -> int:
+def packed_bytes(linear: LinearSpec, bits: int, group_size: int) -> int:
+    """Bytes of one linear in GPTQ's layout: qweight, F16 scales, qzeros, int32 g_idx."""
     groups = 1 if group_size == -1 else -(-linear.in_features // group_size)
     weights = linear.in_features * linear.out_features * bits // 8
     return weights + groups * linear.out_features * (2 * 8 + bits) // 8 + linear.in_features * 4

@@ -6,7 +6,7 @@ states in main memory, so a 27B model needs a GPU only for one layer, a batch of
 
 from ._batches import Batch, make_batches
 from ._drafts import DraftHead
-from ._forward import LayerStream
+from ._forward import LayerStream, States, read_layers
 from ._logits import OutputHead
 from ._stack import TextStack
 from ._weights import CheckpointWeights, Overlay, Weights
@@ -18,7 +18,9 @@ __all__ = [
     "LayerStream",
     "OutputHead",
     "Overlay",
+    "States",
     "TextStack",
     "Weights",
     "make_batches",
+    "read_layers",
 ]

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+from torch import nn
 
 from ._batches import Batch
 from ._stack import TextStack
 
 States = list[torch.Tensor]
+
+
+def read_layers(
+    stack: TextStack, first: int, last: int
+) -> Iterator[tuple[int, nn.Module, Mapping[str, torch.Tensor]]]:
+    """Layers ``first … last - 1``: number, the module ready to run, and its dense tensors on the CPU.
+
+    Reading and unpacking a layer of the 27B takes about as long as running it, so the next one is read meanwhile.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="next-layer") as reader:
+        ahead = reader.submit(stack.layer_tensors, first) if first < last else None
+        number = first
+        while ahead is not None:
+            tensors = ahead.result()
+            ahead = reader.submit(stack.layer_tensors, number + 1) if number + 1 < last else None
+            yield number, stack.layer(number, tensors), tensors
+            number += 1
 
 
 class LayerStream:
@@ -36,21 +54,13 @@ class LayerStream:
         ``after_layer`` is called after each, with ``done`` advanced.
         """
         last = self.stack.depth if until is None else until
-        with ThreadPoolExecutor(1, thread_name_prefix="next-layer") as reader:
-            # Reading and unpacking a layer of the 27B takes about as long as running it: one ahead.
-            ahead = reader.submit(self.stack.layer_tensors, self.done) if self.done < last else None
-            while ahead is not None:
-                tensors = ahead.result()
-                following = self.done + 1
-                ahead = reader.submit(self.stack.layer_tensors, following) if following < last else None
-                layer = self.stack.layer(self.done, tensors)
-                del tensors
-                with torch.inference_mode():
-                    for number, state in enumerate(self.states):
-                        self.states[number] = self.stack.run_layer(layer, state.to(self.stack.device)).cpu()
-                self.done = following
-                if after_layer is not None:
-                    after_layer(self)
+        for number, layer, _ in read_layers(self.stack, self.done, last):
+            with torch.inference_mode():
+                for place, state in enumerate(self.states):
+                    self.states[place] = self.stack.run_layer(layer, state.to(self.stack.device)).cpu()
+            self.done = number + 1
+            if after_layer is not None:
+                after_layer(self)
         return self.states
 
     def final(self) -> States:

@@ -1,0 +1,145 @@
+"""A scan as tables of at most 110 columns."""
+
+from __future__ import annotations
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from gptq_hybrid.evaluate import Estimate
+from gptq_hybrid.evaluate._table import decimals_of
+
+from ._result import Measured, Module, Sensitivity
+
+WORST = 20
+# KLD is shown in thousandths of a nat: single modules cost between 0.001 and 10 of them.
+_MILLI = 1000.0
+
+
+def tables(result: Sensitivity, *, worst: int = WORST) -> Group:
+    """The modules that cost most, sums by kind of module, and the MTP head."""
+    parts: list[RenderableType] = [_worst(result, worst), _kinds(result)]
+    if any(m.acceptance_change for module in result.modules for m in module.measured):
+        parts.append(_drafts(result))
+    return Group(*parts)
+
+
+def ranked(result: Sensitivity, form: str | None = None) -> list[tuple[Module, Measured]]:
+    """Modules with a KL divergence, the costliest in ``form`` (the first) first."""
+    chosen = result.forms[0] if form is None else form
+    found = [(module, m) for module in result.modules if (m := module.of(chosen)) is not None and m.kld]
+    return sorted(found, key=lambda pair: (-pair[1].kld.value if pair[1].kld else 0.0, pair[0].name))
+
+
+def _worst(result: Sensitivity, worst: int) -> Table:
+    first, *others = result.forms
+    rows = ranked(result)
+    of = f" of {result.quantized}" if result.quantized else ""
+    table = _table(
+        f"Costliest modules{of}, each by itself in {result.reference}: {min(worst, len(rows))} of {len(rows)}",
+        "KLD in thousandths of a nat per token, 95 % intervals over documents; share: of the sum over all; "
+        "MB: saved against BF16",
+    )
+    table.add_column("layer", justify="right")
+    table.add_column("module", overflow="fold")
+    for header in (f"KLD\n{first}", "share\n%", f"top-1\n{first}, %", f"MB\n{first}"):
+        table.add_column(header, justify="right")
+    for form in others:
+        table.add_column(f"KLD\n{form}", justify="right")
+    total = sum(m.kld.value for _, m in rows if m.kld) or 1.0
+    for module, m in rows[:worst]:
+        assert m.kld is not None
+        assert m.top1 is not None
+        table.add_row(
+            "" if module.layer is None else str(module.layer),
+            module.kind,
+            _cell(m.kld),
+            f"{100 * m.kld.value / total:.1f}",
+            f"{100 * m.top1.value:.2f}",
+            _mb(m.bytes_saved),
+            *(_value(o.kld) if (o := module.of(form)) and o.kld else "–" for form in others),
+        )
+    return table
+
+
+def _kinds(result: Sensitivity) -> Table:
+    table = _table(
+        "Sums by kind of module",
+        "KLD in thousandths of a nat per token, of each module by itself, added up; together: all of them at once",
+    )
+    first = result.forms[0]
+    table.add_column("kind", overflow="fold")
+    table.add_column("modules", justify="right")
+    table.add_column(f"MB saved\n{first}", justify="right")
+    for form in result.forms:
+        table.add_column(f"KLD\n{form}", justify="right")
+    found = {(k.kind, k.form): k for k in result.kinds}
+    kinds = list(dict.fromkeys(k.kind for k in result.kinds))
+    for kind in kinds:
+        sums = [found.get((kind, form)) for form in result.forms]
+        table.add_row(
+            kind,
+            str(max(k.count for k in sums if k)),
+            _mb(sums[0].bytes_saved) if sums[0] else "–",
+            *(_cell(k.kld_sum) if k else "–" for k in sums),
+            end_section=kind == kinds[-1],
+        )
+    together = {t.form: t for t in result.together}
+    rows = [together.get(form) for form in result.forms]
+    table.add_row("sum", "", "", *(_cell(t.kld_sum) if t else "–" for t in rows))
+    table.add_row("together", "", "", *(_cell(t.kld) if t else "–" for t in rows))
+    table.add_row("sum / together", "", "", *(_cell(t.ratio, 1.0) if t else "–" for t in rows))
+    return table
+
+
+def _drafts(result: Sensitivity) -> Table:
+    length = "–" if result.acceptance_length is None else f"{result.acceptance_length.value:.3f}"
+    table = _table(
+        f"MTP head: change of its acceptance length, {length} tokens a step in {result.reference}",
+        "drafts against the reference's own argmax; mtp: the whole head",
+    )
+    table.add_column("module", overflow="fold")
+    for form in result.forms:
+        table.add_column(form, justify="right")
+    for module in result.modules:
+        found = [module.of(form) for form in result.forms]
+        if any(m and m.acceptance_change for m in found):
+            cells = [
+                _cell(m.acceptance_change, 1.0, signed=True) if m and m.acceptance_change else "–"
+                for m in found
+            ]
+            table.add_row(module.kind, *cells)
+    return table
+
+
+def _table(title: str, caption: str) -> Table:
+    return Table(
+        title=escape(title),
+        caption=escape(caption),
+        title_justify="left",
+        caption_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:,.0f}" if size >= 1e8 else f"{size / 1e6:.3g}"
+
+
+def _value(estimate: Estimate) -> str:
+    return f"{estimate.value * _MILLI:.{decimals_of(estimate, _MILLI)}f}"
+
+
+def _cell(estimate: Estimate, factor: float = _MILLI, *, signed: bool = False) -> Text:
+    """The figure and its interval."""
+    decimals = decimals_of(estimate, factor)
+    sign = "+z" if signed else "z"
+    value = f"{estimate.value * factor:{sign}.{decimals}f}"
+    if estimate.low is None or estimate.high is None:
+        return Text(value)
+    ends = f"[{estimate.low * factor:{sign}.{decimals}f}, {estimate.high * factor:{sign}.{decimals}f}]"
+    return Text.assemble(value, " ", (ends, "dim"))

@@ -1,0 +1,88 @@
+"""What is quantized by itself in a scan: modules that vLLM loads as one are one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from gptq_hybrid.checkpoint import LinearSpec, TensorLayout
+from gptq_hybrid.writer import mtp_linears, output_head
+
+Place = Literal["layer", "head", "draft"]
+WHOLE_DRAFT = "mtp"
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Linears that must be stored alike.
+
+    Attributes:
+        name: the checkpoint's name, that of the fused module where vLLM loads several as one.
+        kind: the name within a layer, such as ``mlp.gate_up_proj``; ``lm_head``; ``mtp.…`` for the draft head.
+        layer: None for the heads.
+        place: decoder layer, output head, or draft (MTP) head.
+    """
+
+    name: str
+    kind: str
+    layer: int | None
+    place: Place
+    linears: tuple[LinearSpec, ...]
+
+    @property
+    def parameters(self) -> int:
+        return sum(linear.out_features * linear.in_features for linear in self.linears)
+
+
+def units_of(layout: TensorLayout, *, draft: bool) -> list[Unit]:
+    """Decoder layers in order, then the output head (unless tied), then the MTP head's, if ``draft``.
+
+    The MTP head comes by module and, last, as a whole (:data:`WHOLE_DRAFT`): recipes choose bits for all of it.
+    """
+    linears = {linear.name: linear for linear in layout.quantized}
+    groups = {fused.shards[0]: fused for fused in layout.fused}
+    inner = {shard for fused in layout.fused for shard in fused.shards[1:]}
+    units = []
+    for linear in layout.quantized:
+        if linear.name in inner:
+            continue
+        fused = groups.get(linear.name)
+        name, shards = (fused.name, fused.shards) if fused else (linear.name, (linear.name,))
+        number, _, kind = name.removeprefix(f"{layout.layers_prefix}.").partition(".")
+        units.append(Unit(name, kind, int(number), "layer", tuple(linears[shard] for shard in shards)))
+    head = output_head(layout)
+    if head is not None:
+        units.append(Unit(head.name, head.name, None, "head", (head,)))
+    return units + (_draft_units(layout) if draft else [])
+
+
+def _draft_units(layout: TensorLayout) -> list[Unit]:
+    found = mtp_linears(layout)
+    if not found:
+        return []
+    fused = _fused_kinds(layout)
+    groups: dict[str, list[LinearSpec]] = {}
+    for linear in found:
+        parent, _, leaf = linear.name.rpartition(".")
+        # mtp.layers.0.self_attn.q_proj goes with its neighbours as in any layer of full attention.
+        block = parent.rpartition(".")[2]
+        together = fused.get(f"{block}.{leaf}")
+        name = linear.name if together is None else f"{parent}.{together.rpartition('.')[2]}"
+        groups.setdefault(name, []).append(linear)
+    units = [Unit(name, _draft_kind(name), None, "draft", tuple(group)) for name, group in groups.items()]
+    return [*units, Unit(WHOLE_DRAFT, WHOLE_DRAFT, None, "draft", tuple(found))]
+
+
+def _fused_kinds(layout: TensorLayout) -> Mapping[str, str]:
+    """Fused kind by the kind of each shard: ``self_attn.q_proj`` to ``self_attn.qkv_proj``."""
+
+    def kind(module: str) -> str:
+        return module.removeprefix(f"{layout.layers_prefix}.").partition(".")[2]
+
+    return {kind(shard): kind(fused.name) for fused in layout.fused for shard in fused.shards}
+
+
+def _draft_kind(name: str) -> str:
+    parts = name.split(".")
+    return ".".join(part for part in parts if part != "layers" and not part.isdigit())

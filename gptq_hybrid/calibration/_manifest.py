@@ -105,7 +105,7 @@ def _domains(found: Selection) -> dict[str, Any]:
     ):
         mine = [row for row in found.rows if row.domain == name]
         domains[name] = {
-            "rows": len(mine),
+            "documents": len(mine),
             "tokens": sum(len(row.input_ids) for row in mine),
             "sha256": rows_sha256(row.input_ids for row in mine),
             "dropped": dict(sorted(found.dropped.get(name, {}).items())),

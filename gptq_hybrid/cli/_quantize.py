@@ -145,16 +145,17 @@ def _progress(console: Console) -> Progress:
 
 
 def calibration_table(manifest: Mapping[str, Any]) -> Table:
-    """Rows and tokens by domain, and what was left out."""
-    table = Table("domain", "rows", "tokens", "share", "left out", title="Calibration")
+    """Documents and tokens by domain, and what was left out."""
+    table = Table("domain", "documents", "tokens", "share", "left out")
     for column in table.columns[1:4]:
         column.justify = "right"
+    table.title = f"Calibration: {manifest['rows']} rows, {manifest['tokens']} tokens"
     domains = manifest["domains"]
     total = sum(found["tokens"] for found in domains.values())
     for name, found in domains.items():
         dropped = ", ".join(f"{count} {why.replace('_', ' ')}" for why, count in found["dropped"].items())
         share = f"{found['tokens'] / total:.0%}"
-        table.add_row(name, str(found["rows"]), str(found["tokens"]), share, dropped)
+        table.add_row(name, str(found["documents"]), str(found["tokens"]), share, dropped)
     exhausted = [
         source.get("domain", source["source"]) for source in manifest["sources"] if "exhausted" in source
     ]

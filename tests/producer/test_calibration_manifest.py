@@ -57,7 +57,7 @@ def test_packed_rows_are_nearly_full_and_counted_in_tokens(tokenizer: Any) -> No
     assert lengths[len(lengths) // 4] > 480
     end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     joined = sum(row["input_ids"].count(end) for row in found.rows)
-    assert joined == found.manifest["domains"]["demo"]["rows"] - len(found.rows)
+    assert joined == found.manifest["domains"]["demo"]["documents"] - len(found.rows)
     assert all(row["attention_mask"] == [1] * len(row["input_ids"]) for row in found.rows)
 
 

@@ -102,7 +102,7 @@ def test_a_part_that_runs_dry_or_is_capped_leaves_its_share_to_the_others(two: P
     write(two / "few.jsonl", *({"text": passage(n)} for n in range(2000, 2003)))
     parts = SHORT, LONG + "\nmax_rows = 2", 'name = "few"\nsource = "few.jsonl"'
     found = load_calibration(mix(two, *parts), tokenizer, samples=20, max_length=512)
-    rows = {name: domain["rows"] for name, domain in found.manifest["domains"].items()}
+    rows = {name: domain["documents"] for name, domain in found.manifest["domains"].items()}
     assert rows == {"few": 3, "long": 2, "short": 15}
     assert [s["domain"] for s in found.manifest["sources"] if s.get("exhausted")] == ["few"]
 
@@ -119,7 +119,7 @@ def test_a_part_may_take_some_domains_of_a_source(tmp_path: Path, tokenizer: Any
     write(tmp_path / "all.jsonl", *({"text": passage(n), "domain": "abc"[n % 3]} for n in range(30)))
     spec = mix(tmp_path, 'name = "two"\nsource = "all.jsonl"\ndomains = ["a", "c"]')
     found = load_calibration(spec, tokenizer, samples=30, max_length=512)
-    assert found.manifest["domains"]["two"]["rows"] == 20
+    assert found.manifest["domains"]["two"]["documents"] == 20
     wanted = {passage(n) for n in range(30) if n % 3 != 1}
     assert {tokenizer.decode(row["input_ids"]) for row in found.rows} == wanted
 

@@ -1,0 +1,199 @@
+"""Run the experiments of `grid.py` on the mini model, several at a time, and sum them up.
+
+    python -m bench.quality.experiments WORK OUT [--only NAME,GROUP …] [--workers 8]
+
+WORK keeps checkpoints and scores: a second call goes on where the first was cut off. OUT/results.json holds,
+for each experiment, figures by domain with intervals, and the paired comparison with `static` (or its base).
+A GPU is used if there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.quality.grid import BY_NAME, EXPERIMENTS, Experiment
+
+_ROOT = Path(__file__).parents[1]
+MINI, HELD_OUT = _ROOT / "mini" / "checkpoint", _ROOT / "mini" / "heldout"
+CONTROL = "static"
+_DRAFTS, _MAX_LENGTH, _BATCH = 2, 1024, 16_384
+_FIELDS = ("kld", "top1", "nll_ref", "nll", "drafts_ref", "drafts")
+
+
+class Bench:
+    """What one process needs: documents, the reference's states, the device."""
+
+    def __init__(self, work: Path) -> None:
+        import torch
+        from transformers import AutoTokenizer
+
+        from bench.quality.quantizer import unpack_pool
+        from gptq_hybrid.calibration import encode_documents, load_documents
+        from gptq_hybrid.evaluate._pass import PassSettings, run_pass
+        from gptq_hybrid.streaming import CheckpointWeights, OutputHead, TextStack, make_batches
+
+        self.work = work
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.tokenizer = AutoTokenizer.from_pretrained(MINI)
+        self.pool = unpack_pool(work / f"process-{os.getpid()}")
+        self.documents = encode_documents(load_documents([str(HELD_OUT)]), self.tokenizer, _MAX_LENGTH)
+        self.batches = make_batches([d.input_ids for d in self.documents], _BATCH)
+        self.settings = PassSettings(self.device, torch.float32, _DRAFTS)
+        reference = CheckpointWeights(MINI)
+        head = OutputHead(TextStack(reference, self.device, torch.float32))
+        self.reference = (run_pass(reference, self.batches, self.settings, has_mtp=True), head)
+
+    def run(self, experiment: Experiment) -> dict[str, Any]:
+        """Quantize, score, save the scores; returns what is known of the run."""
+        import torch
+
+        from bench.quality.quantizer import quantize, weights
+        from gptq_hybrid.evaluate._pass import run_pass
+        from gptq_hybrid.evaluate._tokens import score_documents
+        from gptq_hybrid.streaming import OutputHead, TextStack
+
+        started = time.perf_counter()
+        checkpoint = self.work / "checkpoints" / (experiment.base or experiment.name)
+        facts: dict[str, Any] = {}
+        if experiment.base is None and experiment.rtn is None and not (checkpoint / "config.json").is_file():
+            shutil.rmtree(checkpoint, ignore_errors=True)
+            facts = quantize(experiment, MINI, checkpoint, self.pool, self.tokenizer)
+        facts["quantize_seconds"] = round(time.perf_counter() - started, 1)
+        own = weights(experiment, MINI, checkpoint)
+        passed = run_pass(own, self.batches, self.settings, has_mtp=True)
+        head = OutputHead(TextStack(own, self.device, torch.float32))
+        scores = score_documents(self.documents, self.batches, self.reference, (passed, head), drafts=_DRAFTS)
+        arrays = {f"{i}.{name}": getattr(s, name) for i, s in enumerate(scores) for name in _FIELDS}
+        target = self.work / "scores" / f"{experiment.name}.npz"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_suffix(".tmp.npz")
+        np.savez(
+            temporary,
+            domains=np.array([s.domain for s in scores]),
+            keys=np.array([s.key for s in scores]),
+            **arrays,
+        )
+        temporary.replace(target)
+        return {**facts, "seconds": round(time.perf_counter() - started, 1)}
+
+
+_BENCH: dict[int, Bench] = {}
+
+
+def _work(arguments: tuple[Path, str, float]) -> tuple[str, dict[str, Any]]:
+    work, name, deadline = arguments
+    if time.time() > deadline:
+        return name, {"skipped": "no time was left"}
+    if os.getpid() not in _BENCH:
+        _BENCH[os.getpid()] = Bench(work)
+    try:
+        facts = _BENCH[os.getpid()].run(BY_NAME[name])
+    except Exception as error:  # noqa: BLE001 — reported as this experiment's result
+        return name, {"failed": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()[-1500:]}
+    return name, facts
+
+
+def load_scores(path: Path) -> list[Any]:
+    """`DocumentScores` as saved by a run."""
+    from gptq_hybrid.evaluate import DocumentScores
+
+    with np.load(path) as found:
+        return [
+            DocumentScores(str(domain), str(key), **{name: found[f"{i}.{name}"] for name in _FIELDS})
+            for i, (domain, key) in enumerate(zip(found["domains"], found["keys"], strict=True))
+        ]
+
+
+def _sum_up(arguments: tuple[Path, str]) -> tuple[str, dict[str, Any]]:
+    """Figures of one experiment, and the paired comparison with its control."""
+    from dataclasses import asdict
+
+    from gptq_hybrid.evaluate import compare, summarize
+
+    work, name = arguments
+    experiment = BY_NAME[name]
+    scores = load_scores(work / "scores" / f"{name}.npz")
+    found: dict[str, Any] = {"summary": asdict(summarize(name, scores))}
+    control = experiment.base or CONTROL
+    if control != name and (work / "scores" / f"{control}.npz").is_file():
+        against = load_scores(work / "scores" / f"{control}.npz")
+        found["against"] = asdict(compare((control, name), against, scores))
+    return name, found
+
+
+def run(work: Path, wanted: list[Experiment], workers: int, deadline: float) -> dict[str, dict[str, Any]]:
+    """Run what has no scores yet, bases first; returns facts by name, also of earlier calls."""
+    log = work / "facts.json"
+    facts: dict[str, dict[str, Any]] = json.loads(log.read_text()) if log.is_file() else {}
+    work.mkdir(parents=True, exist_ok=True)
+    left = [e for e in wanted if not (work / "scores" / f"{e.name}.npz").is_file()]
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(workers) as pool:
+        # Overlays lie on checkpoints of the first stage, and take seconds.
+        stages = (
+            [(work, e.name, deadline) for e in left if e.base is None],
+            [(work, e.name, float("inf")) for e in left if e.base is not None],
+        )
+        for stage in stages:
+            # Longest first: the search for scales doubles a run.
+            stage.sort(key=lambda task: "mse" not in task[1])
+            for name, found in pool.imap_unordered(_work, stage):
+                facts[name] = found
+                log.write_text(json.dumps(facts, indent=1))
+                print(
+                    f"{name:28} {found.get('failed') or found.get('skipped') or found.get('seconds')}",
+                    flush=True,
+                )
+    return facts
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("work", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--only", default="", help="names or groups, by commas")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="start no experiment after this long"
+    )
+    args = parser.parse_args()
+    deadline = time.time() + args.seconds
+    from gptq_hybrid.evaluate._environment import environment
+
+    names = set(filter(None, args.only.split(",")))
+    wanted = [e for e in EXPERIMENTS if not names or names & {e.name, e.group}]
+    facts = run(args.work, wanted, args.workers, deadline)
+    done = [e.name for e in EXPERIMENTS if (args.work / "scores" / f"{e.name}.npz").is_file()]
+    with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
+        summed = dict(pool.imap_unordered(_sum_up, [(args.work, name) for name in done]))
+    import torch
+
+    result = {
+        "environment": environment("cuda:0" if torch.cuda.is_available() else "cpu"),
+        "settings": {"max_length": _MAX_LENGTH, "drafts": _DRAFTS, "dtype": "float32", "control": CONTROL},
+        "experiments": {
+            e.name: {"group": e.group, **facts.get(e.name, {}), **summed.get(e.name, {})}
+            for e in EXPERIMENTS
+            if e.name in summed or "failed" in facts.get(e.name, {})
+        },
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"{len(done)} experiments in {args.out / 'results.json'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""What `qwen36 eval` needs at the 27B's sizes: a slice with random weights, its real widths and vocabulary.
+
+    python -m bench.quality.full_size WORK OUT [--layers 4] [--documents 16]
+
+Writes a BF16 slice and a round-to-nearest W4 copy into WORK (about 16 GB for 4 layers), scores one against the
+other on rows of 2,048 tokens, and OUT/full_size.json: peak GPU memory and seconds by stage. Needs a GPU. Figures
+of a whole model follow by repetition of layers, which is an extrapolation and labelled so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from gptq_hybrid.checkpoint import layout_for, write_index, write_json_atomic
+from gptq_hybrid.evaluate import EvalRequest, score
+from gptq_hybrid.packing import pack, quantize_rtn
+
+_MINI = Path(__file__).parents[1] / "mini"
+# The published 27B's dimensions.
+_TEXT = {
+    "hidden_size": 5120, "intermediate_size": 17408, "num_attention_heads": 24, "num_key_value_heads": 4,
+    "head_dim": 256, "attn_output_gate": True, "linear_num_key_heads": 16, "linear_num_value_heads": 48,
+    "linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_conv_kernel_dim": 4, "vocab_size": 248320,
+    "full_attention_interval": 4, "mtp_num_hidden_layers": 1, "rms_norm_eps": 1e-6, "hidden_act": "silu",
+    "rope_parameters": {
+        "rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25, "mrope_section": [11, 11, 10],
+    },
+}  # fmt: skip
+
+
+def build(folder: Path, layers: int) -> dict[str, Any]:
+    """The BF16 slice; returns its config."""
+    kinds = ["full_attention" if (i + 1) % 4 == 0 else "linear_attention" for i in range(layers)]
+    text = {**_TEXT, "num_hidden_layers": layers, "layer_types": kinds, "model_type": "qwen3_5_text"}
+    config = {
+        "architectures": ["Qwen3_5ForConditionalGeneration"],
+        "model_type": "qwen3_5",
+        "tie_word_embeddings": False,
+        "text_config": text,
+    }
+    layout = layout_for(config)
+    folder.mkdir(parents=True)
+    generator = torch.Generator("cuda").manual_seed(0)
+    shard: dict[str, torch.Tensor] = {}
+    count = 0
+    for spec in layout.dense:
+        # 1/√in keeps activations of order one through the layers; norms here are offsets from one.
+        wide = len(spec.shape) > 1
+        std = spec.shape[-1] ** -0.5 if wide else 0.02
+        tensor = torch.randn(spec.shape, generator=generator, device="cuda") * std
+        shard[spec.name] = tensor.to(torch.bfloat16).cpu()
+        if sum(t.nbytes for t in shard.values()) > 4 << 30 or spec is layout.dense[-1]:
+            save_file(shard, folder / f"model-{count:05}.safetensors", metadata={"format": "pt"})
+            shard, count = {}, count + 1
+    _finish(folder, config)
+    return config
+
+
+def quantize(source: Path, target: Path, config: dict[str, Any]) -> None:
+    """A W4 copy by plain rounding."""
+    from safetensors import safe_open
+
+    layout = layout_for(config)
+    linears = {linear.weight.name: linear.name for linear in layout.quantized}
+    target.mkdir(parents=True)
+    for file in sorted(source.glob("*.safetensors")):
+        out: dict[str, torch.Tensor] = {}
+        with safe_open(file, framework="pt") as handle:
+            for name in handle.keys():  # noqa: SIM118
+                tensor = handle.get_tensor(name)
+                if name not in linears:
+                    out[name] = tensor
+                    continue
+                parts = pack(*quantize_rtn(tensor.cuda(), 4, 128, search=False), 4)
+                out |= {f"{linears[name]}.{part}": found.cpu() for part, found in parts.items()}
+        save_file(out, target / file.name, metadata={"format": "pt"})
+    settings = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False}
+    _finish(target, {**config, "quantization_config": settings})
+
+
+def _finish(folder: Path, config: dict[str, Any]) -> None:
+    write_index(folder)
+    write_json_atomic(folder / "config.json", config)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(_MINI / "checkpoint" / name, folder / name)
+
+
+def documents(path: Path, count: int) -> None:
+    """Rows of more than 2,048 tokens: held-out texts of the mini model, strung together."""
+    texts = [
+        json.loads(line)["text"]
+        for file in sorted((_MINI / "heldout").glob("*.jsonl"))
+        for line in file.open()
+    ]
+    rows = [{"text": "\n\n".join(texts[i::count]), "domain": "strung"} for i in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("work", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--documents", type=int, default=16)
+    args = parser.parse_args()
+    original, packed, data = args.work / "original", args.work / "w4", args.work / "documents.jsonl"
+    config = build(original, args.layers)
+    quantize(original, packed, config)
+    documents(data, args.documents)
+    torch.cuda.empty_cache()
+    stages: dict[str, float] = {}
+    peaks: dict[str, int] = {}
+    last = [time.perf_counter()]
+
+    def on_progress(what: str, done: int, total: int) -> None:
+        now = time.perf_counter()
+        stages[what] = stages.get(what, 0.0) + now - last[0]
+        last[0] = now
+        peaks[what] = torch.cuda.max_memory_allocated()
+
+    request = EvalRequest(original, (packed,), (str(data),), max_length=2048, drafts=2)
+    started = time.perf_counter()
+    found = score(request, on_progress=on_progress)
+    result = {
+        "environment": found.environment,
+        "settings": {**found.settings, "layers": args.layers, "data": ["strung"]},
+        "seconds": round(time.perf_counter() - started, 1),
+        "seconds_by_stage": {k: round(v, 1) for k, v in stages.items()},
+        "peak_gpu_gib_so_far_by_stage": {k: round(v / 2**30, 2) for k, v in peaks.items()},
+        "peak_gpu_gib": round((found.peak_gpu_bytes or 0) / 2**30, 2),
+        "mean_kld": float(np.concatenate([s.kld for s in found.scores["w4"]]).mean()),
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(args.out / "full_size.json", result)
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

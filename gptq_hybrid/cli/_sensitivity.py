@@ -36,7 +36,7 @@ def sensitivity_command(
     quantized: Annotated[
         str | None,
         typer.Argument(
-            metavar="[QUANT]",
+            metavar="QUANT",
             help="GPTQ checkpoint of it, whose modules are tried; without, they are rounded.",
         ),
     ] = None,
@@ -81,7 +81,7 @@ def sensitivity_command(
         str | None, typer.Option(help="cuda, cuda:1, cpu.  [default: the GPU if there is one]")
     ] = None,
     dtype: Annotated[
-        str, typer.Option(help="Arithmetic: float32 adds no rounding noise, bfloat16 is faster.")
+        str, typer.Option(help="Arithmetic: float32, or bfloat16, whose noise hides what 8 bits cost.")
     ] = "float32",
     batch_tokens: Annotated[
         int | None, typer.Option(min=16, help="Tokens run at once.  [default: 8192 on a GPU, 4096 on a CPU]")

@@ -47,13 +47,17 @@ class Scorer:
         with torch.inference_mode():
             for number, wanted, documents in self._chunks():
                 log_ref = self.head.logits(_at(self.reference[number], wanted)).log_softmax(-1)
-                best, shares = log_ref.argmax(-1), log_ref.exp()
+                best, p_ref = log_ref.argmax(-1), log_ref.exp()
+                off_ref = p_ref.sum(-1, dtype=torch.float64)
                 for key, (states, head) in variants.items():
                     logits = head.logits(_at(states[number], wanted))
                     same = logits.argmax(-1) == best
                     log_own = logits.log_softmax(-1)
-                    # Summed in float64: the terms cancel down to a thousandth of their size.
-                    kld = (shares * (log_ref - log_own)).sum(-1, dtype=torch.float64).clamp_min(0)
+                    # As in evaluate's token_scores: float64 sums say by how much each distribution misses 1, which
+                    # at 8 bits would be a part of what a module costs.
+                    terms = (p_ref * (log_ref - log_own)).sum(-1, dtype=torch.float64)
+                    off_own = log_own.exp().sum(-1, dtype=torch.float64)
+                    kld = (terms / off_ref + off_own.log() - off_ref.log()).clamp_min(0)
                     np.add.at(found[key].kld, documents, kld.cpu().numpy())
                     np.add.at(found[key].top1, documents, same.cpu().numpy())
         return found

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from gptq_hybrid.checkpoint import HybridError
 from gptq_hybrid.demo.builder import DemoCheckpoint
 from gptq_hybrid.packing import dequantize, pack, quantize_rtn
-from gptq_hybrid.sensitivity import ScanRequest, scan, summarize_scan
+from gptq_hybrid.sensitivity import ScanRequest, plot_sensitivity, scan, summarize_scan, tables
 from gptq_hybrid.sensitivity._forms import Stored
 from gptq_hybrid.sensitivity._plan import capacity, groups_of
 from gptq_hybrid.sensitivity._scan import EVERYTHING, variant_key
@@ -131,6 +133,11 @@ def test_a_quantized_checkpoint_gives_its_own_weights(
     module = next(m for m in result.modules if m.name == PACKED)
     assert module.measured[0].bits == 4
     assert module.measured[0].bytes == sum(t.nbytes for t in parts.values())
+    out = StringIO()
+    Console(file=out, width=110).print(tables(result))
+    assert "modules of quant" in out.getvalue()
+    plot_sensitivity(result, tmp_path / "stored.png")
+    assert (tmp_path / "stored.png").is_file()
 
 
 def test_groups_hold_no_more_than_fits_and_lose_no_variant(weights: CheckpointWeights) -> None:

@@ -43,7 +43,7 @@ def _worst(result: Sensitivity, worst: int) -> Table:
         "MB: saved against BF16",
     )
     table.add_column("layer", justify="right")
-    table.add_column("module", overflow="fold")
+    table.add_column("module", no_wrap=True)
     for header in (f"KLD\n{first}", "share\n%", f"top-1\n{first}, %", f"MB\n{first}"):
         table.add_column(header, justify="right")
     for form in others:
@@ -70,7 +70,7 @@ def _kinds(result: Sensitivity) -> Table:
         "KLD in thousandths of a nat per token, of each module by itself, added up; together: all of them at once",
     )
     first = result.forms[0]
-    table.add_column("kind", overflow="fold")
+    table.add_column("kind", no_wrap=True)
     table.add_column("modules", justify="right")
     table.add_column(f"MB saved\n{first}", justify="right")
     for form in result.forms:
@@ -100,7 +100,7 @@ def _drafts(result: Sensitivity) -> Table:
         f"MTP head: change of its acceptance length, {length} tokens a step in {result.reference}",
         "drafts against the reference's own argmax; mtp: the whole head",
     )
-    table.add_column("module", overflow="fold")
+    table.add_column("module", no_wrap=True)
     for form in result.forms:
         table.add_column(form, justify="right")
     for module in result.modules:

@@ -162,11 +162,15 @@ def test_vllm_gives_each_module_the_bits_that_recipe_and_writer_mean(name: str, 
     from vllm.model_executor.layers.quantization import get_quantization_config
     from vllm.model_executor.layers.quantization.utils.gptq_utils import override_config
 
-    from gptq_hybrid.recipes import load_recipe
+    from gptq_hybrid.checkpoint import layout_for
+    from gptq_hybrid.recipes import dynamic_rules
     from gptq_hybrid.writer import Packaging
     from gptq_hybrid.writer._configs import _with_heads
+    from tests.checkpoint.test_layout import CONFIG_27B
 
-    saved = {**CONFIG, "dynamic": load_recipe("careful").settings["dynamic"]}
+    layout = layout_for(CONFIG_27B)
+    choices = {linear.name: 8 for linear in layout.quantized if ".linear_attn." in linear.name}
+    saved = {**CONFIG, "dynamic": dynamic_rules(layout, choices)}
     written = _with_heads(saved, Packaging(lm_head_bits=8, mtp_bits=4), keep_mtp=True)
     made: Any = get_quantization_config("auto_gptq").from_config(written)
     assert made.lm_head_quantized is True

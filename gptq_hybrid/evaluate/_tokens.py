@@ -52,9 +52,9 @@ def score_documents(
     drafts: int,
     on_batch: OnStep | None = None,
 ) -> list[DocumentScores]:
-    """Scores of every document; logits are made a chunk at a time."""
+    """Scores of every document, in the order of ``documents``; logits are made a chunk at a time."""
     own_ref, own = reference[0].agreed, quantized[0].agreed
-    scores = []
+    scores: dict[int, DocumentScores] = {}
     for done, batch in enumerate(batches):
         rows = zip(
             batch.numbers,
@@ -69,21 +69,19 @@ def score_documents(
                 hidden_ref[: length - 1], hidden[: length - 1], tokens[1:length], reference[1], quantized[1]
             )
             document = documents[number]
-            scores.append(
-                DocumentScores(
-                    document.domain,
-                    document.key,
-                    kld,
-                    top1,
-                    nll_ref,
-                    nll,
-                    drafts_ref=_drafts(own_ref, number, drafts),
-                    drafts=_drafts(own, number, drafts),
-                )
+            scores[number] = DocumentScores(
+                document.domain,
+                document.key,
+                kld,
+                top1,
+                nll_ref,
+                nll,
+                drafts_ref=_drafts(own_ref, number, drafts),
+                drafts=_drafts(own, number, drafts),
             )
         if on_batch is not None:
             on_batch(done + 1, len(batches))
-    return scores
+    return [scores[number] for number in sorted(scores)]
 
 
 def _document(

@@ -134,7 +134,9 @@ def test_how_many_logits_are_held_at_once_changes_nothing(monkeypatch: pytest.Mo
 
 def test_every_token_but_the_first_is_predicted_and_padding_is_not() -> None:
     documents = [list(range(10, 10 + n)) for n in (40, 17, 90)]
-    found = {d.key: d for d in scored(documents, 0.1)}
+    in_order = scored(documents, 0.1)
+    found = {d.key: d for d in in_order}
+    assert list(found) == [f"{i:064}" for i in range(3)], "in the order given, not that of the batches"
     for i, ids in enumerate(documents):
         document = found[f"{i:064}"]
         assert len(document.kld) == len(document.nll) == len(document.top1) == len(ids) - 1

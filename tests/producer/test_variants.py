@@ -137,14 +137,8 @@ def packaged(model: Any, packaging: Packaging, *, keep_mtp: bool = True) -> Iter
 
 
 @pytest.mark.parametrize(
-    "packaging",
-    [
-        Packaging(),
-        Packaging(lm_head_bits=8),
-        Packaging(mtp_bits=4),
-        Packaging(mtp_bits=8),
-        Packaging(text_only=True),
-    ],
+    "choice",
+    [{}, {"lm_head_bits": 8}, {"mtp_bits": 4}, {"mtp_bits": 8}, {"text_only": True}],
     ids=["plain", "lm-head", "mtp-4", "mtp-8", "text-only"],
 )
 def test_each_choice_stands_for_itself(

@@ -12,10 +12,10 @@ from typing import Any
 from gptq_hybrid.checkpoint import HybridError
 
 from ._encode import MIN_TOKENS, encode_row, tokens_key
-from ._files import JSONL_ENDINGS, jsonl_files, jsonl_folder, read_jsonl
+from ._files import JSONL_ENDINGS, jsonl_files, jsonl_folder, on_disk, read_jsonl
 from ._mix import Part, is_mix, load_mix
 from ._rows import Row, drawn, row_key
-from ._sources import find_source, held_out, source_rows
+from ._sources import DEFAULT_CALIBRATION, find_source, held_out, source_rows
 
 # What is read of a source that is no file, unless a limit says otherwise: a data set has no end in sight.
 _STREAMED = 64
@@ -43,7 +43,8 @@ def load_documents(specs: Sequence[str], *, limit: int | None = None, seed: int 
 
     Args:
         specs: JSONL files; folders of ``DOMAIN.jsonl`` files; mixes, of which each part gives what it keeps
-            for evaluation; anything else that a calibration source recognises. A row's domain is the part's
+            for evaluation; the name of one part of the default mix, such as ``code``; anything else that a
+            calibration source recognises. A row's domain is the part's
             name, or its own ``domain`` field, else the name of its file or source.
         limit: most documents of each domain. None: all that files hold, 64 of any other source.
         seed: decides which documents of a file a limit keeps, whatever their order there.
@@ -93,8 +94,8 @@ def encode_documents(documents: Iterable[Document], tokenizer: Any, max_length: 
 
 
 def _read(spec: str, limit: int | None, seed: int) -> Iterator[Document]:
-    if is_mix(spec):
-        for part in load_mix(spec).parts:
+    if parts := _parts(spec):
+        for part in parts:
             yield from _of_part(part, _STREAMED if limit is None else limit, seed)
     elif spec.endswith(JSONL_ENDINGS) or jsonl_folder(spec):
         for file in jsonl_files(Path(spec)):
@@ -104,6 +105,14 @@ def _read(spec: str, limit: int | None, seed: int) -> Iterator[Document]:
         source = find_source(spec)
         for row in source_rows(spec, _STREAMED if limit is None else limit, seed):
             yield _document(row, row.get("domain", source.name))
+
+
+def _parts(spec: str) -> Sequence[Part]:
+    if is_mix(spec):
+        return load_mix(spec).parts
+    if on_disk(spec) is not None:
+        return ()
+    return [part for part in load_mix(DEFAULT_CALIBRATION).parts if part.name == spec]
 
 
 def _of_part(part: Part, count: int, seed: int) -> Iterator[Document]:

@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.table import Table
 
 from gptq_hybrid.checkpoint import HybridError
-from gptq_hybrid.recipes import DEFAULT_RECIPE
 
 from ._quiet import output_to_log
 
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
     from gptq_hybrid.demo.run import DemoReport
 
 _REPLY_WIDTH = 72
+# The default recipe searches for scales, which a constructed model does not need and two cores take a minute for.
+_RECIPE = "static"
 
 
 def demo_command(
@@ -31,7 +32,7 @@ def demo_command(
         Path | None,
         typer.Option("--keep", help="Empty folder to work in and keep; a temporary one otherwise."),
     ] = None,
-    recipe: Annotated[str, typer.Option(help="Recipe to quantize with.")] = DEFAULT_RECIPE,
+    recipe: Annotated[str, typer.Option(help="Recipe to quantize with.")] = _RECIPE,
     json_output: Annotated[
         bool, typer.Option("--json", help="Print the report as JSON and nothing else.")
     ] = False,

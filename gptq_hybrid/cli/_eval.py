@@ -22,6 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from gptq_hybrid.calibration import DEFAULT_CALIBRATION
 from gptq_hybrid.checkpoint import HybridError
 
 from ._quantize import resolve_source
@@ -48,7 +49,8 @@ def eval_command(
         list[str] | None,
         typer.Option(
             metavar="SOURCE",
-            help="JSONL file, folder of DOMAIN.jsonl files, or a calibration source such as mix:broad. Repeatable.",
+            help="JSONL file, folder of DOMAIN.jsonl files, mix, or one domain of mix:broad, such as code. "
+            "Repeatable.  [default: mix:broad, unless --tasks are given]",
         ),
     ] = None,
     out: Annotated[
@@ -119,10 +121,6 @@ def eval_command(
     QUANT are also compared with each other. Layers are run one at a time, so that a 27B pair fits a 24 GB GPU.
     Accuracy on tasks needs the whole model on the GPU.
     """
-    if not data and not tasks:
-        raise HybridError(
-            "nothing to evaluate on", remedy="Give documents with --data, or tasks with --tasks, or both."
-        )
     _refuse_unwritable(out)
     from gptq_hybrid.evaluate import EvalRequest, TaskRequest, check_tasks, plot, tables, write_evaluation
 
@@ -144,7 +142,7 @@ def eval_command(
     request = EvalRequest(
         reference=original,
         quantized=others,
-        data=tuple(data or ()),
+        data=tuple(data or (() if tasks else (DEFAULT_CALIBRATION,))),
         limit=limit,
         max_length=max_length,
         drafts=drafts,

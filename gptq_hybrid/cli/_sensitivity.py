@@ -18,6 +18,7 @@ from rich.progress import (
 )
 
 from gptq_hybrid.checkpoint import Checkpoint, HybridError, layout_for
+from gptq_hybrid.recipes import DEFAULT_RECIPE
 
 from ._quantize import resolve_source
 from ._quiet import output_to_log
@@ -76,7 +77,7 @@ def sensitivity_command(
         str | None,
         typer.Option(metavar="SIZE", help="Bytes the recipe may add: 500MB, 1GiB, or 3% of the checkpoint."),
     ] = None,
-    base: Annotated[str, typer.Option(help="Recipe to start from.")] = "static",
+    base: Annotated[str, typer.Option(help="Recipe to start from.")] = DEFAULT_RECIPE,
     device: Annotated[
         str | None, typer.Option(help="cuda, cuda:1, cpu.  [default: the GPU if there is one]")
     ] = None,

@@ -9,11 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gptq_hybrid.evaluate._pass import chunk_of
 from gptq_hybrid.streaming import Batch, OutputHead, States
-
-# Elements of one chunk of float32 logits. On a CPU 2 million (256 tokens of the small model) took a third of the
-# time of 67 million: they stay in its cache.
-_LOGITS = {"cuda": 1 << 27, "cpu": 1 << 21}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +61,7 @@ class Scorer:
 
     def _chunks(self) -> Iterator[tuple[int, torch.Tensor, NDArray[np.int64]]]:
         """Batch, indices ``[tokens]`` into its flattened positions, and the document of each."""
-        size = max(1, _LOGITS.get(self.head.weight.device.type, _LOGITS["cpu"]) // self.head.vocabulary)
+        size = chunk_of(self.head.weight.device, self.head.vocabulary)
         for number, batch in enumerate(self.batches):
             width = batch.tokens.shape[1]
             # The last token of a document predicts nothing that is known.

@@ -123,6 +123,7 @@ def test_how_many_logits_are_held_at_once_changes_nothing(monkeypatch: pytest.Mo
     documents = [list(range(10, 10 + n)) for n in (40, 17, 90)]
     whole = scored(documents, 0.1)
     monkeypatch.setitem(pass_module._LOGITS, "cpu", 8192 * 7)
+    monkeypatch.setattr(pass_module, "_LEAST_TOKENS", 1)
     pieces = scored(documents, 0.1)
     assert [d.key for d in whole] == [d.key for d in pieces]
     for one, other in zip(whole, pieces, strict=True):

@@ -17,6 +17,7 @@ from gptq_hybrid.streaming import CheckpointWeights
 REFERENCE = "reference"
 # Documents on which tokenizers are compared, spread over all of them.
 _COMPARED = 200
+_TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
 
 def device_of(name: str | None) -> torch.device:
@@ -166,10 +167,11 @@ def _vocabulary(weights: CheckpointWeights) -> int:
 def _tokenizer(path: Path) -> Any:
     from transformers import AutoTokenizer
 
+    remedy = "Copy tokenizer.json and tokenizer_config.json of the original into the folder."
+    # Without any, transformers 5 makes up an empty tokenizer for the model's type.
+    if not any((path / name).is_file() for name in _TOKENIZERS):
+        raise HybridError(f"{path} has no tokenizer", remedy=remedy)
     try:
         return AutoTokenizer.from_pretrained(path)
     except Exception as error:
-        raise HybridError(
-            f"{path} has no tokenizer that can be read: {error}",
-            remedy="Copy tokenizer.json and tokenizer_config.json of the original into the folder.",
-        ) from error
+        raise HybridError(f"{path} has no tokenizer that can be read: {error}", remedy=remedy) from error

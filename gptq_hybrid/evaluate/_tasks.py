@@ -205,7 +205,8 @@ def _of_checkpoint(
     checkpoint = Checkpoint.open(path)
     kept: Path | None = None
     if request.work is not None:
-        tasks = {**settings, "definitions": _definitions(request.include_path)}
+        # Tokenizer and chat template decide answers as weights do.
+        tasks = {**settings, "definitions": _digest(request.include_path), "small_files": _digest(path)}
         kept = request.work / f"tasks-{state_key(checkpoint, tasks)[:24]}.json"
         if kept.is_file():
             return list(read_json_object(kept)["rows"])
@@ -237,12 +238,12 @@ def _of_checkpoint(
     return list(outcome["rows"])
 
 
-def _definitions(folder: Path | None) -> str:
-    """SHA-256 of the task files of one's own, and of the data beside them."""
+def _digest(folder: Path | None) -> str:
+    """SHA-256 of the files in ``folder``, weights apart: task definitions and their data, or a tokenizer."""
     digest = hashlib.sha256()
     if folder is None:
         return digest.hexdigest()
     for file in sorted(folder.rglob("*")):
-        if file.is_file():
+        if file.is_file() and file.suffix != ".safetensors":
             digest.update(json.dumps(str(file.relative_to(folder))).encode() + file.read_bytes())
     return digest.hexdigest()

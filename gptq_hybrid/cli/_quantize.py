@@ -114,7 +114,7 @@ def _this_gpu() -> GpuProfile | None:
 
 
 def resolve_source(source: str) -> Path:
-    """A local folder as it is; a hub id downloaded (or found in the cache).
+    """A local folder as it is; a hub id, ``OWNER/NAME[@REVISION]``, downloaded (or found in the cache).
 
     Raises:
         HybridError: neither a folder nor a repository that can be fetched.
@@ -125,7 +125,8 @@ def resolve_source(source: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(source))
+        name, _, revision = source.partition("@")
+        return Path(snapshot_download(name, revision=revision or None))
     except Exception as error:
         raise HybridError(
             f"{source} is neither a folder here nor a repository that can be fetched: {error}",

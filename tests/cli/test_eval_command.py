@@ -207,3 +207,24 @@ def test_tasks_without_lm_eval(qwen36: Run, here: Path, copy: Path, monkeypatch:
         qwen36("eval", CHECKPOINT, copy, "--tasks", "gsm8k"), "lm-eval, which is not installed", "pip install"
     )
     assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "revision"), [("Some-One/A-Model", None), ("Some-One/A-Model@0a1b2c", "0a1b2c")]
+)
+def test_hub_ids_are_downloaded_at_their_revision(
+    given: str, revision: str | None, monkeypatch: pytest.MonkeyPatch, here: Path
+) -> None:
+    import huggingface_hub
+
+    from gptq_hybrid.cli._quantize import resolve_source
+
+    seen: list[tuple[str, str | None]] = []
+
+    def download(name: str, *, revision: str | None) -> str:
+        seen.append((name, revision))
+        return "/cache/snapshot"
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert resolve_source(given) == Path("/cache/snapshot")
+    assert seen == [("Some-One/A-Model", revision)]

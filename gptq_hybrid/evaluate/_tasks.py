@@ -185,7 +185,8 @@ def paired_differences(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple
 def _difference(names: tuple[str, str], row: Mapping[str, Any], deltas: Any) -> TaskDifference:
     mean, count = float(deltas.mean()), len(deltas)
     low = high = None
-    if count > 1:
+    # Where all documents differ alike, mostly not at all, their spread says nothing of others.
+    if count > 1 and deltas.std() > 0:
         quantile = float(need("scipy.stats").t.ppf((1 + LEVEL) / 2, count - 1))
         half = quantile * float(deltas.std(ddof=1)) / count**0.5
         low, high = mean - half, mean + half

@@ -222,3 +222,10 @@ def test_a_gptq_copy_is_told_from_an_original(
     packed = rounded(tmp_path / "w4", 4)
     with pytest.raises(HybridError, match=r"failed on w4: ModuleNotFoundError: .*lm_eval\.models"):
         evaluate_tasks(replace(asked, quantized=(packed,)))
+
+
+def test_answers_that_are_all_the_same_have_no_interval() -> None:
+    row = {"task": "t", "metric": "acc", "filter": "none", "samples": {f"t/{i}/": 1.0 for i in range(5)}}
+    (difference,) = paired_differences({"a": [row], "b": [row]})
+    assert (difference.difference.value, difference.differing, difference.p) == (0, 0, 1)
+    assert difference.difference.low is difference.difference.high is None

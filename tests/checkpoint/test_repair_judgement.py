@@ -158,12 +158,16 @@ def test_a_donor_out_of_the_hub_s_cache_is_recorded_by_name_and_commit(
 def quantize_head(shop: Workshop, *, permuted: bool) -> None:
     """Store the head as GPTQ, its g_idx trivial or back to front."""
 
+    generator = torch.Generator().manual_seed(0)
+
     def pack(tensors: dict[str, Any]) -> None:
         for name in [n for n, t in tensors.items() if t.dim() == 2]:
             out, into = tensors.pop(name).shape
             module, groups = name.removesuffix(".weight"), into // 128
             g_idx = torch.arange(into, dtype=torch.int32) // 128
-            tensors[f"{module}.qweight"] = torch.ones(into // 8, out, dtype=torch.int32)
+            # One value throughout would be a dead head.
+            words = torch.randint(0, 1 << 31, (into // 8, out), generator=generator)
+            tensors[f"{module}.qweight"] = words.to(torch.int32)
             tensors[f"{module}.scales"] = torch.full((groups, out), 0.01, dtype=torch.float16)
             tensors[f"{module}.qzeros"] = torch.ones(groups, out // 8, dtype=torch.int32)
             tensors[f"{module}.g_idx"] = g_idx.flip(0).contiguous() if permuted else g_idx

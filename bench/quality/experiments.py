@@ -30,6 +30,12 @@ _DRAFTS, _MAX_LENGTH, _BATCH = 2, 1024, 16_384
 _FIELDS = ("kld", "top1", "nll_ref", "nll", "drafts_ref", "drafts")
 
 
+def _limit() -> int | None:
+    """Documents a domain at most, in this process and those it starts."""
+    found = os.environ.get("QUALITY_DOCUMENTS")
+    return int(found) if found else None
+
+
 class Bench:
     """What one process needs: documents, the reference's states, the device."""
 
@@ -46,7 +52,9 @@ class Bench:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = AutoTokenizer.from_pretrained(MINI)
         self.pool = unpack_pool(work / f"process-{os.getpid()}")
-        self.documents = encode_documents(load_documents([str(HELD_OUT)]), self.tokenizer, _MAX_LENGTH)
+        self.documents = encode_documents(
+            load_documents([str(HELD_OUT)], limit=_limit()), self.tokenizer, _MAX_LENGTH
+        )
         self.batches = make_batches([d.input_ids for d in self.documents], _BATCH)
         self.settings = PassSettings(self.device, torch.float32, _DRAFTS)
         reference = CheckpointWeights(MINI)
@@ -124,7 +132,7 @@ def _sum_up(arguments: tuple[Path, str]) -> tuple[str, dict[str, Any]]:
     experiment = BY_NAME[name]
     scores = load_scores(work / "scores" / f"{name}.npz")
     found: dict[str, Any] = {"summary": asdict(summarize(name, scores))}
-    control = experiment.base or CONTROL
+    control = experiment.base or ("small-static" if experiment.group == "small" else CONTROL)
     if control != name and (work / "scores" / f"{control}.npz").is_file():
         against = load_scores(work / "scores" / f"{control}.npz")
         found["against"] = asdict(compare((control, name), against, scores))
@@ -169,7 +177,10 @@ def main() -> None:
     parser.add_argument(
         "--seconds", type=float, default=float("inf"), help="start no experiment after this long"
     )
+    parser.add_argument("--documents", type=int, help="most held-out documents of a domain")
     args = parser.parse_args()
+    if args.documents:
+        os.environ["QUALITY_DOCUMENTS"] = str(args.documents)
     deadline = time.time() + args.seconds
     from gptq_hybrid.evaluate._environment import environment
 
@@ -183,7 +194,13 @@ def main() -> None:
 
     result = {
         "environment": environment("cuda:0" if torch.cuda.is_available() else "cpu"),
-        "settings": {"max_length": _MAX_LENGTH, "drafts": _DRAFTS, "dtype": "float32", "control": CONTROL},
+        "settings": {
+            "max_length": _MAX_LENGTH,
+            "drafts": _DRAFTS,
+            "dtype": "float32",
+            "control": CONTROL,
+            "documents": _limit(),
+        },
         "experiments": {
             e.name: {"group": e.group, **facts.get(e.name, {}), **summed.get(e.name, {})}
             for e in EXPERIMENTS

@@ -123,6 +123,16 @@ def _samples() -> list[Experiment]:
     ]
 
 
+def _small() -> list[Experiment]:
+    """GPTAQ on fewer rows, as a CPU can do it; `small-static` is its control."""
+    text = replace(MIX, samples=64)
+    return [
+        Experiment("small-static", "small", STATIC, text),
+        Experiment("small-gptaq", "small", STATIC, text, gptaq={"alpha": 0.25}),
+        Experiment("small-foem-gptaq", "small", STATIC, text, foem={"alpha": 0.25, "beta": 0.2}),
+    ]
+
+
 def _modules() -> list[Experiment]:
     def static_with(name: str, pattern: str, bits: int) -> Experiment:
         rule = {"-:" + _LAYER + pattern: {}} if bits == 16 else {"+:" + _LAYER + pattern: {"bits": bits}}
@@ -199,5 +209,5 @@ def _heads() -> list[Experiment]:
     ]
 
 
-EXPERIMENTS = (*_methods(), *_seeds(), *_texts(), *_samples(), *_modules(), *_heads(), *_recipes())
+EXPERIMENTS = (*_methods(), *_seeds(), *_texts(), *_samples(), *_small(), *_modules(), *_heads(), *_recipes())
 BY_NAME = {experiment.name: experiment for experiment in EXPERIMENTS}

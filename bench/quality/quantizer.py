@@ -65,7 +65,9 @@ def quantize(
     if experiment.gptaq is not None:
         extra["gptaq"] = GPTAQConfig(**experiment.gptaq)
     model = GPTQModel.load(str(source), QuantizeConfig(**{**(experiment.settings or {}), **extra}))
-    model.quantize([dict(row) for row in rows], batch_size=8)
+    # With GPTAQ gptqmodel 7.6.0 fails on padded batches: it keeps the unquantized model's inputs of one row only.
+    native = bool(experiment.gptaq or (experiment.foem or {}).get("alpha"))
+    model.quantize([dict(row) for row in rows], batch_size=1 if native else 8)
     model.save(str(target))
     errors = [r.relative_error for r in model.module_records.values() if r.relative_error is not None]
     return {

@@ -52,8 +52,15 @@ def _install_cpu_int4() -> None:
         replace_model_class(architecture, f"vllm_qwen36_plugin.cpu_int4.models:{architecture}")
 
 
+def _install_act_order() -> None:
+    from .act_order.claim import register
+
+    register()
+
+
 FEATURES: dict[str, Callable[[], None]] = {
     "the MTP check before start": _install_mtp_front,
     "the MTP check in the worker": _install_mtp_worker,
     "packed weights on CPUs": _install_cpu_int4,
+    "act order": _install_act_order,
 }

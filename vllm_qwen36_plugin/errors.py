@@ -15,5 +15,9 @@ class MtpHeadError(RefusalError):
     """MTP was asked for, and the head of this checkpoint cannot draft."""
 
 
+class ActOrderError(RefusalError):
+    """The ``g_idx`` of this checkpoint cannot be served, or would be served wrong."""
+
+
 class CompatError(RuntimeError):
     """Something of vLLM that is no public interface is not what this plugin expects."""

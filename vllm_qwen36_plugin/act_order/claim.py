@@ -1,0 +1,106 @@
+"""Whose checkpoint is it? vLLM asks each registered quantization config, custom ones first.
+
+The class registered here only answers that; the config proper (`config.py`) and vLLM's own, which it is made of, are
+imported for checkpoints that are claimed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vllm_qwen36_plugin._architectures import MTP_DRAFT, TARGETS
+
+NAME = "qwen36_gptq"
+# vLLM up to 0.29 serves act order itself. bench/act_order sets this to compare the two in one vLLM.
+CLAIM_EVERYWHERE = False
+_USER_CHOICES = (None, "gptq", "gptq_marlin", "auto_gptq", "marlin", NAME)
+
+
+def register() -> None:
+    """Register the config with vLLM. Idempotent."""
+    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS, register_quantization_config
+    from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
+
+    if NAME in QUANTIZATION_METHODS:
+        return
+
+    class ActOrderClaim(QuantizationConfig):  # type: ignore[misc]
+        """Answers for `ActOrderConfig` until one is made."""
+
+        @classmethod
+        def override_quantization_method(
+            cls, hf_quant_cfg: Mapping[str, Any], user_quant: str | None, hf_config: Any = None
+        ) -> str | None:
+            return NAME if claims(hf_quant_cfg, user_quant, hf_config) else None
+
+        @classmethod
+        def get_name(cls) -> str:
+            return NAME
+
+        @classmethod
+        def get_config_filenames(cls) -> list[str]:
+            return ["quantize_config.json"]
+
+        @classmethod
+        def get_min_capability(cls) -> int:
+            return _config_class().get_min_capability()  # type: ignore[no-any-return]
+
+        @classmethod
+        def get_supported_act_dtypes(cls) -> list[Any]:
+            return _config_class().get_supported_act_dtypes()  # type: ignore[no-any-return]
+
+        @classmethod
+        def from_config(cls, config: dict[str, Any]) -> Any:
+            return _config_class().from_config(config)
+
+    register_quantization_config(NAME)(ActOrderClaim)
+
+
+def claims(hf_quant_cfg: Mapping[str, Any], user_quant: str | None, hf_config: Any) -> bool:
+    """Whether this is a GPTQ checkpoint of the family in act order that this vLLM does not serve itself."""
+    if str(hf_quant_cfg.get("quant_method", "")).lower() != "gptq" or user_quant not in _USER_CHOICES:
+        return False
+    architectures = getattr(hf_config, "architectures", None) or ()
+    if not {*TARGETS, MTP_DRAFT}.intersection(architectures) or not asks_for_act_order(hf_quant_cfg):
+        return False
+    if CLAIM_EVERYWHERE:
+        return True
+    from vllm_qwen36_plugin.compat.act_order import stock_serves_act_order
+
+    return not stock_serves_act_order()
+
+
+def asks_for_act_order(hf_quant_cfg: Mapping[str, Any]) -> bool:
+    """Whether any module may be in act order. One group a column has no order."""
+    base, size = bool(hf_quant_cfg.get("desc_act")), hf_quant_cfg.get("group_size", 128)
+    if base and size != -1:
+        return True
+    dynamic = hf_quant_cfg.get("dynamic")
+    return any(
+        isinstance(rule, Mapping)
+        and not pattern.startswith("-:")
+        and bool(rule.get("desc_act", base))
+        and rule.get("group_size", size) != -1
+        for pattern, rule in (dynamic.items() if isinstance(dynamic, Mapping) else ())
+    )
+
+
+def without_act_order(hf_quant_cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The same config with every ``desc_act`` off: what vLLM sees, its kernels getting sorted rows."""
+    config = {**hf_quant_cfg, "desc_act": False}
+    dynamic = config.get("dynamic")
+    if isinstance(dynamic, Mapping):
+        config["dynamic"] = {
+            pattern: {key: value for key, value in rule.items() if key != "desc_act"}
+            if isinstance(rule, Mapping)
+            else rule
+            for pattern, rule in dynamic.items()
+        }
+    return config
+
+
+def _config_class() -> Any:
+    from .config import ActOrderConfig
+
+    return ActOrderConfig

@@ -1,0 +1,200 @@
+"""The linear method: vLLM's own on rows sorted by ``g_idx``, with the input permuted to match."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vllm_qwen36_plugin.compat.act_order import stock_gptq, stock_serves_act_order
+from vllm_qwen36_plugin.errors import ActOrderError
+
+from .sorting import natural_order, permute_halves, row_order, sort_rows
+
+if TYPE_CHECKING:
+    from .config import Siblings
+
+_StockMethod = stock_gptq()[1]
+_PRODUCER, _CONSUMER = "gate_up_proj", "down_proj"
+_NOT_LOADED = -1
+
+
+def initial_g_idx(rows: int, group_size: int) -> torch.Tensor:
+    """What a dummy load computes with, as it has no ``g_idx`` to load: natural order, int32 ``[rows]``."""
+    return natural_order(rows, group_size)
+
+
+class GroupIndexLoader:
+    """Loads the ``g_idx`` of a layer: once for each shard of a fused layer, which must agree.
+
+    Rows are not split here, whatever the parallelism: a group's number means nothing without all of them.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.first: torch.Tensor | None = None
+
+    def __call__(self, param: torch.nn.Parameter, loaded: torch.Tensor, *_: Any, **__: Any) -> None:
+        """Take one shard's ``g_idx``.
+
+        Raises:
+            ActOrderError: it has another length, or differs from that of a shard before it.
+        """
+        if loaded.shape != param.shape:
+            raise ActOrderError(
+                f"{self.prefix}: g_idx has {loaded.numel()} entries for {param.numel()} input rows; "
+                "fetch the checkpoint again"
+            )
+        values = loaded.to("cpu", torch.int32, copy=True)
+        if self.first is not None and not torch.equal(self.first, values):
+            count = int((self.first != values).sum())
+            raise ActOrderError(
+                f"{self.prefix}: its parts differ in g_idx ({count} of {len(values)} rows), but vLLM runs them as one "
+                "layer with one input; quantize again: qwen36 quantize ORIGINAL TARGET"
+            )
+        self.first = values
+        param.data.copy_(loaded)
+
+
+class ActOrderLinearMethod(_StockMethod):  # type: ignore[misc, valid-type]
+    """Sorted on load, permuted at run time: ``layer.act_order``, int32 ``[in_features]``, or None."""
+
+    def __init__(self, quant_config: Any, prefix: str, siblings: Siblings) -> None:
+        super().__init__(quant_config)
+        self.prefix = prefix
+        self.siblings = siblings
+        self.folded = False
+        self._dummy = self._lora = False
+
+    def create_weights(
+        self,
+        layer: torch.nn.Module,
+        input_size_per_partition: int,
+        output_partition_sizes: list[int],
+        input_size: int,
+        output_size: int,
+        params_dtype: torch.dtype,
+        **extra_weight_attrs: Any,
+    ) -> None:
+        """vLLM's parameters and ``g_idx``, int32 ``[input_size]``: of all ranks' rows."""
+        super().create_weights(
+            layer,
+            input_size_per_partition,
+            output_partition_sizes,
+            input_size,
+            output_size,
+            params_dtype,
+            **extra_weight_attrs,
+        )
+        g_idx = torch.nn.Parameter(
+            torch.full((input_size,), _NOT_LOADED, dtype=torch.int32), requires_grad=False
+        )
+        vars(g_idx)["weight_loader"] = GroupIndexLoader(self.prefix)
+        layer.register_parameter("g_idx", g_idx)
+        layer.register_buffer("act_order", None, persistent=False)
+        self.rows = input_size
+        self.rows_here = input_size_per_partition
+        self.halves = list(output_partition_sizes)
+        self._dummy, self._lora = _dummy_load(), _lora()
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        """Sort the rows, then let vLLM's kernel repack them.
+
+        Raises:
+            ActOrderError: no ``g_idx``, one that is no act order, or one over rows that ranks share out.
+        """
+        order = self.order_of(layer)
+        if order is not None:
+            sort_rows(layer.qweight.data, order, self.quant_config.weight_bits)
+        self._order_output(layer)
+        device = layer.qweight.device
+        if stock_serves_act_order():
+            # vLLM up to 0.29 has a parameter of this name, and gives it to kernels that do not look at it.
+            layer.g_idx = torch.nn.Parameter(
+                torch.empty(0, dtype=torch.int32, device=device), requires_grad=False
+            )
+        else:
+            del layer.g_idx
+        super().process_weights_after_loading(layer)
+        if order is not None and not self.folded:
+            self._keep(layer, order.to(device))
+
+    def order_of(self, layer: torch.nn.Module) -> torch.Tensor | None:
+        """The order its rows are sorted into, int32 ``[input_size]``; None where they lie in order.
+
+        Raises:
+            ActOrderError: as `process_weights_after_loading`.
+        """
+        g_idx = layer.g_idx.data.cpu()
+        if (g_idx == _NOT_LOADED).all():
+            if not self._dummy:
+                raise ActOrderError(
+                    f"{self.prefix}: the checkpoint has no g_idx for it, although desc_act is true"
+                )
+            g_idx = initial_g_idx(self.rows, self.quant_config.group_size)
+        try:
+            order = row_order(g_idx, self.quant_config.group_size)
+        except ValueError as error:
+            raise ActOrderError(
+                f"{self.prefix}.g_idx is no act order: {error}; fetch the checkpoint again"
+            ) from error
+        if order is not None and self.rows != self.rows_here:
+            raise ActOrderError(
+                f"{self.prefix} is split by rows over {self.rows // self.rows_here} GPUs, and its act order needs rows "
+                "that other GPUs have. Serve it with --tensor-parallel-size 1, or quantize without order at run time: "
+                "qwen36 quantize ORIGINAL TARGET --recipe static-mse"
+            )
+        return order
+
+    def _order_output(self, layer: torch.nn.Module) -> None:
+        """Where this is `gate_up_proj`: have its output come out as the rows of `down_proj` are sorted.
+
+        Exact, as silu(gate) * up is elementwise. Not with LoRA, whose matrices are in the original order, nor for a
+        `down_proj` that is done already.
+        """
+        parent, _, name = self.prefix.rpartition(".")
+        if name != _PRODUCER or self._lora or len(self.halves) != 2:
+            return
+        down = self.siblings.find(f"{parent}.{_CONSUMER}")
+        method = getattr(down, "quant_method", None)
+        if down is None or not isinstance(method, ActOrderLinearMethod) or not hasattr(down, "g_idx"):
+            return
+        order = method.order_of(down)
+        if order is None or method.folded or self.halves != [len(order)] * 2:
+            return
+        for tensor in (layer.qweight.data, layer.scales.data):
+            permute_halves(tensor, order)
+        method.folded = True
+
+    def apply(
+        self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """``x`` ``[..., in_features]``. Plain indexing, which torch.compile fuses into what made ``x``."""
+        if layer.act_order is not None:
+            x = x.index_select(-1, layer.act_order)
+        return super().apply(layer, x, bias)
+
+    @staticmethod
+    def _keep(layer: torch.nn.Module, order: torch.Tensor) -> None:
+        # In place on a second load: CUDA graphs hold the address.
+        if layer.act_order is None:
+            layer.act_order = order
+        else:
+            layer.act_order.copy_(order)
+
+
+def _dummy_load() -> bool:
+    """Whether weights are made up, and no ``g_idx`` with them."""
+    from vllm.config import get_current_vllm_config_or_none
+
+    from vllm_qwen36_plugin.compat.draft import format_name
+
+    config = get_current_vllm_config_or_none()
+    return config is not None and format_name(config.load_config) == "dummy"
+
+
+def _lora() -> bool:
+    from vllm.config import get_current_vllm_config_or_none
+
+    config = get_current_vllm_config_or_none()
+    return config is not None and getattr(config, "lora_config", None) is not None

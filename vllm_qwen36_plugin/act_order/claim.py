@@ -1,7 +1,7 @@
 """Whose checkpoint is it? vLLM asks each registered quantization config, custom ones first.
 
-The class registered here only answers that; the config proper (`config.py`) and vLLM's own, which it is made of, are
-imported for checkpoints that are claimed.
+The class registered here only answers that; the config proper (`config.py`) and vLLM's own, which it is made of,
+are imported for checkpoints that are claimed.
 """
 
 from __future__ import annotations

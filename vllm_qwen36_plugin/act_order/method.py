@@ -49,8 +49,8 @@ class GroupIndexLoader:
         if self.first is not None and not torch.equal(self.first, values):
             count = int((self.first != values).sum())
             raise ActOrderError(
-                f"{self.prefix}: its parts differ in g_idx ({count} of {len(values)} rows), but vLLM runs them as one "
-                "layer with one input; quantize again: qwen36 quantize ORIGINAL TARGET"
+                f"{self.prefix}: its parts differ in g_idx ({count} of {len(values)} rows), but vLLM runs them as "
+                "one layer with one input; quantize again: qwen36 quantize ORIGINAL TARGET"
             )
         self.first = values
         param.data.copy_(loaded)
@@ -140,9 +140,9 @@ class ActOrderLinearMethod(_StockMethod):  # type: ignore[misc, valid-type]
             ) from error
         if order is not None and self.rows != self.rows_here:
             raise ActOrderError(
-                f"{self.prefix} is split by rows over {self.rows // self.rows_here} GPUs, and its act order needs rows "
-                "that other GPUs have. Serve it with --tensor-parallel-size 1, or quantize without order at run time: "
-                "qwen36 quantize ORIGINAL TARGET --recipe static-mse"
+                f"{self.prefix} is split by rows over {self.rows // self.rows_here} GPUs, and its act order needs "
+                "rows that other GPUs have. Serve it with --tensor-parallel-size 1, or quantize without order at "
+                "run time: qwen36 quantize ORIGINAL TARGET --recipe static-mse"
             )
         return order
 

@@ -1,8 +1,8 @@
 """The arithmetic of act order: rows sorted by group, and the permutation that the input then needs.
 
-GPTQ with ``desc_act`` numbers a row's group by its place in order of importance: ``g_idx[order[i]] = i // group_size``.
-So each group has ``group_size`` rows (the last one may have fewer), anywhere in the matrix. Sorting by ``g_idx`` puts
-them side by side: ``y = x @ W`` is ``x[order] @ W[order]``.
+GPTQ with ``desc_act`` numbers a row's group by its place in order of importance: ``g_idx[order[i]]`` is
+``i // group_size``. So each group has ``group_size`` rows (the last one may have fewer), anywhere in the matrix.
+Sorting by ``g_idx`` puts them side by side: ``y = x @ W`` is ``x[order] @ W[order]``.
 """
 
 from __future__ import annotations

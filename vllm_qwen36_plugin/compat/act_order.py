@@ -1,7 +1,7 @@
 """vLLM's GPTQ config and linear method, to subclass, and how a version treats ``g_idx``.
 
-``GPTQMarlinConfig`` in ``gptq_marlin`` up to 0.20, ``AutoGPTQConfig`` in ``auto_gptq`` from 0.22 on. Act order went in
-0.30, and ``has_g_idx`` of the kernels' config with it.
+``GPTQMarlinConfig`` in ``gptq_marlin`` up to 0.20, ``AutoGPTQConfig`` in ``auto_gptq`` from 0.22 on. Act order
+went in 0.30, and ``has_g_idx`` of the kernels' config with it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _NAMES = (
 )
 
 
-def stock_gptq() -> tuple[type, type]:
+def stock_gptq() -> tuple[Any, Any]:
     """vLLM's own GPTQ config and its linear method.
 
     Raises:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import TYPE_CHECKING, Any
 
 from vllm_qwen36_plugin._log import logger
+from vllm_qwen36_plugin.before_start import (
+    INDEXED_FORMATS,
+    note_passed,
+    open_local,
+    passed_in_parent,
+    show_refusal_alone,
+)
 from vllm_qwen36_plugin.compat.draft import MtpDraft, mtp_draft
 from vllm_qwen36_plugin.errors import MtpHeadError, OptionsError
 from vllm_qwen36_plugin.options import PluginOptions
 
-from .folder import INDEXED_FORMATS, open_local
 from .message import refusal
-from .screen import show_refusal_alone
 
 if TYPE_CHECKING:
     from gptq_hybrid.checkpoint import Finding
 
-# Set once a head has passed. vLLM's further API servers (--api-server-count) build the same config again and
-# inherit it; in the process that set it, it counts for nothing, as files may have changed between two engines.
 _PASSED = "QWEN36_MTP_PASSED"
 
 
@@ -67,7 +69,7 @@ def _problems(draft: MtpDraft, options: PluginOptions) -> list[tuple[str, str]] 
     if draft.load_format not in INDEXED_FORMATS:
         logger.info("%s (in the worker: load format %s)", banner, draft.load_format)
         return None
-    if _passed_in_parent(draft.model):
+    if passed_in_parent(_PASSED, draft.model):
         return None
     begun = time.perf_counter()
     try:
@@ -87,15 +89,10 @@ def _problems(draft: MtpDraft, options: PluginOptions) -> list[tuple[str, str]] 
     problems = [(found.message, found.remedy) for found in findings if _refuses(found)]
     if not problems:
         logger.info("%s (files in order, %.0f ms)", banner, (time.perf_counter() - begun) * 1e3)
-        os.environ[_PASSED] = f"{os.getpid()}:{draft.model}"
+        note_passed(_PASSED, draft.model)
     return problems
 
 
 def _refuses(finding: Finding) -> bool:
     """A rule that broke says nothing of the checkpoint; the worker looks at what was loaded."""
     return finding.severity == "error" and finding.rule != "rule-failed"
-
-
-def _passed_in_parent(model: str) -> bool:
-    process, _, passed = os.environ.get(_PASSED, "").partition(":")
-    return passed == model and process == str(os.getppid())

@@ -1,4 +1,4 @@
-"""Where the draft's files are, if they are on this machine already."""
+"""Where the files are that vLLM will read, if they are on this machine already."""
 
 from __future__ import annotations
 

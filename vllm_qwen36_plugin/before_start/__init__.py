@@ -1,0 +1,16 @@
+"""What every check before start needs: the files on this machine, and a refusal that can be read."""
+
+from .folder import INDEXED_FORMATS, open_local
+from .message import bullets
+from .parent import note_passed, passed_in_parent
+from .screen import refusal_in, show_refusal_alone
+
+__all__ = [
+    "INDEXED_FORMATS",
+    "bullets",
+    "note_passed",
+    "open_local",
+    "passed_in_parent",
+    "refusal_in",
+    "show_refusal_alone",
+]

@@ -1,0 +1,107 @@
+"""Tables and the picture of README.md, from `gemm.json` and `engine.json`.
+
+    python -m bench.act_order.report [--check] [--no-picture]
+
+`--check` writes nothing and fails if the README is not what would be written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench.act_order import tables
+from bench.act_order.results import ENGINE, GEMM, MODULES, Json, extras, load
+
+README = Path(__file__).with_name("README.md")
+PICTURE = Path(__file__).with_name("gemm.png")
+_BLOCK = re.compile(r"<!-- table: (\S+) -->\n(.*?)<!-- end -->", re.DOTALL)
+TABLES: dict[str, tuple[Path, Callable[[Json], str]]] = {
+    "total": (GEMM, tables.gemm_total),
+    "extras": (GEMM, tables.gemm_extras),
+    "times": (GEMM, tables.gemm_times),
+    "engine": (ENGINE, tables.engine_table),
+}
+
+
+def filled(text: str, results: dict[Path, Json | None]) -> str:
+    """``text`` with every table between its markers.
+
+    Raises:
+        ValueError: a marker names no table, or a table has no marker.
+    """
+    names = [match[1] for match in _BLOCK.finditer(text)]
+    if sorted(names) != sorted(TABLES):
+        raise ValueError(f"README.md has markers for {sorted(names)}, there are tables {sorted(TABLES)}")
+
+    def block(match: re.Match[str]) -> str:
+        path, draw = TABLES[match[1]]
+        result = results[path]
+        body = "Not measured yet." if result is None else draw(result)
+        return f"<!-- table: {match[1]} -->\n{body}\n<!-- end -->"
+
+    return _BLOCK.sub(block, text)
+
+
+def picture(result: Json) -> Any:
+    """What act order adds to a call, by module, a panel for each M below 1024."""
+    from matplotlib.figure import Figure
+
+    rows = {(row["module"], row["m"]): extras(row) for row in result["rows"]}
+    sizes = sorted({m for _, m in rows if m < 1024})
+    if not sizes:
+        raise ValueError("gemm.json has no M below 1024 to draw")
+    names = [module.name for module in MODULES if any((module.name, m) in rows for m in sizes)]
+    bars = [
+        ("stock", "stock", "#b0b0b0"),
+        ("ours", "ours", "#7fb2e5"),
+        ("ours_compiled", "ours, compiled", "#1f5fa8"),
+    ]
+    figure = Figure(figsize=(3.2 * len(sizes) + 1, 3.6), layout="constrained")
+    for axes, m in zip(figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0], sizes, strict=True):
+        for place, (key, label, color) in enumerate(bars):
+            heights = [rows.get((name, m), {}).get(key, float("nan")) for name in names]
+            axes.bar(
+                [i + (place - 1) * 0.27 for i in range(len(names))], heights, 0.27, label=label, color=color
+            )
+        axes.set_title(f"M = {m}")
+        axes.set_xticks(range(len(names)), names, rotation=45)
+        axes.axhline(0, color="black", linewidth=0.6)
+        axes.grid(axis="y", alpha=0.3)
+    figure.axes[0].set_ylabel("added by act order, µs a call")
+    figure.axes[-1].legend()
+    figure.suptitle(tables.where(result["environment"]), fontsize=9)
+    return figure
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the README is stale")
+    parser.add_argument("--no-picture", action="store_true")
+    args = parser.parse_args()
+    results = {path: load(path) for path in (GEMM, ENGINE)}
+    current = README.read_text(encoding="utf-8")
+    text = filled(current, results)
+    if args.check:
+        if text != current:
+            sys.exit(
+                "README.md does not hold the tables of the results: run python -m bench.act_order.report"
+            )
+        return
+    from gptq_hybrid.checkpoint._atomic import write_text_atomic
+
+    write_text_atomic(README, text)
+    gemm = results[GEMM]
+    if gemm and not args.no_picture:
+        picture(gemm).savefig(PICTURE, dpi=130, metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""What was measured and what follows from it: no torch here, so that the report runs anywhere.
+
+`gemm.json` holds microseconds a call by module, rows (M) and variant; `engine.json` milliseconds a decode step by
+variant and batch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+HERE = Path(__file__).parent
+GEMM, ENGINE = HERE / "gemm.json", HERE / "engine.json"
+VARIANTS = ("none", "stock", "ours")
+# Ours may cost at most this share of what stock act order costs.
+TARGET = 0.5
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A fused linear of the 27B: x ``[M, k]`` times W ``[k, n]``; ``before`` names what computes x."""
+
+    name: str
+    k: int
+    n: int
+    layers: int
+    before: str
+
+
+# o_proj and out_proj are one shape, but different operations make their input.
+MODULES = (
+    Module("qkv", 5120, 14336, 16, "norm"),
+    Module("qkvz", 5120, 16384, 48, "norm_twice"),
+    Module("o", 6144, 5120, 16, "gate"),
+    Module("out", 6144, 5120, 48, "gated_norm"),
+    Module("gate_up", 5120, 34816, 64, "norm"),
+    Module("down", 17408, 5120, 64, "silu_mul"),
+)
+# Its input comes out in order: the columns of gate_up are permuted on load.
+FOLDED = "down"
+
+
+def extras(row: Mapping[str, Any]) -> dict[str, float]:
+    """Microseconds a call that act order adds, of one module and M.
+
+    ``stock`` and ``ours`` as calls of their own; ``stock_compiled`` and ``ours_compiled`` after the compiled
+    operation that computes the input, with what the gather adds to that operation.
+    """
+    us, folded = row["us"], row["module"] == FOLDED
+    found = {"stock": us["stock"] - us["none"], "ours": 0.0 if folded else us["ours"] - us["none"]}
+    if "before+none" in us:
+        found["stock_compiled"] = us["before+stock"] - us["before+none"]
+        found["ours_compiled"] = 0.0 if folded else us["before+ours"] - us["before+none"]
+    return found
+
+
+def totals(rows: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, float]]:
+    """By M: microseconds that act order adds to a pass through all 64 layers, and ours over stock.
+
+    An M that lacks a module is left out: its sum would be of other layers. Ratios are left out where stock adds
+    nothing.
+    """
+    layers = {module.name: module.layers for module in MODULES}
+    by_m: dict[int, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_m.setdefault(int(row["m"]), []).append(row)
+    found: dict[int, dict[str, float]] = {}
+    for m, group in sorted(by_m.items()):
+        if sorted(row["module"] for row in group) != sorted(layers):
+            continue
+        each = [(layers[row["module"]], extras(row)) for row in group]
+        names = set.intersection(*(set(extra) for _, extra in each))
+        total = {name: sum(count * extra[name] for count, extra in each) for name in names}
+        total["none"] = sum(layers[row["module"]] * row["us"]["none"] for row in group)
+        for name in ("ours", "ours_compiled"):
+            stock = total.get(name.replace("ours", "stock"), 0.0)
+            if name in total and stock > 0:
+                total[f"ratio_{name}"] = total[name] / stock
+        found[m] = total
+    return found
+
+
+def step_ms(run: Mapping[str, Any], batch: int | str) -> float:
+    """Median milliseconds a decode step of one variant at one batch size."""
+    times: list[float] = run["step_ms"][str(batch)]
+    return median(times)
+
+
+def engine_extras(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """By batch: milliseconds a step that ``stock`` and ``ours`` add to ``none``, and their ratio.
+
+    Only of variants that were run; empty without ``none``.
+    """
+    runs = result["runs"]
+    if "none" not in runs:
+        return {}
+    found: dict[str, dict[str, float]] = {}
+    for batch in runs["none"]["step_ms"]:
+        base = step_ms(runs["none"], batch)
+        added = {name: step_ms(runs[name], batch) - base for name in ("stock", "ours") if name in runs}
+        if len(added) == 2 and added["stock"] > 0:
+            added["ratio"] = added["ours"] / added["stock"]
+        found[batch] = added
+    return found
+
+
+def same_tokens(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[int, int]:
+    """Of the prompts of two runs: how many have the same first token, and how many there are."""
+    pairs = list(zip(one["tokens"], other["tokens"], strict=True))
+    return sum(a[0] == b[0] for a, b in pairs), len(pairs)
+
+
+def load(path: Path) -> Json | None:
+    """The results in a file; None if it was not measured yet."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def save(path: Path, result: Mapping[str, Any]) -> None:
+    """As JSON, under a temporary name first: a call that is cut off leaves the previous file."""
+    from gptq_hybrid.checkpoint._atomic import write_json_atomic
+
+    write_json_atomic(path, result)

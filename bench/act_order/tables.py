@@ -1,0 +1,117 @@
+"""The tables of README.md, from the results."""
+
+from __future__ import annotations
+
+from bench.act_order.results import MODULES, TARGET, Json, engine_extras, extras, same_tokens, step_ms, totals
+
+_NAMES = {
+    "none": "none",
+    "stock": "stock",
+    "ours": "ours",
+    "machete": "Machete, none",
+    "before+none": "op + none",
+    "before+stock": "op + stock",
+    "before+ours": "op + ours",
+}
+
+
+def where(environment: Json) -> str:
+    """Card and versions, in a line."""
+    versions = [f"{name} {environment[name]}" for name in ("vllm", "torch", "python") if name in environment]
+    return f"{environment['device']}, {', '.join(versions)}"
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Markdown; the first column to the left."""
+    line = "|" + "|".join(["---"] + ["---:"] * (len(header) - 1)) + "|"
+    return "\n".join(
+        ["| " + " | ".join(header) + " |", line, *("| " + " | ".join(row) + " |" for row in rows)]
+    )
+
+
+def gemm_times(result: Json) -> str:
+    """Microseconds a call of every variant."""
+    found = [name for name in _NAMES if any(name in row["us"] for row in result["rows"])]
+    shapes = {module.name: f"{module.name} {module.k}×{module.n}" for module in MODULES}
+    rows = [
+        [shapes[row["module"]], str(row["m"])]
+        + [f"{row['us'][name]:.1f}" if name in row["us"] else "" for name in found]
+        + [f"{row['error']['ours']:.4f}", f"{row['error']['stock']:.4f}"]
+        for row in result["rows"]
+    ]
+    header = ["module, K×N", "M", *(_NAMES[name] for name in found), "error, ours", "error, stock"]
+    return (
+        f"{table(header, rows)}\n\n{where(result['environment'])}; µs a call, median of {result['repeats']}."
+    )
+
+
+def gemm_extras(result: Json) -> str:
+    """Microseconds that act order adds to a call."""
+    names = {
+        "stock": "stock",
+        "ours": "ours",
+        "stock_compiled": "stock, compiled",
+        "ours_compiled": "ours, compiled",
+    }
+    by_row = [(row, extras(row)) for row in result["rows"]]
+    rows = [
+        [row["module"], str(row["m"])] + [f"{extra[name]:+.2f}" if name in extra else "" for name in names]
+        for row, extra in by_row
+    ]
+    body = table(["module", "M", *names.values()], rows)
+    return f"{body}\n\n{where(result['environment'])}; µs a call over none."
+
+
+def gemm_total(result: Json) -> str:
+    """What act order adds to a pass through 64 layers."""
+    rows = []
+    for m, total in totals(result["rows"]).items():
+        cells = [str(m), f"{total['none'] / 1e3:.2f}"]
+        for name in ("stock", "ours", "ratio_ours", "stock_compiled", "ours_compiled", "ratio_ours_compiled"):
+            value = total.get(name)
+            cells.append(
+                "" if value is None else f"{value:.2f}" if "ratio" in name else f"{value / 1e3:+.3f}"
+            )
+        rows.append(cells)
+    header = [
+        "M",
+        "none",
+        "stock",
+        "ours",
+        "ours / stock",
+        "stock, compiled",
+        "ours, compiled",
+        "ours / stock",
+    ]
+    return (
+        f"{table(header, rows)}\n\n{where(result['environment'])}; ms for the quantized linears of 64 layers, "
+        f"sums of the medians; the aim is a ratio of at most {TARGET}."
+    )
+
+
+def engine_table(result: Json) -> str:
+    """Milliseconds a decode step, and what act order adds."""
+    runs, added = result["runs"], engine_extras(result)
+    batches = next(iter(runs.values()))["step_ms"]
+    rows = []
+    for name, run in runs.items():
+        cells = [name, str(run["layers"]["permuting"])]
+        for batch in batches:
+            extra = added.get(batch, {}).get(name)
+            spread = max(run["step_ms"][batch]) - min(run["step_ms"][batch])
+            cells += [f"{step_ms(run, batch):.3f} ({spread:.3f})", "" if extra is None else f"{extra:+.3f}"]
+        rows.append(cells)
+    header = ["act order", "linears that permute"]
+    for batch in batches:
+        header += [f"batch {batch}: ms a step (range)", "added"]
+    notes = [f"{where(next(iter(runs.values()))['environment'])}; {result['settings']['layers']} layers"]
+    notes += [
+        f"ours / stock at batch {b}: {extra['ratio']:.2f}" for b, extra in added.items() if "ratio" in extra
+    ]
+    if {"stock", "ours"} <= set(runs):
+        same, count = same_tokens(runs["stock"], runs["ours"])
+        notes.append(f"same first token in stock and ours: {same} of {count} prompts")
+    if {"none", "stock"} <= set(runs):
+        same, count = same_tokens(runs["none"], runs["stock"])
+        notes.append(f"in none and stock, whose weights differ: {same} of {count}")
+    return f"{table(header, rows)}\n\n{'. '.join(notes)}."

@@ -1,0 +1,202 @@
+"""`bench/act_order`: the arithmetic of the report, and what of the measurement runs without a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench.act_order import before, dummy, engine, gemm, kernels, timing
+from bench.act_order.report import README, TABLES, filled, picture
+from bench.act_order.results import (
+    ENGINE,
+    GEMM,
+    MODULES,
+    engine_extras,
+    extras,
+    load,
+    same_tokens,
+    save,
+    totals,
+)
+from gptq_hybrid.checkpoint import layout_for
+from vllm_qwen36_plugin.act_order.sorting import natural_order
+
+_WHERE = {"device": "a card", "vllm": "0.26.0", "torch": "2.11.0"}
+
+
+def gemm_row(module: str, m: int) -> dict[str, Any]:
+    us = {"none": 30.0, "stock": 36.0, "before+none": 33.0, "before+stock": 39.0}
+    if module != "down":
+        us |= {"ours": 32.0, "before+ours": 34.0}
+    return {"module": module, "m": m, "us": us, "error": {"ours": 0.003, "stock": 0.003}}
+
+
+@pytest.fixture
+def gemm_result() -> dict[str, Any]:
+    rows = [gemm_row(module.name, m) for module in MODULES for m in (1, 16)]
+    return {"environment": _WHERE, "repeats": 25, "rows": rows, "errors": []}
+
+
+@pytest.fixture
+def engine_result() -> dict[str, Any]:
+    def run(one: float, many: float, token: int, permuting: int) -> dict[str, Any]:
+        return {
+            "environment": _WHERE,
+            "layers": {"linears": 256, "permuting": permuting},
+            "step_ms": {"1": [one, one + 0.2, one - 0.1], "16": [many, many, many + 1]},
+            "tokens": [[token, 1], [7, 1]],
+        }
+
+    runs = {
+        "none": run(10.0, 15.0, 1, 0),
+        "stock": run(12.0, 17.0, 2, 256),
+        "ours": run(10.5, 15.4, 2, 192),
+    }
+    return {"settings": {"layers": 64}, "runs": runs}
+
+
+def test_modules_are_the_27b_s_fused_linears() -> None:
+    text = dummy.config(64, desc_act=True)
+    total = sum(linear.in_features * linear.out_features for linear in layout_for(text).quantized)
+    assert sum(module.k * module.n * module.layers for module in MODULES) == total
+
+
+def test_down_adds_nothing_of_ours_and_what_stock_adds() -> None:
+    assert extras(gemm_row("down", 1)) == {
+        "stock": 6.0,
+        "ours": 0.0,
+        "stock_compiled": 6.0,
+        "ours_compiled": 0.0,
+    }
+
+
+def test_totals_count_layers_and_leave_out_an_m_that_lacks_a_module(gemm_result: dict[str, Any]) -> None:
+    rows = [row for row in gemm_result["rows"] if (row["module"], row["m"]) != ("qkv", 16)]
+    found = totals(rows)
+    assert list(found) == [1]
+    assert found[1]["stock"] == 6.0 * 256
+    assert found[1]["ours"] == 2.0 * 192
+    assert found[1]["ratio_ours"] == pytest.approx(0.25)
+    assert found[1]["ratio_ours_compiled"] == pytest.approx(1.0 * 192 / (6.0 * 256))
+
+
+def test_engine_extras_are_of_medians(engine_result: dict[str, Any]) -> None:
+    found = engine_extras(engine_result)
+    assert found["1"]["stock"] == pytest.approx(2.0)
+    assert found["1"]["ratio"] == pytest.approx(0.25)
+    assert found["16"]["ratio"] == pytest.approx(0.2)
+    assert same_tokens(engine_result["runs"]["stock"], engine_result["runs"]["ours"]) == (2, 2)
+    assert same_tokens(engine_result["runs"]["none"], engine_result["runs"]["ours"]) == (1, 2)
+    del engine_result["runs"]["none"]
+    assert engine_extras(engine_result) == {}
+
+
+def test_readme_holds_the_tables_of_the_results() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert filled(text, {path: load(path) for path in (GEMM, ENGINE)}) == text, (
+        "run python -m bench.act_order.report"
+    )
+
+
+def test_report_shows_measured_figures(gemm_result: dict[str, Any], engine_result: dict[str, Any]) -> None:
+    text = filled(README.read_text(encoding="utf-8"), {GEMM: gemm_result, ENGINE: engine_result})
+    assert "Not measured yet" not in text
+    assert "| 1 | 7.68 | +1.536 | +0.384 | 0.25 |" in text
+    assert "ours / stock at batch 1: 0.25" in text
+    with pytest.raises(ValueError, match="feet"):
+        filled(text.replace(f"<!-- table: {next(iter(TABLES))} -->", "<!-- table: feet -->"), {})
+
+
+def test_picture_has_a_panel_for_each_m(gemm_result: dict[str, Any]) -> None:
+    pytest.importorskip("matplotlib")
+    figure = picture(gemm_result)
+    assert [axes.get_title() for axes in figure.axes] == ["M = 1", "M = 16"]
+
+
+def test_sorted_rows_and_gathered_input_give_the_same_product() -> None:
+    torch.manual_seed(0)
+    weight = kernels.random_packed(512, 64, "cpu")
+    order = kernels.order_of(weight)
+    plain = kernels.Packed(kernels.rows_sorted(weight), weight.scales, natural_order(512, 128))
+    x = torch.randn(3, 512)
+    expected = x @ kernels.dequantized(weight)
+    found = x.index_select(-1, order) @ kernels.dequantized(plain)
+    assert kernels.relative_error(found, expected) < 1e-5
+    assert kernels.relative_error(x @ kernels.dequantized(plain), expected) > 0.1
+
+
+@pytest.mark.parametrize("name", [name for name, (_, gathered) in before.FUNCTIONS.items() if gathered])
+def test_gathered_operations_give_what_the_linear_reads_in_order(name: str) -> None:
+    plain, gathered = before.FUNCTIONS[name]
+    assert gathered is not None
+    rows, weights = before.inputs(name, 3, "cpu")
+    expected = plain(*rows, *weights)[0]
+    width = {module.before: module.k for module in MODULES}[name]
+    assert expected.shape == (3, width)
+    order = torch.randperm(width, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(gathered(*rows, *weights, order)[0], expected[:, order])
+
+
+def test_weights_of_a_graph_exceed_the_cache_and_calls_use_each_copy() -> None:
+    used: list[int] = []
+    for module in MODULES:
+        assert gemm.copies_of(module) * module.k * module.n // 2 >= 200 << 20
+    order = torch.arange(4)
+
+    def copy(number: int) -> kernels.Gemm:
+        def call(x: torch.Tensor) -> torch.Tensor:
+            used.append(number)
+            return x
+
+        return call
+
+    copies = [copy(number) for number in range(5)]
+    small = MODULES[-1]
+    row = gemm.measure(small, 1, order, {"none": copies, "stock": copies}, None, 3, "cpu")
+    assert set(row["us"]) == {"none", "stock"}
+    assert {used.count(i) for i in range(5)} == {used.count(0)}
+
+
+def test_variants_take_turns() -> None:
+    seen: list[str] = []
+    runs = {name: timing.recorded([lambda name=name: seen.append(name)], "cpu") for name in "abc"}  # type: ignore[misc]
+    found = timing.in_turns(runs, 3, "cpu")
+    assert {name: len(values) for name, values in found.items()} == {"a": 3, "b": 3, "c": 3}
+    assert "".join(seen) == "cabc" + "abca" + "bcab"
+    assert timing.spread([1.0, 2.0, 9.0]) == (2.0, 1.0)
+
+
+def test_random_order_is_an_act_order_and_always_the_same() -> None:
+    order = dummy.random_order(512, 128)
+    assert torch.equal(order, dummy.random_order(512, 128))
+    assert not torch.equal(order, natural_order(512, 128))
+    assert torch.equal(order.sort().values, natural_order(512, 128))
+    assert order.dtype == torch.int32
+
+
+def test_merging_keeps_runs_of_the_same_settings_only(tmp_path: Path) -> None:
+    path = tmp_path / "engine.json"
+    settings = engine.settings(engine.parsed([str(path), "--layers", "16"]))
+    engine.merge(path, settings, "ours", {"step_ms": {}})
+    engine.merge(path, settings, "none", {"step_ms": {}})
+    found = load(path)
+    assert found is not None
+    assert list(found["runs"]) == ["none", "ours"]
+    engine.merge(path, {**settings, "layers": 64}, "stock", {"step_ms": {}})
+    found = load(path)
+    assert found is not None
+    assert list(found["runs"]) == ["stock"]
+
+
+def test_a_variant_that_fails_leaves_no_earlier_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "engine.json"
+    args = engine.parsed([str(path), "--variants", "stock", "--seconds", "60"])
+    save(path, {"settings": engine.settings(args), "runs": {"none": {}, "stock": {}}})
+    monkeypatch.setattr(engine, "call_variant", lambda *_: "exit code 1")
+    assert engine.drive(args, []) == {"stock": "exit code 1"}
+    found = load(path)
+    assert found is not None
+    assert list(found["runs"]) == ["none"]

@@ -1,0 +1,111 @@
+"""Which checkpoints the plugin's GPTQ config claims, and what it tells vLLM of them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from vllm_qwen36_plugin.act_order import claim
+
+HYBRID = SimpleNamespace(architectures=["Qwen3_5ForConditionalGeneration"])
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True}
+ACT_ORDER = {**GPTQ, "desc_act": True}
+
+
+@pytest.fixture(autouse=True)
+def vllm_without_act_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("vllm")
+    from vllm_qwen36_plugin.compat import act_order
+
+    monkeypatch.setattr(act_order, "stock_serves_act_order", lambda: False)
+
+
+@pytest.mark.parametrize(
+    "architecture", ["Qwen3_5ForConditionalGeneration", "Qwen3_5ForCausalLM", "Qwen3_5MTP"]
+)
+@pytest.mark.parametrize("user", [None, "gptq", "gptq_marlin", "auto_gptq", claim.NAME])
+def test_act_order_of_the_family_is_claimed(architecture: str, user: str | None) -> None:
+    assert claim.claims(ACT_ORDER, user, SimpleNamespace(architectures=[architecture]))
+
+
+@pytest.mark.parametrize(
+    ("config", "user", "hf_config"),
+    [
+        ({**GPTQ, "desc_act": False}, None, HYBRID),
+        (GPTQ, None, HYBRID),
+        ({**ACT_ORDER, "group_size": -1}, None, HYBRID),
+        ({**ACT_ORDER, "quant_method": "awq"}, None, HYBRID),
+        (ACT_ORDER, "moe_wna16", HYBRID),
+        (ACT_ORDER, None, SimpleNamespace(architectures=["LlamaForCausalLM"])),
+        (ACT_ORDER, None, SimpleNamespace(architectures=None)),
+        (ACT_ORDER, None, None),
+    ],
+    ids=[
+        "off",
+        "unsaid",
+        "one-group",
+        "awq",
+        "user-says-other",
+        "other-model",
+        "no-architecture",
+        "no-config",
+    ],
+)
+def test_everything_else_is_left_to_vllm(config: dict[str, Any], user: str | None, hf_config: Any) -> None:
+    assert not claim.claims(config, user, hf_config)
+
+
+def test_a_vllm_that_serves_act_order_itself_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm_qwen36_plugin.compat import act_order
+
+    monkeypatch.setattr(act_order, "stock_serves_act_order", lambda: True)
+    assert not claim.claims(ACT_ORDER, None, HYBRID)
+
+
+def test_a_rule_that_asks_for_it_counts_and_an_exclusion_does_not() -> None:
+    off = {**GPTQ, "desc_act": False}
+    assert claim.asks_for_act_order({**off, "dynamic": {"+:.*down_proj": {"desc_act": True}}})
+    assert claim.asks_for_act_order({**ACT_ORDER, "group_size": -1, "dynamic": {"a": {"group_size": 64}}})
+    assert not claim.asks_for_act_order({**off, "dynamic": {"-:.*down_proj": {"desc_act": True}}})
+    assert not claim.asks_for_act_order({**off, "dynamic": None})
+
+
+def test_vllm_is_told_of_no_act_order_anywhere_and_the_checkpoints_config_is_not_touched() -> None:
+    config = {**ACT_ORDER, "dynamic": {"+:a": {"desc_act": True, "bits": 8}, "-:b": {}}}
+    told = claim.without_act_order(config)
+    assert told == {**ACT_ORDER, "desc_act": False, "dynamic": {"+:a": {"bits": 8}, "-:b": {}}}
+    assert config["desc_act"] is True
+    assert config["dynamic"]["+:a"]["desc_act"] is True
+
+
+@pytest.mark.engine
+def test_vllm_finds_it_by_itself_and_registering_is_cheap() -> None:
+    """In a fresh process: registering imports none of vLLM's GPTQ code; asking for the config does."""
+    script = """
+import sys
+from vllm_qwen36_plugin.act_order import claim
+claim.register(); claim.register()
+heavy = "vllm.model_executor.layers.quantization.auto_gptq"
+print("heavy", heavy in sys.modules)
+from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS, get_quantization_config
+print("times", QUANTIZATION_METHODS.count(claim.NAME))
+config = get_quantization_config(claim.NAME).from_config(
+    {"bits": 4, "group_size": 128, "sym": True, "desc_act": True, "quant_method": "gptq"})
+print("made", type(config).__name__, config.get_name(), config.desc_act)
+import pickle, copy
+print("siblings", copy.deepcopy(config).siblings is config.siblings)
+print("pickled", type(pickle.loads(pickle.dumps(config))).__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    lines = [line for line in done.stdout.splitlines() if line]
+    assert lines == [
+        "heavy False",
+        "times 1",
+        f"made ActOrderConfig {claim.NAME} False",
+        "siblings True",
+        "pickled ActOrderConfig",
+    ]

@@ -1,0 +1,224 @@
+"""The linear method on vLLM's own classes, no engine: sorted weights, permuted inputs, what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("vllm")
+
+from gptq_hybrid.packing import dequantize, pack, quantize_rtn  # noqa: E402
+from vllm_qwen36_plugin.act_order.sorting import natural_order  # noqa: E402
+from vllm_qwen36_plugin.errors import ActOrderError  # noqa: E402
+
+pytestmark = pytest.mark.engine  # no engine, but vLLM's linears are imported: some seconds
+
+HIDDEN, INNER, GROUP = 64, 128, 32
+CONFIG = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "sym": True, "desc_act": True}
+PARTS = ("qweight", "scales", "qzeros")
+
+
+@pytest.fixture(autouse=True)
+def one_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    from vllm.config import VllmConfig, set_current_vllm_config
+    from vllm.model_executor import parameter
+    from vllm.platforms import current_platform
+
+    from vllm_qwen36_plugin.compat.linear_kernels import offer_first
+    from vllm_qwen36_plugin.cpu_int4.kernel import DequantizedLinearKernel
+
+    if not current_platform.is_cpu():
+        pytest.skip("checks numbers with the plugin's CPU kernel")
+    offer_first("CPU", DequantizedLinearKernel)
+    monkeypatch.setattr(parameter, "get_tensor_model_parallel_rank", lambda: 0)
+    monkeypatch.setattr(parameter, "get_tensor_model_parallel_world_size", lambda: 1)
+    with set_current_vllm_config(VllmConfig()):
+        yield
+
+
+class Layer(torch.nn.Module):  # type: ignore[misc]
+    """A linear of vLLM as far as its method is concerned, with what a checkpoint holds for it."""
+
+    def __init__(self, config: Any, prefix: str, inputs: int, outputs: list[int], *, ranks: int = 1) -> None:
+        super().__init__()
+        from vllm_qwen36_plugin.act_order.method import ActOrderLinearMethod
+
+        self.quant_method = ActOrderLinearMethod(config, prefix, config.siblings)
+        config.siblings.add(prefix, self)
+        self.inputs, self.outputs = inputs, outputs
+        self.quant_method.create_weights(
+            self, inputs // ranks, outputs, inputs, sum(outputs), torch.bfloat16, weight_loader=None
+        )
+
+    def load(self, seed: int, *, permuted: bool = True) -> torch.Tensor:
+        """Random weights in act order; returns the dense matrix [outputs, inputs]."""
+        generator = torch.Generator().manual_seed(seed)
+        dense = torch.randn(sum(self.outputs), self.inputs, generator=generator)
+        stored = pack(*quantize_rtn(dense, 4, GROUP), 4)
+        g_idx = natural_order(self.inputs, GROUP)
+        if permuted:
+            g_idx = g_idx[torch.randperm(self.inputs, generator=generator)]
+        for name in PARTS:
+            getattr(self, name).data.copy_(stored[name])
+        for _ in self.outputs:  # once a shard, as vLLM does
+            self.g_idx.weight_loader(self.g_idx, g_idx, 0)
+        return dequantize(**{name: stored[name] for name in PARTS}, g_idx=g_idx, bits=4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.quant_method.apply(self, x)
+
+    def finish(self) -> None:
+        self.quant_method.process_weights_after_loading(self)
+
+
+@pytest.fixture
+def config() -> Any:
+    from vllm_qwen36_plugin.act_order.config import ActOrderConfig
+
+    return ActOrderConfig.from_config(dict(CONFIG))
+
+
+def mlp(config: Any, prefix: str = "model.layers.0.mlp") -> tuple[Layer, Layer]:
+    return (
+        Layer(config, f"{prefix}.gate_up_proj", HIDDEN, [INNER, INNER]),
+        Layer(config, f"{prefix}.down_proj", INNER, [HIDDEN]),
+    )
+
+
+def run(gate_up: Any, down: Any, x: torch.Tensor) -> torch.Tensor:
+    gate, up = gate_up(x).chunk(2, dim=-1)
+    return down(torch.nn.functional.silu(gate) * up)
+
+
+def assert_same_mlp(gate_up: Layer, down: Layer, dense: tuple[torch.Tensor, torch.Tensor]) -> None:
+    x = torch.randn(7, HIDDEN, generator=torch.Generator().manual_seed(9)).bfloat16()
+    found = run(gate_up, down, x).float()
+    first, second = (weight.bfloat16().T for weight in dense)
+    wanted = run(lambda v: v @ first, lambda v: v @ second, x).float()
+    assert torch.allclose(found, wanted, rtol=0, atol=0.02 * wanted.abs().max())
+
+
+def test_one_linear_gives_what_its_dequantized_weights_give(config: Any) -> None:
+    layer = Layer(config, "model.layers.0.linear_attn.out_proj", INNER, [HIDDEN])
+    dense = layer.load(1)
+    layer.finish()
+    x = torch.randn(5, INNER, generator=torch.Generator().manual_seed(2)).bfloat16()
+    found, wanted = layer(x).float(), (x.double() @ dense.bfloat16().double().T).float()
+    assert torch.allclose(found, wanted, rtol=2**-7, atol=2**-7 * float(wanted.abs().max()))
+    assert sorted(layer.act_order.tolist()) == list(range(INNER))
+    assert not hasattr(layer, "g_idx")
+
+
+def test_the_order_of_down_is_folded_into_gate_up(config: Any) -> None:
+    gate_up, down = mlp(config)
+    dense = gate_up.load(1), down.load(2)
+    gate_up.finish()
+    down.finish()
+    assert down.quant_method.folded
+    assert down.act_order is None
+    assert gate_up.act_order is not None
+    assert_same_mlp(gate_up, down, dense)
+
+
+def test_a_down_that_is_finished_first_permutes_at_run_time(config: Any) -> None:
+    gate_up, down = mlp(config)
+    dense = gate_up.load(1), down.load(2)
+    down.finish()
+    gate_up.finish()
+    assert not down.quant_method.folded
+    assert down.act_order is not None
+    assert_same_mlp(gate_up, down, dense)
+
+
+def test_nothing_is_folded_under_lora_whose_matrices_are_in_the_old_order(
+    config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm_qwen36_plugin.act_order import method
+
+    monkeypatch.setattr(method, "_lora", lambda: True)
+    gate_up, down = mlp(config)
+    dense = gate_up.load(1), down.load(2)
+    gate_up.finish()
+    down.finish()
+    assert down.act_order is not None
+    assert_same_mlp(gate_up, down, dense)
+
+
+def test_two_layers_do_not_take_each_others_down(config: Any) -> None:
+    pairs = [mlp(config, f"model.layers.{i}.mlp") for i in range(2)]
+    dense = [(a.load(2 * i), b.load(2 * i + 1)) for i, (a, b) in enumerate(pairs)]
+    for pair in pairs:
+        for layer in pair:
+            layer.finish()
+    for pair, weights in zip(pairs, dense, strict=True):
+        assert_same_mlp(*pair, weights)
+
+
+def test_natural_order_costs_nothing(config: Any) -> None:
+    gate_up, down = mlp(config)
+    dense = gate_up.load(1, permuted=False), down.load(2, permuted=False)
+    gate_up.finish()
+    down.finish()
+    assert gate_up.act_order is None
+    assert down.act_order is None
+    assert_same_mlp(gate_up, down, dense)
+
+
+def test_parts_of_a_fused_layer_that_differ_are_refused_by_name(config: Any) -> None:
+    gate_up, _ = mlp(config)
+    gate_up.load(1)
+    other = natural_order(HIDDEN, GROUP).flip(0)
+    with pytest.raises(ActOrderError, match=r"layers\.0\.mlp\.gate_up_proj: its parts differ in g_idx"):
+        gate_up.g_idx.weight_loader(gate_up.g_idx, other, 1)
+
+
+def test_a_g_idx_of_another_length_is_refused(config: Any) -> None:
+    _, down = mlp(config)
+    with pytest.raises(ActOrderError, match=r"down_proj: g_idx has 64 entries for 128 input rows"):
+        down.g_idx.weight_loader(down.g_idx, natural_order(HIDDEN, GROUP))
+
+
+def test_a_checkpoint_without_g_idx_is_refused(config: Any) -> None:
+    _, down = mlp(config)
+    with pytest.raises(ActOrderError, match=r"down_proj: the checkpoint has no g_idx"):
+        down.finish()
+
+
+def test_groups_of_uneven_size_are_refused(config: Any) -> None:
+    _, down = mlp(config)
+    down.load(1)
+    down.g_idx.data[0] = (down.g_idx.data[0] + 1) % 4
+    with pytest.raises(ActOrderError, match=r"down_proj\.g_idx is no act order: group \d has 3[13] of 128"):
+        down.finish()
+
+
+@pytest.mark.parametrize("permuted", [True, False])
+def test_rows_split_over_ranks_are_refused_only_where_their_order_matters(
+    config: Any, permuted: bool
+) -> None:
+    layer = Layer(config, "model.layers.0.mlp.down_proj", INNER, [HIDDEN], ranks=2)
+    g_idx = natural_order(INNER, GROUP)
+    layer.g_idx.weight_loader(layer.g_idx, g_idx.flip(0) if permuted else g_idx)
+    if not permuted:
+        layer.quant_method.order_of(layer)
+        return
+    with pytest.raises(ActOrderError, match=r"split by rows over 2 GPUs.*--tensor-parallel-size 1"):
+        layer.finish()
+
+
+def test_vllm_asks_for_the_method_and_gets_ours_for_packed_linears_alone(config: Any) -> None:
+    from vllm.model_executor.layers import linear
+
+    from vllm_qwen36_plugin.act_order.method import ActOrderLinearMethod
+
+    config.modules_in_block_to_quantize = ["mlp.down_proj"]
+    made = linear.ReplicatedLinear.__new__(linear.ReplicatedLinear)
+    torch.nn.Module.__init__(made)
+    packed = config.get_quant_method(made, "model.layers.0.mlp.down_proj")
+    assert type(packed) is ActOrderLinearMethod
+    assert config.siblings.find("model.layers.0.mlp.down_proj") is made
+    plain = config.get_quant_method(made, "model.layers.0.linear_attn.in_proj_ba")
+    assert type(plain) is linear.UnquantizedLinearMethod

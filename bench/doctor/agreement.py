@@ -78,7 +78,7 @@ def run_case(case: CorpusCase, bases: Bases, scratch: Path, shim: Path | None) -
     demo = DemoCheckpoint.open(bases[case.base])
     prompt = demo.loop[:5]
     case.apply(shop)
-    report = check(shop.folder)
+    report = check(shop.folder, plugin=False)
     extra: list[str] = []
     if report.checkpoint is not None:
         arguments = serve_arguments(report.checkpoint, drafts=0)[1:]

@@ -4,7 +4,7 @@ Light by design: no torch, no gptqmodel, no numpy at import.
 """
 
 from ._atomic import building_directory, write_json_atomic, write_text_atomic
-from ._check import check, check_mtp, check_quantized, inspect, run_rules
+from ._check import ActOrder, check, check_act_order, check_mtp, check_quantized, inspect, run_rules
 from ._checkpoint import INDEX_NAME, MTP_FILE, Checkpoint
 from ._head import find_mtp, write_index, write_mtp
 from ._json import read_json_object
@@ -22,6 +22,7 @@ from .vllm_versions import VllmRelease, installed_vllm
 __all__ = [
     "INDEX_NAME",
     "MTP_FILE",
+    "ActOrder",
     "Checkpoint",
     "CheckpointError",
     "Family",
@@ -43,6 +44,7 @@ __all__ = [
     "VllmRelease",
     "building_directory",
     "check",
+    "check_act_order",
     "check_mtp",
     "check_quantized",
     "check_rules",

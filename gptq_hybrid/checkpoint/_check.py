@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from ._checkpoint import Checkpoint
 from ._report import Report
+from ._safetensors import TensorInfo
 from .errors import CheckpointError, TransferError, UnsupportedArchitectureError
 from .files import open_files
 from .findings import Finding, Inspection, Severity
 from .layout import TensorLayout
 from .plugins import check_rules, layout_for
-from .vllm_versions import VllmRelease, installed_vllm
+from .rules._g_idx import permuted_tensors
+from .vllm_versions import VllmRelease, installed_vllm, plugin_installed
 
 # Whatever decides whether a head drafts: the head itself, and the files that every load depends on.
 MTP_SCOPES = frozenset({"files", "mtp"})
@@ -25,6 +28,7 @@ def check(
     *,
     mtp: bool = True,
     vllm: str | VllmRelease | None = None,
+    plugin: bool | None = None,
     follow_links: bool = False,
     timeout: float = 30.0,
 ) -> Report:
@@ -35,6 +39,8 @@ def check(
             server that answers range requests.
         mtp: whether it is to draft with its MTP head.
         vllm: the release to serve it with; the installed one by default, if there is one.
+        plugin: whether it runs with this distribution's plugin. By default the installed release does if the
+            plugin is installed beside it, and one that was named does not.
         follow_links: whether to read files through symbolic links that lead out of the folder.
         timeout: seconds that one network request may take.
 
@@ -46,26 +52,29 @@ def check(
         HybridError: ``vllm`` is not a version.
     """
     release = VllmRelease(vllm) if isinstance(vllm, str) else vllm or installed_vllm()
+    if plugin is None:
+        plugin = vllm is None and release is not None and plugin_installed()
     try:
         checkpoint = Checkpoint.read(open_files(path, follow_links=follow_links, timeout=timeout))
-        return inspect(checkpoint, mtp=mtp, vllm=release)
+        return inspect(checkpoint, mtp=mtp, vllm=release, plugin=plugin)
     except CheckpointError as error:
         return Report.unreadable(str(path), error, release)
 
 
-def inspect(checkpoint: Checkpoint, *, mtp: bool = True, vllm: VllmRelease | None = None) -> Report:
+def inspect(
+    checkpoint: Checkpoint, *, mtp: bool = True, vllm: VllmRelease | None = None, plugin: bool = False
+) -> Report:
     """:func:`check` of an open checkpoint; ``vllm=None`` means no particular release.
 
     Raises:
         TransferError: the server it lies on stopped answering.
     """
     try:
-        findings = run_rules(
-            checkpoint, without=frozenset() if mtp else frozenset({"mtp"}), mtp=mtp, vllm=vllm
-        )
+        without = frozenset() if mtp else frozenset({"mtp"})
+        findings = run_rules(checkpoint, without=without, mtp=mtp, vllm=vllm, plugin=plugin)
     except UnsupportedArchitectureError as error:
         return Report.unreadable(checkpoint.location, error, vllm)
-    return Report.of(checkpoint, findings, mtp=mtp, vllm=vllm)
+    return Report.of(checkpoint, findings, mtp=mtp, vllm=vllm, plugin=plugin)
 
 
 def run_rules(
@@ -75,6 +84,7 @@ def run_rules(
     without: Collection[str] = (),
     mtp: bool = True,
     vllm: VllmRelease | None = None,
+    plugin: bool = False,
 ) -> list[Finding]:
     """Findings of every rule of ``scopes`` (of all, for None) but ``without``, errors first.
 
@@ -85,17 +95,32 @@ def run_rules(
         UnsupportedArchitectureError: no family recognises the checkpoint.
         TransferError: the server it lies on stopped answering.
     """
+    see = _inspection(checkpoint, mtp=mtp, vllm=vllm, plugin=plugin)
+    if isinstance(see, Finding):
+        return [see]
+    return _run(see, scopes=scopes, without=without)
+
+
+def _inspection(
+    checkpoint: Checkpoint, *, mtp: bool = True, vllm: VllmRelease | None, plugin: bool
+) -> Inspection | Finding:
+    """What rules get to see, or why they cannot be run."""
     try:
         layout = layout_for(checkpoint.config)
     except CheckpointError as error:
-        return [_config_layout(error)]
+        return _config_layout(error)
     except UnsupportedArchitectureError:
         raise
     except Exception as error:  # noqa: BLE001 - families are plugins, and configs hold anything
-        return [_failed("the layout", error)]
+        return _failed("the layout", error)
     named = _as_named(checkpoint, layout)
     expected = None if named is layout else layout.layers_prefix
-    see = Inspection(checkpoint, named, mtp=mtp, vllm=vllm, expected_prefix=expected)
+    return Inspection(checkpoint, named, mtp=mtp, vllm=vllm, plugin=plugin, expected_prefix=expected)
+
+
+def _run(
+    see: Inspection, *, scopes: Collection[str] | None = None, without: Collection[str] = ()
+) -> list[Finding]:
     found: list[Finding] = []
     for rule in check_rules():
         if rule.scope in without or (scopes is not None and rule.scope not in scopes):
@@ -150,6 +175,34 @@ def _as_named(checkpoint: Checkpoint, layout: TensorLayout) -> TensorLayout:
 def check_mtp(checkpoint: Checkpoint, *, vllm: VllmRelease | None = None) -> list[Finding]:
     """What keeps this checkpoint from drafting with its MTP head; empty when nothing does."""
     return run_rules(checkpoint, scopes=MTP_SCOPES, vllm=vllm)
+
+
+@dataclass(frozen=True, slots=True)
+class ActOrder:
+    """What the ``g_idx`` of a checkpoint say.
+
+    Attributes:
+        findings: what keeps it from being served, or what serving it costs; errors first.
+        permuted: the ``g_idx`` that are not in natural order, by module.
+    """
+
+    findings: tuple[Finding, ...]
+    permuted: Mapping[str, TensorInfo]
+
+
+def check_act_order(
+    checkpoint: Checkpoint, *, vllm: VllmRelease | None = None, plugin: bool = False
+) -> ActOrder:
+    """Look at every ``g_idx`` (9 MiB at 27B), and at what the config says of act order.
+
+    Raises:
+        UnsupportedArchitectureError: no family recognises the checkpoint.
+    """
+    see = _inspection(checkpoint, vllm=vllm, plugin=plugin)
+    if isinstance(see, Finding):
+        return ActOrder((see,), {})
+    findings = _run(see, scopes={"act-order"})
+    return ActOrder(tuple(findings), permuted_tensors(see))
 
 
 def check_quantized(checkpoint: Checkpoint) -> list[Finding]:

@@ -25,6 +25,7 @@ class Report:
         verdict: ``"serves"`` without errors, else ``"faulty"``; ``"unreadable"`` if it could not be checked.
         vllm: the release it was checked against, or None.
         mtp: whether drafting with the MTP head was part of the check.
+        plugin: whether vLLM was taken to run with this distribution's plugin.
         format: name of the quantization format, or None where it is not known.
         bytes_read, requests: what reading it took; requests are reads of a file where it is local.
         checkpoint: the open checkpoint, for further questions; None where unreadable.
@@ -35,6 +36,7 @@ class Report:
     verdict: Verdict
     vllm: str | None = None
     mtp: bool = True
+    plugin: bool = False
     format: str | None = None
     bytes_read: int = 0
     requests: int = 0
@@ -42,7 +44,13 @@ class Report:
 
     @classmethod
     def of(
-        cls, checkpoint: Checkpoint, findings: list[Finding], *, mtp: bool, vllm: VllmRelease | None
+        cls,
+        checkpoint: Checkpoint,
+        findings: list[Finding],
+        *,
+        mtp: bool,
+        vllm: VllmRelease | None,
+        plugin: bool = False,
     ) -> Report:
         """The report of a checkpoint that could be read."""
         from .formats import format_of
@@ -55,6 +63,7 @@ class Report:
             verdict="faulty" if faulty else "serves",
             vllm=None if vllm is None else str(vllm),
             mtp=mtp,
+            plugin=plugin,
             format=None if known is None else known.name,
             bytes_read=checkpoint.files.reads.bytes,
             requests=checkpoint.files.reads.requests,

@@ -55,6 +55,7 @@ class Inspection:
         layout: what a checkpoint of this config must hold.
         mtp: whether it is to draft with its MTP head.
         vllm: the release it is to be served by; None where none was named and none is installed.
+        plugin: whether that vLLM runs with this distribution's plugin.
         expected_prefix: what ``config.json`` would have the layers called, where they are called otherwise
             (``layout`` then has the names found).
     """
@@ -63,6 +64,7 @@ class Inspection:
     layout: TensorLayout
     mtp: bool = True
     vllm: VllmRelease | None = None
+    plugin: bool = False
     expected_prefix: str | None = None
     _found: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 

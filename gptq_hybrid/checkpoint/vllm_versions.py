@@ -6,8 +6,9 @@ from the two sides of a change.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import TYPE_CHECKING
 
 from .errors import HybridError
@@ -33,6 +34,8 @@ TEXT_ONLY_MTP_SINCE = "0.28"
 LM_HEAD_MTP_SINCE = "0.26"
 # Any `-:` rule of `dynamic` with "mtp" in its text has the draft's layers built unquantized.
 MTP_RULE_MEANS_ALL = "0.27.1"
+# The plugin's name among vLLM's general plugins.
+PLUGIN = "qwen36"
 TOOL_PARSERS = {"qwen3_coder": "0.19", "qwen3_xml": "0.19", "hermes": "0.19", "qwen3_json": "0.32"}
 REASONING_PARSERS = {"qwen3": "0.19"}
 
@@ -85,3 +88,11 @@ def installed_vllm() -> VllmRelease | None:
         except (PackageNotFoundError, HybridError):
             continue
     return None
+
+
+def plugin_installed() -> bool:
+    """Whether a vLLM of this environment loads this distribution's plugin, which ``VLLM_PLUGINS`` can leave out."""
+    chosen = os.environ.get("VLLM_PLUGINS")
+    if chosen is not None and PLUGIN not in chosen.split(","):
+        return False
+    return bool(entry_points(group="vllm.general_plugins", name=PLUGIN))

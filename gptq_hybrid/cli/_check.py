@@ -29,6 +29,14 @@ def check_command(
         str | None,
         typer.Option(metavar="VERSION", help="The vLLM to serve it with.  [default: the installed one]"),
     ] = None,
+    plugin: Annotated[
+        bool | None,
+        typer.Option(
+            "--plugin/--no-plugin",
+            help="Whether that vLLM runs with vllm-qwen36-plugin.  [default: as installed; not with --vllm]",
+            show_default=False,
+        ),
+    ] = None,
     mtp: Annotated[bool, typer.Option("--mtp/--no-mtp", help="Whether it is to serve with MTP.")] = True,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for warnings too.")] = False,
     follow_symlinks: Annotated[
@@ -46,7 +54,7 @@ def check_command(
 
     Exit code 0: it serves. 1: errors were found. 2: it could not be read.
     """
-    report = check(path, mtp=mtp, vllm=vllm, follow_links=follow_symlinks, timeout=timeout)
+    report = check(path, mtp=mtp, vllm=vllm, plugin=plugin, follow_links=follow_symlinks, timeout=timeout)
     if json_output:
         typer.echo(json.dumps(report.as_json(), indent=2))
     else:
@@ -74,6 +82,7 @@ def _print(report: Report) -> None:
 
 def _summary(report: Report) -> str:
     against = f"vLLM {report.vllm}" if report.vllm else "no particular vLLM (none is installed; see --vllm)"
+    against += " and vllm-qwen36-plugin" if report.plugin else ""
     counts = [
         f"{len(found)} {noun}{'' if len(found) == 1 else 's'}"
         for found, noun in ((report.errors, "error"), (report.warnings, "warning"))

@@ -38,7 +38,7 @@ def test_a_case_gets_its_verdict(bases: Bases, case: CorpusCase, tmp_path: Path)
     shop = Workshop(bases[case.base], tmp_path / "case")
     case.apply(shop)
     before = snapshot(shop.folder)
-    report = check(shop.folder, vllm=case.vllm, mtp=case.mtp)
+    report = check(shop.folder, vllm=case.vllm, mtp=case.mtp, plugin=case.plugin)
     found = {finding.rule for finding in report.findings}
     assert report.verdict == case.verdict, report.findings
     assert case.rules <= found, report.findings

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -183,6 +184,40 @@ def test_one_permuted_g_idx_among_trivial_ones_keeps_the_flag(bases: Bases, tmp_
     shop.tensor("model.language_model.layers.3.self_attn.o_proj.g_idx", lambda t: t.flip(0))
     repair(shop.folder)
     assert json.loads((shop.folder / "config.json").read_text())["quantization_config"]["desc_act"] is True
+
+
+def test_a_flag_that_denies_an_order_that_every_module_has_is_set(bases: Bases, tmp_path: Path) -> None:
+    path = broken(bases, "g-idx-denied-by-hand", tmp_path)
+    assert repair(path).done[0] == "set desc_act to true, every module being in act order"
+    for name in ("config.json", "quantize_config.json"):
+        found = json.loads((path / name).read_text())
+        assert found.get("quantization_config", found)["desc_act"] is True
+    assert [f.rule for f in check(path, vllm="0.29").findings] == ["act-order-version"]
+    assert repair(path).done == ()
+
+
+@pytest.mark.parametrize(
+    "fault", ["one is trivial", "a group is uneven", "a fused one differs", "one is gone"]
+)
+def test_a_flag_that_denies_an_order_in_doubt_is_left_alone(bases: Bases, tmp_path: Path, fault: str) -> None:
+    shop = Workshop(bases["gptq-act-order"], tmp_path / "case")
+    shop.quantization(desc_act=False)
+    attention = "model.language_model.layers.3.self_attn"
+
+    def change(g_idx: torch.Tensor) -> torch.Tensor | None:
+        if fault == "one is gone":
+            return None
+        if fault == "one is trivial":
+            return torch.arange(len(g_idx), dtype=torch.int32) // 128
+        if fault == "a group is uneven":
+            g_idx[(g_idx == 0).nonzero()[0]] = g_idx.max()
+            return g_idx
+        return g_idx.flip(0)
+
+    shop.tensor(f"{attention}.{'k_proj' if 'fused' in fault else 'o_proj'}.g_idx", change)
+    before = content(shop.folder)
+    repair(shop.folder)
+    assert content(shop.folder)["config.json"] == before["config.json"]
 
 
 def test_an_older_backup_is_never_overwritten(bases: Bases, tmp_path: Path) -> None:

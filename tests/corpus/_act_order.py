@@ -20,6 +20,12 @@ def _past_the_end(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def _uneven(tensor: torch.Tensor) -> torch.Tensor:
+    """One row too many in the last group, one too few in the first."""
+    tensor[(tensor == 0).nonzero()[0]] = tensor.max()
+    return tensor
+
+
 def _ordered(**changes: object) -> object:
     return lambda shop: shop.quantization(**changes)
 
@@ -51,9 +57,45 @@ ACT_ORDER_CASES = (
         vllm="0.29.0",
     ),
     faulty("g-idx-range", "gptq", "g-idx-range", lambda s: s.tensor(O_PROJ, _past_the_end)),
+    faulty(
+        "g-idx-uneven", "gptq-act-order", "g-idx-range", lambda s: s.tensor(O_PROJ, _uneven), vllm="0.29.0"
+    ),
+    faulty("g-idx-denied-with-plugin", "gptq-act-order", "g-idx-flag", _ordered(desc_act=False), plugin=True),
+    # The rule asks for another module's order.
+    faulty(
+        "g-idx-denied-but-for-one",
+        "gptq-act-order",
+        "g-idx-flag",
+        _ordered(desc_act=False, dynamic={r"-:^mtp\.": {}, r"+:.*o_proj": {"desc_act": True}}),
+    ),
     faulty("act-order", "gptq-act-order", "act-order-version", lambda s: None),
+    odd("act-order-with-plugin", "gptq-act-order", "act-order-version", lambda s: None, plugin=True),
+    odd(
+        "act-order-by-rule-with-plugin",
+        "gptq-act-order",
+        "act-order-version",
+        _ordered(desc_act=False, dynamic={r"-:^mtp\.": {}, r"+:.*o_proj": {"desc_act": True}}),
+        plugin=True,
+    ),
+    faulty(
+        "act-order-in-vllms-words",
+        "gptq-act-order",
+        "act-order-version",
+        _ordered(quant_method="gptq_marlin"),
+        plugin=True,
+    ),
+    faulty(
+        "g-idx-fused-with-plugin",
+        "gptq-act-order",
+        "g-idx-fused",
+        lambda s: s.tensor(K_PROJ, _shuffle),
+        plugin=True,
+    ),
     odd("act-order-old-vllm", "gptq-act-order", "act-order-version", lambda s: None, vllm="0.29.0"),
     faulty("act-order-flag-only", "gptq", "act-order-flag-only", _ordered(desc_act=True)),
+    odd(
+        "act-order-flag-only-with-plugin", "gptq", "act-order-flag-only", _ordered(desc_act=True), plugin=True
+    ),
     odd("act-order-flag-only-old-vllm", "gptq", "act-order-flag-only", _ordered(desc_act=True), vllm="0.28"),
     faulty(
         "act-order-by-rule",
@@ -61,6 +103,7 @@ ACT_ORDER_CASES = (
         "act-order-flag-only",
         _ordered(dynamic={r"-:^mtp\.": {}, r"+:.*o_proj": {"desc_act": True}}),
     ),
+    faulty("act-order-packed-with-plugin", "packed", "act-order-packed", _actorder, plugin=True),
     faulty("act-order-packed", "packed", "act-order-packed", _actorder, vllm="0.30.0"),
     odd("act-order-packed-old-vllm", "packed", "act-order-packed", _actorder, vllm="0.29.0"),
     faulty("packed-stray-g-idx", "packed", "act-order-packed", _stray_g_idx),

@@ -125,7 +125,7 @@ class CorpusCase:
     """One small mutation of a good checkpoint.
 
     ``rules``: ids that must be among the findings. ``verdict``: what `check` must say. ``vllm``: the release
-    to check against.
+    to check against; ``plugin``: whether with this distribution's plugin.
     """
 
     id: str
@@ -135,6 +135,7 @@ class CorpusCase:
     verdict: str = "faulty"
     vllm: str = "0.32.0"
     mtp: bool = True
+    plugin: bool = False
 
 
 def faulty(
@@ -145,9 +146,10 @@ def faulty(
     *,
     vllm: str = "0.32.0",
     mtp: bool = True,
+    plugin: bool = False,
 ) -> CorpusCase:
     """A case that must not be called good."""
-    return CorpusCase(id, base, apply, frozenset(rules.split()), "faulty", vllm, mtp)
+    return CorpusCase(id, base, apply, frozenset(rules.split()), "faulty", vllm, mtp, plugin)
 
 
 def odd(
@@ -158,6 +160,7 @@ def odd(
     *,
     vllm: str = "0.32.0",
     mtp: bool = True,
+    plugin: bool = False,
 ) -> CorpusCase:
     """A case that serves; ``rules`` must warn (none: nothing may be said)."""
-    return CorpusCase(id, base, apply, frozenset(rules.split()), "serves", vllm, mtp)
+    return CorpusCase(id, base, apply, frozenset(rules.split()), "serves", vllm, mtp, plugin)

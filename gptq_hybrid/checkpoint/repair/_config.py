@@ -10,12 +10,13 @@ from gptq_hybrid.checkpoint import formats
 from gptq_hybrid.checkpoint._checkpoint import Checkpoint
 from gptq_hybrid.checkpoint._json import fetch_json_object
 from gptq_hybrid.checkpoint.errors import CheckpointError
-from gptq_hybrid.checkpoint.findings import some
+from gptq_hybrid.checkpoint.findings import Inspection, some
 from gptq_hybrid.checkpoint.formats import vllm_name
 from gptq_hybrid.checkpoint.formats.gptq import settings
 from gptq_hybrid.checkpoint.layout import TensorLayout
 from gptq_hybrid.checkpoint.quantization import GPTQ_METHODS, excluded_by_dynamic, method_of
-from gptq_hybrid.checkpoint.rules.act_order import trivial_bytes
+from gptq_hybrid.checkpoint.rules._g_idx import order_is_whole, trivial_bytes
+from gptq_hybrid.checkpoint.rules._linears import is_gptq
 
 from ._plan import Plan
 
@@ -42,6 +43,9 @@ def plan_config(plan: Plan, checkpoint: Checkpoint, layout: TensorLayout, rules:
     if "act-order-flag-only" in rules and _all_trivial(plan, checkpoint, layout, new):
         _drop_flag(new)
         plan.sentences.append("set desc_act to false, every g_idx being trivial")
+    if "g-idx-flag" in rules and _all_in_order(checkpoint, layout):
+        _set_flag(new)
+        plan.sentences.append("set desc_act to true, every module being in act order")
     if new != old:
         plan.documents["config.json"] = _with(checkpoint.config, old, new)
     _step_copy(plan, checkpoint, new)
@@ -140,6 +144,20 @@ def _drop_flag(config: dict[str, Any]) -> None:
     for overrides in dynamic.values() if isinstance(dynamic, dict) else ():
         if isinstance(overrides, dict) and overrides.get("desc_act"):
             overrides["desc_act"] = False
+
+
+def _all_in_order(checkpoint: Checkpoint, layout: TensorLayout) -> bool:
+    """Whether GPTQ with act order has made every packed module, so that the flag alone is wrong."""
+    see = Inspection(checkpoint, layout)
+    return is_gptq(see) and order_is_whole(see)
+
+
+def _set_flag(config: dict[str, Any]) -> None:
+    config["desc_act"] = True
+    dynamic = config.get("dynamic")
+    for overrides in dynamic.values() if isinstance(dynamic, dict) else ():
+        if isinstance(overrides, dict) and "desc_act" in overrides:
+            overrides["desc_act"] = True
 
 
 def _with(config: Mapping[str, Any], old: Mapping[str, Any], new: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from gptq_hybrid.checkpoint.errors import HybridError
 from gptq_hybrid.checkpoint.files import LocalFiles, open_files
 from gptq_hybrid.checkpoint.findings import Finding
 from gptq_hybrid.checkpoint.plugins import layout_for
-from gptq_hybrid.checkpoint.vllm_versions import installed_vllm
+from gptq_hybrid.checkpoint.vllm_versions import installed_vllm, plugin_installed
 
 from ._apply import Progress, apply_as_copy, apply_in_place
 from ._config import plan_config
@@ -97,7 +97,7 @@ def repair(
 
 def _findings(checkpoint: Checkpoint) -> list[Finding]:
     # A checkpoint made without a head is whole without one.
-    return run_rules(checkpoint, vllm=installed_vllm())
+    return run_rules(checkpoint, vllm=installed_vllm(), plugin=plugin_installed())
 
 
 def _plan(

@@ -2,96 +2,62 @@
 
 from __future__ import annotations
 
-import sys
-from array import array
 from collections.abc import Iterator
-from functools import cache
+from typing import Any
 
 from gptq_hybrid.checkpoint import formats, vllm_versions
-from gptq_hybrid.checkpoint._safetensors import TensorInfo
 from gptq_hybrid.checkpoint.findings import Fault, Inspection, Severity, rule, some
 from gptq_hybrid.checkpoint.formats import compressed_tensors
-from gptq_hybrid.checkpoint.formats.gptq import settings
-from gptq_hybrid.checkpoint.quantization import method_of
+from gptq_hybrid.checkpoint.quantization import dynamic_rule, method_of
 
-from ._linears import is_gptq, mtp_linears, output_head
+from ._g_idx import g_idx, layer_of, misgrouped, permuted, unequal
+from ._linears import asked_as, is_gptq
 
-_REQUANTIZE = "Quantize again, with a recipe that needs no order at run time: qwen36 quantize ORIGINAL TARGET"
-# Over a network, the first 512 rows of the modules of the first layers of each kind: act order that leaves
-# them in place would be an accident of about one in 10^200.
-_FAR_BYTES, _FAR_MODULES = 2048, 10
-
-
-def _g_idx(see: Inspection) -> dict[str, tuple[TensorInfo, bytes]]:
-    """Each module's ``g_idx`` and its bytes: whole from a disk (9 MiB at 27B), pieces over a network."""
-    return see.once("g_idx", _read_g_idx)
-
-
-def _read_g_idx(see: Inspection) -> dict[str, tuple[TensorInfo, bytes]]:
-    head = output_head(see)
-    infos = {
-        linear.name: info
-        for linear in (*see.layout.quantized, *mtp_linears(see), *([head[0]] if head else []))
-        if (info := see.checkpoint.loaded.get(f"{linear.name}.g_idx")) is not None
-        and info.dtype == "I32"
-        and info.shape == (linear.in_features,)
-    }
-    count = None
-    if see.checkpoint.files.far:
-        kinds: dict[str, str] = {}
-        for name in infos:
-            kinds.setdefault(name.rpartition(".")[2], name)
-        infos = {name: infos[name] for name in list(kinds.values())[:_FAR_MODULES]}
-        count = _FAR_BYTES
-    wanted = [(info, 0, info.nbytes if count is None else count) for info in infos.values()]
-    data = see.checkpoint.read_parts(wanted)
-    return {name: (info, raw) for (name, info), raw in zip(infos.items(), data, strict=True)}
+_REQUANTIZE = (
+    "Quantize again, with a recipe that needs no order at run time: qwen36 quantize ORIGINAL TARGET "
+    "--recipe static-mse (or static)"
+)
+# What the plugin takes over; `gptq_marlin` in a config.json is no spelling that gptqmodel writes.
+_SERVED_BY_PLUGIN = "gptq"
+# Its order is folded into the columns of gate_up_proj, once, on load.
+_FOLDED = "down_proj"
 
 
-@cache
-def trivial_bytes(rows: int, group_size: int) -> bytes:
-    """The ``g_idx`` of rows in natural order, int32 little-endian: row ``i`` in group ``i // group_size``."""
-    size = rows if group_size <= 0 else group_size
-    values = array("i", (i // size for i in range(rows)))
-    if sys.byteorder == "big":
-        values.byteswap()
-    return values.tobytes()
-
-
-def _permuted(see: Inspection) -> list[str]:
-    """Modules whose ``g_idx`` is not in natural order, as far as read."""
-    return see.once("permuted", _find_permuted)
-
-
-def _find_permuted(see: Inspection) -> list[str]:
+def _asks(see: Inspection, module: str) -> bool:
+    """Whether the config asks for act order for this module, under the names by which vLLM looks it up."""
     config = see.checkpoint.quantization_config or {}
-    out = []
-    for name, (info, raw) in _g_idx(see).items():
-        _, group_size = settings(config, name)
-        if not trivial_bytes(info.shape[0], group_size).startswith(raw):
-            out.append(name)
-    return out
+
+    def says(name: str) -> bool:
+        override: Any = dynamic_rule(config, name)
+        base = config.get("desc_act")
+        return bool(override.get("desc_act", base) if override else base)
+
+    return all(says(name) for name in asked_as(see, module))
 
 
 @rule(
     "g-idx-flag",
     scope="act-order",
     explanation="With `desc_act: false` every vLLM ignores g_idx, and takes each row for one of another group.",
-    remedy=f"{_REQUANTIZE}. Do not change the flag by hand.",
+    remedy="Where every module is in act order, qwen36 repair {path} sets desc_act to true. Otherwise fetch the "
+    "checkpoint again; do not change the flag by hand.",
 )
 def flag(see: Inspection) -> Iterator[Fault]:
     config = see.checkpoint.quantization_config
     # AutoRound's config has no desc_act: vLLM reads none, and ignores any g_idx.
-    ignored = is_gptq(see) and not config.get("desc_act") if config else False
-    if config is None or not (ignored or formats.format_of(config) is formats.AUTO_ROUND):
+    without_flag = formats.format_of(config) is formats.AUTO_ROUND
+    if config is None or not (is_gptq(see) or without_flag):
         return
-    names = _permuted(see)
+    # By one rule of `dynamic` that asks for act order, the plugin takes every g_idx for what it says.
+    honoured = served_by_plugin(see)
+    names = [] if honoured else [n for n in permuted(see) if without_flag or not _asks(see, n)]
     if names:
         yield Fault(
             f"{len(names)} modules have a permuted g_idx although the config has no desc_act: true; every vLLM "
             f"ignores it and computes garbage: {some(names)}",
             tensor=f"{names[0]}.g_idx",
-            file=_g_idx(see)[names[0]][0].file,
+            file=g_idx(see)[names[0]][0].file,
+            remedy=f"{_REQUANTIZE}." if without_flag else None,
         )
 
 
@@ -104,66 +70,90 @@ def flag(see: Inspection) -> Iterator[Fault]:
 def fused(see: Inspection) -> Iterator[Fault]:
     if not is_gptq(see):
         return
-    values = _g_idx(see)
-    for module in see.layout.fused:
-        present = [shard for shard in module.shards if shard in values]
-        unequal = [s for s in present[1:] if values[s][1] != values[present[0]][1]]
-        if unequal:
-            yield Fault(
-                f"{present[0]} and {', '.join(unequal)} differ in g_idx, but vLLM loads them as one {module.name}",
-                tensor=f"{unequal[0]}.g_idx",
-                file=values[unequal[0]][0].file,
-            )
+    for layer, first, others in unequal(see):
+        yield Fault(
+            f"{first} and {', '.join(others)} differ in g_idx, but vLLM loads them as one {layer}",
+            tensor=f"{others[0]}.g_idx",
+            file=g_idx(see)[others[0]][0].file,
+        )
 
 
 @rule(
     "g-idx-range",
     scope="act-order",
-    explanation="A group number past the last group reads scales that are not there.",
-    remedy=f"{_REQUANTIZE}.",
+    explanation="Scales belong to groups of group_size rows: a group past the last has none, and kernels that sort "
+    "rows take one of another size apart wrong.",
+    remedy=f"Fetch the file again. {_REQUANTIZE}.",
 )
 def in_range(see: Inspection) -> Iterator[Fault]:
-    config = see.checkpoint.quantization_config
-    if config is None or not is_gptq(see):
+    if not is_gptq(see):
         return
-    for name in _permuted(see):
-        info, raw = _g_idx(see)[name]
-        values = array("i", raw[: len(raw) // 4 * 4])
-        if sys.byteorder == "big":
-            values.byteswap()
-        _, group_size = settings(config, name)
-        groups = 1 if group_size <= 0 else -(-info.shape[0] // group_size)
-        if min(values) < 0 or max(values) >= groups:
-            yield Fault(
-                f"{name}.g_idx runs from {min(values)} to {max(values)}; there are {groups} groups",
-                tensor=info.name,
-                file=info.file,
-            )
+    for name in permuted(see):
+        wrong = misgrouped(see, name)
+        if wrong:
+            info = g_idx(see)[name][0]
+            yield Fault(f"{info.name} {wrong}", tensor=info.name, file=info.file)
 
 
 @rule(
     "act-order-version",
     scope="act-order",
-    explanation="vLLM 0.30 gave up act order (#54809) and refuses such a checkpoint before it starts.",
-    remedy=f"Serve it with vLLM 0.29 or older. {_REQUANTIZE}.",
+    explanation="vLLM 0.30 gave up act order (#54809) and refuses such a checkpoint before it starts; "
+    "vllm-qwen36-plugin serves it.",
+    remedy=f"{_REQUANTIZE}.",
 )
 def version(see: Inspection) -> Iterator[Fault]:
-    config = see.checkpoint.quantization_config
-    if config is None or not declared(see):
+    if not declared(see):
         return
-    if is_gptq(see) and not _permuted(see) and _g_idx(see):
+    if not permuted(see) and g_idx(see):
         return  # act-order-flag-only says what to do about that
     limit = vllm_versions.NO_ACT_ORDER
-    if see.vllm is not None and see.vllm.at_least(limit):
+    if not _refused(see):
         yield Fault(
-            f"desc_act: true; vLLM {limit} and later, {see.vllm} among them, refuse it", file="config.json"
-        )
-    else:
-        yield Fault(
-            "desc_act: true loads in vLLM up to 0.29 alone, and costs a permutation of the input of every layer",
+            "desc_act: true costs a permutation of the input of every layer, and vLLM "
+            f"{limit} and later serve it with vllm-qwen36-plugin alone",
             file="config.json",
             severity=Severity.WARNING,
         )
+    elif served_by_plugin(see) and permuted(see):
+        yield Fault(
+            f"desc_act: true; vllm-qwen36-plugin serves it, at the cost of {_cost(see)}",
+            file="config.json",
+            severity=Severity.WARNING,
+        )
+    else:
+        yield Fault(
+            f"desc_act: true; stock vLLM {limit} and later, {see.vllm} among them, refuse it",
+            file="config.json",
+            remedy=(
+                "With vllm-qwen36-plugin installed where vLLM runs it is served, without tensor parallelism, at "
+                f"the cost of permuting the input of its layers: qwen36 check {{path}} --vllm {see.vllm} --plugin. "
+                f"To need neither: {_REQUANTIZE[0].lower()}{_REQUANTIZE[1:]}."
+                if permuted(see) and method_of(see.checkpoint.quantization_config) == _SERVED_BY_PLUGIN
+                else None
+            ),
+        )
+
+
+def _cost(see: Inspection) -> str:
+    """What permuting costs in each pass, in words."""
+    if see.checkpoint.files.far:
+        return "permuting the input of each layer at run time"
+    layers = {layer_of(see, name) for name in permuted(see)}
+    folded = {name for name in layers if name.endswith(f".{_FOLDED}")}
+    free = f" ({len(folded)} {_FOLDED} cost nothing)" if folded else ""
+    return f"permuting the input of {len(layers) - len(folded)} layers at run time{free}"
+
+
+def _refused(see: Inspection) -> bool:
+    """Whether it is to be served by a vLLM whose stock refuses act order."""
+    return see.vllm is not None and see.vllm.at_least(vllm_versions.NO_ACT_ORDER)
+
+
+def served_by_plugin(see: Inspection) -> bool:
+    """Whether vllm-qwen36-plugin is there and takes this checkpoint over from a vLLM that refuses it."""
+    config = see.checkpoint.quantization_config
+    return see.plugin and _refused(see) and declared(see) and method_of(config) == _SERVED_BY_PLUGIN
 
 
 @rule(
@@ -173,15 +163,16 @@ def version(see: Inspection) -> Iterator[Fault]:
     remedy="Set the flag to false, every g_idx being proven trivial first: qwen36 repair {path}",
 )
 def flag_only(see: Inspection) -> Iterator[Fault]:
-    config = see.checkpoint.quantization_config
-    if config is None or not is_gptq(see) or not declared(see):
+    if not declared(see) or not g_idx(see) or permuted(see):
         return
-    if not _g_idx(see) or _permuted(see):
-        return
-    refused = see.vllm is not None and see.vllm.at_least(vllm_versions.NO_ACT_ORDER)
+    refused = _refused(see) and not served_by_plugin(see)
     yield Fault(
         "desc_act: true although every g_idx is trivial"
-        + (f"; vLLM {see.vllm} refuses the flag" if refused else "; vLLM 0.30 and later refuse the flag"),
+        + (
+            f"; stock vLLM {see.vllm} refuses the flag"
+            if refused
+            else "; stock vLLM 0.30 and later refuse the flag"
+        ),
         file="config.json",
         severity=Severity.ERROR if refused else Severity.WARNING,
     )
@@ -199,11 +190,10 @@ def packed(see: Inspection) -> Iterator[Fault]:
         return
     order = compressed_tensors.act_order(config)
     if order in {"group", "dynamic"}:
-        refused = see.vllm is not None and see.vllm.at_least(vllm_versions.NO_ACT_ORDER)
         yield Fault(
             f"actorder {order}; vLLM {vllm_versions.NO_ACT_ORDER} and later refuse it",
             file="config.json",
-            severity=None if refused else Severity.WARNING,
+            severity=None if _refused(see) else Severity.WARNING,
         )
         return
     stray = [name for name in see.checkpoint.loaded if name.endswith(".weight_g_idx")]

@@ -41,6 +41,19 @@ def _install_mtp_worker() -> None:
     replace_model_class(MTP_DRAFT, "vllm_qwen36_plugin.mtp_guard.worker:Qwen3_5MTP")
 
 
+def _install_act_order_front() -> None:
+    from .compat.config_map import add_config_check
+
+    for architecture in TARGETS:
+        add_config_check(architecture, "act-order", _check_act_order)
+
+
+def _check_act_order(vllm_config: object) -> None:
+    from .act_order.front import check_before_start
+
+    check_before_start(vllm_config)
+
+
 def _install_cpu_int4() -> None:
     from vllm.platforms import current_platform
 
@@ -63,4 +76,5 @@ FEATURES: dict[str, Callable[[], None]] = {
     "the MTP check in the worker": _install_mtp_worker,
     "packed weights on CPUs": _install_cpu_int4,
     "act order": _install_act_order,
+    "the act-order check before start": _install_act_order_front,
 }

@@ -16,6 +16,7 @@ class PluginOptions:
     """What a user can set. Every field is a ``Literal`` of its valid values, the default first."""
 
     mtp_check: Literal["on", "off"] = "on"
+    act_order_check: Literal["on", "off"] = "on"
 
     @classmethod
     def of(cls, additional_config: object) -> PluginOptions:

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.streaming.rounded import CHECKPOINT, HELDOUT, rounded
-
-LENGTHS = (70, 33, 129, 12, 64)
+from tests.streaming.rounded import rounded, short_documents
 
 
 @pytest.fixture(scope="session")
 def documents() -> list[list[int]]:
-    """Held-out text of several domains; lengths on both sides of the Gated-DeltaNet chunk of 64."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
-    found = []
-    for domain, length in zip(("en", "python", "zh", "rust", "chat"), LENGTHS, strict=True):
-        text = json.loads((HELDOUT / f"{domain}.jsonl").read_text().splitlines()[0])["text"]
-        found.append(tokenizer(text, add_special_tokens=False)["input_ids"][:length])
-    assert tuple(map(len, found)) == LENGTHS
-    return found
+    return short_documents()
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,22 @@ from gptq_hybrid.packing import pack, quantize_rtn
 
 MINI = Path(__file__).parents[2] / "bench" / "mini"
 CHECKPOINT, HELDOUT = MINI / "checkpoint", MINI / "heldout"
+# On both sides of the Gated-DeltaNet chunk of 64.
+LENGTHS = (70, 33, 129, 12, 64)
 _WEIGHTS = ("*.safetensors", "*.index.json")
+
+
+def short_documents() -> list[list[int]]:
+    """Token ids of held-out text of several domains, of ``LENGTHS``."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+    found = []
+    for domain, length in zip(("en", "python", "zh", "rust", "chat"), LENGTHS, strict=True):
+        text = json.loads((HELDOUT / f"{domain}.jsonl").read_text().splitlines()[0])["text"]
+        found.append(tokenizer(text, add_special_tokens=False)["input_ids"][:length])
+    assert tuple(map(len, found)) == LENGTHS
+    return found
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:

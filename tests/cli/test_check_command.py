@@ -9,10 +9,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from gptq_hybrid.checkpoint import INDEX_NAME, MTP_FILE, check_rules
+from gptq_hybrid.checkpoint import INDEX_NAME, MTP_FILE, check, check_rules, installed_vllm
+from gptq_hybrid.checkpoint.vllm_versions import plugin_installed
 from gptq_hybrid.demo.builder import DemoCheckpoint
 from tests.corpus import Workshop
 
@@ -93,6 +95,40 @@ def test_the_release_decides(shop: Workshop, vllm: str, code: int) -> None:
     found = json.loads(qwen36("check", shop.folder, "--vllm", vllm, "--json").stdout)["findings"]
     severity = {f["rule"]: f["severity"] for f in found}["act-order-packed"]
     assert severity == ("error" if code else "warning")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "against"),
+    [
+        (["--vllm", "0.32"], 1, "vLLM 0.32 with MTP"),
+        (["--vllm", "0.32", "--no-plugin"], 1, "vLLM 0.32 with MTP"),
+        (["--vllm", "0.32", "--plugin"], 0, "vLLM 0.32 and vllm-qwen36-plugin with MTP"),
+        (["--vllm", "0.29"], 0, "vLLM 0.29 with MTP"),
+    ],
+)
+def test_act_order_serves_with_the_plugin(
+    quantized: Callable[..., Any], arguments: list[str], code: int, against: str
+) -> None:
+    ended = qwen36("check", quantized("reference").path, *arguments, columns=200)
+    assert ended.returncode == code
+    assert f"checked for {against}" in ended.stdout
+    assert "act-order-version" in ended.stdout
+    assert ("vllm serve" in ended.stdout) is (code == 0)
+
+
+@pytest.mark.parametrize(
+    ("plugins", "loaded"),
+    [(None, True), ("qwen36", True), ("other,qwen36", True), ("other", False), ("", False)],
+)
+def test_an_installed_vllm_runs_with_the_plugin_it_would_load(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch, plugins: str | None, loaded: bool
+) -> None:
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+    if plugins is not None:
+        monkeypatch.setenv("VLLM_PLUGINS", plugins)
+    assert plugin_installed() is loaded
+    assert check(shop.folder).plugin is (loaded and installed_vllm() is not None)
+    assert check(shop.folder, vllm="0.32").plugin is False
 
 
 @pytest.mark.parametrize("arguments", [["--vllm", "newest"], ["--timeout", "x"], ["--no-such-option"]])

@@ -64,6 +64,16 @@ def test_what_a_recipe_saves_is_said_choice_by_choice(original: DemoCheckpoint, 
     assert any("text alone" in warning for warning in found.warnings)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "warned"), [("reference", True), ("static", False), ("group-aware", False)]
+)
+def test_what_act_order_will_cost_is_said(
+    original: DemoCheckpoint, tmp_path: Path, recipe: str, warned: bool
+) -> None:
+    found = preflight(QuantizeRequest(original.path, tmp_path / "out", recipe=load_recipe(recipe)))
+    assert any(warning.startswith("act order: ") for warning in found.warnings) is warned
+
+
 def test_choices_add_up_to_the_difference_at_27b() -> None:
     layout = layout_for(CONFIG_27B)
     static = load_recipe("static")

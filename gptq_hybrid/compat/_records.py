@@ -14,33 +14,12 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
+from ._gptaq import record_gptaq
 from ._gptqmodel import moved
+from ._module_record import ModuleRecord, energy, module_name
 
 if TYPE_CHECKING:
     import torch
-
-_ENERGY_ROWS = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class ModuleRecord:
-    """One quantized module.
-
-    ``relative_error`` is tr(ΔW H ΔWᵀ) / tr(W H Wᵀ): the squared error of the
-    layer's output over its squared output, on the calibration data; None where
-    the solver fell back and measured nothing. ``dead_columns`` counts inputs that
-    were zero throughout (GPTQ zeroes their weights). ``outcome`` is ``"gptq"``,
-    ``"fallback"`` (round-to-nearest) or ``"nan"`` (NaN loss, retried without a Hessian).
-    """
-
-    module: str
-    columns: int
-    tokens: int
-    loss: float | None
-    damp: float
-    relative_error: float | None
-    dead_columns: int
-    outcome: str
 
 
 @dataclass(slots=True)
@@ -55,13 +34,9 @@ def _hessian_facts(weight: torch.Tensor, hessian: torch.Tensor) -> _HessianFacts
 
     diagonal = hessian.diagonal()
     dead = diagonal == 0
-    energy = torch.zeros((), dtype=torch.float64, device=hessian.device)
-    for start in range(0, weight.shape[0], _ENERGY_ROWS):
-        rows = weight[start : start + _ENERGY_ROWS].to(device=hessian.device, dtype=torch.float32)
-        energy += ((rows @ hessian) * rows).sum(dtype=torch.float64)
     # GPTQ sets the diagonal of dead columns to 1 before it damps by a share of the mean.
     mean = torch.where(dead, 1.0, diagonal).mean()
-    return _HessianFacts(float(energy), float(mean), int(dead.sum()))
+    return _HessianFacts(energy(weight, hessian), float(mean), int(dead.sum()))
 
 
 def _relative_error(
@@ -83,7 +58,7 @@ def _relative_error(
 def record_modules() -> Iterator[dict[str, ModuleRecord]]:
     """Collect a :class:`ModuleRecord` by full module name while the block quantizes.
 
-    Wraps ``GPTQ.finalize_hessian`` and ``GPTQ.quantize`` and restores both.
+    Wraps ``GPTQ.finalize_hessian``, ``GPTQ.quantize`` and what :func:`record_gptaq` names, and restores all.
 
     Raises:
         IncompatibleError: one of them is gone, or ``quantize`` returns something else.
@@ -97,6 +72,11 @@ def record_modules() -> Iterator[dict[str, ModuleRecord]]:
     records: dict[str, ModuleRecord] = {}
     facts_of: dict[int, _HessianFacts] = {}
     lock = threading.Lock()
+
+    def note(record: ModuleRecord) -> None:
+        with lock:
+            # A NaN retry calls quantize again from inside quantize: the outer, later note wins.
+            records[record.module] = record
 
     @wraps(finalize)
     def finalize_and_look(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -121,12 +101,9 @@ def record_modules() -> Iterator[dict[str, ModuleRecord]]:
         error = None
         if outcome == "gptq" and facts is not None and quantized.shape == weight.shape:
             error = _relative_error(facts, weight, quantized, loss, tokens, damp)
-        named = getattr(self, "_named_module", None)
-        name = getattr(named, "full_name", None) or self.name
-        with lock:
-            # A NaN retry calls quantize again from inside quantize: the outer, later note wins.
-            records[name] = ModuleRecord(
-                module=name,
+        note(
+            ModuleRecord(
+                module=module_name(self),
                 columns=int(weight.shape[1]),
                 tokens=int(tokens),
                 loss=float(loss) if outcome == "gptq" else None,
@@ -135,10 +112,12 @@ def record_modules() -> Iterator[dict[str, ModuleRecord]]:
                 dead_columns=facts.dead_columns if facts else 0,
                 outcome=outcome,
             )
+        )
         return out
 
     GPTQ.finalize_hessian, GPTQ.quantize = finalize_and_look, quantize_and_note
     try:
-        yield records
+        with record_gptaq(note):
+            yield records
     finally:
         GPTQ.finalize_hessian, GPTQ.quantize = finalize, quantize

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from gptq_hybrid.checkpoint import HybridError, find_mtp, layout_for, read_json_object
 from gptq_hybrid.checkpoint.calibration import CALIBRATION_FILE
-from gptq_hybrid.compat import ModuleRecord, record_modules, supports_shared_input_tags, without_stray_logs
+from gptq_hybrid.compat import (
+    ModuleRecord,
+    record_modules,
+    refuse_batches,
+    supports_shared_input_tags,
+    without_stray_logs,
+)
 from gptq_hybrid.writer import CheckpointPlan, Packaging, refuse_impossible, write_checkpoint
 
 from ._mask import causal_mask
@@ -74,13 +81,17 @@ class HybridDefinition:
         """gptqmodel's ``quantize``, refused at once when the source lacks the MTP head it should keep.
 
         Raises:
-            HybridError: the source's head is absent or incomplete and ``keep_mtp`` is set, or this model's
-                heads cannot be packed as ``packaging`` asks.
+            HybridError: the source's head is absent or incomplete and ``keep_mtp`` is set, this model's
+                heads cannot be packed as ``packaging`` asks, or GPTAQ is asked for with batches that it
+                fails on.
         """
         _refuse_unsupported(self.quantize_config)
         layout = layout_for(read_json_object(Path(self.model_local_path) / "config.json"))
         group_size = int(self.quantize_config.group_size)
         refuse_impossible(layout, self.packaging, group_size, keep_mtp=self.keep_mtp)
+        if getattr(self.quantize_config, "gptaq", None) is not None:
+            asked = inspect.signature(super().quantize).bind(*args, **kwargs)  # type: ignore[misc]
+            refuse_batches(int(asked.arguments.get("batch_size", 1)))
         if self.keep_mtp:
             find_mtp(Path(self.model_local_path))
         with record_modules() as records, without_stray_logs():

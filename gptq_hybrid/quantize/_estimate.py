@@ -13,6 +13,8 @@ from gptq_hybrid.writer import Packaging, mtp_linears, output_head
 
 # Hessian, its permuted copy, the Cholesky factor and its inverse coexist while one module is solved.
 _HESSIAN_COPIES = 4
+# GPTAQ's besides: the product of inputs and their differences, permuted too, the correction, H for the record.
+_GPTAQ_COPIES = 4
 # Weight, working copy, result and losses of that module, in float32.
 _WEIGHT_COPIES = 4
 
@@ -92,14 +94,13 @@ def hidden_state_bytes(hidden: int, samples: int, max_length: int) -> int:
     return 2 * samples * max_length * hidden * 2
 
 
-def working_bytes(layout: TensorLayout) -> int:
+def working_bytes(layout: TensorLayout, *, gptaq: bool = False) -> int:
     """One layer's weights in BF16 and the solver's matrices for its widest module."""
     first: dict[str, int] = {}
     for linear in layout.quantized:
         number = linear.name.removeprefix(layout.layers_prefix).split(".")[1]
         first[number] = first.get(number, 0) + 2 * linear.in_features * linear.out_features
     widest = max(layout.quantized, key=lambda linear: linear.in_features)
-    solver = (
-        _HESSIAN_COPIES * widest.in_features**2 + _WEIGHT_COPIES * widest.in_features * widest.out_features
-    )
+    squares = _HESSIAN_COPIES + (_GPTAQ_COPIES if gptaq else 0)
+    solver = squares * widest.in_features**2 + _WEIGHT_COPIES * widest.in_features * widest.out_features
     return max(first.values()) + 4 * solver

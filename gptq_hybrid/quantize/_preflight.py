@@ -20,10 +20,13 @@ from gptq_hybrid.checkpoint import (
     layout_for,
     run_rules,
 )
+from gptq_hybrid.compat import refuse_batches
 from gptq_hybrid.compat._gptqmodel import installed_version
+from gptq_hybrid.memory import free_memory
 from gptq_hybrid.writer import Packaging, refuse_impossible
 
 from ._estimate import choices, hidden_state_bytes, quantized_bytes, working_bytes
+from ._native import gpu_room, native_bytes, refuse_native
 
 if TYPE_CHECKING:
     from ._run import QuantizeRequest
@@ -79,14 +82,9 @@ def preflight(request: QuantizeRequest) -> Preflight:
             "the vision tower is left out: this checkpoint will serve text alone, with the flags that "
             "`qwen36 check` prints"
         )
-    if settings.get("desc_act") and not settings.get("static_groups"):
-        warnings.append(
-            "act order: stock vLLM 0.30 and later refuse the result; vllm-qwen36-plugin serves it on one GPU, "
-            "permuting the input of its layers. The recipes static-mse and static need no such step"
-        )
     facts += _check_disk(request.target, _peak_on_disk(layout, request, output))
     memory, on_cpu = _check_memory(checkpoint, layout, request, warnings)
-    facts += memory
+    facts += [*memory, *_check_native(layout, request)]
     facts.append(("versions", ", ".join(f"{name} {_version(name)}" for name in ("torch", "transformers"))))
     facts.append(("", f"gptqmodel {gptqmodel}, {os.cpu_count()} cores"))
     if find_spec("fla") is None:
@@ -162,7 +160,8 @@ def _check_memory(
     hidden = hidden_state_bytes(
         int(checkpoint.text_config["hidden_size"]), request.samples, request.max_length
     )
-    working = working_bytes(layout)
+    native = native_bytes(layout, request.recipe.settings, request.samples * request.max_length)
+    working = working_bytes(layout, gptaq=native > 0)
     if not torch.cuda.is_available():
         return [("memory", f"CPU only; about {_size(hidden + working)} of RAM (estimate)")], False
     name, total = torch.cuda.get_device_name(0), torch.cuda.get_device_properties(0).total_memory
@@ -175,6 +174,22 @@ def _check_memory(
     if on_cpu:
         facts.append(("", f"calibration activations, about {_size(hidden)}, stay in main memory"))
     return facts, on_cpu
+
+
+def _check_native(layout: TensorLayout, request: QuantizeRequest) -> list[tuple[str, str]]:
+    settings = request.recipe.settings
+    needed = native_bytes(layout, settings, request.samples * request.max_length)
+    if not needed:
+        return []
+    refuse_batches(request.batch_size)
+    room = gpu_room(settings)
+    refuse_native(needed, bound=True, room=room)
+    where = "main memory" if room is None else "GPU memory"
+    free = free_memory() if room is None else room
+    said = (
+        f"GPTAQ: at most {_size(needed)} of {where} for inputs of the unquantized model ({_size(free)} there)"
+    )
+    return [("", said)]
 
 
 def _size(count: int) -> str:

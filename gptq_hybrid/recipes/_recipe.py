@@ -18,11 +18,12 @@ DEFAULT_RECIPE = "static-mse"
 # Keyword arguments of QuantizeConfig that mean something for this family and format.
 _SETTINGS = (
     "bits", "group_size", "sym", "desc_act", "static_groups", "act_group_aware", "damp_percent",
-    "damp_auto_increment", "mse", "true_sequential", "fallback", "dynamic",
+    "damp_auto_increment", "mse", "true_sequential", "fallback", "gptaq", "dynamic",
 )  # fmt: skip
 _REQUIRED = ("bits", "group_size", "sym", "desc_act")
 # What a rule of `dynamic` may change; act order is one setting for all, as it is for vLLM.
 _OVERRIDES = ("bits", "group_size", "damp_percent", "mse")
+_GPTAQ: dict[str, tuple[object, ...]] = {"device": ("cpu", "auto")}
 # What vLLM's GPTQ kernels load, and what gptqmodel writes for them.
 _VALUES: dict[str, tuple[object, ...]] = {"bits": (4, 8), "group_size": (-1, 32, 64, 128), "sym": (True,)}
 _SECTIONS: dict[str, dict[str, tuple[object, ...]]] = {
@@ -34,7 +35,10 @@ _SECTIONS: dict[str, dict[str, tuple[object, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """``settings``: keyword arguments of gptqmodel's ``QuantizeConfig``; ``packaging``: what the writer does."""
+    """``settings``: keyword arguments of gptqmodel's ``QuantizeConfig``; ``packaging``: what the writer does.
+
+    ``gptaq``, where set, is a table of ``alpha`` and ``device`` (of the unquantized model's inputs).
+    """
 
     name: str
     description: str
@@ -42,10 +46,20 @@ class Recipe:
     packaging: Packaging = field(default_factory=Packaging)
 
     def quantize_config(self, **overrides: Any) -> Any:
-        """A gptqmodel ``QuantizeConfig`` of this recipe; ``overrides`` win."""
+        """A gptqmodel ``QuantizeConfig`` of this recipe; ``overrides`` win.
+
+        Raises:
+            HybridError: the recipe asks for GPTAQ, and this gptqmodel has none.
+        """
         from gptqmodel import QuantizeConfig
 
-        return QuantizeConfig(**{**self.settings, **overrides})
+        settings = {**self.settings, **overrides}
+        if isinstance(settings.get("gptaq"), dict):
+            from gptq_hybrid.compat import gptaq_config
+
+            # gptqmodel's own default would keep them on the GPU: 86 GiB at the 27B.
+            settings["gptaq"] = gptaq_config({"device": "cpu", **settings["gptaq"]})
+        return QuantizeConfig(**settings)
 
 
 def recipe_names() -> list[str]:
@@ -102,6 +116,7 @@ def _parse(content: str, where: str, name: str) -> Recipe:
         mtp_bits=found["mtp"].get("bits", 16),
         text_only=found["checkpoint"].get("text_only", False),
     )
+    _refuse_gptaq(where, settings)
     _refuse_dynamic(where, settings, packaging)
     return Recipe(name, description, settings, packaging)
 
@@ -137,6 +152,29 @@ def _refuse_values(
                 f"{where}: `{prefix}{key}` is {table[key]!r}",
                 remedy=f"It must be one of: {choices}." if len(values) > 1 else f"It must be {choices}.",
             )
+
+
+def _refuse_gptaq(where: str, settings: Mapping[str, Any]) -> None:
+    gptaq = settings.get("gptaq")
+    if gptaq is None:
+        return
+    if not isinstance(gptaq, dict):
+        raise HybridError(
+            f"{where}: `quantize_config.gptaq` must be a table", remedy="Such as gptaq = { alpha = 0.25 }."
+        )
+    _refuse_unknown(where, "quantize_config.gptaq.", gptaq, ("alpha", *_GPTAQ))
+    _refuse_values(where, "quantize_config.gptaq.", gptaq, _GPTAQ)
+    alpha = gptaq.get("alpha")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha <= 1:
+        raise HybridError(
+            f"{where}: `quantize_config.gptaq.alpha` is {alpha!r}",
+            remedy="It must be above 0 and at most 1; 0.25 is what was measured.",
+        )
+    if settings.get("act_group_aware"):
+        raise HybridError(
+            f"{where}: GPTAQ knows no `act_group_aware` and would ignore it",
+            remedy="Set desc_act and static_groups instead, as in static-mse-gptaq.toml.",
+        )
 
 
 def _refuse_dynamic(where: str, settings: Mapping[str, Any], packaging: Packaging) -> None:

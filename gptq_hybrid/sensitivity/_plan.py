@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from gptq_hybrid.checkpoint import HybridError
 
@@ -45,17 +43,3 @@ def groups_of(variants: Sequence[Variant], most: int, depth: int) -> list[list[V
         else:
             groups.append([variant])
     return groups
-
-
-def free_memory() -> int:
-    """Bytes that a program could take now: the system's account, and the control group's if that is less."""
-    found = []
-    info = Path("/proc/meminfo")
-    if info.is_file():
-        lines = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
-        if "MemAvailable" in lines:
-            found.append(int(lines["MemAvailable"].split()[0]) * 1024)
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and used.is_file() and limit.read_text().strip().isdigit():
-        found.append(max(0, int(limit.read_text()) - int(used.read_text())))
-    return min(found) if found else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

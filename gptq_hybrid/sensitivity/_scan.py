@@ -24,11 +24,11 @@ from gptq_hybrid.evaluate._inputs import (
 )
 from gptq_hybrid.evaluate._needs import need
 from gptq_hybrid.evaluate._states import fingerprint, state_key
+from gptq_hybrid.memory import free_memory
 from gptq_hybrid.streaming import Batch, CheckpointWeights, make_batches
 
 from ._forms import Form, Rounded, Stored
 from ._passes import Passes
-from ._plan import free_memory
 from ._store import ResultStore
 from ._units import Unit, units_of
 from ._walk import Variant

@@ -57,6 +57,9 @@ def write_configs(source: Path, folder: Path, *, keep_mtp: bool, packaging: Pack
         for key, value in (saved.get("meta") or {}).items()
         if value is not None and key not in _META_ABOUT_THIS_MACHINE
     }
+    if isinstance(gptaq := quantization["meta"].get("gptaq"), dict):
+        # `device` says where inputs were kept while it ran.
+        quantization["meta"]["gptaq"] = {key: value for key, value in gptaq.items() if key != "device"}
     config = read_json_object(source / "config.json")
     if not keep_mtp:
         _declare_no_mtp(config)

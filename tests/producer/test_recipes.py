@@ -71,6 +71,21 @@ def test_careful_spares_some_modules_and_fused_ones_alike() -> None:
         assert any(dynamic_rule(alone, name) is not None for name in choices), f"{pattern} matches nothing"
 
 
+@pytest.mark.parametrize("more", ["", ', device = "auto"'])
+def test_gptaq_reaches_gptqmodel_and_stays_in_main_memory_unless_asked(tmp_path: Path, more: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD + f"gptaq = {{ alpha = 0.5{more} }}\n")
+    gptaq = load_recipe(path).quantize_config().gptaq
+    assert (gptaq.alpha, gptaq.device) == (0.5, "auto" if more else "cpu")
+    assert load_recipe("static-mse").quantize_config().gptaq is None
+
+
+def test_static_mse_gptaq_differs_from_static_mse_by_gptaq_alone() -> None:
+    recipe, plain = load_recipe("static-mse-gptaq"), load_recipe("static-mse")
+    assert recipe.settings == {**plain.settings, "gptaq": {"alpha": 0.25}}
+    assert recipe.packaging == plain.packaging
+
+
 def test_compact_packs_both_heads_and_leaves_the_tower_out() -> None:
     packaging = load_recipe("compact").packaging
     assert packaging.lm_head_bits == 8
@@ -150,6 +165,15 @@ def test_what_vllm_cannot_load_is_refused(choices: dict[str, int], said: str) ->
         (GOOD + "[quantize_config.dynamic]\n'+:x' = 8\n", "must be a table"),
         (GOOD + "dynamic = 8\n", "must be a table of rules"),
         (GOOD + "[quantize_config.dynamic]\n'-:.*mtp.*' = {}\n", "about the MTP head"),
+        (GOOD + "gptaq = 0.25\n", r"`quantize_config\.gptaq` must be a table"),
+        (GOOD + "gptaq = {}\n", r"`quantize_config\.gptaq\.alpha` is None"),
+        (GOOD + "gptaq = { alpha = 0 }\n", r"`quantize_config\.gptaq\.alpha` is 0"),
+        (GOOD + "gptaq = { alpha = 1.5 }\n", r"`quantize_config\.gptaq\.alpha` is 1\.5"),
+        (GOOD + "gptaq = { alpha = true }\n", r"`quantize_config\.gptaq\.alpha` is True"),
+        (GOOD + "gptaq = { alpha = nan }\n", r"`quantize_config\.gptaq\.alpha` is nan"),
+        (GOOD + "gptaq = { alpha = 0.25, beta = 0.2 }\n", r"`quantize_config\.gptaq\.beta` is not known"),
+        (GOOD + 'gptaq = { alpha = 0.25, device = "gpu" }\n', r"`quantize_config\.gptaq\.device` is 'gpu'"),
+        (GOOD + "act_group_aware = true\ngptaq = { alpha = 0.25 }\n", "knows no `act_group_aware`"),
         ("= 4", "is not TOML"),
     ],
 )

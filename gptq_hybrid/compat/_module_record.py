@@ -1,0 +1,52 @@
+"""What is kept of each quantized module, and what the solvers' records share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+_ROWS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleRecord:
+    """One quantized module.
+
+    ``relative_error`` is tr(ΔW H ΔWᵀ) / tr(W H Wᵀ): the squared error of the
+    layer's output over its squared output, on the calibration data; None where
+    the solver fell back and measured nothing. ``dead_columns`` counts inputs that
+    were zero throughout (GPTQ zeroes their weights). ``outcome`` is ``"gptq"``,
+    ``"gptaq"`` (its ``loss`` is not comparable, ``relative_error`` is),
+    ``"fallback"`` (round-to-nearest) or ``"nan"`` (NaN loss, retried without a Hessian).
+    """
+
+    module: str
+    columns: int
+    tokens: int
+    loss: float | None
+    damp: float
+    relative_error: float | None
+    dead_columns: int
+    outcome: str
+
+
+def module_name(solver: Any) -> str:
+    """Full name of the module that gptqmodel's ``solver`` works on."""
+    named = getattr(solver, "_named_module", None)
+    return getattr(named, "full_name", None) or str(solver.name)
+
+
+def energy(rows: torch.Tensor, hessian: torch.Tensor, less: torch.Tensor | None = None) -> float:
+    """tr(X H Xᵀ) in float32 products and a float64 sum, X being ``rows`` (out × in) without ``less``."""
+    import torch
+
+    total = torch.zeros((), dtype=torch.float64, device=hessian.device)
+    for start in range(0, rows.shape[0], _ROWS):
+        part = rows[start : start + _ROWS].to(device=hessian.device, dtype=torch.float32)
+        if less is not None:
+            part = part - less[start : start + _ROWS].to(device=hessian.device, dtype=torch.float32)
+        total += ((part @ hessian) * part).sum(dtype=torch.float64)
+    return float(total)

@@ -1,0 +1,62 @@
+"""What GPTAQ keeps in memory besides: the unquantized model's inputs of every linear of a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gptq_hybrid.checkpoint import HybridError, TensorLayout
+from gptq_hybrid.checkpoint.quantization import dynamic_rule
+from gptq_hybrid.memory import free_memory
+
+# --samples and --max-length bound the tokens from above; most documents are shorter. What a quarter of the
+# bound does not fit into is too small for certain; the tokens drawn decide the rest.
+_CLEARLY = 4
+
+
+def native_width(layout: TensorLayout, settings: Mapping[str, Any]) -> int:
+    """Inputs of the quantized linears of the widest layer together; one that two share counts twice."""
+    widths: dict[str, int] = {}
+    for linear in layout.quantized:
+        if dynamic_rule(settings, linear.name) is not False:
+            number = linear.name.removeprefix(layout.layers_prefix).split(".")[1]
+            widths[number] = widths.get(number, 0) + linear.in_features
+    return max(widths.values(), default=0)
+
+
+def native_bytes(layout: TensorLayout, settings: Mapping[str, Any], tokens: int) -> int:
+    """Bytes of those inputs in BF16, for ``tokens`` calibration tokens; 0 for a recipe without ``gptaq``."""
+    return 2 * tokens * native_width(layout, settings) if settings.get("gptaq") else 0
+
+
+def gpu_room(settings: Mapping[str, Any]) -> int | None:
+    """Bytes of the GPU that the recipe leaves them on; None where they stay in main memory."""
+    import torch
+
+    if (settings.get("gptaq") or {}).get("device", "cpu") == "cpu" or not torch.cuda.is_available():
+        return None
+    # gptqmodel's `auto` is the second GPU, where there is one.
+    return int(torch.cuda.get_device_properties(min(1, torch.cuda.device_count() - 1)).total_memory)
+
+
+def refuse_native(needed: int, *, bound: bool, room: int | None = None) -> None:
+    """Raise if ``needed`` bytes do not fit.
+
+    ``bound``: they are what the run can need at most, and only a quarter of them must fit. ``room``: bytes
+    there are; None for the main memory that is free.
+
+    Raises:
+        HybridError: they do not; the message names what to change.
+    """
+    available = free_memory() if room is None else room
+    if (needed // _CLEARLY if bound else needed) <= available:
+        return
+    where = "main memory is free" if room is None else "GPU memory is there"
+    less = max(1, needed // max(available, 1))
+    raise HybridError(
+        f"GPTAQ keeps {'at most ' if bound else ''}{needed / 2**30:.1f} GiB of the unquantized model's inputs, "
+        f"and {available / 2**30:.1f} GiB of {where}",
+        remedy=f"Give about {less + 1} times fewer tokens with --samples or --max-length, "
+        "or take a recipe without `gptaq`, such as static-mse."
+        + ("" if room is None else ' `device = "cpu"` keeps them in main memory.'),
+    )

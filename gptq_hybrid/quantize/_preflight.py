@@ -82,6 +82,11 @@ def preflight(request: QuantizeRequest) -> Preflight:
             "the vision tower is left out: this checkpoint will serve text alone, with the flags that "
             "`qwen36 check` prints"
         )
+    if settings.get("desc_act") and not settings.get("static_groups"):
+        warnings.append(
+            "act order: stock vLLM 0.30 and later refuse the result; vllm-qwen36-plugin serves it on one GPU, "
+            "permuting the input of its layers. The recipes static-mse and static need no such step"
+        )
     facts += _check_disk(request.target, _peak_on_disk(layout, request, output))
     memory, on_cpu = _check_memory(checkpoint, layout, request, warnings)
     facts += [*memory, *_check_native(layout, request)]

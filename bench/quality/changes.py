@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 from bench.quality.grid import BY_NAME
 from bench.quality.results import ALL, Difference, Estimate, Results, Run
 from gptq_hybrid.evaluate._compare import holm
+
+GPTAQ = Path(__file__).with_name("gptaq.json")
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -59,6 +64,12 @@ def tested(run: Run) -> bool:
 def every(results: Results, name: str) -> tuple[Run, ...]:
     """An experiment in all calls that ran it, the first first."""
     return (results.runs[name], *results.again.get(name, ()))
+
+
+def small_runs() -> dict[str, Mapping[str, Any]]:
+    """What ran on fewer documents than the rest, as `experiments.py` wrote it, by name."""
+    found: dict[str, Mapping[str, Any]] = json.loads(GPTAQ.read_text(encoding="utf-8"))["experiments"]
+    return found
 
 
 def missing(results: Results) -> list[str]:

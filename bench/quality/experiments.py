@@ -21,11 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from bench.quality.grid import BY_NAME, EXPERIMENTS, Experiment
+from bench.quality.grid import BY_NAME, CONTROL, EXPERIMENTS, Experiment
 
 _ROOT = Path(__file__).parents[1]
 MINI, HELD_OUT = _ROOT / "mini" / "checkpoint", _ROOT / "mini" / "heldout"
-CONTROL = "static"
 _DRAFTS, _MAX_LENGTH, _BATCH = 2, 1024, 16_384
 _FIELDS = ("kld", "top1", "nll_ref", "nll", "drafts_ref", "drafts")
 
@@ -132,7 +131,7 @@ def _sum_up(arguments: tuple[Path, str]) -> tuple[str, dict[str, Any]]:
     experiment = BY_NAME[name]
     scores = load_scores(work / "scores" / f"{name}.npz")
     found: dict[str, Any] = {"summary": asdict(summarize(name, scores))}
-    control = experiment.base or ("small-static" if experiment.group == "small" else CONTROL)
+    control = experiment.control
     if control != name and (work / "scores" / f"{control}.npz").is_file():
         against = load_scores(work / "scores" / f"{control}.npz")
         found["against"] = asdict(compare((control, name), against, scores))
@@ -153,8 +152,8 @@ def run(work: Path, wanted: list[Experiment], workers: int, deadline: float) -> 
             [(work, e.name, float("inf")) for e in left if e.base is not None],
         )
         for stage in stages:
-            # Longest first: the search for scales doubles a run.
-            stage.sort(key=lambda task: "mse" not in task[1])
+            # Longest first: GPTAQ takes a row at a time, the search for scales doubles a run.
+            stage.sort(key=lambda task: ("gptaq" not in task[1], "mse" not in task[1]))
             for name, found in pool.imap_unordered(_work, stage):
                 facts[name] = found
                 log.write_text(json.dumps(facts, indent=1))

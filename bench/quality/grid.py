@@ -15,6 +15,8 @@ W4 = {"bits": 4, "group_size": 128, "sym": True}
 NATURAL = {**W4, "desc_act": False, "act_group_aware": False, "damp_percent": 0.01}
 STATIC = {**W4, "desc_act": True, "static_groups": True, "damp_percent": 0.01}
 GROUP_AWARE = {**W4, "desc_act": False, "act_group_aware": True, "damp_percent": 0.05}
+SEARCHED = {**STATIC, "mse": 2.4}
+CONTROL = "static"
 _LAYER = r"^(?:model\.language_model|language_model\.model|model)\.layers\.\d+\."
 
 
@@ -51,6 +53,7 @@ class Experiment:
         overlay: changes on top, by pattern of tensor name: ``w4``, ``w8`` (searched RTN, g128), ``w4-plain``,
             ``fp8`` (e4m3, one scale per output channel).
         base: experiment whose checkpoint the overlay lies on, instead of a quantization of its own.
+        against: experiment that it is compared with, where that is neither its base nor `static`.
     """
 
     name: str
@@ -62,6 +65,12 @@ class Experiment:
     rtn: Mapping[str, Any] | None = None
     overlay: Mapping[str, str] = field(default_factory=dict)
     base: str | None = None
+    against: str | None = None
+
+    @property
+    def control(self) -> str:
+        """The experiment that this one is compared with."""
+        return self.against or self.base or CONTROL
 
 
 def _methods() -> list[Experiment]:
@@ -76,7 +85,7 @@ def _methods() -> list[Experiment]:
         Experiment("static", group, STATIC),
         Experiment("static-damp-05", group, {**STATIC, "damp_percent": 0.05}),
         Experiment("static-damp-10", group, {**STATIC, "damp_percent": 0.1}),
-        Experiment("static-mse", group, {**STATIC, "mse": 2.4}),
+        Experiment("static-mse", group, SEARCHED),
         Experiment("static-mse-2", group, {**STATIC, "mse": 2.0}),
         Experiment("group-aware", group, GROUP_AWARE),
         Experiment("group-aware-damp-01", group, {**GROUP_AWARE, "damp_percent": 0.01}),
@@ -95,7 +104,7 @@ def _seeds() -> list[Experiment]:
     for seed in (1, 2, 3):
         text = replace(MIX, seed=seed)
         found.append(Experiment(f"static-seed-{seed}", "seed", STATIC, text))
-        found.append(Experiment(f"static-mse-seed-{seed}", "seed", {**STATIC, "mse": 2.4}, text))
+        found.append(Experiment(f"static-mse-seed-{seed}", "seed", SEARCHED, text))
         found.append(Experiment(f"group-aware-seed-{seed}", "seed", GROUP_AWARE, text))
     return found
 
@@ -123,13 +132,22 @@ def _samples() -> list[Experiment]:
     ]
 
 
+def _searched() -> list[Experiment]:
+    """Smaller groups on top of the scale search, which leads the methods."""
+    return [
+        Experiment(f"mse-g{size}", "searched", {**SEARCHED, "group_size": size}, against="static-mse")
+        for size in (64, 32)
+    ]
+
+
 def _small() -> list[Experiment]:
-    """GPTAQ on fewer rows, as a CPU can do it; `small-static` is its control."""
-    text = replace(MIX, samples=64)
+    """GPTAQ, a row at a time, on few enough rows for a CPU; each against the same without it."""
+    text, quarter = replace(MIX, samples=64), {"alpha": 0.25}
     return [
         Experiment("small-static", "small", STATIC, text),
-        Experiment("small-gptaq", "small", STATIC, text, gptaq={"alpha": 0.25}),
-        Experiment("small-foem-gptaq", "small", STATIC, text, foem={"alpha": 0.25, "beta": 0.2}),
+        Experiment("small-gptaq", "small", STATIC, text, gptaq=quarter, against="small-static"),
+        Experiment("small-mse", "small", SEARCHED, text, against="small-static"),
+        Experiment("small-mse-gptaq", "small", SEARCHED, text, gptaq=quarter, against="small-mse"),
     ]
 
 
@@ -169,19 +187,18 @@ _MTP_LINEARS = r"mtp\.(?:fc|layers\.0\.(?:self_attn\.[qkvo]|mlp\.(?:gate|up|down
 
 def _recipes() -> list[Experiment]:
     """What the figures above led to, put together."""
-    searched = {**STATIC, "mse": 2.4}
     attention = r"self_attn\.(?:q_proj|k_proj|v_proj|qkv_proj|o_proj)$"
     out, gdn = r"linear_attn\.out_proj$", r"linear_attn\.(?:in_proj_qkv|in_proj_qkvz|in_proj_z|out_proj)$"
 
-    def with_8(name: str, *patterns: str) -> Experiment:
+    def with_8(name: str, *patterns: str, against: str | None = None) -> Experiment:
         rules = {"+:" + _LAYER + pattern: {"bits": 8} for pattern in patterns}
-        return Experiment(name, "recipe", {**searched, "dynamic": rules})
+        return Experiment(name, "recipe", {**SEARCHED, "dynamic": rules}, against=against)
 
     return [
-        with_8("mse-mixers-8", gdn, attention),
+        with_8("mse-mixers-8", gdn, attention, against="static-mse"),
         with_8("mse-out-attention-8", out, attention),
-        Experiment("mse-chat-only", "recipe", searched, Text.of("chat")),
-        Experiment("mse-even-mix", "recipe", searched, Text.of(*EVERYTHING)),
+        Experiment("mse-chat-only", "recipe", SEARCHED, Text.of("chat")),
+        Experiment("mse-even-mix", "recipe", SEARCHED, Text.of(*EVERYTHING), against="static-mse"),
         Experiment(
             "mse-compact",
             "recipe",
@@ -209,5 +226,15 @@ def _heads() -> list[Experiment]:
     ]
 
 
-EXPERIMENTS = (*_methods(), *_seeds(), *_texts(), *_samples(), *_small(), *_modules(), *_heads(), *_recipes())
+EXPERIMENTS = (
+    *_methods(),
+    *_seeds(),
+    *_texts(),
+    *_samples(),
+    *_searched(),
+    *_small(),
+    *_modules(),
+    *_heads(),
+    *_recipes(),
+)
 BY_NAME = {experiment.name: experiment for experiment in EXPERIMENTS}

@@ -8,6 +8,7 @@ from statistics import mean, stdev
 from scipy.stats import ttest_1samp
 
 from bench.quality.changes import (
+    GPTAQ,
     change,
     corrected,
     every,
@@ -18,6 +19,7 @@ from bench.quality.changes import (
     relative,
     same_seed,
     seed_names,
+    small_runs,
     tested,
 )
 from bench.quality.grid import BY_NAME, CODE, ENGLISH, LANGUAGES
@@ -280,8 +282,13 @@ def calls(results: Results) -> str:
     table = markdown(
         ["call", "where", "experiments first run in it", "run again: KLD against the first"], rows
     )
-    left = ", ".join(f"`{name}`" for name in missing(results)) or "none"
-    return f"{table}\n\n{len(corrected(results))} comparisons of KLD. In the grid and not run: {left}."
+    apart = small_runs()
+    left = ", ".join(f"`{name}`" for name in missing(results) if name not in apart) or "none"
+    there = ", ".join(f"`{name}`" for name in apart)
+    return (
+        f"{table}\n\n{len(corrected(results))} comparisons of KLD. In the grid and not run: {left}. "
+        f"Run apart, on a CPU and fewer documents ([`{GPTAQ.name}`]({GPTAQ.name})): {there}."
+    )
 
 
 def _again(run: Run, results: Results) -> str:

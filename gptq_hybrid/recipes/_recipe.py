@@ -57,7 +57,7 @@ class Recipe:
         if isinstance(settings.get("gptaq"), dict):
             from gptq_hybrid.compat import gptaq_config
 
-            # gptqmodel's own default would keep them on the GPU: 86 GiB at the 27B.
+            # gptqmodel's own default would keep them on the GPU: 96 GiB at the 27B.
             settings["gptaq"] = gptaq_config({"device": "cpu", **settings["gptaq"]})
         return QuantizeConfig(**settings)
 

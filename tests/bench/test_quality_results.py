@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.quality.changes import change, same_seed, seed_names
+from bench.quality.changes import change, same_seed, seed_names, small_runs
 from bench.quality.grid import BY_NAME, Experiment
 from bench.quality.report import README, filled
 from bench.quality.results import ALL, Results, load, merge, text_of
@@ -65,7 +65,7 @@ def test_every_experiment_has_every_domain_and_is_in_the_grid(results: Results) 
         assert run.group == BY_NAME[run.name].group
         assert set(run.figures["kld_mean"]) == set(results.domains)
         if run.against is not None:
-            assert run.against == (BY_NAME[run.name].base or "static")
+            assert run.against == BY_NAME[run.name].control
             assert set(run.differences["kld_mean"]) == set(results.domains)
             # Both values have six digits: the difference of these has fewer.
             control = results.control(run).kld.value
@@ -154,6 +154,47 @@ def test_recipe_gives_every_module_of_the_27b_what_its_experiment_did(recipe: st
         k: v for k, v in tried.items() if k != "dynamic"
     }
     assert bits_by_module(settings) == bits_by_module(tried)
+
+
+def test_what_the_readmes_say_of_gptaq_is_in_its_results() -> None:
+    runs = small_runs()
+    readmes = [
+        README.read_text(encoding="utf-8"),
+        (README.parents[2] / "README.md").read_text(encoding="utf-8"),
+    ]
+    for name, among in (("small-mse-gptaq", readmes), ("small-gptaq", readmes[:1])):
+        experiment, run = BY_NAME[name], runs[name]
+        assert run["against"]["a"] == experiment.control
+        (found,) = [d for d in run["against"]["overall"]["differences"] if d["measure"] == "kld_mean"]
+        base = runs[experiment.control]["summary"]["overall"]["kld_mean"]["value"]
+        value, low, high = (100 * found["difference"][end] / base for end in ("value", "low", "high"))
+        for text in among:
+            assert f"{value:.1f} % [{low:.1f}, {high:.1f}]" in text, name
+        assert found["p"] == 0.0001
+        assert f"{1000 * run['summary']['overall']['kld_mean']['value']:.2f}" in readmes[0]
+
+
+def test_the_recipe_with_gptaq_is_its_experiment() -> None:
+    experiment = BY_NAME["small-mse-gptaq"]
+    recipe = load_recipe("static-mse-gptaq")
+    assert recipe.settings == {**(experiment.settings or {}), "gptaq": experiment.gptaq}
+    assert recipe.packaging == Packaging()
+
+
+def test_stock_vllm_served_every_checkpoint_as_the_readme_says() -> None:
+    text = README.read_text(encoding="utf-8")
+    found = json.loads(README.with_name("served-vllm-0.26.json").read_text(encoding="utf-8"))
+    assert found["plugin"] == "off"
+    for served in found["served"]:
+        assert served["sample"].strip()
+        name = {"checkpoint": "the mini model itself, BF16"}.get(
+            served["checkpoint"], f"`{served['checkpoint']}`"
+        )
+        (row,) = [line for line in text.splitlines() if line.startswith(f"| {name} | ")][-1:]
+        assert row.endswith(f"| {served['acceptance_length']:.2f} |")
+        bits = {kernel.split()[-1] for kernel in served["kernels"].values() if "Marlin" in kernel}
+        assert all(f"{b} bit" in row for b in bits)
+        assert ("Marlin" in row) is bool(bits)
 
 
 def test_compact_packs_the_heads_as_its_experiment_did_and_that_costs_no_drafts(results: Results) -> None:

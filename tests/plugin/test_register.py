@@ -227,6 +227,8 @@ def test_registering_imports_nothing_but_a_few_modules_of_its_own() -> None:
         "vllm_qwen36_plugin._architectures",
         "vllm_qwen36_plugin._log",
         "vllm_qwen36_plugin._register",
+        "vllm_qwen36_plugin.act_order",
+        "vllm_qwen36_plugin.act_order.claim",
         "vllm_qwen36_plugin.compat",
         "vllm_qwen36_plugin.compat.config_map",
         "vllm_qwen36_plugin.compat.model_registry",

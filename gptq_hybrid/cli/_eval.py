@@ -25,6 +25,7 @@ from rich.progress import (
 from gptq_hybrid.calibration import DEFAULT_CALIBRATION
 from gptq_hybrid.checkpoint import HybridError
 
+from ._options import AsJson, BatchTokens, Device, Drafts, Limit, MaxLength, Reference, Seed
 from ._quantize import resolve_source
 from ._quiet import output_to_log
 
@@ -38,9 +39,7 @@ OnProgress = Callable[[str, int, int], None]
 
 
 def eval_command(
-    reference: Annotated[
-        str, typer.Argument(metavar="REF", help="Folder of the BF16 original, or its hub id.")
-    ],
+    reference: Reference,
     quantized: Annotated[
         list[str],
         typer.Argument(metavar="QUANT...", help="Checkpoints to hold against it, folders or hub ids."),
@@ -56,19 +55,15 @@ def eval_command(
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Where evaluation.json and evaluation.png go.")
     ] = Path("qwen36-eval"),
-    limit: Annotated[int | None, typer.Option(min=1, help="Most documents of each domain.")] = None,
-    max_length: Annotated[int, typer.Option(min=16, help="Tokens kept of each document.")] = 2048,
-    drafts: Annotated[int, typer.Option(min=0, max=8, help="MTP drafts to look at; 0 for none.")] = 2,
-    device: Annotated[
-        str | None, typer.Option(help="cuda, cuda:1, cpu.  [default: the GPU if there is one]")
-    ] = None,
+    limit: Limit = None,
+    max_length: MaxLength = 2048,
+    drafts: Drafts = 2,
+    device: Device = None,
     dtype: Annotated[
         str, typer.Option(help="Arithmetic: float32 adds no rounding noise, bfloat16 is faster.")
     ] = "float32",
-    batch_tokens: Annotated[
-        int | None, typer.Option(min=16, help="Tokens run at once.  [default: 8192 on a GPU, 4096 on a CPU]")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="For drawing documents and for the intervals.")] = 0,
+    batch_tokens: BatchTokens = None,
+    seed: Seed = 0,
     keep_states: Annotated[
         bool,
         typer.Option(
@@ -113,7 +108,7 @@ def eval_command(
             rich_help_panel=_TASKS,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say how far quantized checkpoints are from their original, by domain.
 

@@ -20,6 +20,7 @@ from rich.progress import (
 from gptq_hybrid.checkpoint import Checkpoint, HybridError, layout_for
 from gptq_hybrid.recipes import DEFAULT_RECIPE
 
+from ._options import AsJson, BatchTokens, Device, Drafts, Limit, MaxLength, Reference, Seed
 from ._quantize import resolve_source
 from ._quiet import output_to_log
 
@@ -31,9 +32,7 @@ _WORK = "work"
 
 
 def sensitivity_command(
-    reference: Annotated[
-        str, typer.Argument(metavar="REF", help="Folder of the BF16 original, or its hub id.")
-    ],
+    reference: Reference,
     quantized: Annotated[
         str | None,
         typer.Argument(
@@ -58,9 +57,9 @@ def sensitivity_command(
         ),
     ] = None,
     group_size: Annotated[int, typer.Option(min=1, help="Inputs that share a scale, in rounding.")] = 128,
-    limit: Annotated[int | None, typer.Option(min=1, help="Most documents of each domain.")] = None,
-    max_length: Annotated[int, typer.Option(min=16, help="Tokens kept of each document.")] = 512,
-    drafts: Annotated[int, typer.Option(min=0, max=8, help="MTP drafts to look at; 0 for none.")] = 2,
+    limit: Limit = None,
+    max_length: MaxLength = 512,
+    drafts: Drafts = 2,
     memory: Annotated[
         float | None,
         typer.Option(
@@ -78,17 +77,13 @@ def sensitivity_command(
         typer.Option(metavar="SIZE", help="Bytes the recipe may add: 500MB, 1GiB, or 3% of the checkpoint."),
     ] = None,
     base: Annotated[str, typer.Option(help="Recipe to start from.")] = DEFAULT_RECIPE,
-    device: Annotated[
-        str | None, typer.Option(help="cuda, cuda:1, cpu.  [default: the GPU if there is one]")
-    ] = None,
+    device: Device = None,
     dtype: Annotated[
         str, typer.Option(help="Arithmetic: float32, or bfloat16, whose noise hides what 8 bits cost.")
     ] = "float32",
-    batch_tokens: Annotated[
-        int | None, typer.Option(min=16, help="Tokens run at once.  [default: 8192 on a GPU, 4096 on a CPU]")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="For drawing documents and for the intervals.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    batch_tokens: BatchTokens = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Say which modules cost most when quantized, one at a time.
 

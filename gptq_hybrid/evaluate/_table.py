@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
+
+from gptq_hybrid._tables import report_table
 
 from ._bootstrap import Estimate
 from ._compare import MEASURES, Comparison, Difference, DomainComparison
@@ -46,9 +46,10 @@ def tables(evaluation: Evaluation) -> Group:
 
 def quality_table(checkpoint: CheckpointSummary, reference: str) -> Table:
     """One row a domain: KLD, top-1 agreement, perplexity; intervals below their figures."""
-    table = _table(
+    table = report_table(
         f"{checkpoint.name} against {reference}",
         "KLD in nats per token; 95 % intervals over documents; all: domains weigh alike",
+        padding=0,
     )
     table.add_column("domain", overflow="fold")
     # The 99th percentile is in the JSON only: with it, two-line cells need more than 110 columns.
@@ -83,9 +84,10 @@ def drafts_table(checkpoint: CheckpointSummary, reference: str) -> Table:
         len(a.positions) for a in (checkpoint.overall.acceptance, checkpoint.overall.acceptance_ref) if a
     )
     shown = min(drafts, 3)
-    table = _table(
+    table = report_table(
         f"MTP drafts of {checkpoint.name}, and of {reference}",
         "% of drafts that agree with the own argmax, where all before agreed; length: tokens a step",
+        padding=0,
     )
     table.add_column("domain", overflow="fold")
     table.add_column("positions", justify="right", overflow="fold")
@@ -103,9 +105,10 @@ def drafts_table(checkpoint: CheckpointSummary, reference: str) -> Table:
 
 def comparison_table(comparison: Comparison) -> Table:
     """One row a domain and figure: A less B, its interval, p-values and verdict."""
-    table = _table(
+    table = report_table(
         f"{comparison.a} (A) less {comparison.b} (B), on the same documents",
         "p: sign-flip test over documents, in brackets corrected for the domains (Holm); verdict: on A, at 5 %",
+        padding=0,
     )
     table.add_column("figure")
     table.add_column("domain", overflow="fold")
@@ -129,19 +132,6 @@ def comparison_table(comparison: Comparison) -> Table:
                 end_section=i == len(found) - 1,
             )
     return table
-
-
-def _table(title: str, caption: str) -> Table:
-    return Table(
-        title=escape(title),
-        caption=escape(caption),
-        title_justify="left",
-        caption_justify="left",
-        title_style="bold",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        padding=0,
-    )
 
 
 def _notes(rows: Sequence[Summary | DomainComparison]) -> list[RenderableType]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
+
+from gptq_hybrid._tables import report_table
 
 from ._tasks import TaskDifference, TaskResults, TaskScore
 
@@ -27,7 +28,7 @@ def task_tables(results: TaskResults) -> list[RenderableType]:
 
 
 def _values(scores: list[TaskScore], by: str) -> Table:
-    table = _table("Tasks", f"value ± standard error over documents; {by}")
+    table = report_table("Tasks", f"value ± standard error over documents; {by}")
     for header in ("task", "metric", "docs"):
         table.add_column(header, justify="right" if header == "docs" else "left", overflow="fold")
     checkpoints = list(dict.fromkeys(score.checkpoint for score in scores))
@@ -45,7 +46,7 @@ def _values(scores: list[TaskScore], by: str) -> Table:
 
 
 def _differences(differences: list[TaskDifference]) -> Table:
-    table = _table(
+    table = report_table(
         "Tasks: A less B, on the same documents",
         "95 % interval: paired t; p: sign-flip test on the documents that differ",
     )
@@ -66,18 +67,6 @@ def _differences(differences: list[TaskDifference]) -> Table:
         )
         table.add_row(*map(escape, row))
     return table
-
-
-def _table(title: str, caption: str) -> Table:
-    return Table(
-        title=title,
-        caption=caption,
-        title_justify="left",
-        caption_justify="left",
-        title_style="bold",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-    )
 
 
 def _metric(found: TaskScore | TaskDifference) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from gptq_hybrid._tables import report_table
 from gptq_hybrid.evaluate import Estimate
 from gptq_hybrid.evaluate._table import decimals_of
 
@@ -37,7 +36,7 @@ def _worst(result: Sensitivity, worst: int) -> Table:
     first, *others = result.forms
     rows = ranked(result)
     of = f" of {result.quantized}" if result.quantized else ""
-    table = _table(
+    table = report_table(
         f"Costliest modules{of}, each by itself in {result.reference}: {min(worst, len(rows))} of {len(rows)}",
         "KLD in thousandths of a nat per token, 95 % intervals over documents; share: of the sum over all; "
         "MB: saved against BF16",
@@ -65,7 +64,7 @@ def _worst(result: Sensitivity, worst: int) -> Table:
 
 
 def _kinds(result: Sensitivity) -> Table:
-    table = _table(
+    table = report_table(
         "Sums by kind of module",
         "KLD in thousandths of a nat per token, of each module by itself, added up; together: all of them at once",
     )
@@ -96,7 +95,7 @@ def _kinds(result: Sensitivity) -> Table:
 
 def _drafts(result: Sensitivity) -> Table:
     length = "–" if result.acceptance_length is None else f"{result.acceptance_length.value:.3f}"
-    table = _table(
+    table = report_table(
         f"MTP head: change of its acceptance length, {length} tokens a step in {result.reference}",
         "drafts against the reference's own argmax; mtp: the whole head",
     )
@@ -112,18 +111,6 @@ def _drafts(result: Sensitivity) -> Table:
             ]
             table.add_row(module.kind, *cells)
     return table
-
-
-def _table(title: str, caption: str) -> Table:
-    return Table(
-        title=escape(title),
-        caption=escape(caption),
-        title_justify="left",
-        caption_justify="left",
-        title_style="bold",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-    )
 
 
 def _mb(size: int) -> str:

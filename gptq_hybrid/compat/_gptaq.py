@@ -61,6 +61,15 @@ def refuse_batches(batch_size: int) -> None:
         )
 
 
+def keep_log(model: Any, logs: Any) -> None:
+    """Set ``model.quant_log``, which is saved as ``quant_log.csv``, from what ``model.quantize`` returned.
+
+    gptqmodel sets it for processors of a few names, and ``gptaq`` is not among them.
+    """
+    if not getattr(model, "quant_log", None) and isinstance(logs, dict) and logs.get("gptaq"):
+        model.quant_log = logs["gptaq"]
+
+
 @contextmanager
 def record_gptaq(note: Callable[[ModuleRecord], None]) -> Iterator[None]:
     """Call ``note`` for each module that GPTAQ quantizes while the block runs.

@@ -12,6 +12,7 @@ from gptq_hybrid.checkpoint import HybridError, find_mtp, layout_for, read_json_
 from gptq_hybrid.checkpoint.calibration import CALIBRATION_FILE
 from gptq_hybrid.compat import (
     ModuleRecord,
+    keep_log,
     record_modules,
     refuse_batches,
     supports_shared_input_tags,
@@ -96,6 +97,7 @@ class HybridDefinition:
             find_mtp(Path(self.model_local_path))
         with record_modules() as records, without_stray_logs():
             out = super().quantize(*args, **kwargs)  # type: ignore[misc]
+        keep_log(self, out)
         self.module_records: dict[str, ModuleRecord] = records
         return out
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gptq_hybrid.checkpoint import HybridError, TensorLayout
+from gptq_hybrid.checkpoint import Checkpoint, HybridError, TensorLayout, layout_for
 from gptq_hybrid.checkpoint.quantization import dynamic_rule
 from gptq_hybrid.memory import free_memory
+
+from ._estimate import hidden_state_bytes
 
 # --samples and --max-length bound the tokens from above; most documents are shorter. What a quarter of the
 # bound does not fit into is too small for certain; the tokens drawn decide the rest.
@@ -39,24 +41,51 @@ def gpu_room(settings: Mapping[str, Any]) -> int | None:
     return int(torch.cuda.get_device_properties(min(1, torch.cuda.device_count() - 1)).total_memory)
 
 
-def refuse_native(needed: int, *, bound: bool, room: int | None = None) -> None:
+def refuse_native(needed: int, *, bound: bool, room: int | None = None, beside: int = 0) -> None:
     """Raise if ``needed`` bytes do not fit.
 
     ``bound``: they are what the run can need at most, and only a quarter of them must fit. ``room``: bytes
-    there are; None for the main memory that is free.
+    there are; None for the main memory that is free. ``beside``: bytes that hidden states take of it.
 
     Raises:
         HybridError: they do not; the message names what to change.
     """
     available = free_memory() if room is None else room
-    if (needed // _CLEARLY if bound else needed) <= available:
+    total = needed + beside
+    if (total // _CLEARLY if bound else total) <= available:
         return
     where = "main memory is free" if room is None else "GPU memory is there"
-    less = max(1, needed // max(available, 1))
+    # Both grow with the tokens.
+    times = -(-total // max(available, 1))
+    hidden = f" and {beside / 2**30:.1f} GiB of hidden states" if beside else ""
     raise HybridError(
-        f"GPTAQ keeps {'at most ' if bound else ''}{needed / 2**30:.1f} GiB of the unquantized model's inputs, "
-        f"and {available / 2**30:.1f} GiB of {where}",
-        remedy=f"Give about {less + 1} times fewer tokens with --samples or --max-length, "
+        f"GPTAQ keeps {'at most ' if bound else ''}{needed / 2**30:.1f} GiB of the unquantized model's inputs"
+        f"{hidden}, and {available / 2**30:.1f} GiB of {where}",
+        remedy=f"Give {times} times fewer tokens with --samples or --max-length, "
         "or take a recipe without `gptaq`, such as static-mse."
         + ("" if room is None else ' `device = "cpu"` keeps them in main memory.'),
     )
+
+
+def refuse_run(
+    checkpoint: Checkpoint, settings: Mapping[str, Any], tokens: int, *, bound: bool, hidden_on_cpu: bool
+) -> int:
+    """Raise if what GPTAQ keeps of ``tokens`` calibration tokens (at most so many, if ``bound``) does not fit.
+
+    ``hidden_on_cpu``: hidden states are to stay in main memory, as they do without a GPU.
+
+    Returns:
+        Bytes of the inputs it keeps; 0 for a recipe without ``gptaq``.
+
+    Raises:
+        HybridError: they do not fit.
+    """
+    needed = native_bytes(layout_for(checkpoint.config), settings, tokens)
+    if needed:
+        import torch
+
+        room, beside = gpu_room(settings), 0
+        if room is None and (hidden_on_cpu or not torch.cuda.is_available()):
+            beside = hidden_state_bytes(int(checkpoint.text_config["hidden_size"]), 1, tokens)
+        refuse_native(needed, bound=bound, room=room, beside=beside)
+    return needed

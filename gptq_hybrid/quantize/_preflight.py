@@ -26,7 +26,7 @@ from gptq_hybrid.memory import free_memory
 from gptq_hybrid.writer import Packaging, refuse_impossible
 
 from ._estimate import choices, hidden_state_bytes, quantized_bytes, working_bytes
-from ._native import gpu_room, native_bytes, refuse_native
+from ._native import gpu_room, native_bytes, refuse_run
 
 if TYPE_CHECKING:
     from ._run import QuantizeRequest
@@ -89,7 +89,7 @@ def preflight(request: QuantizeRequest) -> Preflight:
         )
     facts += _check_disk(request.target, _peak_on_disk(layout, request, output))
     memory, on_cpu = _check_memory(checkpoint, layout, request, warnings)
-    facts += [*memory, *_check_native(layout, request)]
+    facts += [*memory, *_check_native(checkpoint, request, hidden_on_cpu=on_cpu)]
     facts.append(("versions", ", ".join(f"{name} {_version(name)}" for name in ("torch", "transformers"))))
     facts.append(("", f"gptqmodel {gptqmodel}, {os.cpu_count()} cores"))
     if find_spec("fla") is None:
@@ -171,7 +171,7 @@ def _check_memory(
         return [("memory", f"CPU only; about {_size(hidden + working)} of RAM (estimate)")], False
     name, total = torch.cuda.get_device_name(0), torch.cuda.get_device_properties(0).total_memory
     room = int(total * _HEADROOM)
-    on_cpu = hidden + working > room
+    on_cpu = hidden + working + (native if gpu_room(request.recipe.settings) else 0) > room
     if working > room:
         warnings.append(f"one layer's working set is about {_size(working)}; {name} has {_size(total)}")
     on_gpu = working + (0 if on_cpu else hidden)
@@ -181,14 +181,17 @@ def _check_memory(
     return facts, on_cpu
 
 
-def _check_native(layout: TensorLayout, request: QuantizeRequest) -> list[tuple[str, str]]:
+def _check_native(
+    checkpoint: Checkpoint, request: QuantizeRequest, *, hidden_on_cpu: bool
+) -> list[tuple[str, str]]:
     settings = request.recipe.settings
-    needed = native_bytes(layout, settings, request.samples * request.max_length)
+    if settings.get("gptaq"):
+        refuse_batches(request.batch_size)
+    tokens = request.samples * request.max_length
+    needed = refuse_run(checkpoint, settings, tokens, bound=True, hidden_on_cpu=hidden_on_cpu)
     if not needed:
         return []
-    refuse_batches(request.batch_size)
     room = gpu_room(settings)
-    refuse_native(needed, bound=True, room=room)
     where = "main memory" if room is None else "GPU memory"
     free = free_memory() if room is None else room
     said = (

@@ -15,7 +15,7 @@ from gptq_hybrid.compat import ModuleRecord
 from gptq_hybrid.recipes import DEFAULT_RECIPE, Recipe, load_recipe
 from gptq_hybrid.writer import Limits, Verdict, judge
 
-from ._native import gpu_room, native_bytes, refuse_native
+from ._native import refuse_run
 from ._preflight import preflight
 
 
@@ -97,7 +97,14 @@ def quantize(
     )
     if on_manifest is not None:
         on_manifest(calibration.manifest)
-    _refuse_native(request, sum(len(row["input_ids"]) for row in calibration.rows))
+    tokens = sum(len(row["input_ids"]) for row in calibration.rows)
+    refuse_run(
+        Checkpoint.open(request.source),
+        request.recipe.settings,
+        tokens,
+        bound=False,
+        hidden_on_cpu=found.calibration_on_cpu,
+    )
     layers = len(_layer_numbers(request.source))
     gptq_hybrid.register()
     from gptqmodel import GPTQModel
@@ -136,13 +143,6 @@ def _counting(on_layer: Callable[[int, int], None], total: int) -> Callable[...,
             on_layer(layer_idx + 1, total)
 
     return layer_complete
-
-
-def _refuse_native(request: QuantizeRequest, tokens: int) -> None:
-    settings = request.recipe.settings
-    needed = native_bytes(layout_for(Checkpoint.open(request.source).config), settings, tokens)
-    if needed:
-        refuse_native(needed, bound=False, room=gpu_room(settings))
 
 
 def _layer_numbers(source: Path) -> set[str]:

@@ -32,7 +32,10 @@ def extend_quant_log(path: Path, records: Mapping[str, ModuleRecord]) -> None:
     for row in rows:
         found = by_layer.get((row[0], row[1].rpartition(".")[2]))
         error = "" if found is None or found.relative_error is None else f"{found.relative_error:.6e}"
-        padded = (*row, *[""] * (len(_COLUMNS) - len(row)))
+        padded = [*row, *[""] * (len(_COLUMNS) - len(row))]
+        if found is not None and found.outcome == "gptaq":
+            # gptqmodel counts rows there, and tokens for GPTQ.
+            padded[_COLUMNS.index("samples")] = str(found.tokens)
         writer.writerow((*padded, error, found.dead_columns if found else "", found.outcome if found else ""))
     write_text_atomic(path, out.getvalue())
 

@@ -25,11 +25,11 @@ LAYOUT = layout_for(CONFIG_27B)
 
 
 def test_an_ordinary_checkpoint_is_written_and_every_module_recorded(
-    quantized: Callable[..., Any], original: DemoCheckpoint
+    quantized: Callable[..., Any], calibration: list[dict[str, list[int]]]
 ) -> None:
     done = quantized("static-mse-gptaq")
     checkpoint = Checkpoint.open(done.path)
-    assert inspect(checkpoint).findings == []
+    assert inspect(checkpoint).findings == ()
     config = checkpoint.quantization_config
     assert config is not None
     assert config == json.loads((done.path / "quantize_config.json").read_text())
@@ -47,6 +47,7 @@ def test_an_ordinary_checkpoint_is_written_and_every_module_recorded(
     with (done.path / "quant_log.csv").open(newline="") as handle:
         rows = list(csv.DictReader(handle))
     assert len(rows) == len(orders)
+    assert {row["samples"] for row in rows} == {str(sum(len(row["input_ids"]) for row in calibration))}
     assert all(row["outcome"] == "gptaq" and float(row["relative_error"]) > 0 for row in rows)
 
 
@@ -67,13 +68,13 @@ def test_batches_are_refused_by_the_preflight(original: DemoCheckpoint, tmp_path
     preflight(QuantizeRequest(original.path, tmp_path / "out", batch_size=2))
 
 
-def test_native_inputs_at_27b_are_those_of_a_gated_deltanet_layer() -> None:
-    # in_proj_qkv, in_proj_z, gate and up: 5,120 each; out_proj 6,144; down_proj 17,408.
-    assert native.native_width(LAYOUT, GPTAQ.settings) == 4 * 5120 + 6144 + 17408
-    assert round(native.native_bytes(LAYOUT, GPTAQ.settings, 512 * 2048) / 1e9) == 92
+def test_native_inputs_at_27b_are_those_of_a_full_attention_layer() -> None:
+    # q, k, v, gate and up: 5,120 each; o_proj 6,144; down_proj 17,408. Gated DeltaNet has an input of 5,120 less.
+    assert native.native_width(LAYOUT, GPTAQ.settings) == 5 * 5120 + 6144 + 17408
+    assert round(native.native_bytes(LAYOUT, GPTAQ.settings, 512 * 2048) / 1e9) == 103
     assert native.native_bytes(LAYOUT, load_recipe("static-mse").settings, 512 * 2048) == 0
     spared = {**GPTAQ.settings, "dynamic": {r"-:.*\.down_proj$": {}}}
-    assert native.native_width(LAYOUT, spared) == 4 * 5120 + 6144
+    assert native.native_width(LAYOUT, spared) == 5 * 5120 + 6144
     assert working_bytes(LAYOUT, gptaq=True) > working_bytes(LAYOUT)
 
 
@@ -86,7 +87,7 @@ def test_what_it_needs_is_said_by_the_preflight(original: DemoCheckpoint, tmp_pa
     assert not any("GPTAQ" in value for _, value in plain)
 
 
-@pytest.mark.parametrize(("free", "fits"), [(22 << 30, True), (21 << 30, False)])
+@pytest.mark.parametrize(("free", "fits"), [(24 << 30, True), (23 << 30, False)])
 def test_a_bound_is_refused_only_where_a_quarter_of_it_does_not_fit(
     monkeypatch: pytest.MonkeyPatch, free: int, fits: bool
 ) -> None:
@@ -94,9 +95,19 @@ def test_a_bound_is_refused_only_where_a_quarter_of_it_does_not_fit(
     needed = native.native_bytes(LAYOUT, GPTAQ.settings, 512 * 2048)
     if fits:
         native.refuse_native(needed, bound=True)
-    with pytest.raises(HybridError, match=r"86\.0 GiB") as caught:
+    with pytest.raises(HybridError, match=r"96\.0 GiB") as caught:
         native.refuse_native(needed, bound=fits is False)
     assert "--samples or --max-length" in str(caught.value)
+
+
+def test_hidden_states_in_main_memory_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "free_memory", lambda: 100 << 30)
+    native.refuse_native(96 << 30, bound=False)
+    with pytest.raises(
+        HybridError, match=r"96\.0 GiB .* and 20\.0 GiB of hidden states, and 100\.0 GiB"
+    ) as caught:
+        native.refuse_native(96 << 30, bound=False, beside=20 << 30)
+    assert "2 times fewer tokens" in str(caught.value)
 
 
 def test_too_little_memory_for_the_rows_drawn_ends_the_run_before_the_model_is_loaded(
@@ -106,7 +117,7 @@ def test_too_little_memory_for_the_rows_drawn_ends_the_run_before_the_model_is_l
         original.path, tmp_path / "out", recipe=GPTAQ, calibration="demo", samples=2, max_length=64
     )
     bound = native.native_bytes(layout_for(Checkpoint.open(original.path).config), GPTAQ.settings, 2 * 64)
-    monkeypatch.setattr(native, "free_memory", lambda: bound // 4)
+    monkeypatch.setattr(native, "free_memory", lambda: bound // 2)
     preflight(request)
     with pytest.raises(HybridError, match="GPTAQ keeps") as caught:
         quantize(request)

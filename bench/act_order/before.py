@@ -1,4 +1,7 @@
-"""What computes the input of each linear in the model, with and without the gather behind it.
+"""What computes the input of each linear in the model: as it is, with a gather behind it, and stored in order.
+
+A gather reads places that the operation has just written, so torch.compile makes it a kernel of its own; a store in
+order (`placed`, by the inverse permutation) can be the last step of the operation's.
 
 Written as vLLM 0.26 writes them (`GemmaRMSNorm`, `RMSNormGated`, the gates of attention and MLP), compiled as it
 compiles: one graph with a symbolic number of rows, guards dropped. As no guard tells two graphs of one function
@@ -8,7 +11,7 @@ apart, every variant is a function of its own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.nn import functional
@@ -16,6 +19,11 @@ from torch.nn import functional
 Inputs = tuple[torch.Tensor, ...]
 _EPS = 1e-6
 _HEADS, _HEAD, _GDN_HEADS, _GDN_HEAD, _HIDDEN, _INTERMEDIATE = 24, 256, 48, 128, 5120, 17408
+
+
+def placed(out: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+    """Column i of ``out`` at column ``inverse[i]``."""
+    return torch.empty_like(out).index_copy(-1, inverse, out)
 
 
 def norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,6 +40,13 @@ def norm_gathered(
     return out.index_select(-1, order), total
 
 
+def norm_placed(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, inverse: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    out, total = norm(x, residual, weight)
+    return placed(out, inverse), total
+
+
 def norm_twice(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,6 +61,13 @@ def norm_twice_gathered(
     return out.index_select(-1, order), total, out
 
 
+def norm_twice_placed(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, inverse: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    out, total = norm(x, residual, weight)
+    return placed(out, inverse), total, out
+
+
 def gate(attention: torch.Tensor, q_gate: torch.Tensor) -> tuple[torch.Tensor]:
     """Before o: ``[M, 6144]`` times the sigmoid of the gate that lies beside q in ``[M, 24, 512]``."""
     opening = q_gate[..., _HEAD:].reshape(attention.shape)
@@ -54,6 +76,10 @@ def gate(attention: torch.Tensor, q_gate: torch.Tensor) -> tuple[torch.Tensor]:
 
 def gate_gathered(attention: torch.Tensor, q_gate: torch.Tensor, order: torch.Tensor) -> tuple[torch.Tensor]:
     return (gate(attention, q_gate)[0].index_select(-1, order),)
+
+
+def gate_placed(attention: torch.Tensor, q_gate: torch.Tensor, inverse: torch.Tensor) -> tuple[torch.Tensor]:
+    return (placed(gate(attention, q_gate)[0], inverse),)
 
 
 def gated_norm(core: torch.Tensor, z: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor]:
@@ -70,18 +96,25 @@ def gated_norm_gathered(
     return (gated_norm(core, z, weight)[0].index_select(-1, order),)
 
 
+def gated_norm_placed(
+    core: torch.Tensor, z: torch.Tensor, weight: torch.Tensor, inverse: torch.Tensor
+) -> tuple[torch.Tensor]:
+    return (placed(gated_norm(core, z, weight)[0], inverse),)
+
+
 def silu_mul(gate_up: torch.Tensor) -> tuple[torch.Tensor]:
     """Before down. Nothing to gather: gate_up's columns are permuted on load."""
     half = gate_up.shape[-1] // 2
     return (functional.silu(gate_up[..., :half]) * gate_up[..., half:],)
 
 
-FUNCTIONS: dict[str, tuple[Callable[..., Inputs], Callable[..., Inputs] | None]] = {
-    "norm": (norm, norm_gathered),
-    "norm_twice": (norm_twice, norm_twice_gathered),
-    "gate": (gate, gate_gathered),
-    "gated_norm": (gated_norm, gated_norm_gathered),
-    "silu_mul": (silu_mul, None),
+Form = Literal["plain", "gathered", "placed"]
+FUNCTIONS: dict[str, dict[Form, Callable[..., Inputs]]] = {
+    "norm": {"plain": norm, "gathered": norm_gathered, "placed": norm_placed},
+    "norm_twice": {"plain": norm_twice, "gathered": norm_twice_gathered, "placed": norm_twice_placed},
+    "gate": {"plain": gate, "gathered": gate_gathered, "placed": gate_placed},
+    "gated_norm": {"plain": gated_norm, "gathered": gated_norm_gathered, "placed": gated_norm_placed},
+    "silu_mul": {"plain": silu_mul},
 }
 
 
@@ -105,19 +138,17 @@ class Compiled:
 
     def __init__(self, device: str) -> None:
         self._device = device
-        self._done: dict[tuple[str, bool], Callable[..., Inputs]] = {}
+        self._done: dict[tuple[str, Form], Callable[..., Inputs]] = {}
 
-    def get(self, name: str, gathered: bool, order: torch.Tensor | None = None) -> Callable[..., Inputs]:
-        """``order``: as the gathered function will be called with, int32 ``[k]``."""
-        key = (name, gathered)
+    def get(self, name: str, form: Form, order: torch.Tensor | None = None) -> Callable[..., Inputs]:
+        """``order``: as a function that permutes will be called with: the order, or its inverse, ``[k]``."""
+        key = (name, form)
         if key not in self._done:
-            function = FUNCTIONS[name][gathered]
-            assert function is not None
             options: dict[str, Any] = {"guard_filter_fn": lambda guards: [False for _ in guards]}
-            compiled = torch.compile(function, fullgraph=True, dynamic=False, options=options)
+            compiled = torch.compile(FUNCTIONS[name][form], fullgraph=True, dynamic=False, options=options)
             rows, weights = inputs(name, 48, self._device)
             for tensor in rows:
                 torch._dynamo.mark_dynamic(tensor, 0)
-            compiled(*rows, *weights, *((order,) if gathered else ()))
+            compiled(*rows, *weights, *(() if order is None else (order,)))
             self._done[key] = compiled
         return self._done[key]

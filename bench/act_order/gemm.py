@@ -13,6 +13,7 @@ in which the variants take turns:
     before+none       the operation before the linear, compiled, then Marlin without act order
     before+stock      the same, with act order
     before+ours       the same operation compiled with the gather behind it, then Marlin on sorted rows
+    before+placed     the same operation storing its output in order instead
 
 down has no `ours`: its permutation is in the columns of gate_up. Fails if the results of a variant are off by more
 than `TOLERANCE` of the largest value.
@@ -31,7 +32,7 @@ from typing import Any
 import torch
 
 from bench.act_order import kernels
-from bench.act_order.before import Compiled, inputs
+from bench.act_order.before import Compiled, Form, inputs
 from bench.act_order.results import FOLDED, MODULES, Module, save
 from bench.act_order.timing import in_turns, recorded, spread
 
@@ -78,12 +79,17 @@ def check(weight: kernels.Packed, reference: torch.Tensor, gemms: Gemms, m: int)
     }
 
 
-def check_gather(module: Module, m: int, order: torch.Tensor, compiled: Compiled, device: str) -> float:
-    """Largest difference between the gather compiled into the operation and gathering its output."""
+def check_compiled(
+    module: Module, m: int, order: torch.Tensor, compiled: Compiled, device: str
+) -> dict[str, float]:
+    """Largest difference between an operation that permutes and gathering the plain one's output."""
     rows, weights = inputs(module.before, m, device)
-    gathered = compiled.get(module.before, True, order)(*rows, *weights, order)[0]
-    plain = compiled.get(module.before, False)(*rows, *weights)[0]
-    return kernels.relative_error(gathered, plain.index_select(-1, order))
+    wanted = compiled.get(module.before, "plain")(*rows, *weights)[0].index_select(-1, order)
+    permuting: tuple[tuple[Form, torch.Tensor], ...] = (("gathered", order), ("placed", order.argsort()))
+    return {
+        form: kernels.relative_error(compiled.get(module.before, form, how)(*rows, *weights, how)[0], wanted)
+        for form, how in permuting
+    }
 
 
 def calls_of(
@@ -100,12 +106,15 @@ def calls_of(
     if compiled is None:
         return found
     rows, weights = inputs(module.before, m, device)
-    plain = compiled.get(module.before, False)
+    plain = compiled.get(module.before, "plain")
     found["before+none"] = lambda i: none[i](plain(*rows, *weights)[0])
     found["before+stock"] = lambda i: stock[i](plain(*rows, *weights)[0])
     if module.name != FOLDED:
-        gathered = compiled.get(module.before, True, order)
+        inverse = order.argsort()
+        gathered = compiled.get(module.before, "gathered", order)
+        placed = compiled.get(module.before, "placed", inverse)
         found["before+ours"] = lambda i: none[i](gathered(*rows, *weights, order)[0])
+        found["before+placed"] = lambda i: none[i](placed(*rows, *weights, inverse)[0])
     return found
 
 
@@ -175,7 +184,7 @@ def main() -> None:
             row["error"] = check(weight, reference, gemms, m)
             try:
                 if compiled and module.name != FOLDED:
-                    row["error"]["gather"] = check_gather(module, m, order, compiled, device)
+                    row["error"] |= check_compiled(module, m, order, compiled, device)
                 row |= measure(module, m, order, gemms, compiled, args.repeats, device)
             except Exception as error:  # The other figures are worth having; the exit code tells.
                 if compiled is None:

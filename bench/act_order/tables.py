@@ -12,6 +12,7 @@ _NAMES = {
     "before+none": "op + none",
     "before+stock": "op + stock",
     "before+ours": "op + ours",
+    "before+placed": "op + ours, stored in order",
 }
 
 

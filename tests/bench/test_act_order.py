@@ -128,16 +128,16 @@ def test_sorted_rows_and_gathered_input_give_the_same_product() -> None:
     assert kernels.relative_error(x @ kernels.dequantized(plain), expected) > 0.1
 
 
-@pytest.mark.parametrize("name", [name for name, (_, gathered) in before.FUNCTIONS.items() if gathered])
-def test_gathered_operations_give_what_the_linear_reads_in_order(name: str) -> None:
-    plain, gathered = before.FUNCTIONS[name]
-    assert gathered is not None
+@pytest.mark.parametrize("name", [name for name, forms in before.FUNCTIONS.items() if "gathered" in forms])
+def test_operations_that_permute_give_what_the_linear_reads_in_order(name: str) -> None:
+    forms = before.FUNCTIONS[name]
     rows, weights = before.inputs(name, 3, "cpu")
-    expected = plain(*rows, *weights)[0]
+    expected = forms["plain"](*rows, *weights)[0]
     width = {module.before: module.k for module in MODULES}[name]
     assert expected.shape == (3, width)
     order = torch.randperm(width, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(gathered(*rows, *weights, order)[0], expected[:, order])
+    assert torch.equal(forms["gathered"](*rows, *weights, order)[0], expected[:, order])
+    assert torch.equal(forms["placed"](*rows, *weights, order.argsort())[0], expected[:, order])
 
 
 def test_weights_of_a_graph_exceed_the_cache_and_calls_use_each_copy() -> None:

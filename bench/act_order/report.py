@@ -1,4 +1,4 @@
-"""Tables and the picture of README.md, from `gemm.json` and `engine.json`.
+"""Tables and the picture of README.md, from `gemm.json`, `engine.json` and `agreement.json`.
 
     python -m bench.act_order.report [--check] [--no-picture]
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.act_order import tables
-from bench.act_order.results import ENGINE, GEMM, MODULES, Json, extras, load
+from bench.act_order.results import AGREEMENT, ENGINE, GEMM, MODULES, Json, extras, load
 
 README = Path(__file__).with_name("README.md")
 PICTURE = Path(__file__).with_name("gemm.png")
@@ -25,6 +25,7 @@ TABLES: dict[str, tuple[Path, Callable[[Json], str]]] = {
     "extras": (GEMM, tables.gemm_extras),
     "times": (GEMM, tables.gemm_times),
     "engine": (ENGINE, tables.engine_table),
+    "agreement": (AGREEMENT, tables.agreement_table),
 }
 
 
@@ -86,7 +87,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the README is stale")
     parser.add_argument("--no-picture", action="store_true")
     args = parser.parse_args()
-    results = {path: load(path) for path in (GEMM, ENGINE)}
+    results = {path: load(path) for path in (GEMM, ENGINE, AGREEMENT)}
     current = README.read_text(encoding="utf-8")
     text = filled(current, results)
     if args.check:

@@ -11,6 +11,7 @@ import torch
 from bench.act_order import before, dummy, engine, gemm, kernels, timing
 from bench.act_order.report import README, TABLES, filled, picture
 from bench.act_order.results import (
+    AGREEMENT,
     ENGINE,
     GEMM,
     MODULES,
@@ -96,13 +97,14 @@ def test_engine_extras_are_of_medians(engine_result: dict[str, Any]) -> None:
 
 def test_readme_holds_the_tables_of_the_results() -> None:
     text = README.read_text(encoding="utf-8")
-    assert filled(text, {path: load(path) for path in (GEMM, ENGINE)}) == text, (
+    assert filled(text, {path: load(path) for path in (GEMM, ENGINE, AGREEMENT)}) == text, (
         "run python -m bench.act_order.report"
     )
 
 
 def test_report_shows_measured_figures(gemm_result: dict[str, Any], engine_result: dict[str, Any]) -> None:
-    text = filled(README.read_text(encoding="utf-8"), {GEMM: gemm_result, ENGINE: engine_result})
+    results = {GEMM: gemm_result, ENGINE: engine_result, AGREEMENT: load(AGREEMENT)}
+    text = filled(README.read_text(encoding="utf-8"), results)
     assert "Not measured yet" not in text
     assert "| 1 | 7.68 | +1.536 | +0.384 | 0.25 |" in text
     assert "ours / stock at batch 1: 0.25" in text

@@ -128,7 +128,7 @@ def agreement_table(result: Json) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in environment.items() if name != "device")
     return (
         f"{body}\n\n{versions}; {environment['device']}. {result['prompts']} prompts of {result['prompt_tokens']} "
-        f"tokens. Greedy, {result['new_tokens']} tokens, two MTP drafts ({result['acceptance_length']:.2f} tokens a "
-        f"step): {greedy['equal']} prompts alike to the last token; where the others part, float32 prefers its own "
+        f"tokens. Greedy, {result['new_tokens']} tokens, two MTP drafts ({result['acceptance_length']:.2f} tokens "
+        f"a step): {greedy['equal']} prompts alike to the last token; where the others part, float32 prefers its own "
         f"token by at most {max(gaps, default=0.0):.1f} standard deviations of what BF16 changes about the logits."
     )

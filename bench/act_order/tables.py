@@ -129,6 +129,6 @@ def agreement_table(result: Json) -> str:
     return (
         f"{body}\n\n{versions}; {environment['device']}. {result['prompts']} prompts of {result['prompt_tokens']} "
         f"tokens. Greedy, {result['new_tokens']} tokens, two MTP drafts ({result['acceptance_length']:.2f} tokens "
-        f"a step): {greedy['equal']} prompts alike to the last token; where the others part, float32 prefers its own "
-        f"token by at most {max(gaps, default=0.0):.1f} standard deviations of what BF16 changes about the logits."
+        f"a step): {greedy['equal']} prompts alike to the last token; where the others part, float32 prefers its "
+        f"own token by at most {max(gaps, default=0.0):.1f} standard deviations of what BF16 changes about the logits."
     )

@@ -124,11 +124,14 @@ def agreement_table(result: Json) -> str:
     rows = [[name, f"{found['rms']:.4f}", f"{found['largest']:.3f}"] for name, found in errors.items()]
     body = table(["against float32, nats a token", "root mean square", "largest"], rows)
     greedy, environment = result["greedy"], result["environment"]
-    gaps = [apart["gap"] / apart["noise"] for apart in greedy["parted"]]
     versions = ", ".join(f"{name} {version}" for name, version in environment.items() if name != "device")
-    return (
-        f"{body}\n\n{versions}; {environment['device']}. {result['prompts']} prompts of {result['prompt_tokens']} "
-        f"tokens. Greedy, {result['new_tokens']} tokens, two MTP drafts ({result['acceptance_length']:.2f} tokens "
-        f"a step): {greedy['equal']} prompts alike to the last token; where the others part, float32 prefers its "
-        f"own token by at most {max(gaps, default=0.0):.1f} standard deviations of what BF16 changes about the logits."
+    gap = max((apart["gap"] / apart["noise"] for apart in greedy["parted"]), default=0.0)
+    return "\n\n".join(
+        [
+            body,
+            f"{versions}; {environment['device']}. {result['prompts']} prompts of {result['prompt_tokens']} tokens. "
+            f"Greedy, {result['new_tokens']} tokens, two MTP drafts ({result['acceptance_length']:.2f} tokens a "
+            f"step): {greedy['equal']} prompts alike to the last token; where the others part, float32 prefers "
+            f"its own token by at most {gap:.1f} standard deviations of what BF16 changes about the logits.",
+        ]
     )

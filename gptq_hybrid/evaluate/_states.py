@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ class StateStore:
         What a killed run left of a file it was writing (GBs, at 27B) is removed.
         """
         for left in self.path.parent.glob(f".{self.path.name}.*.tmp"):
-            left.unlink()
+            shutil.rmtree(left)
         if not self.path.is_file():
             return None
         try:
@@ -101,9 +102,11 @@ class StateStore:
         Raises:
             HybridError: it cannot be written.
         """
-        temporary = self.path.with_name(f".{self.path.name}.{uuid4().hex[:8]}.tmp")
+        # A folder, as safetensors writes to a file of a name of its own beside the one it is given.
+        folder = self.path.with_name(f".{self.path.name}.{uuid4().hex[:8]}.tmp")
+        temporary = folder / self.path.name
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True)
             save_file(
                 {name: tensor.contiguous() for name, tensor in tensors.items()},
                 temporary,
@@ -118,8 +121,8 @@ class StateStore:
                 remedy="Free some space (what was saved before is still there), or use --no-keep-states.",
             ) from error
         finally:
-            if temporary.exists():
-                temporary.unlink()
+            if folder.exists():
+                shutil.rmtree(folder)
         self._last = time.monotonic()
 
     def remove(self) -> None:

@@ -78,12 +78,34 @@ def test_what_a_killed_run_left_half_written_is_removed(tmp_path: Path) -> None:
     store = StateStore(tmp_path, KEY)
     store.save(TENSORS, 1)
     left = tmp_path / f".{store.path.name}.0a1b2c3d.tmp"
-    left.write_bytes(b"half")
+    left.mkdir()
+    (left / ".tmpCw0LWF").write_bytes(b"half, under the name that safetensors gives it")
     others = tmp_path / ".states-of-another.safetensors.0a1b2c3d.tmp"
-    others.write_bytes(b"being written")
+    others.mkdir()
+    (others / "states").write_bytes(b"being written")
     assert store.load() is not None
     assert not left.exists()
-    assert others.exists()
+    assert (others / "states").exists()
+
+
+def test_while_states_are_written_nothing_else_is_beside_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a kill at that moment leaves is found again, whatever names safetensors uses on its way."""
+    seen: list[str] = []
+
+    def cut_off(_: object, target: Path, **__: object) -> None:
+        (target.parent / ".tmpCw0LWF").write_bytes(b"half")
+        seen.extend(file.name for file in tmp_path.iterdir())
+        raise OSError("no space left")
+
+    store = StateStore(tmp_path, KEY)
+    monkeypatch.setattr("gptq_hybrid.evaluate._states.save_file", cut_off)
+    with pytest.raises(HybridError, match="no space left"):
+        store.save(TENSORS, 1)
+    assert len(seen) == 1
+    assert seen[0].startswith(f".{store.path.name}.")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_for_people(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.full_size import TEXT_27B, VISION_27B
+from gptq_hybrid.checkpoint import layout_for
 
 # Sizes a CPU gets through, to try the script out; its times say nothing.
 _TINY = {
@@ -24,18 +25,6 @@ _TINY = {
     "linear_num_value_heads": 6,
     "vocab_size": 2048,
 }
-_QUANTIZED = (
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "linear_attn.in_proj_qkv",
-    "linear_attn.in_proj_z",
-    "linear_attn.out_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-)
 
 
 def config(layers: int, *, desc_act: bool, tiny: bool = False) -> dict[str, Any]:
@@ -92,9 +81,15 @@ def config(layers: int, *, desc_act: bool, tiny: bool = False) -> dict[str, Any]
             "sym": True,
             "desc_act": desc_act,
             # There are no tensors to tell it from.
-            "modules_in_block_to_quantize": list(_QUANTIZED),
+            "modules_in_block_to_quantize": _quantized(text),
         },
     }
+
+
+def _quantized(text: dict[str, Any]) -> list[str]:
+    """The packed linears of a layer of either kind, such as ``mlp.down_proj``."""
+    layout = layout_for({"model_type": "qwen3_5", "text_config": text})
+    return sorted({".".join(linear.name.split(".")[-2:]) for linear in layout.quantized})
 
 
 def write_checkpoint(folder: Path, layers: int, *, desc_act: bool, tiny: bool = False) -> Path:

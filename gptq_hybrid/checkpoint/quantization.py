@@ -43,6 +43,24 @@ def excluded_by_dynamic(quantization_config: Mapping[str, Any], module: str) -> 
     return dynamic_rule(quantization_config, module) is False
 
 
+def asks_for_act_order(quantization_config: Mapping[str, Any]) -> bool:
+    """Whether any module may be in act order, as vLLM 0.30 and later ask before they refuse it.
+
+    One group a column (-1) has no order.
+    """
+    base, size = bool(quantization_config.get("desc_act")), quantization_config.get("group_size", 128)
+    if base and size != -1:
+        return True
+    dynamic = quantization_config.get("dynamic")
+    return any(
+        isinstance(overrides, Mapping)
+        and not pattern.startswith("-:")
+        and bool(overrides.get("desc_act", base))
+        and overrides.get("group_size", size) != -1
+        for pattern, overrides in (dynamic.items() if isinstance(dynamic, Mapping) else ())
+    )
+
+
 def with_mtp_excluded(quantization_config: Mapping[str, Any]) -> dict[str, Any]:
     """A copy whose ``dynamic`` explicitly leaves ``mtp.*`` alone, ahead of any other rule."""
     out = dict(quantization_config)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from gptq_hybrid.checkpoint.quantization import asks_for_act_order
 from vllm_qwen36_plugin.act_order import claim
 
 HYBRID = SimpleNamespace(architectures=["Qwen3_5ForConditionalGeneration"])
@@ -68,10 +69,10 @@ def test_a_vllm_that_serves_act_order_itself_is_left_alone(monkeypatch: pytest.M
 
 def test_a_rule_that_asks_for_it_counts_and_an_exclusion_does_not() -> None:
     off = {**GPTQ, "desc_act": False}
-    assert claim.asks_for_act_order({**off, "dynamic": {"+:.*down_proj": {"desc_act": True}}})
-    assert claim.asks_for_act_order({**ACT_ORDER, "group_size": -1, "dynamic": {"a": {"group_size": 64}}})
-    assert not claim.asks_for_act_order({**off, "dynamic": {"-:.*down_proj": {"desc_act": True}}})
-    assert not claim.asks_for_act_order({**off, "dynamic": None})
+    assert asks_for_act_order({**off, "dynamic": {"+:.*down_proj": {"desc_act": True}}})
+    assert asks_for_act_order({**ACT_ORDER, "group_size": -1, "dynamic": {"a": {"group_size": 64}}})
+    assert not asks_for_act_order({**off, "dynamic": {"-:.*down_proj": {"desc_act": True}}})
+    assert not asks_for_act_order({**off, "dynamic": None})
 
 
 def test_vllm_is_told_of_no_act_order_anywhere_and_the_checkpoints_config_is_not_touched() -> None:
@@ -87,6 +88,7 @@ def test_vllm_finds_it_by_itself_and_registering_is_cheap() -> None:
     """In a fresh process: registering imports none of vLLM's GPTQ code; asking for the config does."""
     script = """
 import sys
+from gptq_hybrid.checkpoint.quantization import asks_for_act_order
 from vllm_qwen36_plugin.act_order import claim
 claim.register(); claim.register()
 heavy = "vllm.model_executor.layers.quantization.auto_gptq"

@@ -61,29 +61,18 @@ def claims(hf_quant_cfg: Mapping[str, Any], user_quant: str | None, hf_config: A
     """Whether this is a GPTQ checkpoint of the family in act order that this vLLM does not serve itself."""
     if str(hf_quant_cfg.get("quant_method", "")).lower() != "gptq" or user_quant not in _USER_CHOICES:
         return False
-    architectures = getattr(hf_config, "architectures", None) or ()
-    if not {*TARGETS, MTP_DRAFT}.intersection(architectures) or not asks_for_act_order(hf_quant_cfg):
+    if not {*TARGETS, MTP_DRAFT}.intersection(getattr(hf_config, "architectures", None) or ()):
+        return False
+    # Imported for GPTQ checkpoints of the family alone: register() may not pay for it.
+    from gptq_hybrid.checkpoint.quantization import asks_for_act_order
+
+    if not asks_for_act_order(hf_quant_cfg):
         return False
     if CLAIM_EVERYWHERE:
         return True
     from vllm_qwen36_plugin.compat.act_order import stock_serves_act_order
 
     return not stock_serves_act_order()
-
-
-def asks_for_act_order(hf_quant_cfg: Mapping[str, Any]) -> bool:
-    """Whether any module may be in act order. One group a column has no order."""
-    base, size = bool(hf_quant_cfg.get("desc_act")), hf_quant_cfg.get("group_size", 128)
-    if base and size != -1:
-        return True
-    dynamic = hf_quant_cfg.get("dynamic")
-    return any(
-        isinstance(rule, Mapping)
-        and not pattern.startswith("-:")
-        and bool(rule.get("desc_act", base))
-        and rule.get("group_size", size) != -1
-        for pattern, rule in (dynamic.items() if isinstance(dynamic, Mapping) else ())
-    )
 
 
 def without_act_order(hf_quant_cfg: Mapping[str, Any]) -> dict[str, Any]:

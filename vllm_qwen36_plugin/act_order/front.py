@@ -11,11 +11,12 @@ from vllm_qwen36_plugin.before_start import (
     bullets,
     note_passed,
     open_local,
+    options_of,
     passed_in_parent,
     show_refusal_alone,
 )
 from vllm_qwen36_plugin.compat.draft import format_name
-from vllm_qwen36_plugin.errors import ActOrderError, OptionsError
+from vllm_qwen36_plugin.errors import ActOrderError
 from vllm_qwen36_plugin.options import PluginOptions
 
 from .claim import NAME
@@ -45,11 +46,7 @@ def check_before_start(vllm_config: Any) -> None:
         ActOrderError: with a message for the user, which vLLM's commands print without a traceback.
         OptionsError: ``additional_config["qwen36"]`` holds something unknown.
     """
-    try:
-        options = PluginOptions.of(getattr(vllm_config, "additional_config", None))
-    except OptionsError:
-        show_refusal_alone()
-        raise
+    options = options_of(vllm_config)
     try:
         problems = _problems(vllm_config, options)
     except Exception as error:  # noqa: BLE001 - a check that breaks must not keep a good model from serving

@@ -3,13 +3,14 @@
 from .folder import INDEXED_FORMATS, open_local
 from .message import bullets
 from .parent import note_passed, passed_in_parent
-from .screen import refusal_in, show_refusal_alone
+from .screen import options_of, refusal_in, show_refusal_alone
 
 __all__ = [
     "INDEXED_FORMATS",
     "bullets",
     "note_passed",
     "open_local",
+    "options_of",
     "passed_in_parent",
     "refusal_in",
     "show_refusal_alone",

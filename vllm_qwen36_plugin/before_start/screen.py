@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
-from vllm_qwen36_plugin.errors import RefusalError
+from vllm_qwen36_plugin.errors import OptionsError, RefusalError
+from vllm_qwen36_plugin.options import PluginOptions
 
 
 def show_refusal_alone() -> None:
@@ -16,6 +17,19 @@ def show_refusal_alone() -> None:
     """
     if _is_vllm_command() and not isinstance(sys.excepthook, _Hook):
         sys.excepthook = _Hook()
+
+
+def options_of(vllm_config: object) -> PluginOptions:
+    """The user's options for the plugin.
+
+    Raises:
+        OptionsError: ``additional_config["qwen36"]`` holds something unknown; its text is all that is shown.
+    """
+    try:
+        return PluginOptions.of(getattr(vllm_config, "additional_config", None))
+    except OptionsError:
+        show_refusal_alone()
+        raise
 
 
 def refusal_in(error: BaseException | None) -> RefusalError | None:

@@ -7,15 +7,19 @@ went in 0.30, and ``has_g_idx`` of the kernels' config with it.
 from __future__ import annotations
 
 from dataclasses import fields
-from importlib import import_module
 from typing import Any
 
 from vllm_qwen36_plugin.errors import CompatError
 
-_PACKAGE = "vllm.model_executor.layers.quantization"
-_NAMES = (
-    ("auto_gptq", "AutoGPTQConfig", "AutoGPTQLinearMethod"),
-    ("gptq_marlin", "GPTQMarlinConfig", "GPTQMarlinLinearMethod"),
+from .gptq_types import gptq_module
+
+_NAMES = {
+    "auto_gptq": ("AutoGPTQConfig", "AutoGPTQLinearMethod"),
+    "gptq_marlin": ("GPTQMarlinConfig", "GPTQMarlinLinearMethod"),
+}
+_CALLED = (
+    ("from_config", "get_quant_method"),
+    ("create_weights", "process_weights_after_loading", "apply"),
 )
 
 
@@ -25,23 +29,16 @@ def stock_gptq() -> tuple[Any, Any]:
     Raises:
         CompatError: they are not where they were in 0.19.1 to 0.33.0, or lack what is called on them.
     """
-    for module_name, config_name, method_name in _NAMES:
-        try:
-            module = import_module(f"{_PACKAGE}.{module_name}")
-        except ModuleNotFoundError:
-            continue
-        config, method = getattr(module, config_name, None), getattr(module, method_name, None)
-        if not isinstance(config, type) or not isinstance(method, type):
-            raise CompatError(f"{module.__name__} has no {config_name} or no {method_name}")
-        for owner, names in (
-            (config, ("from_config", "get_quant_method")),
-            (method, ("create_weights", "process_weights_after_loading", "apply")),
-        ):
-            missing = [name for name in names if not callable(getattr(owner, name, None))]
-            if missing:
-                raise CompatError(f"{module.__name__}.{owner.__name__} has no {missing[0]}()")
-        return config, method
-    raise CompatError(f"{_PACKAGE} has none of {', '.join(name for name, _, _ in _NAMES)}")
+    module = gptq_module()
+    names = _NAMES[module.__name__.rpartition(".")[2]]
+    config, method = (getattr(module, name, None) for name in names)
+    for name, found, called in zip(names, (config, method), _CALLED, strict=True):
+        if not isinstance(found, type):
+            raise CompatError(f"{module.__name__} has no {name}")
+        for function in called:
+            if not callable(getattr(found, function, None)):
+                raise CompatError(f"{module.__name__}.{name} has no {function}()")
+    return config, method
 
 
 def stock_serves_act_order() -> bool:

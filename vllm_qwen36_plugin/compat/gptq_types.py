@@ -24,7 +24,7 @@ def allow_weight_type(weight_type: Any) -> None:
     Raises:
         CompatError: the function is not where it was in 0.19.1 to 0.33.0.
     """
-    module = _gptq_module()
+    module = gptq_module()
     verify = getattr(module, _NAME, None)
     if not callable(verify):
         raise CompatError(f"{module.__name__} has no {_NAME}()")
@@ -41,7 +41,12 @@ def allow_weight_type(weight_type: Any) -> None:
     setattr(module, _NAME, verify_unless_allowed)
 
 
-def _gptq_module() -> Any:
+def gptq_module() -> Any:
+    """vLLM's own GPTQ module: ``auto_gptq`` from 0.22 on, ``gptq_marlin`` up to 0.20.
+
+    Raises:
+        CompatError: it has neither.
+    """
     for name in _MODULES:
         try:
             return import_module(f"{_PACKAGE}.{name}")

@@ -10,11 +10,12 @@ from vllm_qwen36_plugin.before_start import (
     INDEXED_FORMATS,
     note_passed,
     open_local,
+    options_of,
     passed_in_parent,
     show_refusal_alone,
 )
 from vllm_qwen36_plugin.compat.draft import MtpDraft, mtp_draft
-from vllm_qwen36_plugin.errors import MtpHeadError, OptionsError
+from vllm_qwen36_plugin.errors import MtpHeadError
 from vllm_qwen36_plugin.options import PluginOptions
 
 from .message import refusal
@@ -35,11 +36,7 @@ def check_before_start(vllm_config: Any) -> None:
         MtpHeadError: with a message for the user, which vLLM's commands print without a traceback.
         OptionsError: ``additional_config["qwen36"]`` holds something unknown.
     """
-    try:
-        options = PluginOptions.of(getattr(vllm_config, "additional_config", None))
-    except OptionsError:
-        show_refusal_alone()
-        raise
+    options = options_of(vllm_config)
     try:
         draft = mtp_draft(vllm_config)
         problems = None if draft is None else _problems(draft, options)

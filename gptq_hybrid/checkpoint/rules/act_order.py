@@ -8,7 +8,7 @@ from typing import Any
 from gptq_hybrid.checkpoint import formats, vllm_versions
 from gptq_hybrid.checkpoint.findings import Fault, Inspection, Severity, rule, some
 from gptq_hybrid.checkpoint.formats import compressed_tensors
-from gptq_hybrid.checkpoint.quantization import dynamic_rule, method_of
+from gptq_hybrid.checkpoint.quantization import asks_for_act_order, dynamic_rule, method_of
 
 from ._g_idx import g_idx, layer_of, misgrouped, permuted, unequal
 from ._linears import asked_as, is_gptq
@@ -210,18 +210,7 @@ def declared(see: Inspection) -> bool:
     config = see.checkpoint.quantization_config
     if config is None or not is_gptq(see):
         return False
-    base, size = bool(config.get("desc_act")), config.get("group_size", 128)
-    if base and size != -1:
-        return True
-    dynamic = config.get("dynamic")
-    rules = dynamic.items() if isinstance(dynamic, dict) else ()
-    return any(
-        isinstance(entry, dict)
-        and not pattern.startswith("-:")
-        and entry.get("desc_act", base)
-        and entry.get("group_size", size) != -1
-        for pattern, entry in rules
-    )
+    return asks_for_act_order(config)
 
 
 ACT_ORDER_RULES = (flag, fused, in_range, version, flag_only, packed)

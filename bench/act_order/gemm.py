@@ -12,8 +12,11 @@ in which the variants take turns:
     machete           Machete without act order, for information
     before+none       the operation before the linear, compiled, then Marlin without act order
     before+stock      the same, with act order
-    before+ours       the same operation compiled with the gather behind it, then Marlin on sorted rows
-    before+placed     the same operation storing its output in order instead
+    before+ours       the same operation compiled with index_select behind it, then Marlin on sorted rows
+    before+unchecked  the same without a check of the indices
+    before+strided    the same with the order read in steps of two
+
+The plugin has `strided` for qkv and gate_up, `unchecked` elsewhere (`results.form_of`).
 
 down has no `ours`: its permutation is in the columns of gate_up. Fails if the results of a variant are off by more
 than `TOLERANCE` of the largest value.
@@ -32,7 +35,7 @@ from typing import Any
 import torch
 
 from bench.act_order import kernels
-from bench.act_order.before import Compiled, Form, inputs
+from bench.act_order.before import PERMUTING, Compiled, Form, inputs, with_stride
 from bench.act_order.results import FOLDED, MODULES, Module, save
 from bench.act_order.timing import in_turns, recorded, spread
 
@@ -85,11 +88,18 @@ def check_compiled(
     """Largest difference between an operation that permutes and gathering the plain one's output."""
     rows, weights = inputs(module.before, m, device)
     wanted = compiled.get(module.before, "plain")(*rows, *weights)[0].index_select(-1, order)
-    permuting: tuple[tuple[Form, torch.Tensor], ...] = (("gathered", order), ("placed", order.argsort()))
     return {
-        form: kernels.relative_error(compiled.get(module.before, form, how)(*rows, *weights, how)[0], wanted)
-        for form, how in permuting
+        form: kernels.relative_error(
+            compiled.get(module.before, form, as_read(form, order))(*rows, *weights, as_read(form, order))[0],
+            wanted,
+        )
+        for form in PERMUTING
     }
+
+
+def as_read(form: Form, order: torch.Tensor) -> torch.Tensor:
+    """The order as that form of the operation is given it."""
+    return with_stride(order) if form == "strided" else order
 
 
 def calls_of(
@@ -110,11 +120,12 @@ def calls_of(
     found["before+none"] = lambda i: none[i](plain(*rows, *weights)[0])
     found["before+stock"] = lambda i: stock[i](plain(*rows, *weights)[0])
     if module.name != FOLDED:
-        inverse = order.argsort()
-        gathered = compiled.get(module.before, "gathered", order)
-        placed = compiled.get(module.before, "placed", inverse)
-        found["before+ours"] = lambda i: none[i](gathered(*rows, *weights, order)[0])
-        found["before+placed"] = lambda i: none[i](placed(*rows, *weights, inverse)[0])
+        for form, name in zip(PERMUTING, ("ours", "unchecked", "strided"), strict=True):
+            read = as_read(form, order)
+            taking = compiled.get(module.before, form, read)
+            found[f"before+{name}"] = lambda i, taking=taking, read=read: none[i](  # type: ignore[misc]
+                taking(*rows, *weights, read)[0]
+            )
     return found
 
 

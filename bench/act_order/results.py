@@ -45,17 +45,25 @@ MODULES = (
 FOLDED = "down"
 
 
+def form_of(module: str) -> str:
+    """How the plugin says the gather where it is compiled, by `before.FUNCTIONS`: see `method._BEHIND_A_NORM`."""
+    return "strided" if module in ("qkv", "gate_up") else "unchecked"
+
+
 def extras(row: Mapping[str, Any]) -> dict[str, float]:
     """Microseconds a call that act order adds, of one module and M.
 
-    ``stock`` and ``ours`` as calls of their own; ``stock_compiled`` and ``ours_compiled`` after the compiled
-    operation that computes the input, with what the gather adds to that operation.
+    ``stock`` and ``ours`` as calls of their own; ``stock_compiled``, ``ours_compiled`` and
+    ``checked_compiled`` after the compiled operation that computes the input, with what the gather adds to
+    that operation: as the plugin says it, and by ``index_select``.
     """
     us, folded = row["us"], row["module"] == FOLDED
     found = {"stock": us["stock"] - us["none"], "ours": 0.0 if folded else us["ours"] - us["none"]}
     if "before+none" in us:
         found["stock_compiled"] = us["before+stock"] - us["before+none"]
-        found["ours_compiled"] = 0.0 if folded else us["before+ours"] - us["before+none"]
+        for name, form in (("ours", f"before+{form_of(row['module'])}"), ("checked", "before+ours")):
+            if folded or form in us:
+                found[f"{name}_compiled"] = 0.0 if folded else us[form] - us["before+none"]
     return found
 
 

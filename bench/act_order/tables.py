@@ -11,8 +11,9 @@ _NAMES = {
     "machete": "Machete, none",
     "before+none": "op + none",
     "before+stock": "op + stock",
-    "before+ours": "op + ours",
-    "before+placed": "op + ours, stored in order",
+    "before+ours": "op + index_select",
+    "before+unchecked": "op + unchecked",
+    "before+strided": "op + strided",
 }
 
 
@@ -53,6 +54,7 @@ def gemm_extras(result: Json) -> str:
         "ours": "ours",
         "stock_compiled": "stock, compiled",
         "ours_compiled": "ours, compiled",
+        "checked_compiled": "index_select, compiled",
     }
     by_row = [(row, extras(row)) for row in result["rows"]]
     rows = [

@@ -17,6 +17,7 @@ from bench.act_order.results import (
     MODULES,
     engine_extras,
     extras,
+    form_of,
     load,
     same_tokens,
     save,
@@ -31,7 +32,7 @@ _WHERE = {"device": "a card", "vllm": "0.26.0", "torch": "2.11.0"}
 def gemm_row(module: str, m: int) -> dict[str, Any]:
     us = {"none": 30.0, "stock": 36.0, "before+none": 33.0, "before+stock": 39.0}
     if module != "down":
-        us |= {"ours": 32.0, "before+ours": 34.0}
+        us |= {"ours": 32.0, "before+ours": 35.0, f"before+{form_of(module)}": 34.0}
     return {"module": module, "m": m, "us": us, "error": {"ours": 0.003, "stock": 0.003}}
 
 
@@ -71,7 +72,14 @@ def test_down_adds_nothing_of_ours_and_what_stock_adds() -> None:
         "ours": 0.0,
         "stock_compiled": 6.0,
         "ours_compiled": 0.0,
+        "checked_compiled": 0.0,
     }
+
+
+def test_what_is_reported_as_ours_is_the_form_that_the_plugin_has() -> None:
+    assert extras(gemm_row("qkv", 1))["ours_compiled"] == 1.0
+    assert extras(gemm_row("out", 1))["ours_compiled"] == 1.0
+    assert extras(gemm_row("out", 1))["checked_compiled"] == 2.0
 
 
 def test_totals_count_layers_and_leave_out_an_m_that_lacks_a_module(gemm_result: dict[str, Any]) -> None:
@@ -138,8 +146,25 @@ def test_operations_that_permute_give_what_the_linear_reads_in_order(name: str) 
     width = {module.before: module.k for module in MODULES}[name]
     assert expected.shape == (3, width)
     order = torch.randperm(width, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(forms["gathered"](*rows, *weights, order)[0], expected[:, order])
-    assert torch.equal(forms["placed"](*rows, *weights, order.argsort())[0], expected[:, order])
+    for form in before.PERMUTING:
+        read = gemm.as_read(form, order)
+        assert torch.equal(read, order)
+        assert torch.equal(forms[form](*rows, *weights, read)[0], expected[:, order])
+    assert gemm.as_read("strided", order).stride() == (2,)
+
+
+def test_the_form_that_is_reported_is_the_one_that_the_plugin_has() -> None:
+    from vllm_qwen36_plugin.act_order import method
+
+    short = {"qkv_proj": "qkv", "gate_up_proj": "gate_up"}
+    assert {short[name] for name in method._BEHIND_A_NORM} == {
+        module.name for module in MODULES if form_of(module.name) == "strided"
+    }
+
+
+def test_forms_are_compiled_apart() -> None:
+    codes = [function.__code__ for forms in before.FUNCTIONS.values() for function in forms.values()]
+    assert len(set(map(id, codes))) == len(codes)
 
 
 def test_weights_of_a_graph_exceed_the_cache_and_calls_use_each_copy() -> None:

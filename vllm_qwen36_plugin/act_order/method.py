@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _StockMethod = stock_gptq()[1]
 _PRODUCER, _CONSUMER = "gate_up_proj", "down_proj"
+# The norm before in_proj_qkvz is read by in_proj_ba too, in natural order: there the gather is a kernel of its own.
+_BEHIND_A_NORM = frozenset({"qkv_proj", "gate_up_proj"})
 _NOT_LOADED = -1
 
 
@@ -171,16 +173,20 @@ class ActOrderLinearMethod(_StockMethod):  # type: ignore[misc, valid-type]
     ) -> torch.Tensor:
         """``x`` ``[..., in_features]``. Plain indexing, which torch.compile fuses into what made ``x``."""
         if layer.act_order is not None:
-            x = x.index_select(-1, layer.act_order)
+            # Unchecked, as it is a permutation: the check of every index took 0.1 to 0.7 µs a call, in a
+            # kernel of 3.
+            x = torch.ops.aten._unsafe_index(x, [None] * (x.dim() - 1) + [layer.act_order])
         return super().apply(layer, x, bias)
 
-    @staticmethod
-    def _keep(layer: torch.nn.Module, order: torch.Tensor) -> None:
-        # In place on a second load: CUDA graphs hold the address.
+    def _keep(self, layer: torch.nn.Module, order: torch.Tensor) -> None:
         if layer.act_order is None:
-            layer.act_order = order
-        else:
-            layer.act_order.copy_(order)
+            # Behind a norm alone, every second number of a buffer: its load then has the layout of the loads
+            # that it is for. 3.3 -> 1.7 µs at qkv, 3.8 -> 2.2 at gate_up; elsewhere it loses (H100, torch
+            # 2.11, M = 1).
+            step = 2 if self.prefix.rpartition(".")[2] in _BEHIND_A_NORM else 1
+            layer.act_order = order.new_zeros(len(order), step)[:, 0]
+        # In place on a second load: CUDA graphs hold the address.
+        layer.act_order.copy_(order)
 
 
 def _dummy_load() -> bool:

@@ -71,10 +71,40 @@ def _install_act_order() -> None:
     register()
 
 
+def _install_prefill() -> None:
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cuda():
+        return
+    from .compat.model_registry import known_model_classes, replace_model_class
+
+    for architecture in known_model_classes().intersection(TARGETS):
+        replace_model_class(architecture, f"vllm_qwen36_plugin.prefill.models:{architecture}")
+
+
+def _install_prefill_front() -> None:
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cuda():
+        return
+    from .compat.config_map import add_config_check
+
+    for architecture in TARGETS:
+        add_config_check(architecture, "prefill", _check_prefill)
+
+
+def _check_prefill(vllm_config: object) -> None:
+    from .prefill.front import before_start
+
+    before_start(vllm_config)
+
+
 FEATURES: dict[str, Callable[[], None]] = {
     "the MTP check before start": _install_mtp_front,
     "the MTP check in the worker": _install_mtp_worker,
     "packed weights on CPUs": _install_cpu_int4,
     "act order": _install_act_order,
     "the act-order check before start": _install_act_order_front,
+    "prefill": _install_prefill,
+    "the prefill options": _install_prefill_front,
 }

@@ -8,6 +8,8 @@ import torch
 from vllm.model_executor.kernels.linear.mixed_precision.MPLinearKernel import MPLinearKernel
 from vllm.scalar_type import scalar_types
 
+from vllm_qwen36_plugin.packed import as_gptq, dequantize_words
+
 # Symmetric types, stored with a bias of half their range.
 _TYPES = {scalar_types.uint4b8: 4, scalar_types.uint8b128: 8}
 
@@ -15,24 +17,6 @@ _TYPES = {scalar_types.uint4b8: 4, scalar_types.uint8b128: 8}
 def stock_gemm_missing() -> bool:
     """Whether this process's vLLM library lacks the int4 GEMM."""
     return not hasattr(torch.ops._C, "cpu_gemm_wna16")
-
-
-def dequantize_words(packed: torch.Tensor, scales: torch.Tensor, bits: int) -> torch.Tensor:
-    """Weights of a symmetric GPTQ linear with contiguous groups.
-
-    Args:
-        packed: int32 ``[in_features * bits / 32, out_features]``, lowest bits first, biased by ``2**(bits-1)``.
-        scales: ``[groups, out_features]``.
-        bits: 4 or 8.
-
-    Returns:
-        ``[out_features, in_features]`` in the dtype of ``scales``.
-    """
-    shifts = torch.arange(0, 32, bits, dtype=torch.int32, device=packed.device)
-    values = (packed[:, None, :] >> shifts[None, :, None]) & ((1 << bits) - 1)
-    values = values.reshape(-1, packed.shape[1]) - (1 << (bits - 1))
-    rows = values.shape[0] // scales.shape[0]
-    return (values * scales.float().repeat_interleave(rows, dim=0)).t().contiguous().to(scales.dtype)
 
 
 class DequantizedLinearKernel(MPLinearKernel):  # type: ignore[misc]
@@ -56,10 +40,7 @@ class DequantizedLinearKernel(MPLinearKernel):  # type: ignore[misc]
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Replace the packed weight by its dense form; the scales are folded in."""
-        packed, scales = getattr(layer, self.w_q_name), getattr(layer, self.w_s_name)
-        # As in vLLM's own kernel: compressed-tensors stores both transposed.
-        words = packed.data.t() if packed.input_dim == 1 else packed.data
-        factors = scales.data.t() if scales.output_dim == 0 else scales.data
+        words, factors = as_gptq(getattr(layer, self.w_q_name), getattr(layer, self.w_s_name))
         dense = dequantize_words(words, factors, _TYPES[self.config.weight_type]).to(self.config.act_type)
         setattr(layer, self.w_q_name, torch.nn.Parameter(dense, requires_grad=False))
 

@@ -1,0 +1,68 @@
+"""vLLM's own FP8 GEMM and the quantization of its rows. Same ops in 0.19.1 to 0.33.0."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+from vllm_qwen36_plugin.errors import CompatError
+
+_OPS = ("cutlass_scaled_mm", "dynamic_per_token_scaled_fp8_quant")
+
+
+def check() -> None:
+    """Raises:
+    CompatError: this build of vLLM lacks one of the ops.
+    """
+    for name in _OPS:
+        if not hasattr(torch.ops._C, name):
+            raise CompatError(f"vLLM has no torch.ops._C.{name}")
+
+
+def supported(capability: tuple[int, int]) -> bool:
+    """Whether the GPU multiplies e4m3: Ada (8.9) and later."""
+    return capability >= (8, 9)
+
+
+def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``x`` ``[m, k]`` in e4m3 and a float32 scale a row, ``[m, 1]``."""
+    rows = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
+    scales = torch.empty(x.shape[0], 1, dtype=torch.float32, device=x.device)
+    torch.ops._C.dynamic_per_token_scaled_fp8_quant(rows, x, scales, None)
+    return rows, scales
+
+
+def multiply(
+    out: torch.Tensor,
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    row_scales: torch.Tensor,
+    column_scales: torch.Tensor,
+) -> None:
+    """``out = (rows * row_scales) @ (columns * column_scales)``.
+
+    ``out`` ``[m, n]`` may be some columns of a wider matrix; ``columns`` ``[k, n]`` with k contiguous.
+    """
+    if out.is_contiguous() or writes_strided(out.device):
+        torch.ops._C.cutlass_scaled_mm(out, rows, columns, row_scales, column_scales, None)
+    else:
+        whole = torch.empty(out.shape, dtype=out.dtype, device=out.device)
+        torch.ops._C.cutlass_scaled_mm(whole, rows, columns, row_scales, column_scales, None)
+        out.copy_(whole)
+
+
+@cache
+def writes_strided(device: torch.device) -> bool:
+    """Whether the GEMM leaves the rest of a wider matrix alone when told to write some columns of it.
+
+    vLLM 0.26.0's kernels for Hopper write as if the columns were all there are. Tried once a GPU, on 64 rows.
+    """
+    # vLLM's default dtype is the model's while it loads one.
+    rows = torch.ones(64, 64, dtype=torch.float32, device=device).to(torch.float8_e4m3fn)
+    scales = torch.ones(64, 1, dtype=torch.float32, device=device)
+    wide = torch.zeros(64, 128, dtype=torch.bfloat16, device=device)
+    torch.ops._C.cutlass_scaled_mm(wide[:, 64:], rows, rows.t(), scales, scales, None)
+    expected = torch.zeros_like(wide)
+    expected[:, 64:] = 64
+    return bool(torch.equal(wide, expected))

@@ -1,0 +1,29 @@
+"""What start-up says of the linears."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .dispatch import Linear
+    from .settings import Settings
+
+
+def table_line(linears: Iterable[Linear], settings: Settings, known_from: str) -> str:
+    """One line: which path serves which shape from how many rows on, and who says so."""
+    parts = []
+    linears = sorted(linears, key=lambda linear: linear.shape)
+    for linear in linears:
+        taken = [
+            f"{path} from {start}"
+            for path in linear.order
+            if (start := getattr(linear.starts, path)) is not None
+        ]
+        parts.append(f"{linear.shape.k}x{linear.shape.n} {' and '.join(taken) or 'stock'}")
+    layouts = "/".join(sorted({linear.shape.layout for linear in linears})) or "none"
+    return (
+        f"vllm-qwen36-plugin: prefill={settings.mode}, rows of a linear ({layouts} weights) from which it takes "
+        f"another path than vLLM's: {'; '.join(parts) or 'none'} ({known_from or 'no profile'}; "
+        f"scratch {settings.scratch_bytes >> 20} MiB)"
+    )

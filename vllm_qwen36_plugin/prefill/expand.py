@@ -1,0 +1,177 @@
+"""From a stock kernel's packed weight to a dense one, some of its columns at a time. Triton.
+
+Every word is read once, in the order in which it lies in memory, and every line of the result written once; Triton
+moves values between threads through shared memory in between. Values become floats without a conversion: as the low
+bits of 2**23's mantissa.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+# 2**23 as a float's bits; a small integer or-ed to it is that integer plus 2**23.
+_MAGIC = tl.constexpr(0x4B000000)
+# Values along k that a program writes, of 64 columns: 16,384, or 128 a thread.
+BLOCK_K = 256
+_BLOCK_N = 64
+_WARPS = 4
+# What Triton has compiled. Its own look-up takes 60 µs a launch on the host of an H100 (Triton 3.6); a pass
+# through 64 layers launches 512 of these.
+_kernels: dict[tuple[Any, ...], Any] = {}
+
+
+@triton.jit
+def _lane(words, lane, BITS: tl.constexpr, scale):  # type: ignore[no-untyped-def]
+    """Value number ``lane`` of each word, less the middle of its range, times ``scale``: float32."""
+    value = (words >> (lane * BITS)) & ((1 << BITS) - 1)
+    exact = (value | _MAGIC).to(tl.float32, bitcast=True) - (8388608.0 + (1 << (BITS - 1)))
+    return exact * scale
+
+
+@triton.jit
+def _pair(words, lane, K1: tl.constexpr, BITS: tl.constexpr, scale, OUT: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Rows k and k + 1, side by side in a last dimension."""
+    return tl.join(_lane(words, lane, BITS, scale).to(OUT), _lane(words, lane + K1, BITS, scale).to(OUT))
+
+
+@triton.jit
+def _expand(  # type: ignore[no-untyped-def]
+    words_ptr,
+    scales_ptr,
+    inverse_ptr,
+    out_ptr,
+    k,
+    n,
+    first,
+    GROUP: tl.constexpr,
+    BITS: tl.constexpr,
+    MARLIN: tl.constexpr,
+    INVERSE: tl.constexpr,
+    BLOCK_A: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Columns ``first + 64 * program`` of W ``[k, n]``, transposed, for one run along k.
+
+    A word's place is a (tiles along k), [c (tiles along n)], col = n % 8, r = k % 8 // 2, b (the rest).
+    """
+    B: tl.constexpr = BITS  # 4 or 8 words side by side differ in b
+    SUB: tl.constexpr = 1 if MARLIN else BLOCK_N // 16
+    STEP: tl.constexpr = 16 if MARLIN else 64
+    a = tl.program_id(0) * BLOCK_A + tl.arange(0, BLOCK_A)[:, None, None, None, None]
+    c = tl.arange(0, SUB)[None, :, None, None, None]
+    col = tl.arange(0, 8)[None, None, :, None, None]
+    r = tl.arange(0, 4)[None, None, None, :, None]
+    b = tl.arange(0, B)[None, None, None, None, :]
+    column = first + tl.program_id(1) * BLOCK_N
+    inside = a * STEP < k
+    if MARLIN:
+        tile = a * (n // 64) + column // 64
+    else:
+        tile = a * (n // 16) + column // 16 + c
+    # Constants of one element keep the full shape of the word tensor.
+    words = tl.load(words_ptr + ((tile * 8 + col) * 4 + r) * B + b, mask=inside, other=0)
+
+    PARTS: tl.constexpr = 1 if (MARLIN and BITS == 8) else 2  # n and n + 8 share a word
+    LINES: tl.constexpr = BLOCK_N // PARTS
+    RUN: tl.constexpr = BLOCK_A * STEP
+    OUT: tl.constexpr = out_ptr.dtype.element_ty
+    # Lanes that k + 8, n + 8 and k + 1 are away.
+    K8: tl.constexpr = 2 if (BITS == 4 and not MARLIN) else 1
+    N8: tl.constexpr = 2 if (BITS == 4 and MARLIN) else 1
+    K1: tl.constexpr = 4 if BITS == 4 else 2
+    for part in tl.static_range(PARTS):
+        # Column and row offset of each word's values.
+        if MARLIN:
+            if BITS == 4:
+                offset = b * 16 + part * 8 + col
+            else:
+                offset = b * 8 + col
+            shift = 0 * b
+        else:
+            offset = c * 16 + part * 8 + col + 0 * b
+            if BITS == 4:
+                shift = b * 16
+            else:
+                shift = b // 2 * 16 + 0 * c
+        at = column + offset
+        if GROUP == 0:
+            group = 0 * a
+        else:
+            group = (a * STEP + shift) // GROUP
+        place = at
+        if MARLIN:
+            if GROUP == 0:
+                place = at // 32 * 32 + at % 8 // 2 * 8 + at % 32 // 8 * 2 + at % 2
+            else:
+                place = at // 64 * 64 + at % 8 * 8 + at % 64 // 8
+        scale = tl.load(scales_ptr + group * n + place, mask=inside, other=0.0).to(tl.float32)
+        if INVERSE:
+            scale = scale * tl.load(inverse_ptr + at)
+
+        if BITS == 8 and not MARLIN:
+            values = _pair(words, 2 * part, 1, BITS, scale, OUT)  # a, c, col, r, b (k8 lowest), k1
+            dense = tl.reshape(tl.permute(values, (1, 2, 0, 4, 3, 5)), (LINES, RUN))
+        else:
+            near = _pair(words, N8 * part, K1, BITS, scale, OUT)
+            far = _pair(words, N8 * part + K8, K1, BITS, scale, OUT)
+            values = tl.join(near, far)  # a, c, col, r, b, k1, k8
+            if MARLIN:
+                rows = tl.permute(values, (1, 4, 2, 0, 6, 3, 5))  # c, b, col; a, k8, r, k1
+            else:
+                rows = tl.permute(values, (1, 2, 0, 4, 6, 3, 5))  # c, col; a, b, k8, r, k1
+            dense = tl.reshape(rows, (LINES, RUN))
+        line = tl.arange(0, LINES)
+        if PARTS == 2:
+            line = line // 8 * 16 + part * 8 + line % 8
+        along = tl.program_id(0) * RUN + tl.arange(0, RUN)
+        target = (tl.program_id(1) * BLOCK_N + line)[:, None] * k + along[None, :]
+        tl.store(out_ptr + target, dense, mask=(along < k)[None, :])
+
+
+def expand(
+    words: torch.Tensor,
+    scales: torch.Tensor,
+    out: torch.Tensor,
+    first: int,
+    *,
+    layout: str,
+    bits: int,
+    group_size: int,
+    inverse: torch.Tensor | None = None,
+) -> None:
+    """Write columns ``first`` to ``first + len(out)`` of a packed W ``[k, n]`` to ``out``, transposed.
+
+    Args:
+        words: the stock kernel's int32 weight, of any shape, as it lies in memory.
+        scales: the stock kernel's ``[groups, n]``, BF16 or FP16.
+        out: ``[columns, k]``, contiguous; BF16, FP16 or ``float8_e4m3fn``.
+        first: a multiple of 64, as is the number of columns.
+        layout: ``"marlin"`` or ``"machete"``.
+        bits: 4 or 8.
+        group_size: rows that share a scale, a multiple of 16 (Machete: 64); -1 where all do.
+        inverse: float32 ``[n]``, multiplied into the scales (for FP8); or None.
+
+    Each value is ``(q - 2**(bits-1)) * scale`` in float32, rounded once: the number Marlin multiplies with.
+    """
+    columns, k = out.shape
+    n = scales.shape[-1]
+    marlin = layout == "marlin"
+    group = 0 if group_size in (-1, k) else group_size
+    blocks = BLOCK_K // (16 if marlin else 64)
+    arguments = (words, scales, words if inverse is None else inverse, out, k, n, first)
+    constants = (group, bits, marlin, inverse is not None, blocks, _BLOCK_N)
+    grid = (-(-k // BLOCK_K), columns // _BLOCK_N, 1)
+    # What Triton compiles another kernel for, as far as it can differ here.
+    aligned = not any(tensor.data_ptr() % 16 for tensor in arguments[:4])
+    kind = (*constants, scales.dtype, out.dtype, out.device, aligned)
+    kernel = _kernels.get(kind)
+    if kernel is not None:
+        kernel[grid](*arguments, *constants)
+        return
+    found = _expand[grid](*arguments, *constants, num_warps=_WARPS)
+    if hasattr(found, "function"):
+        _kernels[kind] = found

@@ -1,0 +1,158 @@
+"""The linear kernel offered to vLLM: the stock one for few rows, another path for many."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from vllm.model_executor.kernels.linear.mixed_precision.MPLinearKernel import MPLinearKernel
+from vllm.scalar_type import scalar_types
+
+from vllm_qwen36_plugin._architectures import TARGETS
+from vllm_qwen36_plugin.compat.linear_kernels import stock_choice
+from vllm_qwen36_plugin.packed import as_gptq
+
+from . import dispatch
+from .prepare import Preparation, settings_now
+from .selftest import Original
+from .shape import Shape
+
+_BITS = {scalar_types.uint4b8: 4, scalar_types.uint8b128: 8}
+_LAYOUTS = {"MarlinLinearKernel": "marlin", "MacheteLinearKernel": "machete"}
+# Of a layer 34,816; of an output head the vocabulary, and only rows to be sampled from get there.
+_WIDEST = 1 << 16
+FP8_SCALES = "qwen36_fp8_scales"
+_asking = False
+
+
+@contextmanager
+def _without_ours() -> Iterator[None]:
+    global _asking
+    _asking = True
+    try:
+        yield
+    finally:
+        _asking = False
+
+
+# vLLM from 0.32 on orders kernels by whether "marlin" or "humming" is part of their name.
+class RowDispatchKernel(MPLinearKernel):  # type: ignore[misc]
+    """Holds the kernel that vLLM would have chosen, and no weight but in that kernel's layout."""
+
+    @classmethod
+    def get_min_capability(cls) -> int:
+        return 80
+
+    @classmethod
+    def can_implement(cls, c: Any) -> tuple[bool, str | None]:
+        if _asking:
+            return False, "the question is which kernel it is to hold"
+        if not _for_this_model():
+            return False, f"only for {', '.join(TARGETS)}, and not with prefill=off"
+        if c.weight_type not in _BITS or c.zero_points or getattr(c, "has_g_idx", False):
+            return False, "symmetric 4- and 8-bit weights with contiguous groups only"
+        if c.act_type not in (torch.bfloat16, torch.float16):
+            return False, f"activations in BF16 or FP16 only, not {c.act_type}"
+        with _without_ours():
+            stock = stock_choice(c)
+        if stock is None or stock.__name__ not in _LAYOUTS:
+            return False, f"the layout of {stock.__name__ if stock else 'no kernel'} is not known"
+        shape = _shape(c, stock)
+        if not shape.expandable:
+            return False, "its tiles are not whole"
+        if shape.n > _WIDEST:
+            return False, "an output head, which few rows go through"
+        return True, None
+
+    def __init__(self, c: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(c, *args, **kwargs)
+        with _without_ours():
+            stock = stock_choice(c)
+        if stock is None:
+            raise RuntimeError("vLLM has changed its mind about this linear's kernel")
+        self.stock = stock(c, *args, **kwargs)
+        self.shape = _shape(c, stock)
+        # That of now: where vLLM loads weights again, it has no config to say what the user asked for.
+        self._preparation = Preparation.now()
+        self.names: list[str] = []
+        self.has_fp8 = False
+        # Not in apply_weights: torch.compile with dynamic=True makes symbols of integers, which format no string.
+        self._key = self.shape.key
+        self._op = dispatch.op()
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        """The stock kernel's own; then the table's entry, and for the first layer of a shape its test and times."""
+        preparation = self._preparation
+        first = preparation.is_new(self.shape)
+        original = None
+        if first:
+            original = Original.of(*as_gptq(getattr(layer, self.w_q_name), getattr(layer, self.w_s_name)))
+        self.stock.process_weights_after_loading(layer)
+        self.names = sorted(_tensors(layer, {"bias", FP8_SCALES, "act_order", self.w_zp_name}))
+        linear = dispatch.Linear(
+            self.shape,
+            self.stock,
+            tuple(self.names),
+            self.names.index(self.w_q_name),
+            self.names.index(self.w_s_name),
+            weakref.ref(layer),
+        )
+        fp8 = preparation.fp8_scales(linear, [getattr(layer, name) for name in self.names])
+        self.has_fp8 = fp8 is not None
+        if fp8 is not None:
+            _keep(layer, fp8)
+        preparation.enter(linear, [getattr(layer, name) for name in self.names], fp8, original)
+
+    def apply_weights(
+        self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        out = self._op(
+            x.reshape(-1, x.shape[-1]),
+            [getattr(layer, name) for name in self.names],
+            getattr(layer, FP8_SCALES) if self.has_fp8 else None,
+            bias,
+            self._key,
+            self.shape.n,
+        )
+        return out.reshape(*x.shape[:-1], self.shape.n)
+
+
+def _shape(c: Any, stock: type) -> Shape:
+    k, n = c.partition_weight_shape
+    dtype = str(c.act_type).removeprefix("torch.")
+    return Shape(_LAYOUTS[stock.__name__], k, n, _BITS[c.weight_type], c.group_size, dtype)
+
+
+def _for_this_model() -> bool:
+    """Whether the model being built is one of the family, and the user wants this."""
+    from vllm.config import get_current_vllm_config_or_none
+
+    config = get_current_vllm_config_or_none()
+    if config is None or config.model_config is None:
+        return False
+    architectures = getattr(config.model_config.hf_config, "architectures", None) or ()
+    return bool(set(TARGETS).intersection(architectures)) and settings_now().mode != "off"
+
+
+def _tensors(layer: torch.nn.Module, but: set[str | None]) -> dict[str, torch.Tensor]:
+    """A layer's tensors with anything in them, by name: which of them a stock kernel reads is its own business.
+
+    Symmetric weights have no zero points, whatever is in their parameter.
+    """
+    found = {name: value for name, value in vars(layer).items() if isinstance(value, torch.Tensor)}
+    for group in (layer._parameters, layer._buffers):
+        found |= {name: value for name, value in group.items() if value is not None}
+    return {name: value for name, value in found.items() if value.numel() and name not in but}
+
+
+def _keep(layer: torch.nn.Module, scales: torch.Tensor) -> None:
+    # In place on a second load: CUDA graphs hold the address. Where vLLM does that itself, it leaves out buffers
+    # that are not persistent.
+    found = getattr(layer, FP8_SCALES, None)
+    if found is None:
+        layer.register_buffer(FP8_SCALES, scales)
+    else:
+        found.copy_(scales)

@@ -1,0 +1,77 @@
+"""The ways to multiply by a packed weight that write it out dense first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from vllm_qwen36_plugin.compat import scaled_mm
+
+from . import scratch
+from .expand import expand
+from .shape import Shape
+
+FP8 = torch.float8_e4m3fn
+# Largest finite e4m3.
+_FP8_MOST = 448.0
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A stock kernel's int32 words and scales ``[groups, n]``; for FP8 float32 ``[2, n]`` (`fp8_scales`)."""
+
+    words: torch.Tensor
+    scales: torch.Tensor
+    fp8: torch.Tensor | None = None
+
+
+def exact(x: torch.Tensor, weight: Weight, shape: Shape) -> torch.Tensor:
+    """``x @ W``, W rounded to x's dtype as Marlin and Machete do. ``x`` ``[m, k]``; returns ``[m, n]``."""
+    out = torch.empty(x.shape[0], shape.n, dtype=x.dtype, device=x.device)
+    for tile in scratch.tiles(x.device, shape.k, shape.n, x.dtype):
+        unpack(weight, tile.dense, tile.first, shape)
+        torch.mm(x, tile.transposed, out=out[:, tile.first : tile.last])
+    return out
+
+
+def fp8(x: torch.Tensor, weight: Weight, shape: Shape) -> torch.Tensor:
+    """The same with both operands in e4m3: a scale a row of ``x``, and a scale a column of W."""
+    if weight.fp8 is None:
+        raise ValueError("no FP8 scales were made for this weight")
+    out = torch.empty(x.shape[0], shape.n, dtype=x.dtype, device=x.device)
+    rows, row_scales = scaled_mm.quantize_rows(x)
+    inverse, column_scales = weight.fp8[0], weight.fp8[1]
+    for tile in scratch.tiles(x.device, shape.k, shape.n, FP8):
+        unpack(weight, tile.dense, tile.first, shape, inverse)
+        columns = slice(tile.first, tile.last)
+        scaled_mm.multiply(out[:, columns], rows, tile.transposed, row_scales, column_scales[columns, None])
+    return out
+
+
+def unpack(
+    weight: Weight, part: torch.Tensor, first: int, shape: Shape, inverse: torch.Tensor | None = None
+) -> None:
+    """Columns from ``first`` on of W into ``part`` ``[columns, k]``."""
+    expand(
+        weight.words,
+        weight.scales,
+        part,
+        first,
+        layout=shape.layout,
+        bits=shape.bits,
+        group_size=shape.group_size,
+        inverse=inverse,
+    )
+
+
+def fp8_scales(scales: torch.Tensor, bits: int) -> torch.Tensor:
+    """For each column of W what to divide it by for e4m3, float32 ``[2, n]``: its inverse, and itself.
+
+    The largest scale of a column's groups times the largest magnitude of a value becomes 448, so nothing
+    saturates. A column smaller than the inverse can say becomes zeros. ``scales`` ``[groups, n]`` in natural
+    order.
+    """
+    most = scales.float().abs().amax(dim=0) * float(1 << (bits - 1))
+    column = (most / _FP8_MOST).clamp(min=2.0**-100)
+    return torch.stack([1 / column, column])

@@ -1,0 +1,77 @@
+"""Each path against the weights as they were loaded, before it may serve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+
+import torch
+
+from vllm_qwen36_plugin.packed import dequantize_words
+
+from . import scratch
+from .dispatch import Linear
+from .paths import unpack
+from .profile import PathName
+
+# Neither tiles nor vectors of 8 or 16 divide these.
+ROWS = (1, 129, 517)
+_COLUMNS = 2048
+# Of the result's root mean square. BF16 rounds the result to 2**-9 of each value; e4m3 rounds both operands
+# to 2**-4, which over thousands of products leaves 3 to 4 % (measured: bench/prefill).
+_TOLERANCE: dict[PathName, float] = {"exact": 0.01, "fp8": 0.08}
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """A layer's packed weight as it was loaded: int32 ``[k * bits / 32, n]`` and scales ``[groups, n]``, copies."""
+
+    words: torch.Tensor
+    scales: torch.Tensor
+
+    @classmethod
+    def of(cls, words: torch.Tensor, scales: torch.Tensor) -> Original:
+        return cls(words.clone(), scales.clone())
+
+    def dense(self, first: int, columns: int, bits: int) -> torch.Tensor:
+        """Those columns of W, transposed: ``[columns, k]``."""
+        part = slice(first, first + columns)
+        return dequantize_words(self.words[:, part].contiguous(), self.scales[:, part].contiguous(), bits)
+
+
+def problem_with(
+    path: PathName,
+    linear: Linear,
+    original: Original,
+    tensors: Sequence[torch.Tensor],
+    fp8_scales: torch.Tensor | None,
+) -> str | None:
+    """What is wrong with a path for this layer; None if nothing is."""
+    weight = linear.weight(tensors, fp8_scales)
+    shape = linear.shape
+    dtype = getattr(torch, shape.dtype)
+    if path == "exact":
+        for tile in scratch.tiles(weight.words.device, shape.k, shape.n, dtype):
+            unpack(weight, tile.dense, tile.first, shape)
+            for first in range(tile.first, tile.last, _COLUMNS):
+                expected = original.dense(first, min(_COLUMNS, tile.last - first), shape.bits)
+                part = tile.dense[first - tile.first :][: len(expected)]
+                # As integers: zero keeps its sign. A NaN is to stay one, whichever.
+                differs = part.view(torch.int16) != expected.view(torch.int16)
+                wrong = (differs & ~(part.isnan() & expected.isnan())).any(dim=1)
+                if wrong.any():
+                    return f"column {first + int(wrong.nonzero()[0])} does not unpack to the checkpoint's numbers"
+    generator = torch.Generator(weight.words.device).manual_seed(0)
+    columns = min(_COLUMNS, shape.n)
+    reference = original.dense(shape.n - columns, columns, shape.bits).float()
+    for rows in ROWS:
+        x = torch.randn(rows, shape.k, dtype=dtype, device=weight.words.device, generator=generator)
+        expected = x.float() @ reference.t()
+        found = linear.run(path, x, weight)[:, -columns:].float()
+        error = float((found - expected).square().mean().sqrt())
+        size = float(expected.square().mean().sqrt())
+        # Where the checkpoint itself has no finite result, there is nothing to be off from.
+        if isfinite(size) and not error <= _TOLERANCE[path] * size:
+            return f"{rows} rows are off by {error:.3g}, and their root mean square is {size:.3g}"
+    return None

@@ -1,0 +1,274 @@
+"""What the plugin's prefill brings a whole model: time to first token, decode steps, KV cache, a load. One GPU.
+
+    python -m bench.prefill.engine OUT.json [--layers 64] [--variants plugin stock bf16 machete] [--load]
+
+The 27B with so many of its layers, made-up weights, compiled, CUDA graphs, no MTP, prompts in one chunk. Variants,
+every one a process of its own:
+
+    plugin, plugin-machete   this plugin with prefill=fp8, over Marlin (Machete turned off) and over Machete;
+                             its ways `stock`, `exact` and `fp8` are compared in the one process, in turns
+    stock, machete           vLLM alone, with that kernel
+    bf16                     vLLM alone, unquantized
+
+With --serving no times are taken: the requests of --load, with MTP and prefix caching on.
+
+OUT.json is written after each figure, so a run that is cut off keeps what it has (``"complete": false``). Variants
+already in it with the same settings are kept unless named in --variants. What should not be (a way that was not
+taken, logits that are no numbers) is written as a problem; the figures are taken all the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.act_order.results import Json, load
+from bench.prefill import engine_timing as timing
+from bench.prefill.engine_dummy import fill_on_load, write_checkpoint
+from bench.prefill.engine_facts import engine_facts, environment, plugin_facts
+from bench.prefill.engine_results import MACHETE_PLUGIN, PLUGIN, VARIANTS, lengths, merge, without
+from bench.prefill.engine_ways import OneWay, Ways, kernel_names, layers_by_shape
+
+_BATCHES, _STEPS = (1, 16), 128
+# What matters most comes first: a run may be cut off.
+_CASES = ("1024", "8192", "2048", "512", "4096", "4x512", "173+390+634+851")
+_TOKENS = 8192
+_LOAD = {"count": 64, "least": 30, "most": 3000, "new": 32}
+# A CPU gets through these; between them they take every way.
+_TINY_CASES, _TINY_TOKENS, _TINY_STEPS = ("64", "24", "96", "3x16"), 512, 4
+_TINY_LOAD = {"count": 20, "least": 10, "most": 150, "new": 4}
+
+
+def start(variant: str, args: argparse.Namespace, folder: Path) -> Any:
+    """The engine in this process."""
+    import torch
+    from vllm import LLM
+
+    checkpoint = write_checkpoint(folder / variant, args.layers, quantized=variant != "bf16", tiny=args.tiny)
+    extra: dict[str, Any] = {}
+    if torch.cuda.is_available():
+        extra = {
+            "gpu_memory_utilization": args.memory,
+            "attention_backend": args.attention,
+            "gdn_prefill_backend": "triton",
+            "compilation_config": {"cudagraph_capture_sizes": [1, 2, 4, 16]},
+        }
+    if args.tiny or args.serving:
+        extra["enforce_eager"] = True
+    if args.serving:
+        extra["speculative_config"] = {"method": "mtp", "num_speculative_tokens": 2}
+    tokens = _TINY_TOKENS if args.tiny else _TOKENS
+    # The variant is in vLLM's key of compiled graphs, which knows nothing of kernels.
+    options: dict[str, Any] = {"prefill_bench": variant}
+    if variant in (PLUGIN, MACHETE_PLUGIN):
+        options["qwen36"] = {"prefill": "fp8"}
+    return LLM(
+        model=str(checkpoint),
+        load_format="dummy",
+        skip_tokenizer_init=True,
+        dtype="bfloat16",
+        max_model_len=tokens + 256,
+        max_num_seqs=_BATCHES[-1],
+        max_num_batched_tokens=tokens,
+        # Of a hybrid it needs Triton, which a CPU has not.
+        enable_prefix_caching=args.serving and not args.tiny,
+        # The host's share of a pass then adds to the card's rather than hiding part of it.
+        async_scheduling=False,
+        limit_mm_per_prompt={"image": 0, "video": 0},
+        additional_config=options,
+        **extra,
+    )
+
+
+def set_up(variant: str, folder: Path, tiny: bool) -> None:
+    """Environment and plugin, before the engine is made.
+
+    The plugin is installed as vLLM does it, but from here: entry points need an installed distribution. Profiles go
+    to ``folder``, so that every process measures its own.
+    """
+    os.environ |= {"VLLM_PLUGINS": "", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    if variant not in ("machete", MACHETE_PLUGIN):
+        os.environ["VLLM_DISABLED_KERNELS"] = "MacheteLinearKernel"
+    if variant in (PLUGIN, MACHETE_PLUGIN):
+        import vllm_qwen36_plugin
+
+        os.environ["QWEN36_CACHE"] = str(folder / "cache")
+        vllm_qwen36_plugin.register()
+        if tiny:
+            from bench.prefill.engine_cpu import install
+
+            install()
+    elif tiny:
+        # vLLM has a 4-bit kernel for AVX-512 only.
+        import vllm_qwen36_plugin.cpu_int4.models
+
+
+def run(variant: str, args: argparse.Namespace, folder: Path) -> None:
+    """Start one variant and take its figures, each written when it is there."""
+    set_up(variant, folder, args.tiny)
+    found: Json = {"complete": False}
+    ways: OneWay | Ways = OneWay(variant)
+
+    def keep(**figures: Any) -> None:
+        found.update(figures)
+        if ways.problems:
+            found["problems"] = ways.problems
+        merge(args.out, settings(args), variant, found)
+
+    loaded = fill_on_load() if variant != "bf16" else []
+    preparation = timing.Preparation().watch()
+    begin = time.perf_counter()
+    llm = start(variant, args, folder)
+    started = time.perf_counter() - begin
+    seconds = {"start": round(started, 1), "process_weights": round(preparation.seconds, 2)}
+    keep(environment=environment(), seconds=seconds, **engine_facts(llm, preparation.memory))
+    if loaded:
+        keep(kernels=kernel_names(loaded[-1]))
+    if variant in (PLUGIN, MACHETE_PLUGIN):
+        from vllm_qwen36_plugin.prefill import dispatch
+
+        ways = Ways(dispatch.linears(), layers_by_shape(loaded[-1]))
+        facts = plugin_facts(loaded[-1])
+        keep(seconds={**seconds, "measuring": facts.pop("measuring")}, plugin=facts)
+    print(
+        f"{variant}: started in {started:.0f} s; ways {', '.join(ways.names)}; {found.get('kernels')}",
+        flush=True,
+    )
+    vocabulary = llm.llm_engine.vllm_config.model_config.hf_text_config.vocab_size
+    if not args.serving:
+        take(llm, ways, args, vocabulary, keep)
+    if (args.load or args.serving) and variant != "bf16":
+        given = _TINY_LOAD if args.tiny else _LOAD
+        asked = timing.requests(given["count"], given["least"], given["most"], vocabulary)
+        for result in timing.loads(llm, ways, asked, given["new"]):
+            keep(load=result)
+            label, last = list(result["ways"].items())[-1]
+            print(f"{variant}: load, {label}: {last['seconds']} s, {last['digest']}", flush=True)
+    keep(complete=True)
+    if ways.problems:
+        sys.exit(f"{len(ways.problems)} problems, see above")
+
+
+def take(llm: Any, ways: OneWay | Ways, args: argparse.Namespace, vocabulary: int, keep: Any) -> None:
+    """First tokens by way and case, then decode steps by batch."""
+    cases = _TINY_CASES if args.tiny else _CASES
+    keep(first_choice=timing.first_choice(llm, ways, cases[0], vocabulary))
+    gc.collect()
+    gc.freeze()
+    ttft: dict[str, dict[str, list[float]]] = {way: {} for way in ways.names}
+    taken: dict[str, dict[str, dict[str, str]]] = {way: {} for way in ways.names}
+    for case in cases:
+        rows = sum(lengths(case))
+        for way, times in timing.first_tokens(llm, ways, case, args.repeats, vocabulary).items():
+            ttft[way][case], taken[way][case] = times, ways.taken(way, rows)
+            print(f"{case}, {way}: ms to first token: {' '.join(map(str, times))}", flush=True)
+        keep(ttft_ms=ttft, taken=taken)
+    # 128 steps average out what a single first token does not.
+    repeats = args.repeats // 2 + 1
+    step_ms: dict[str, list[float]] = {}
+    for batch in _BATCHES:
+        step_ms[str(batch)] = timing.steps(llm, ways, batch, _steps(args), repeats, vocabulary)
+        print(f"batch {batch}: ms a step: {' '.join(map(str, step_ms[str(batch)]))}", flush=True)
+        keep(step_ms=step_ms)
+
+
+def _steps(args: argparse.Namespace) -> int:
+    return _TINY_STEPS if args.tiny else _STEPS
+
+
+def settings(args: argparse.Namespace) -> Json:
+    """What runs must share to be compared."""
+    return {
+        "layers": args.layers,
+        "tiny": args.tiny,
+        "attention": args.attention,
+        "memory": args.memory,
+        "tokens": _TINY_TOKENS if args.tiny else _TOKENS,
+        "steps": _steps(args),
+        "serving": args.serving,
+    }
+
+
+def call_variant(variant: str, argv: list[str], seconds: float) -> str | None:
+    """Run one variant in a process of its own; why it failed, or None."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench.prefill.engine", *argv, "--one", variant], start_new_session=True
+    )
+    try:
+        code = process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return f"cut off after {seconds:.0f} s"
+    return f"exit code {code}" if code else None
+
+
+def drive(args: argparse.Namespace, argv: list[str]) -> dict[str, str]:
+    """All variants one after another; by variant, why it failed."""
+    begin, failed = time.monotonic(), {}
+    without(args.out, args.variants)
+    for variant in args.variants:
+        left = args.seconds - (time.monotonic() - begin)
+        print(f"--- {variant}, {left:.0f} s left", flush=True)
+        reason = call_variant(variant, argv, left) if left > 10 else "no time left"
+        if reason:
+            failed[variant] = reason
+            print(f"{variant}: {reason}", flush=True)
+    return failed
+
+
+def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--layers", type=int, default=64)
+    parser.add_argument(
+        "--variants", nargs="+", default=["plugin", "stock", "bf16", "machete"], choices=VARIANTS
+    )
+    parser.add_argument("--machete", action="store_true", help="run plugin as plugin-machete")
+    parser.add_argument("--seconds", type=float, default=560, help="for all variants together")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--attention", default="TRITON_ATTN")
+    parser.add_argument("--memory", type=float, default=0.85, help="share of the card's memory")
+    parser.add_argument("--load", action="store_true", help="after the times, requests of mixed lengths")
+    parser.add_argument(
+        "--serving", action="store_true", help="the load alone: two MTP drafts, prefix caching, not compiled"
+    )
+    parser.add_argument("--tiny", action="store_true", help="a small model, eager: to try this out on a CPU")
+    parser.add_argument("--one", choices=VARIANTS, help="this variant only, in this process")
+    args = parser.parse_args(arguments)
+    if args.machete:
+        args.variants = [MACHETE_PLUGIN if name == PLUGIN else name for name in args.variants]
+    return args
+
+
+def main() -> None:
+    """Command line."""
+    args = parsed()
+    if args.one:
+        with tempfile.TemporaryDirectory() as folder:
+            run(args.one, args, Path(folder))
+        return
+    failed = drive(args, sys.argv[1:])
+    result = load(args.out)
+    if result and result["runs"]:
+        from bench.prefill.engine_tables import report
+
+        print(report(result), flush=True)
+    if failed:
+        sys.exit(", ".join(f"{variant}: {reason}" for variant, reason in failed.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""A W4A16 linear of the 27B by each path and number of rows, on one GPU.
+
+    python -m bench.prefill.linear OUT.json [--layouts marlin machete] [--dtype bfloat16] [--rows 1 16 …]
+
+For each shape, with random weights of both signs, repacked by vLLM's own kernel:
+
+    expand, fill      writing the dense weight of one tile of the scratch, and filling that many bytes with a
+    constant stock             vLLM's kernel exact, fp8        each path, for any number of rows plugin,
+    plugin_fp8  what is served with prefill=auto and prefill=fp8: the op, with the starts found at start-up
+    cublas            a dense weight that was there all along exact@32, …       exact with so many MiB of
+    scratch (--sizes), at 1,024 rows and more
+
+Microseconds a call in a CUDA graph, so without the host's share, which `host_us` has: a call of the op,
+nothing waited for. Medians of rounds in which the variants take turns. Errors are root mean squares against
+float32, relative.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.act_order.results import save
+from bench.act_order.timing import in_turns, recorded, spread
+from bench.prefill.layers import MODULES, Module, build, random_weight, vllm_config
+
+_GROUP = 128
+_ROWS = (1, 3, 16, 64, 128, 192, 256, 384, 512, 768, 1000, 1024, 1500, 2048, 3000, 4096, 8192)
+# Of one graph, about; a round is as many of these as there are variants.
+_GRAPH_US = 4000.0
+_REPEATS = 9
+Calls = dict[str, Callable[[], Any]]
+_buffers: dict[int, torch.Tensor] = {}
+
+
+def graphed(calls: Calls, guess_us: float, repeats: int = _REPEATS) -> dict[str, dict[str, float]]:
+    """Median and median deviation of each, microseconds a call."""
+    count = max(2, min(50, int(_GRAPH_US / max(guess_us, 1.0))))
+    runs = {name: recorded([call] * count, "cuda") for name, call in calls.items()}
+    found = {}
+    for name, seconds in in_turns(runs, repeats, "cuda").items():
+        middle, off = spread([value / count * 1e6 for value in seconds])
+        found[name] = {"us": round(middle, 2), "deviation_us": round(off, 2)}
+    return found
+
+
+def with_scratch(size: int, usual: int, call: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """A call with another size of scratch. In a graph, that stays its buffer."""
+    from vllm_qwen36_plugin.prefill import scratch
+
+    device = torch.device("cuda", 0)
+    if size not in _buffers:
+        _buffers[size] = torch.empty(size << 20, dtype=torch.uint8, device=device)
+    _buffers.setdefault(usual, scratch._buffers[device])
+    scratch._tiles.clear()
+    scratch._buffers[device] = _buffers[size]
+    try:
+        return call()
+    finally:
+        scratch._tiles.clear()
+        scratch._buffers[device] = _buffers[usual]
+
+
+def host_us(call: Callable[[], object], count: int = 50) -> float:
+    """Microseconds that the host spends on a call, while the GPU is kept busy."""
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    for _ in range(count):
+        call()
+    spent = time.perf_counter() - begin
+    torch.cuda.synchronize()
+    return round(spent / count * 1e6, 1)
+
+
+def relative_rms(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Of the difference, over that of what was expected."""
+    expected = expected.float()
+    return float((found.float() - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+
+
+def expansion(linear: Any, weight: Any) -> dict[str, Any]:
+    """Times to write the largest tile, by the type that is written, beside a fill of the same bytes."""
+    from vllm_qwen36_plugin.prefill import paths, scratch
+
+    shape, found = linear.shape, {}
+    for name, dtype, inverse in (
+        ("exact", getattr(torch, shape.dtype), None),
+        ("fp8", paths.FP8, weight.fp8[0] if weight.fp8 is not None else None),
+    ):
+        if name == "fp8" and inverse is None:
+            continue
+        tile = scratch.tiles(weight.words.device, shape.k, shape.n, dtype)[0]
+        plain = tile.dense.view(torch.uint8).view(torch.int32)
+        calls: Calls = {
+            "expand": lambda tile=tile, inverse=inverse: paths.unpack(weight, tile.dense, 0, shape, inverse),
+            "fill": lambda plain=plain: plain.fill_(1),
+        }
+        times = graphed(calls, tile.dense.numel() * tile.dense.element_size() / 3e6)
+        found[name] = {
+            "columns": tile.last,
+            "bytes": plain.numel() * 4,
+            **{n: t["us"] for n, t in times.items()},
+        }
+    return found
+
+
+def measure(module: Module, dtype: torch.dtype, rows: list[int], args: argparse.Namespace) -> dict[str, Any]:
+    """All of one shape in the layout of the kernel that vLLM chooses now."""
+    from vllm_qwen36_plugin.packed import dequantize_words
+    from vllm_qwen36_plugin.prefill import dispatch
+    from vllm_qwen36_plugin.prefill.kernel import FP8_SCALES, RowDispatchKernel
+
+    qweight, scales = random_weight(module.k, module.n, _GROUP, dtype, "cuda")
+    begin = time.perf_counter()
+    with vllm_config(prefill="fp8", prefill_scratch_mib=args.scratch_mib):
+        kernel, layer = build(qweight, scales, RowDispatchKernel, _GROUP)
+    torch.cuda.synchronize()
+    prepared = time.perf_counter() - begin
+    linear = dispatch.get(kernel.shape.key)
+    assert linear is not None
+    tensors = [getattr(layer, name) for name in kernel.names]
+    weight = linear.weight(tensors, getattr(layer, FP8_SCALES, None))
+    dense = dequantize_words(qweight, scales, 4)
+    result: dict[str, Any] = {
+        "module": module.name,
+        "shape": kernel.shape.key,
+        "stock": type(kernel.stock).__name__,
+        "paths": list(linear.order),
+        "starts": {"exact": linear.starts.exact, "fp8": linear.starts.fp8},
+        "prepared_s": round(prepared, 2),
+        "expansion": expansion(linear, weight),
+        "rows": [],
+    }
+    wanted = linear.order
+    for count in rows:
+        x = torch.randn(count, module.k, device="cuda", dtype=dtype)
+        expected = x[:256].float() @ dense.float().t()
+
+        def served(order: tuple[Any, ...], x: torch.Tensor = x) -> Any:
+            linear.order = order
+            return kernel.apply_weights(layer, x)
+
+        calls: Calls = {"stock": lambda x=x: linear.stock(x, tensors)}
+        for path in wanted:
+            calls[path] = lambda x=x, path=path: linear.run(path, x, weight)
+        calls |= {"plugin": lambda x=x: served(("exact",), x), "plugin_fp8": lambda x=x: served(wanted, x)}
+        calls["cublas"] = lambda x=x: torch.nn.functional.linear(x, dense)
+        if count >= 1024:
+            for size in args.sizes:
+                calls |= {
+                    f"{path}@{size}": lambda x=x, path=path, size=size: with_scratch(
+                        size, args.scratch_mib, lambda: linear.run(path, x, weight)
+                    )
+                    for path in wanted
+                }
+        entry: dict[str, Any] = {
+            "m": count,
+            "error": {name: round(relative_rms(call()[:256], expected), 5) for name, call in calls.items()},
+            "times": graphed(calls, count * module.k * module.n / 1.5e8),
+            "host_us": {name: host_us(calls[name]) for name in ("stock", "plugin", "plugin_fp8")},
+        }
+        result["rows"].append(entry)
+        times = "  ".join(f"{name} {found['us']:.1f}" for name, found in entry["times"].items())
+        print(f"{kernel.shape.key} M {count}: {times}", flush=True)
+    return result
+
+
+def environment() -> dict[str, Any]:
+    """Card and versions."""
+    from gptq_hybrid.evaluate._environment import environment as versions
+    from vllm_qwen36_plugin.prefill.measure import card
+
+    found = card(torch.device("cuda", 0), 0)
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        **versions("cuda:0"),
+        "driver": found.driver,
+        "triton": found.versions["triton"],
+        "cuda": torch.version.cuda,
+        "multiprocessors": properties.multi_processor_count,
+    }
+
+
+def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--layouts", nargs="+", default=["marlin", "machete"], choices=["marlin", "machete"])
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16"])
+    parser.add_argument("--rows", type=int, nargs="+", default=list(_ROWS))
+    names = [module.name for module in MODULES]
+    parser.add_argument("--modules", nargs="+", default=names, choices=names, metavar="MODULE")
+    parser.add_argument("--scratch-mib", type=int, default=128)
+    parser.add_argument("--sizes", type=int, nargs="*", default=[], help="other sizes of scratch, MiB")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Command line."""
+    args = parsed()
+    os.environ["VLLM_PLUGINS"] = ""
+    torch.manual_seed(0)
+    dtype = getattr(torch, args.dtype)
+    result: dict[str, Any] = {
+        "environment": environment(),
+        "settings": {"dtype": args.dtype, "group_size": _GROUP, "scratch_mib": args.scratch_mib},
+        "shapes": [],
+    }
+    for layout in args.layouts:
+        if layout == "machete" and torch.cuda.get_device_capability() != (9, 0):
+            continue
+        # Read by vLLM each time it chooses.
+        os.environ["VLLM_DISABLED_KERNELS"] = "" if layout == "machete" else "MacheteLinearKernel"
+        for module in (module for module in MODULES if module.name in args.modules):
+            result["shapes"].append(measure(module, dtype, args.rows, args))
+            save(args.out, result)
+            gc.collect()
+            torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""What ``prefill=fp8`` costs in quality, on the trained mini model, with the evaluation of ``qwen36 eval``.
+
+    python -m bench.prefill.quality WORK OUT.json [--samples 64] [--documents 12]
+
+`bench/mini/checkpoint` is quantized as the recipe `static-mse` says (WORK keeps it), then run over held-out
+documents and held against the BF16 original, in float32 arithmetic on the CPU:
+
+    w4a16         the checkpoint as it is
+    fp8-weights   its packed linears with weights in e4m3, a scale a column
+    fp8           and rows in e4m3, a scale a row: what `paths.fp8` computes
+    fp8-context   `fp8` for the first 256 rows of a document, `w4a16` for the rest of them
+
+Under ``everywhere`` every row goes one way, context and scored rows alike: an upper bound. A server takes
+`paths.fp8` for prompts of some hundred rows only, and decodes with the packed weights: that is ``context``, scored
+behind the 256 rows only. Left out of both: what a GPU's tensor cores drop while they add up, and that a server
+keeps activations and scales in BF16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+
+from bench.prefill.quality_tables import report
+from bench.quality.experiments import HELD_OUT, MINI
+from bench.quality.grid import BY_NAME
+from gptq_hybrid.checkpoint._atomic import write_json_atomic, write_text_atomic
+from gptq_hybrid.evaluate import DocumentScores, as_json, environment, evaluation
+from gptq_hybrid.evaluate._pass import Pass, own_drafts
+from gptq_hybrid.evaluate._states import fingerprint
+from gptq_hybrid.evaluate._tokens import score_documents
+from gptq_hybrid.streaming import (
+    Batch,
+    CheckpointWeights,
+    DraftHead,
+    LayerStream,
+    OutputHead,
+    TextStack,
+    make_batches,
+)
+from vllm_qwen36_plugin.packed import dequantize_words
+from vllm_qwen36_plugin.prefill.paths import FP8, fp8_scales
+
+Json = dict[str, Any]
+Way = Literal["w4a16", "fp8-weights", "fp8", "fp8-context"]
+# `evaluation` compares each with those behind it, the earlier less the later.
+EVERYWHERE: tuple[Way, ...] = ("fp8", "fp8-weights", "w4a16")
+BEHIND: tuple[Way, ...] = ("fp8-context", "w4a16")
+RECIPE, EXPERIMENT = "static-mse", "small-mse"
+CONTEXT, _LEAST_BEHIND = 256, 32  # rows, and tokens that must follow for a document to count
+_BITS, _DRAFTS, _MAX_LENGTH, _BATCH = 4, 2, 1024, 4096
+_MOST = 448.0  # largest finite e4m3
+# vLLM's least scale of a row (min_scaling_factor): with it, rows of zeros are divided by something.
+_LEAST_SCALE = 1 / (_MOST * 512)
+
+
+def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``[…, k]`` in e4m3 and float32 ``[…, 1]``, as vLLM's ``dynamic_per_token_scaled_fp8_quant`` does it.
+
+    But for NaN: it spreads over its row here, while vLLM's fmin and fmax take it for 448.
+    """
+    wide = x.float()
+    scales = (wide.abs().amax(dim=-1, keepdim=True) / _MOST).clamp(min=_LEAST_SCALE)
+    return (wide / scales).clamp(-_MOST, _MOST).to(FP8), scales
+
+
+class Linear(nn.Module):
+    """A packed linear that computes ``way``, of int32 ``words`` ``[k / 8, n]`` and ``scales`` ``[groups, n]``."""
+
+    def __init__(self, words: torch.Tensor, scales: torch.Tensor, way: Way) -> None:
+        super().__init__()
+        self.way = way
+        inverse, self.column = fp8_scales(scales, _BITS)
+        # One product in float32, rounded once, as the expansion kernel has it.
+        self.values = dequantize_words(words, scales.float() * inverse, _BITS).to(FP8).float()
+        self.dense = dequantize_words(words, scales.float(), _BITS)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``[documents, length, k]`` to ``[documents, length, n]``, in the dtype of ``x``."""
+        if self.way == "w4a16":
+            return self._packed(x)
+        if self.way == "fp8-weights":
+            return (F.linear(x.float(), self.values) * self.column).to(x.dtype)
+        if self.way == "fp8":
+            return self._fp8(x)
+        return torch.cat([self._fp8(x[:, :CONTEXT]), self._packed(x[:, CONTEXT:])], dim=1)
+
+    def _packed(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x.float(), self.dense).to(x.dtype)
+
+    def _fp8(self, x: torch.Tensor) -> torch.Tensor:
+        rows, scales = quantize_rows(x)
+        return (F.linear(rows.float(), self.values) * scales * self.column).to(x.dtype)
+
+
+class Stack(TextStack):
+    """The checkpoint's language model whose packed linears compute ``way``; ``replaced`` counts them."""
+
+    def __init__(self, weights: CheckpointWeights, way: Way) -> None:
+        super().__init__(weights, torch.device("cpu"), torch.float32)
+        self.checkpoint_weights, self.way = weights, way
+        self.replaced = 0
+
+    def layer(self, number: int, tensors: Mapping[str, torch.Tensor] | None = None) -> nn.Module:
+        layer = super().layer(number, tensors)
+        prefix = f"{self.prefix}.layers.{number}."
+        for name in sorted(self.checkpoint_weights.checkpoint.loaded):
+            if name.startswith(prefix) and name.endswith(".qweight"):
+                module = name.removesuffix(".qweight")
+                layer.set_submodule(
+                    module.removeprefix(prefix), Linear(*packed(self.checkpoint_weights, module), self.way)
+                )
+                self.replaced += 1
+        return layer
+
+
+def packed(weights: CheckpointWeights, module: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """int32 words ``[k / 8, n]`` and scales ``[groups, n]`` of a linear that `paths.fp8` can take.
+
+    Raises:
+        ValueError: it is asymmetric, or its groups are not contiguous.
+    """
+    words, scales, zeros, order = (
+        weights._read(f"{module}.{part}") for part in ("qweight", "scales", "qzeros", "g_idx")
+    )
+    rows = words.shape[0] * 32 // _BITS
+    # Middle of the range, stored less one, in every nibble.
+    if not bool((zeros == 0x77777777).all()):
+        raise ValueError(f"{module} is not symmetric: quantize with the recipe {RECIPE}")
+    if not torch.equal(order.long(), torch.arange(rows) // (rows // scales.shape[0])):
+        raise ValueError(f"{module} has groups that are not contiguous: quantize with the recipe {RECIPE}")
+    return words, scales
+
+
+def checkpoint_of(work: Path, samples: int) -> tuple[Path, Json]:
+    """The quantized checkpoint in ``work``, made if it is not there; and what is known of its calibration."""
+    from transformers import AutoTokenizer
+
+    from bench.quality.quantizer import quantize, unpack_pool
+
+    folder, facts = work / f"{EXPERIMENT}-{samples}", work / f"{EXPERIMENT}-{samples}.json"
+    if not facts.is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        text = replace(BY_NAME[EXPERIMENT].text, samples=samples)
+        experiment = replace(BY_NAME[EXPERIMENT], text=text)
+        found = quantize(experiment, MINI, folder, unpack_pool(work), AutoTokenizer.from_pretrained(MINI))
+        write_json_atomic(facts, found)
+    known: Json = json.loads(facts.read_text(encoding="utf-8"))
+    return folder, known
+
+
+def passed(stack: TextStack, batches: Sequence[Batch]) -> tuple[Pass, OutputHead]:
+    """All layers and the draft head over all documents; ``run_pass`` builds its stack itself."""
+    stream, head = LayerStream(stack, batches), OutputHead(stack)
+    stream.run()
+    hidden = stream.final()
+    return Pass(hidden, own_drafts(DraftHead(stack), head, batches, hidden, _DRAFTS)), head
+
+
+def behind(scores: Sequence[DocumentScores], context: int, least: int) -> list[DocumentScores]:
+    """What was scored at rows from ``context`` on; documents with fewer than ``least`` of them are left out."""
+    return [
+        replace(
+            s,
+            **{n: getattr(s, n)[context:] for n in ("kld", "top1", "nll_ref", "nll", "drafts_ref", "drafts")},
+        )
+        for s in scores
+        if len(s.kld) >= context + least
+    ]
+
+
+def measure(work: Path, samples: int, limit: int | None) -> Json:
+    """Quantize, run every way, compare."""
+    from transformers import AutoTokenizer
+
+    from gptq_hybrid.calibration import encode_documents, load_documents
+
+    folder, facts = checkpoint_of(work, samples)
+    tokenizer = AutoTokenizer.from_pretrained(MINI)
+    documents = encode_documents(load_documents([str(HELD_OUT)], limit=limit), tokenizer, _MAX_LENGTH)
+    batches = make_batches([document.input_ids for document in documents], _BATCH)
+    original, weights = CheckpointWeights(MINI), CheckpointWeights(folder)
+    reference = passed(TextStack(original, torch.device("cpu"), torch.float32), batches)
+    scores: dict[Way, list[DocumentScores]] = {}
+    replaced = set()
+    for way in dict.fromkeys((*EVERYWHERE, *BEHIND)):
+        stack = Stack(weights, way)
+        scores[way] = score_documents(documents, batches, reference, passed(stack, batches), drafts=_DRAFTS)
+        replaced.add(stack.replaced)
+        print(f"{way}: {stack.replaced} linears", flush=True)
+    if replaced != {len(weights.layout.quantized)}:
+        raise RuntimeError(
+            f"{replaced} linears computed the way asked for, of {len(weights.layout.quantized)}"
+        )
+    digest = hashlib.sha256("".join(sorted(document.key for document in documents)).encode()).hexdigest()
+    parts: dict[str, dict[str, list[DocumentScores]]] = {
+        "everywhere": {way: scores[way] for way in EVERYWHERE},
+        "context": {way: behind(scores[way], CONTEXT, _LEAST_BEHIND) for way in BEHIND},
+    }
+    result: Json = {
+        "environment": environment("cpu"),
+        "settings": {
+            "recipe": RECIPE,
+            "samples": samples,
+            "calibration_rows": facts["calibration_rows"],
+            "calibration_tokens": facts["calibration_tokens"],
+            "linears": len(weights.layout.quantized),
+            "documents": len(documents),
+            "documents_sha256": digest,
+            "tokens": sum(len(document.input_ids) for document in documents),
+            "limit": limit,
+            "max_length": _MAX_LENGTH,
+            "context": CONTEXT,
+            "drafts": _DRAFTS,
+            "dtype": "float32",
+        },
+        "fingerprints": {"bf16": fingerprint(original.checkpoint), "w4a16": fingerprint(weights.checkpoint)},
+    }
+    return result | {name: as_json(evaluation(part, reference="bf16")) for name, part in parts.items()}
+
+
+def rounded(value: Any) -> Any:
+    """Every float with six significant digits: what intervals of this many documents support."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, Mapping):
+        return {key: rounded(inner) for key, inner in value.items()}
+    return [rounded(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("work", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--samples", type=int, default=64, help="rows of calibration that are asked for")
+    parser.add_argument("--documents", type=int, default=12, help="most of a domain; 0: all")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    args.work.mkdir(parents=True, exist_ok=True)
+    result = rounded(measure(args.work, args.samples, args.documents or None))
+    # One line: indented, it is thousands.
+    write_text_atomic(args.out, json.dumps(result, ensure_ascii=False) + "\n")
+    print(report(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""``qwen36 tune`` builds its layers by vLLM's own GPTQ method, and takes their times as start-up does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("vllm")
+
+from vllm.model_executor.kernels import linear as kernels
+from vllm.model_executor.kernels.linear.mixed_precision.MPLinearKernel import MPLinearKernel
+from vllm.platforms import current_platform
+
+from vllm_qwen36_plugin.cli import _layers
+from vllm_qwen36_plugin.cli._result import Tuned
+from vllm_qwen36_plugin.cli._shapes import Linears, linears_of
+from vllm_qwen36_plugin.packed import dequantize_words
+from vllm_qwen36_plugin.prefill import dispatch, kernel, measure, paths, prepare
+from vllm_qwen36_plugin.prefill.profile import Card, Starts
+
+MINI = Path(__file__).parents[2] / "bench" / "mini" / "checkpoint" / "config.json"
+ROWS = (64, 256, 1024)
+DENSE_ERROR = 0.01
+
+
+class MarlinLinearKernel(MPLinearKernel):  # type: ignore[misc]
+    """By its name Marlin; it leaves the weight as the checkpoint has it."""
+
+    @classmethod
+    def get_min_capability(cls) -> int:
+        return -1
+
+    @classmethod
+    def can_implement(cls, c: Any) -> tuple[bool, str | None]:
+        return True, None
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        layer.qzeros = None
+
+    def apply_weights(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        return x @ dequantize_words(layer.qweight, layer.scales, 4).t()
+
+
+def expand(words: Any, scales: Any, out: torch.Tensor, first: int, **_: Any) -> None:
+    part = slice(first, first + len(out))
+    out.copy_(dequantize_words(words[:, part].contiguous(), scales[:, part].contiguous(), 4))
+
+
+class Measured:
+    """Instead of a GPU's clock: each call is made once and compared, then times by formula, noisy in turn."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, int, tuple[str, ...]]] = []
+
+    def __call__(
+        self,
+        linear: dispatch.Linear,
+        tensors: Sequence[torch.Tensor],
+        fp8_scales: torch.Tensor | None,
+        rows: Sequence[int],
+        wanted: Sequence[Any],
+        tick: Any,
+    ) -> measure.Times:
+        self.calls.append((linear.shape.key, len(rows), tuple(wanted)))
+        noise = (1.0, 30.0, 1.0)[len(self.calls) % 3]
+        x = torch.randn(8, linear.shape.k, dtype=torch.bfloat16)
+        expected = linear.stock(x, tensors).float()
+        for path in wanted:
+            off = linear.run(path, x, linear.weight(tensors, fp8_scales)).float() - expected
+            assert off.norm() < DENSE_ERROR * expected.norm()
+        for _ in rows:
+            tick()
+        found = {"stock": {m: noise * m for m in rows}}
+        return found | {path: {m: 200 + 0.5 * m for m in rows} for path in wanted}
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Measured:
+    """A stand-in for a GPU on which vLLM chooses Marlin."""
+    enum = current_platform._enum
+    lists = {**kernels._POSSIBLE_KERNELS, enum: [kernel.RowDispatchKernel, MarlinLinearKernel]}
+    monkeypatch.setattr(kernels, "_POSSIBLE_KERNELS", lists)
+    monkeypatch.setattr(paths, "expand", expand)
+    monkeypatch.setattr(measure, "card", lambda _, scratch_mib: Card("A card", "1", {}, scratch_mib))
+    stand_in = Measured()
+    monkeypatch.setattr(measure, "times_of", stand_in)
+    return stand_in
+
+
+def run(
+    linears: Sequence[Linears], progress: list[tuple[int, int]] | None = None, scratch_mib: int = 1
+) -> Tuned:
+    seen: list[tuple[int, int]] = [] if progress is None else progress
+    return _layers.tune(
+        linears,
+        dtype="bfloat16",
+        scratch_mib=scratch_mib,
+        fp8=False,
+        rows=ROWS,
+        device=torch.device("cpu"),
+        on_progress=lambda done, total: seen.append((done, total)),
+    )
+
+
+def test_every_kind_is_built_tested_and_timed(measured: Measured) -> None:
+    linears = linears_of(json.loads(MINI.read_text()))
+    progress: list[tuple[int, int]] = []
+    found = run(linears, progress)
+    assert list(found.linears.values()) == linears
+    assert found.notes == ()
+    assert {shape.layout for shape in found.linears} == {"marlin"}
+    assert found.profile.card == Card("A card", "1", {}, 1)
+    assert found.profile.source.startswith("measured: A card, ")
+    for shape, kind in found.linears.items():
+        assert (shape.k, shape.n, shape.bits, shape.group_size) == (
+            kind.k,
+            kind.n,
+            kind.bits,
+            kind.group_size,
+        )
+        assert found.profile.times_us[shape]["stock"] == {64: 64.0, 256: 256.0, 1024: 1024.0}, (
+            "one round is off"
+        )
+        assert found.profile.starts[shape] == Starts(exact=1024)
+    assert measured.calls == [
+        (shape.key, len(ROWS), ("exact",)) for shape in found.linears for _ in range(_layers.ROUNDS)
+    ]
+    total = len(linears) * len(ROWS) * _layers.ROUNDS
+    assert progress == sorted(progress)
+    assert progress[0] == (0, total)
+    assert progress[-1] == (total, total)
+    assert {done for done, _ in progress} == set(range(total + 1))
+
+
+def test_nothing_of_it_stays_behind(measured: Measured) -> None:
+    from vllm.config import get_current_vllm_config_or_none
+
+    run(linears_of(json.loads(MINI.read_text()))[:1])
+    assert dispatch.linears() == []
+    assert prepare._current == []
+    assert get_current_vllm_config_or_none() is None
+    assert not torch.distributed.is_initialized()
+
+
+def test_a_path_that_fails_its_test_is_not_timed(measured: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths, "expand", lambda words, scales, out, first, **_: out.zero_())
+    found = run([Linears(256, 512, 4, 128, ("down_proj",), 8)])
+    (shape,) = found.linears
+    assert set(found.profile.times_us[shape]) == {"stock"}
+    assert found.profile.starts[shape] == Starts()
+    (note,) = found.notes
+    assert note.startswith(f"exact is off for {shape.key}: ")
+
+
+def test_scratch_that_holds_no_part_of_a_weight(measured: Measured) -> None:
+    found = run([Linears(17408, 128, 4, 128, ("down_proj",), 1)])
+    assert "64 columns of 17408 rows need" in found.notes[0]
+
+
+def test_a_kernel_of_another_layout_is_left_out(measured: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Other(MarlinLinearKernel):
+        pass
+
+    lists = {current_platform._enum: [kernel.RowDispatchKernel, Other]}
+    monkeypatch.setattr(kernels, "_POSSIBLE_KERNELS", lists)
+    found = run([Linears(256, 512, 4, 128, ("down_proj",), 8)])
+    assert found.linears == {}
+    assert found.profile.starts == {}
+    assert found.notes == ("down_proj is left to Other: the layout of Other is not known",)
+
+
+def test_time_that_runs_out_ends_after_a_whole_round(
+    measured: Measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_layers, "BUDGET", 0.0)
+    progress: list[tuple[int, int]] = []
+    found = run([Linears(256, 512, 4, 128, ("down_proj",), 8)], progress)
+    assert len(measured.calls) == 1
+    assert len(found.profile.times_us) == 1
+    assert progress[-1] == (9, 9)

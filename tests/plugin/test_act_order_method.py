@@ -147,6 +147,34 @@ def test_nothing_is_folded_under_lora_whose_matrices_are_in_the_old_order(
     assert_same_mlp(gate_up, down, dense)
 
 
+def test_weights_for_a_running_engine_are_refused(config: Any) -> None:
+    """vLLM's reload does layer after layer: `down_proj` may have lost its order to `gate_up_proj`, or not yet."""
+    layer = Layer(config, "model.layers.0.self_attn.o_proj", INNER, [HIDDEN])
+    loader = layer.g_idx.weight_loader
+    layer.load(1)
+    layer.finish()
+    assert loader.__name__
+    fresh = torch.nn.Parameter(torch.zeros(INNER, dtype=torch.int32), requires_grad=False)
+    with pytest.raises(ActOrderError, match=r"o_proj.*running engine.*start the engine again"):
+        loader(fresh, torch.zeros(INNER, dtype=torch.int32), 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "step"), [("qkv_proj", 2), ("gate_up_proj", 2), ("in_proj_qkvz", 1), ("o_proj", 1)]
+)
+def test_the_order_is_read_as_its_producer_s_kernel_likes_it(config: Any, name: str, step: int) -> None:
+    layer = Layer(config, f"model.layers.0.mixer.{name}", INNER, [HIDDEN])
+    dense = layer.load(1)
+    layer.finish()
+    assert layer.act_order.stride() == (step,)
+    address = layer.act_order.data_ptr()
+    layer.quant_method._keep(layer, layer.act_order.clone())
+    assert layer.act_order.data_ptr() == address
+    x = torch.randn(2, 3, INNER, generator=torch.Generator().manual_seed(2)).bfloat16()
+    wanted = x.float() @ dense.bfloat16().float().T
+    assert torch.allclose(layer(x).float(), wanted, rtol=0, atol=0.02 * wanted.abs().max())
+
+
 def test_two_layers_do_not_take_each_others_down(config: Any) -> None:
     pairs = [mlp(config, f"model.layers.{i}.mlp") for i in range(2)]
     dense = [(a.load(2 * i), b.load(2 * i + 1)) for i, (a, b) in enumerate(pairs)]

@@ -35,13 +35,24 @@ class GroupIndexLoader:
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
         self.first: torch.Tensor | None = None
+        # Set once the rows are sorted.
+        self.closed = False
+        # vLLM's reload of weights looks for it.
+        self.__name__ = "load_group_index"
 
     def __call__(self, param: torch.nn.Parameter, loaded: torch.Tensor, *_: Any, **__: Any) -> None:
         """Take one shard's ``g_idx``.
 
         Raises:
-            ActOrderError: it has another length, or differs from that of a shard before it.
+            ActOrderError: it has another length, differs from that of a shard before it, or comes when the model
+                serves already: layers are then done one by one, and `down_proj` may have lost its order to
+                `gate_up_proj` or not yet.
         """
+        if self.closed:
+            raise ActOrderError(
+                f"{self.prefix}: a checkpoint in act order cannot be loaded into a running engine (reload_weights, "
+                "or waking from sleep level 2); start the engine again"
+            )
         if loaded.shape != param.shape:
             raise ActOrderError(
                 f"{self.prefix}: g_idx has {loaded.numel()} entries for {param.numel()} input rows; "
@@ -106,6 +117,9 @@ class ActOrderLinearMethod(_StockMethod):  # type: ignore[misc, valid-type]
             ActOrderError: no ``g_idx``, one that is no act order, or one over rows that ranks share out.
         """
         order = self.order_of(layer)
+        loader = getattr(layer.g_idx, "weight_loader", None)
+        if isinstance(loader, GroupIndexLoader):
+            loader.closed = True
         if order is not None:
             sort_rows(layer.qweight.data, order, self.quant_config.weight_bits)
         self._order_output(layer)

@@ -12,6 +12,7 @@ import torch
 
 from vllm_qwen36_plugin._log import logger
 from vllm_qwen36_plugin.compat import scaled_mm
+from vllm_qwen36_plugin.compat.cublas import release_workspaces
 from vllm_qwen36_plugin.errors import CompatError
 from vllm_qwen36_plugin.options import PluginOptions
 
@@ -101,6 +102,8 @@ class Preparation:
             scratch.reserve(tensors[linear.words].device, min(self.settings.scratch_bytes, whole))
             linear.order = self._tested(linear, original, tensors, fp8)
             linear.starts = self._starts(linear, tensors, fp8)
+            if tensors[linear.words].is_cuda:
+                release_workspaces()
         self.seen[linear.shape] = dispatch.put(linear)
         dispatch.at_next_call(_say)
 
@@ -138,15 +141,22 @@ class Preparation:
         profile = self._known(tensors[linear.words].device)
         if linear.shape in profile.starts and self._covers(profile, linear):
             return profile.starts[linear.shape]
-        if self.settings.profile is None and self.spent < BUDGET:
+        if self.settings.profile is not None:
+            _warn_once(
+                f"{self.settings.profile} has nothing for {linear.shape.key} up to {self.most_rows} rows"
+            )
+        elif self.spent < BUDGET:
             try:
                 return self._measured(linear, tensors, fp8)
             except Exception as error:  # noqa: BLE001 - short of memory, most likely
                 _warn_once(f"prefill could not be measured on this GPU: {error!r}")
-        shipped = shipped_for(torch.cuda.get_device_name(tensors[0].device), shipped_profiles())
-        if shipped is not None:
-            self.known_from = shipped.source
-            return shipped.starts(linear.shape)
+        try:
+            shipped = shipped_for(torch.cuda.get_device_name(tensors[0].device), shipped_profiles())
+            if shipped is not None:
+                self.known_from = shipped.source
+                return shipped.starts(linear.shape)
+        except Exception as error:  # noqa: BLE001 - of another package, it may not keep a model from serving
+            _warn_once(f"the profiles that are shipped are of no use: {error!r}")
         if self.settings.mode != "auto":
             return Starts(UNMEASURED, UNMEASURED)
         return Starts()

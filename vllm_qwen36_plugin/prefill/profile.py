@@ -73,7 +73,7 @@ class ShippedProfile(Protocol):
 
     @property
     def device_names(self) -> tuple[str, ...]:
-        """Parts of the name that the driver reports; the first profile with one that fits is taken."""
+        """Parts of the name that the driver reports; the last profile with one that fits is taken."""
 
     @property
     def source(self) -> str:

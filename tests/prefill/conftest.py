@@ -1,0 +1,174 @@
+"""What the tests of `prefill` share: a clean table for each, Triton's kernel on a CPU, a GPU that is none."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+Shown = Callable[[], str]
+
+
+class _Lines(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(f"{record.levelname} {record.getMessage()}")
+
+
+@pytest.fixture
+def shown() -> Iterator[Shown]:
+    """What the plugin logged so far, a line each; the same whether vLLM has configured logging or not."""
+    from vllm_qwen36_plugin._log import logger
+
+    handler, level = _Lines(), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    yield lambda: "\n".join(handler.lines)
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+
+
+@pytest.fixture
+def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing in the table, no scratch, nothing said yet, and a cache of the test's own."""
+    pytest.importorskip("torch")
+    from vllm_qwen36_plugin.prefill import dispatch, prepare, scratch
+
+    def forget() -> None:
+        dispatch.clear()
+        dispatch._on_first_call.clear()
+        prepare._current.clear()
+        prepare._warned.clear()
+        scratch.release()
+
+    monkeypatch.setenv("QWEN36_CACHE", str(tmp_path / "cache"))
+    forget()
+    yield
+    forget()
+
+
+@pytest.fixture(scope="session")
+def interpreted() -> Any:
+    """`expand` on a CPU: a copy of its module whose kernel Triton interprets, as ``interpreted.expand``.
+
+    `triton.jit` decides by TRITON_INTERPRET when it decorates. The variable is set while the copy is imported
+    and while it runs, so the module that everything else imports stays one to be compiled.
+
+    Triton 3.7's interpreter rounds no float32 as a GPU does: to bfloat16 it truncates, to e4m3 it rounds half
+    up and can lose the carry out of the mantissa (1.97 becomes 1). Its conversion is replaced by torch's.
+    """
+    pytest.importorskip("torch")
+    pytest.importorskip("triton")
+    from triton.runtime import interpreter
+
+    from vllm_qwen36_plugin.prefill import expand
+
+    name = f"{expand.__package__}._expand_interpreted"
+    spec = importlib.util.spec_from_file_location(name, expand.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        patch.setitem(sys.modules, name, module)
+        spec.loader.exec_module(module)
+    stock = module.expand
+
+    def run(*args: Any, **kwargs: Any) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TRITON_INTERPRET", "1")
+            patch.setattr(interpreter, "_convert_float", _convert_float)
+            stock(*args, **kwargs)
+
+    vars(module)["expand"] = run
+    return module
+
+
+def _convert_float(data: Any, source: Any, target: Any, rounding: Any) -> Any:
+    import numpy as np
+    import torch
+    import triton.language as tl
+
+    known = {
+        tl.float32: (torch.float32, np.float32),
+        tl.bfloat16: (torch.bfloat16, np.uint16),
+        tl.float8e4nv: (torch.float8_e4m3fn, np.uint8),
+    }
+    (wide, _), (narrow, stored) = known[source], known[target]
+    values = torch.from_numpy(np.ascontiguousarray(data)).view(wide).to(narrow)
+    unsigned = {1: torch.uint8, 2: torch.uint16, 4: torch.int32}[values.element_size()]
+    return values.view(unsigned).numpy().view(stored)
+
+
+@pytest.fixture
+def gpu(clean: None, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A `FakeGpu`, with every path run on the CPU."""
+    import torch
+
+    from vllm_qwen36_plugin.compat import scaled_mm
+    from vllm_qwen36_plugin.prefill import measure, paths, prepare
+
+    from . import fake_gpu as stand_in
+    from .made import expand_by_places
+
+    fake = stand_in.FakeGpu()
+    monkeypatch.setattr(measure, "card", fake.card)
+    monkeypatch.setattr(measure, "times_of", fake.times_of)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: stand_in.NAME)
+    monkeypatch.setattr(prepare, "shipped_profiles", lambda: fake.shipped)
+    monkeypatch.setattr(prepare, "_fp8_possible", lambda device: fake.fp8)
+    monkeypatch.setattr(scaled_mm, "quantize_rows", fake.quantize_rows)
+    monkeypatch.setattr(scaled_mm, "multiply", fake.multiply)
+    monkeypatch.setattr(paths, "expand", expand_by_places)
+    return fake
+
+
+@pytest.fixture
+def serving(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., AbstractContextManager[None]]:
+    """A context in which vLLM builds and loads a model."""
+    from vllm.config import KernelConfig, set_current_vllm_config
+    from vllm.model_executor import parameter
+
+    from vllm_qwen36_plugin._architectures import TARGETS
+
+    monkeypatch.setattr(parameter, "get_tensor_model_parallel_rank", lambda: 0)
+    monkeypatch.setattr(parameter, "get_tensor_model_parallel_world_size", lambda: 1)
+
+    @contextmanager
+    def serve(architecture: str | None = TARGETS[0], *, rows: int = 8192, **options: Any) -> Iterator[None]:
+        config = SimpleNamespace(
+            model_config=SimpleNamespace(
+                hf_config=SimpleNamespace(architectures=architecture and [architecture])
+            ),
+            additional_config={"qwen36": options},
+            scheduler_config=SimpleNamespace(max_num_batched_tokens=rows),
+            kernel_config=KernelConfig(),
+        )
+        with set_current_vllm_config(config):
+            yield
+
+    return serve
+
+
+@pytest.fixture
+def stock_is(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], None]:
+    """Says which kernel vLLM would choose."""
+    from vllm_qwen36_plugin.prefill import kernel
+
+    from . import stock
+
+    def choose(name: str | None) -> None:
+        monkeypatch.setattr(kernel, "stock_choice", lambda config: name and getattr(stock, name))
+
+    choose("MarlinLinearKernel")
+    return choose

@@ -1,0 +1,75 @@
+"""A GPU that is none: what asks one is answered here, and noted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from vllm_qwen36_plugin.prefill.profile import Card, Starts
+from vllm_qwen36_plugin.prefill.shape import Shape
+
+NAME = "NVIDIA Test GPU"
+# Times that cross: exact from 512 rows on, fp8 from 256.
+MICROSECONDS = {"stock": lambda rows: float(rows), "exact": lambda rows: 450.0, "fp8": lambda rows: 200.0}
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A profile that ships, for this card or another."""
+
+    found: Starts
+    device_names: tuple[str, ...] = ("Test GPU",)
+    source: str = "derived: for a test"
+
+    def starts(self, shape: Shape) -> Starts:
+        return self.found
+
+
+@dataclass
+class FakeGpu:
+    """``measured``: shape, rows and paths of each measurement. ``broken``: what measuring raises."""
+
+    driver: str = "1"
+    shipped: list[Shipped] = field(default_factory=list)
+    measured: list[tuple[Shape, list[int], list[str]]] = field(default_factory=list)
+    broken: Exception | None = None
+    fp8: bool = True
+
+    def card(self, device: torch.device, scratch_mib: int) -> Card:
+        return Card(NAME, self.driver, {"torch": "1"}, scratch_mib)
+
+    def times_of(
+        self,
+        linear: Any,
+        tensors: Sequence[torch.Tensor],
+        fp8_scales: torch.Tensor | None,
+        rows: Iterable[int],
+        paths: Sequence[str],
+        *_: Any,
+        **__: Any,
+    ) -> dict[str, dict[int, float]]:
+        rows = list(rows)
+        self.measured.append((linear.shape, rows, list(paths)))
+        if self.broken is not None:
+            raise self.broken
+        return {name: {count: MICROSECONDS[name](count) for count in rows} for name in ("stock", *paths)}
+
+    def quantize_rows(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `dynamic_per_token_scaled_fp8_quant`."""
+        scales = (x.float().abs().amax(dim=1, keepdim=True) / 448).clamp(min=1e-9)
+        return (x.float() / scales).to(torch.float8_e4m3fn), scales
+
+    def multiply(
+        self,
+        out: torch.Tensor,
+        rows: torch.Tensor,
+        columns: torch.Tensor,
+        row_scales: torch.Tensor,
+        column_scales: torch.Tensor,
+    ) -> None:
+        """As `cutlass_scaled_mm`."""
+        product = (rows.float() @ columns.float()) * row_scales * column_scales.reshape(1, -1)
+        out.copy_(product.to(out.dtype))

@@ -1,0 +1,157 @@
+"""Random linears as a checkpoint and as vLLM's kernels keep them, by the tables of `layouts` alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from vllm_qwen36_plugin.prefill.layouts import LAYOUTS, Layout, marlin_scale_places
+from vllm_qwen36_plugin.prefill.shape import Shape
+
+
+def into_words(lanes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Int32 words of values ``[..., 32 / bits]``, the lowest bits first."""
+    words = torch.zeros(lanes.shape[:-1], dtype=torch.int64)
+    for lane in range(lanes.shape[-1]):
+        words |= lanes[..., lane].long() << (bits * lane)
+    return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
+
+
+def out_of_words(words: torch.Tensor, bits: int) -> torch.Tensor:
+    """The reverse: int64 ``[..., 32 / bits]``."""
+    shifts = torch.arange(0, 32, bits)
+    return (words.long()[..., None] >> shifts) & ((1 << bits) - 1)
+
+
+def pack(codes: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """Codes ``[k, n]`` as the kernel of that layout keeps them: int32, flat."""
+    k, n = codes.shape
+    flat = torch.empty(k * n, dtype=torch.int64)
+    flat[layout.places(k, n).reshape(-1)] = codes.reshape(-1).long()
+    return into_words(flat.reshape(-1, 32 // layout.bits), layout.bits)
+
+
+def unpack(words: torch.Tensor, layout: Layout, k: int, n: int) -> torch.Tensor:
+    """The reverse: int64 ``[k, n]``."""
+    return out_of_words(words.reshape(-1), layout.bits).reshape(-1)[layout.places(k, n)]
+
+
+def checkpoint_words(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Codes ``[k, n]`` as GPTQ stores them: int32 ``[k * bits / 32, n]``."""
+    k, n = codes.shape
+    return into_words(codes.reshape(k * bits // 32, 32 // bits, n).transpose(1, 2), bits)
+
+
+def checkpoint_codes(words: torch.Tensor, bits: int) -> torch.Tensor:
+    """The reverse: int64 ``[k, n]``."""
+    return out_of_words(words, bits).transpose(1, 2).reshape(-1, words.shape[1])
+
+
+def scale_places(n: int, layout: str, groups: int) -> torch.Tensor:
+    return marlin_scale_places(n, grouped=groups > 1) if layout == "marlin" else torch.arange(n)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A linear: codes int64 ``[k, n]`` and scales ``[groups, n]``, in natural order."""
+
+    shape: Shape
+    codes: torch.Tensor
+    scales: torch.Tensor
+
+    @classmethod
+    def random(cls, shape: Shape, seed: int = 0, scales: torch.Tensor | None = None) -> Weight:
+        generator = torch.Generator().manual_seed(seed)
+        codes = torch.randint(0, 1 << shape.bits, (shape.k, shape.n), generator=generator)
+        groups = 1 if shape.group_size == -1 else shape.k // shape.group_size
+        if scales is None:
+            scales = torch.randn(groups, shape.n, generator=generator) * 0.01  # of either sign
+        return cls(shape, codes, scales.to(getattr(torch, shape.dtype)))
+
+    @property
+    def layout(self) -> Layout:
+        return LAYOUTS[self.shape.layout, self.shape.bits]
+
+    def with_code(self, row: int, column: int, code: int) -> Weight:
+        codes = self.codes.clone()
+        codes[row, column] = code
+        return replace(self, codes=codes)
+
+    def words(self) -> torch.Tensor:
+        """The checkpoint's."""
+        return checkpoint_words(self.codes, self.shape.bits)
+
+    def kept_words(self) -> torch.Tensor:
+        """The stock kernel's."""
+        return pack(self.codes, self.layout)
+
+    def kept_scales(self) -> torch.Tensor:
+        """The stock kernel's."""
+        kept = torch.empty_like(self.scales)
+        kept[:, scale_places(self.shape.n, self.shape.layout, len(self.scales))] = self.scales
+        return kept
+
+    def dense(self) -> torch.Tensor:
+        """``[n, k]`` in float32: each a product of an integer and a scale, not rounded."""
+        values = (self.codes - (1 << (self.shape.bits - 1))).float()
+        return (values * self.scales.float().repeat_interleave(self.shape.k // len(self.scales), dim=0)).t()
+
+
+def expand_by_places(
+    words: torch.Tensor,
+    scales: torch.Tensor,
+    out: torch.Tensor,
+    first: int,
+    *,
+    layout: str,
+    bits: int,
+    group_size: int,
+    inverse: torch.Tensor | None = None,
+) -> None:
+    """What `expand.expand` promises, from the tables and without Triton."""
+    columns, k = out.shape
+    n = scales.shape[-1]
+    codes = unpack(words, LAYOUTS[layout, bits], k, n)
+    natural = scales[:, scale_places(n, layout, len(scales))].float()
+    if inverse is not None:
+        natural = natural * inverse
+    values = (codes - (1 << (bits - 1))).float()
+    dense = values * natural.repeat_interleave(k // len(scales), dim=0)
+    out.copy_(dense.t()[first : first + columns].to(out.dtype))
+
+
+def same(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Bit for bit, but for which NaN a NaN is."""
+    both_nan = found.float().isnan() & expected.float().isnan()
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[found.element_size()]
+    return found.dtype == expected.dtype and bool(
+        ((found.contiguous().view(integers) == expected.contiguous().view(integers)) | both_nan).all()
+    )
+
+
+class DenseKernel:
+    """A stock kernel's `apply_weights`: ``x @ W + bias`` from the tensors that a layer has at the call."""
+
+    def __init__(self, shape: Shape, words: str = "words", scales: str = "scales") -> None:
+        self.shape = shape
+        self.words, self.scales = words, scales
+        self.calls: list[int] = []
+        self.layers: list[Any] = []
+
+    def apply_weights(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        self.calls.append(x.shape[0])
+        self.layers.append(layer)
+        dense = torch.empty(self.shape.n, self.shape.k, dtype=x.dtype)
+        expand_by_places(
+            getattr(layer, self.words),
+            getattr(layer, self.scales),
+            dense,
+            0,
+            layout=self.shape.layout,
+            bits=self.shape.bits,
+            group_size=self.shape.group_size,
+        )
+        out = x @ dense.t()
+        return out if bias is None else out + bias

@@ -1,0 +1,124 @@
+"""Linears on a GPU as a model of the family would load them, by the stock kernel that a test asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from vllm.config import VllmConfig, set_current_vllm_config
+
+from vllm_qwen36_plugin._architectures import TARGETS
+from vllm_qwen36_plugin.compat.act_order import stock_gptq
+from vllm_qwen36_plugin.packed import dequantize_words
+from vllm_qwen36_plugin.prefill import dispatch, paths
+from vllm_qwen36_plugin.prefill.kernel import FP8_SCALES, RowDispatchKernel
+from vllm_qwen36_plugin.prefill.shape import Shape
+
+DEVICE = "cuda"
+
+
+def capability() -> tuple[int, int]:
+    return torch.cuda.get_device_capability()  # type: ignore[no-any-return]
+
+
+def fp8_here() -> bool:
+    return capability() >= (8, 9)
+
+
+@dataclass
+class Loaded:
+    """A linear after vLLM's method has processed it, and what was loaded: int32 words, scales."""
+
+    layer: torch.nn.Module
+    method: Any
+    words: torch.Tensor
+    scales: torch.Tensor
+
+    @property
+    def shape(self) -> Shape:
+        return self.method.kernel.shape  # type: ignore[no-any-return]
+
+    @property
+    def entry(self) -> dispatch.Linear:
+        found = dispatch.get(self.shape.key)
+        assert found is not None
+        return found
+
+    def dense(self) -> torch.Tensor:
+        """``[n, k]`` as the checkpoint has it."""
+        return dequantize_words(self.words, self.scales, self.shape.bits)
+
+    def weight(self) -> paths.Weight:
+        kernel = self.method.kernel
+        tensors = [getattr(self.layer, name) for name in kernel.names]
+        return self.entry.weight(tensors, getattr(self.layer, FP8_SCALES, None))
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.method.apply(self.layer, x)  # type: ignore[no-any-return]
+
+
+class Server:
+    """Loads linears as a model of the family would, by the stock kernel asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], rows: int) -> None:
+        self.patch = monkeypatch
+        self.config = VllmConfig(additional_config={"qwen36": options})
+        vars(self.config)["model_config"] = SimpleNamespace(
+            hf_config=SimpleNamespace(architectures=[TARGETS[0]])
+        )
+        vars(self.config)["scheduler_config"] = SimpleNamespace(max_num_batched_tokens=rows)
+
+    def load(
+        self,
+        k: int,
+        n: int,
+        stock: str = "marlin",
+        bits: int = 4,
+        group_size: int = 128,
+        dtype: str = "bfloat16",
+        *,
+        scales: Callable[[torch.Tensor], torch.Tensor] = lambda found: found,
+        repacked: Callable[[torch.nn.Module], None] = lambda layer: None,
+    ) -> Loaded:
+        """``scales`` changes what is loaded, ``repacked`` what the stock kernel made of it."""
+        if stock == "machete" and capability() != (9, 0):
+            pytest.skip("Machete is for GPUs of compute capability 9.0")
+        # Of those vLLM prefers to Marlin where it can.
+        others = "" if stock == "machete" else "MacheteLinearKernel,AllSparkLinearKernel,HummingLinearKernel"
+        self.patch.setenv("VLLM_DISABLED_KERNELS", others)
+        config, method_class = stock_gptq()
+        given = {
+            "quant_method": "gptq",
+            "bits": bits,
+            "group_size": group_size,
+            "sym": True,
+            "desc_act": False,
+        }
+        with set_current_vllm_config(self.config):
+            method = method_class(config.from_config(given))
+            layer = torch.nn.Module()
+            with torch.device(DEVICE):
+                method.create_weights(
+                    layer, k, [n], k, n, getattr(torch, dtype), weight_loader=lambda *_, **__: None
+                )
+            layer.qweight.data.random_(-(2**31), 2**31)
+            found = torch.empty_like(layer.scales.data).uniform_(1e-3, 1e-2)
+            found *= torch.randint_like(found, 0, 2) * 2 - 1
+            layer.scales.data.copy_(scales(found))
+            loaded = Loaded(layer, method, layer.qweight.data.clone(), layer.scales.data.clone())
+            kernel = method.kernel
+            assert isinstance(kernel, RowDispatchKernel), type(kernel)
+            assert kernel.shape == Shape(stock, k, n, bits, group_size, dtype)
+            process = kernel.stock.process_weights_after_loading
+
+            def processed(layer: torch.nn.Module) -> None:
+                process(layer)
+                repacked(layer)
+
+            vars(kernel.stock)["process_weights_after_loading"] = processed
+            method.process_weights_after_loading(layer)
+        return loaded

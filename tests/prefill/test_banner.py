@@ -1,0 +1,51 @@
+"""The line that start-up says of the linears."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+from vllm_qwen36_plugin.prefill.banner import table_line
+from vllm_qwen36_plugin.prefill.profile import Starts
+from vllm_qwen36_plugin.prefill.settings import Settings
+from vllm_qwen36_plugin.prefill.shape import Shape
+
+FP8 = Settings("fp8", 128 << 20, None)
+
+
+def linear(n: int, starts: Starts, order: tuple[str, ...] = ("fp8", "exact"), layout: str = "marlin") -> Any:
+    return SimpleNamespace(shape=Shape(layout, 5120, n, 4, 128, "bfloat16"), starts=starts, order=order)
+
+
+def test_each_shape_says_what_serves_it_from_how_many_rows() -> None:
+    line = table_line(
+        [linear(34816, Starts(512, 256)), linear(14336, Starts(None, 1024)), linear(16384, Starts())],
+        FP8,
+        "measured: NVIDIA L40S, 2026-11-27, in 3.2 s",
+    )
+    assert line == (
+        "vllm-qwen36-plugin: prefill=fp8, rows of a linear (marlin weights) from which it takes another path than "
+        "vLLM's: 5120x14336 fp8 from 1024; 5120x16384 stock; 5120x34816 fp8 from 256 and exact from 512 "
+        "(measured: NVIDIA L40S, 2026-11-27, in 3.2 s; scratch 128 MiB)"
+    )
+
+
+def test_a_path_that_may_not_be_taken_is_not_named() -> None:
+    line = table_line([linear(34816, Starts(512, 256), ("exact",))], FP8, "x")
+    assert "5120x34816 exact from 512 (" in line
+
+
+def test_nothing_known_and_nothing_loaded_are_said_too() -> None:
+    assert ": none (no profile; scratch 128 MiB)" in table_line([], FP8, "")
+    assert "(machete/marlin weights)" in table_line(
+        [linear(64, Starts()), linear(128, Starts(), layout="machete")], FP8, ""
+    )
+
+
+def test_any_iterable_of_linears_will_do() -> None:
+    found = [linear(34816, Starts(512))]
+    assert table_line(iter(found), FP8, "x") == table_line(found, FP8, "x")

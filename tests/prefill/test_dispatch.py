@@ -1,0 +1,269 @@
+"""The op that chooses by the number of rows, and what torch.compile makes of it."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
+pytest.importorskip("vllm")
+
+from vllm_qwen36_plugin.prefill import dispatch  # noqa: E402
+from vllm_qwen36_plugin.prefill.profile import Starts  # noqa: E402
+from vllm_qwen36_plugin.prefill.shape import Shape  # noqa: E402
+
+from .made import DenseKernel, Weight  # noqa: E402
+
+pytestmark = [
+    pytest.mark.engine,  # no engine, but vLLM is imported: some seconds
+    pytest.mark.usefixtures("clean"),
+]
+
+SHAPE = Shape("marlin", 64, 128, 4, -1, "bfloat16")
+
+
+class Layer(torch.nn.Module):  # type: ignore[misc]
+    """A linear as a stock kernel leaves it, called as `RowDispatchKernel` calls it."""
+
+    names = ("scales", "words")
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        weight = Weight.random(SHAPE, seed)
+        self.dense = weight.dense().bfloat16()
+        self.words = torch.nn.Parameter(weight.kept_words(), requires_grad=False)
+        self.register_buffer("scales", weight.kept_scales())
+        self.input_global_scale = None
+        self.seed = seed
+        self.op = dispatch.op()  # before anything is traced, as the kernel does
+
+    def forward(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        tensors = [getattr(self, name) for name in self.names]
+        return self.op(x, tensors, None, bias, SHAPE.key, SHAPE.n)
+
+
+class Path:
+    """Takes a path's place: the same product, counted."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+        self.weights: list[Any] = []
+
+    def __call__(self, x: torch.Tensor, weight: Any, shape: Shape) -> torch.Tensor:
+        assert x.is_contiguous()
+        self.calls.append(x.shape[0])
+        self.weights.append(weight)
+        return DenseKernel(shape).apply_weights(weight, x)
+
+
+@pytest.fixture
+def exact(monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = Path()
+    monkeypatch.setitem(dispatch._PATHS, "exact", path)
+    return path
+
+
+@pytest.fixture
+def fp8(monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = Path()
+    monkeypatch.setitem(dispatch._PATHS, "fp8", path)
+    return path
+
+
+def entered(layer: Layer, **entry: Any) -> dispatch.Linear:
+    names = ("scales", "words")
+    kernel = entry.pop("kernel", DenseKernel(SHAPE))
+    linear = dispatch.Linear(SHAPE, kernel, names, 1, 0, weakref.ref(layer), **entry)
+    return dispatch.put(linear)
+
+
+def rows(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, SHAPE.k, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+@pytest.mark.parametrize(
+    ("starts", "order", "taken"),
+    [
+        (Starts(), (), {1: None, 9999: None}),
+        (Starts(64, 64), (), {1: None, 9999: None}),
+        (Starts(), ("fp8", "exact"), {1: None, 9999: None}),
+        (Starts(64), ("exact",), {1: None, 63: None, 64: "exact", 9999: "exact"}),
+        (Starts(64, 32), ("exact",), {63: None, 64: "exact"}),
+        (Starts(64, 256), ("fp8", "exact"), {63: None, 64: "exact", 255: "exact", 256: "fp8"}),
+        (Starts(256, 64), ("fp8", "exact"), {63: None, 64: "fp8", 9999: "fp8"}),
+        (Starts(None, 64), ("fp8", "exact"), {63: None, 64: "fp8"}),
+        (Starts(64, None), ("fp8", "exact"), {63: None, 64: "exact"}),
+    ],
+)
+def test_the_path_wanted_most_of_those_that_have_started_is_taken(
+    starts: Starts, order: tuple[Any, ...], taken: dict[int, str | None]
+) -> None:
+    linear = entered(Layer(), starts=starts, order=order)
+    assert {count: linear.path_for(count) for count in taken} == taken
+
+
+def test_one_graph_serves_every_number_of_rows_and_every_table(exact: Path) -> None:
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    layer = Layer()
+    kernel = DenseKernel(SHAPE)
+    linear = entered(layer, kernel=kernel, starts=Starts(64), order=("exact",))
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, backend=counter, fullgraph=True, dynamic=True)
+
+    def run(count: int) -> None:
+        x = rows(count)
+        assert torch.equal(compiled(x), x @ layer.dense.t())
+
+    for count in (5, 64, 63, 300, 2):
+        run(count)
+    assert (kernel.calls, exact.calls) == ([5, 63, 2], [64, 300])
+    linear.starts = Starts(300)  # as of another profile
+    run(299)
+    run(300)
+    linear.order = ()
+    run(300)
+    linear.order, linear.starts = ("exact",), Starts(2)
+    run(2)
+    assert (kernel.calls[3:], exact.calls[2:]) == ([299, 300], [300, 2])
+    other = entered(layer, starts=Starts(), order=("exact",))  # as when a model is loaded again
+    run(300)
+    assert other.kernel.calls == [300]
+    assert counter.frame_count == 1
+    assert linear.served == {"stock": 5, "exact": 4}
+    assert other.served == {"stock": 1}
+
+
+def test_the_graph_holds_the_shapes_name_and_no_number_of_rows(exact: Path) -> None:
+    layer = Layer()
+    entered(layer, starts=Starts(64), order=("exact",))
+    graphs: list[Any] = []
+
+    def keep(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    torch.compile(layer, backend=keep, fullgraph=True, dynamic=True)(rows(70))
+    (graph,) = graphs
+    (call,) = [node for node in graph.graph.nodes if "w4a16" in str(node.target)]
+    constants = [argument for argument in call.args if isinstance(argument, (int, str))]
+    assert constants == [SHAPE.key, SHAPE.n]
+
+
+def test_the_op_keeps_torchs_rules_for_ops(exact: Path) -> None:
+    layer = Layer()
+    entered(layer, starts=Starts(64), order=("exact",))
+    tensors = [layer.scales, layer.words.data]
+    checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    for x in (rows(3), rows(70)):
+        arguments = (x, tensors, None, None, SHAPE.key, SHAPE.n)
+        torch.library.opcheck(torch.ops.qwen36.w4a16_linear.default, arguments, test_utils=checks)
+    assert exact.calls
+
+
+def test_asking_for_the_op_twice_registers_it_once() -> None:
+    assert dispatch.op() is dispatch.op()
+
+
+def test_a_bias_goes_to_the_stock_kernel_which_permutes_it(exact: Path) -> None:
+    layer = Layer()
+    linear = entered(layer, starts=Starts(1), order=("exact",))
+    x, bias = rows(100), rows(2).reshape(-1)
+    assert torch.equal(layer(x, bias), x @ layer.dense.t() + bias)
+    assert (linear.kernel.calls, exact.calls) == ([100], [])
+
+
+def test_a_path_gets_the_calls_own_weight_and_contiguous_rows(exact: Path, fp8: Path) -> None:
+    first, second = Layer(1), Layer(2)
+    entered(second, starts=Starts(64, 128), order=("fp8", "exact"))
+    wide = torch.cat([rows(200), rows(200, 1)], dim=1)
+    for layer in (first, second):
+        for count in (64, 200):
+            x = wide[:count, : SHAPE.k]
+            assert torch.equal(layer(x), x @ layer.dense.t())
+    assert (exact.calls, fp8.calls) == ([64, 64], [200, 200])
+    scales = torch.ones(2, SHAPE.n)
+    dispatch.op()(rows(128), [first.scales, first.words], scales, None, SHAPE.key, SHAPE.n)
+    assert fp8.weights[-1].fp8.data_ptr() == scales.data_ptr()
+    assert fp8.weights[0].fp8 is None
+
+
+class Nosy(DenseKernel):
+    """Reads what it is shown while it is shown it."""
+
+    def apply_weights(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        self.seen = (layer.words.data_ptr(), layer.scales.data_ptr(), layer.input_global_scale, layer.seed)
+        self.lacks = not hasattr(layer, "zero_points")
+        return super().apply_weights(layer, x, bias)
+
+
+def test_a_stock_kernel_sees_the_calls_tensors_and_the_rest_of_one_real_layer() -> None:
+    """Layers of a shape share an entry; what is no tensor is the same for all of them."""
+    first, second = Layer(1), Layer(2)
+    kernel = Nosy(SHAPE)
+    entered(second, kernel=kernel)
+    x = rows(3)
+    for layer in (first, second):
+        assert torch.equal(layer(x), x @ layer.dense.t())
+        assert kernel.seen == (layer.words.data_ptr(), layer.scales.data_ptr(), None, 2)
+        assert kernel.lacks
+
+
+def test_an_entry_keeps_no_model_alive() -> None:
+    layer = Layer()
+    linear = entered(layer)
+    tensors = [layer.scales, layer.words.data]
+    del layer
+    gc.collect()
+    assert linear.layer() is None
+    assert linear.stock(rows(3), tensors).shape == (3, SHAPE.n)  # needs its tensors alone
+    linear.kernel = Nosy(SHAPE)
+    with pytest.raises(AttributeError, match="input_global_scale"):
+        linear.stock(rows(3), tensors)
+
+
+def test_tensors_that_do_not_match_their_names_are_an_error() -> None:
+    layer = Layer()
+    linear = entered(layer)
+    with pytest.raises(ValueError, match="zip"):
+        linear.stock(rows(3), [layer.scales])
+
+
+def test_what_waits_for_the_next_call_is_told_once() -> None:
+    layer = Layer()
+    entered(layer)
+    told: list[str] = []
+
+    def tell() -> None:
+        told.append("first")
+
+    dispatch.at_next_call(tell)
+    dispatch.at_next_call(tell)
+    dispatch.at_next_call(lambda: told.append("second"))
+    assert told == []
+    layer(rows(3))
+    assert sorted(told) == ["first", "second"]
+    layer(rows(3))
+    assert len(told) == 2
+    dispatch.at_next_call(tell)  # the table has changed again
+    layer(rows(3))
+    assert len(told) == 3
+
+
+def test_the_table_is_by_name() -> None:
+    layer = Layer()
+    linear = entered(layer)
+    other = dispatch.put(
+        dispatch.Linear(Shape("machete", 64, 128, 4, -1, "bfloat16"), None, ("a",), 0, 0, weakref.ref(layer))
+    )
+    assert dispatch.get(SHAPE.key) is linear
+    assert dispatch.get("marlin 1x1 w4 g-1 bfloat16") is None
+    assert dispatch.linears() == [other, linear]
+    dispatch.clear()
+    assert dispatch.linears() == []

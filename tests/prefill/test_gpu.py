@@ -1,0 +1,350 @@
+"""On a GPU: vLLM's own repacking and GEMMs, through the kernel that vLLM is offered.
+
+    python -m pytest tests/prefill/test_gpu.py -m gpu
+
+Needs torch, vLLM, pytest and this repository, and any GPU: Machete is tested on Hopper, e4m3 on Ada and later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
+pytest.importorskip("vllm")
+
+if not torch.cuda.is_available():
+    pytest.skip("there is no CUDA device", allow_module_level=True)
+
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("clean")]
+
+from vllm_qwen36_plugin.compat.linear_kernels import offer_first  # noqa: E402
+from vllm_qwen36_plugin.prefill import measure, paths, prepare, scratch  # noqa: E402
+from vllm_qwen36_plugin.prefill.kernel import FP8_SCALES, RowDispatchKernel  # noqa: E402
+from vllm_qwen36_plugin.prefill.profile import Starts, cached, read  # noqa: E402
+
+from . import real_gpu  # noqa: E402
+from .real_gpu import Loaded, Server, fp8_here  # noqa: E402
+
+Shown = Callable[[], str]
+STOCK = ("marlin", "machete")
+GROUPS = {"marlin": (32, 64, 128, -1), "machete": (64, 128, -1)}
+EVERY = [
+    *((stock, bits, group, "bfloat16") for stock in STOCK for bits in (4, 8) for group in GROUPS[stock]),
+    *((stock, bits, 128, "float16") for stock in STOCK for bits in (4, 8)),
+]
+LARGE = {
+    "qkv": (5120, 14336),
+    "qkvz": (5120, 16384),
+    "out": (6144, 5120),
+    "gate_up": (5120, 34816),
+    "down": (17408, 5120),
+}
+ROWS = (1, 17, 129, 1000, 4096)
+
+
+Serve = Callable[..., Server]
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch, clean: None) -> Iterator[Serve]:
+    """A server with these options; it measures only if asked to."""
+    from vllm.model_executor import parameter
+
+    monkeypatch.setattr(parameter, "get_tensor_model_parallel_rank", lambda: 0)
+    monkeypatch.setattr(parameter, "get_tensor_model_parallel_world_size", lambda: 1)
+    monkeypatch.setattr(prepare, "shipped_profiles", list)
+    offer_first(real_gpu.DEVICE.upper(), RowDispatchKernel)
+    torch.manual_seed(0)
+
+    def make(*, measuring: bool = False, rows: int = 8192, **options: Any) -> Server:
+        if not measuring:
+            monkeypatch.setattr(prepare, "BUDGET", 0.0)
+        return Server(monkeypatch, {"prefill": "fp8", **options}, rows)
+
+    yield make
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def rows_of(count: int, loaded: Loaded) -> torch.Tensor:
+    return torch.randn(
+        count, loaded.shape.k, dtype=getattr(torch, loaded.shape.dtype), device=real_gpu.DEVICE
+    )
+
+
+def off(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Root mean square of the difference, as a share of that of ``wanted``."""
+    return float((found.float() - wanted).norm() / wanted.norm())
+
+
+def same(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Bit for bit, but for which NaN a NaN is."""
+    differs = found.view(torch.int16) != expected.view(torch.int16)
+    return not bool((differs & ~(found.isnan() & expected.isnan())).any())
+
+
+def assert_unpacks(loaded: Loaded) -> None:
+    """All columns, in runs of unequal width."""
+    shape, weight = loaded.shape, loaded.weight()
+    dense = loaded.dense()
+    first = 0
+    while first < shape.n:
+        columns = min(64 * (1 + first // 64 % 5), shape.n - first)
+        part = torch.full((columns, shape.k), float("nan"), dtype=dense.dtype, device=real_gpu.DEVICE)
+        paths.unpack(weight, part, first, shape)
+        assert same(part, dense[first : first + columns]), (shape.key, first, columns)
+        first += columns
+
+
+def assert_products(loaded: Loaded, counts: tuple[int, ...] = ROWS) -> None:
+    """By each path and the stock kernel, against float32 with the checkpoint's numbers."""
+    dense = loaded.dense().float().t()
+    entry = loaded.entry
+    orders: list[tuple[Any, ...]] = [(), ("exact",)]
+    if hasattr(loaded.layer, FP8_SCALES):
+        orders.append(("fp8",))
+    for count in counts:
+        x = rows_of(count, loaded)
+        wanted = x.float() @ dense
+        size = float(wanted.square().mean().sqrt())
+        for order in orders:
+            entry.order, entry.starts = order, Starts(1, 1)
+            entry.served.clear()
+            found = loaded(x)
+            way = order[0] if order else "stock"
+            assert entry.served == {way: 1}
+            assert found.dtype == x.dtype
+            assert off(found, wanted) < (0.06 if way == "fp8" else 0.006), (loaded.shape.key, way, count)
+            worst = float((found.float() - wanted).abs().max()) / size
+            # A wrong column or tile would be off by 1 and more.
+            assert worst < (0.5 if way == "fp8" else 0.06), (loaded.shape.key, way, count)
+
+
+# What vLLM's repacking makes, and products of it.
+
+
+@pytest.mark.parametrize(("stock", "bits", "group_size", "dtype"), EVERY)
+def test_every_weight_unpacks_to_what_was_loaded(
+    serve: Serve, shown: Shown, stock: str, bits: int, group_size: int, dtype: str
+) -> None:
+    server = serve()
+    for k, n in ((128, 128), (384, 640), (1152, 256)):
+        loaded = server.load(k, n, stock, bits, group_size, dtype)
+        assert_unpacks(loaded)
+        assert loaded.entry.order == (("fp8", "exact") if fp8_here() else ("exact",))
+    assert_products(loaded, (1, 17, 129))
+    assert "is off for" not in shown()
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "group_size"), [(192, 64, 64), (64, 320, 32), (160, 192, -1), (16, 64, -1)]
+)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_weight_that_marlin_pads_is_unpacked_without_its_padding(
+    serve: Serve, shown: Shown, bits: int, k: int, n: int, group_size: int
+) -> None:
+    loaded = serve(prefill="exact").load(k, n, "marlin", bits, group_size)
+    assert loaded.entry.order == ("exact",), shown()
+    assert_unpacks(loaded)
+    for count in (1, 129):
+        loaded.entry.starts = Starts(64)
+        x = rows_of(count, loaded)
+        assert off(loaded(x), x.float() @ loaded.dense().float().t()) < 0.006
+
+
+@pytest.mark.parametrize("stock", STOCK)
+@pytest.mark.parametrize("name", LARGE)
+def test_the_27bs_linears(serve: Serve, shown: Shown, name: str, stock: str) -> None:
+    loaded = serve().load(*LARGE[name], stock)
+    assert_unpacks(loaded)
+    assert_products(loaded)
+    assert "is off for" not in shown()
+
+
+@pytest.mark.parametrize("stock", STOCK)
+def test_a_small_scratch_gives_the_same_numbers(serve: Serve, stock: str) -> None:
+    loaded = serve(prefill_scratch_mib=1, prefill="exact").load(5120, 1024, stock)
+    assert scratch.reserved(loaded.words.device) == 1 << 20
+    assert len(scratch.tiles(loaded.words.device, 5120, 1024, torch.bfloat16)) == 16
+    assert_products(loaded, (17, 1000))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("stock", STOCK)
+def test_scales_that_are_no_numbers_stay_in_their_columns(
+    serve: Serve, shown: Shown, stock: str, bad: float
+) -> None:
+    def spoil(scales: torch.Tensor) -> torch.Tensor:
+        scales[1, 77] = bad
+        return scales
+
+    loaded = serve().load(384, 256, stock, scales=spoil)
+    assert "is off for" not in shown()
+    assert_unpacks(loaded)
+    others = torch.arange(256, device=real_gpu.DEVICE) != 77
+    x = rows_of(129, loaded)
+    wanted = (x.float() @ loaded.dense().float().t())[:, others]
+    for order in [("exact",), ("fp8",)] if fp8_here() else [("exact",)]:
+        loaded.entry.order, loaded.entry.starts = order, Starts(1, 1)
+        found = loaded(x)
+        assert off(found[:, others], wanted) < 0.06
+        assert not bool(found[:, 77].isfinite().any())
+
+
+@pytest.mark.parametrize("stock", STOCK)
+def test_a_repacked_weight_with_one_wrong_bit_keeps_the_stock_kernel(
+    serve: Serve, shown: Shown, stock: str
+) -> None:
+    def flip(layer: torch.nn.Module) -> None:
+        flat = layer.qweight.data.as_strided((layer.qweight.numel(),), (1,))
+        flat[777] ^= 1
+
+    loaded = serve(prefill="exact").load(384, 256, stock, repacked=flip)
+    assert loaded.entry.order == ()
+    (line,) = [line for line in shown().splitlines() if "is off for" in line]
+    assert "does not unpack to the checkpoint's numbers" in line
+    assert loaded(rows_of(300, loaded)).shape == (300, 256)
+    assert loaded.entry.served == {"stock": 1}
+
+
+# Rows.
+
+
+@pytest.mark.parametrize("path", ["exact", "fp8"])
+@pytest.mark.parametrize("stock", STOCK)
+def test_rows_that_are_no_numbers_leave_all_others_alone(serve: Serve, stock: str, path: str) -> None:
+    if path == "fp8" and not fp8_here():
+        pytest.skip("this GPU does not multiply e4m3")
+    loaded = serve().load(1024, 640, stock)
+    loaded.entry.order, loaded.entry.starts = (path,), Starts(1, 1)
+    x = rows_of(300, loaded)
+    clean = loaded(x)
+    x[3] = float("nan")
+    x[70, 5] = float("inf")
+    x[299, 1000] = float("-inf")
+    found = loaded(x)
+    good = torch.ones(300, dtype=torch.bool, device=real_gpu.DEVICE)
+    good[[3, 70, 299]] = False
+    assert torch.equal(found[good], clean[good])
+    if path == "exact":
+        assert not bool(found[~good].isfinite().any())
+
+
+def test_rows_of_another_stride_and_shape_are_served(serve: Serve) -> None:
+    loaded = serve(prefill="exact").load(256, 384)
+    loaded.entry.starts = Starts(64)
+    wide = torch.randn(4, 50, 512, dtype=torch.bfloat16, device=real_gpu.DEVICE)
+    x = wide[:, :, 128:384]
+    found = loaded(x)
+    assert found.shape == (4, 50, 384)
+    assert off(found, x.float() @ loaded.dense().float().t()) < 0.006
+    assert loaded.entry.served == {"exact": 1}
+
+
+# Graphs.
+
+
+@pytest.mark.parametrize("path", ["exact", "fp8"])
+@pytest.mark.parametrize("stock", STOCK)
+def test_cuda_graphs_on_both_sides_of_a_start(serve: Serve, stock: str, path: str) -> None:
+    """Each keeps its way and reads weights where they lie; layers share the scratch one after another."""
+    if path == "fp8" and not fp8_here():
+        pytest.skip("this GPU does not multiply e4m3")
+    server = serve(prefill_scratch_mib=1)
+    first, second = (server.load(1536, 1536, stock) for _ in range(2))
+    assert len(scratch.tiles(first.words.device, 1536, 1536, torch.bfloat16)) > 1
+    first.entry.order, first.entry.starts = (path,), Starts(64, 64)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        return second(first(x))
+
+    graphs = {}
+    for count, way in ((32, "stock"), (128, path)):
+        x = rows_of(count, first)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            run(x)
+        torch.cuda.current_stream().wait_stream(side)
+        first.entry.served.clear()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = run(x)
+        assert first.entry.served == {way: 2}
+        graphs[count] = (graph, x, out)
+    for _ in range(2):
+        for count in (128, 32):
+            graph, x, out = graphs[count]
+            x.copy_(rows_of(count, first))
+            wanted = run(x)
+            graph.replay()
+            assert off(out, wanted.float()) < 1e-3
+        # As a reload does: other weights at the same addresses.
+        for name in first.method.kernel.names:
+            a, b = getattr(first.layer, name).data, getattr(second.layer, name).data
+            kept = a.clone()
+            a.copy_(b)
+            b.copy_(kept)
+        if path == "fp8":
+            a, b = getattr(first.layer, FP8_SCALES), getattr(second.layer, FP8_SCALES)
+            kept = a.clone()
+            a.copy_(b)
+            b.copy_(kept)
+
+
+def test_compiled_by_inductor_it_is_one_graph_for_all_numbers_of_rows(serve: Serve) -> None:
+    server = serve()
+    loaded = [server.load(512, 512) for _ in range(2)]
+    path = loaded[0].entry.order[0]
+    loaded[0].entry.starts = Starts(64, 64)
+
+    class Model(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = torch.nn.ModuleList(linear.layer for linear in loaded)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for linear in loaded:
+                x = torch.nn.functional.silu(linear(x))
+            return x
+
+    model = Model()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    for count in (3, 63, 64, 300, 2):
+        x = rows_of(count, loaded[0])
+        assert off(compiled(x), model(x).float()) < 0.01
+    assert loaded[0].entry.served == {"stock": 12, path: 8}
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+# Times.
+
+
+def test_it_is_measured_once_and_kept(serve: Serve, monkeypatch: pytest.MonkeyPatch, shown: Shown) -> None:
+    server = serve(measuring=True, rows=512)
+    loaded = server.load(1024, 2048)
+    where = measure.card(loaded.words.device, 128)
+    kept = read(Path(cached(where)))
+    assert kept.card == where
+    assert where.gpu == torch.cuda.get_device_name()
+    assert kept.starts == {loaded.shape: loaded.entry.starts}
+    times = kept.times_us[loaded.shape]
+    assert set(times) == {"stock", *loaded.entry.order}
+    for by_rows in times.values():
+        assert list(by_rows) == [rows for rows in measure.ROWS if rows <= 512]
+        assert all(0.5 < us < 1e5 for us in by_rows.values())
+
+    def again(*_: Any, **__: Any) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(measure, "times_of", again)
+    prepare._current.clear()
+    assert server.load(1024, 2048).entry.starts == loaded.entry.starts
+    assert "could not be measured" not in shown()

@@ -1,0 +1,233 @@
+"""What becomes of a layer that the kernel has loaded, compiled, and loaded again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
+pytest.importorskip("vllm")
+
+from vllm_qwen36_plugin.prefill import dispatch, scratch  # noqa: E402
+from vllm_qwen36_plugin.prefill.profile import Starts  # noqa: E402
+from vllm_qwen36_plugin.prefill.shape import Shape  # noqa: E402
+
+from .fake_gpu import FakeGpu  # noqa: E402
+from .made import Weight, same  # noqa: E402
+from .stock import (  # noqa: E402
+    MACHETE,
+    SHAPE,
+    Layer,
+    entry,
+    load_into,
+    rows,
+)
+
+pytestmark = pytest.mark.engine  # no engine, but vLLM's linears are imported: some seconds
+
+Shown = Callable[[], str]
+Serving = Callable[..., AbstractContextManager[None]]
+
+
+@pytest.mark.parametrize("transposed", [False, True], ids=["gptq", "compressed-tensors"])
+@pytest.mark.parametrize(("shape", "name"), [(SHAPE, "MarlinLinearKernel"), (MACHETE, "MacheteLinearKernel")])
+def test_a_loaded_layer_gives_the_product_by_every_way(
+    serving: Serving, stock_is: Any, shown: Shown, shape: Shape, name: str, transposed: bool
+) -> None:
+    stock_is(name)
+    with serving(prefill="fp8"):
+        layer = Layer(shape).load(transposed=transposed)
+    linear = entry(layer)
+    assert shown() == ""
+    assert (linear.order, linear.starts) == (("fp8", "exact"), Starts(512, 256))
+    assert linear.names == ("qweight", "scales")
+    assert linear.kernel is layer.kernel.stock
+    assert linear.layer() is layer
+    assert scratch.reserved(torch.device("cpu")) == shape.k * shape.n * 2
+    linear.starts = Starts(64, 128)
+    for count, path, most in ((63, "stock", 0.01), (64, "exact", 0.01), (128, "fp8", 0.06)):
+        x = rows(count)
+        found, wanted = layer(x).float(), x.float() @ layer.dense.float().t()
+        assert float((found - wanted).norm() / wanted.norm()) < most
+        assert linear.served[path] == 1
+
+
+def test_rows_in_more_dimensions_count_together(serving: Serving, stock_is: Any) -> None:
+    with serving():
+        layer = Layer(SHAPE).load()
+    linear = entry(layer)
+    linear.starts = Starts(64)
+    for shape, path in (
+        ((8, 8), "exact"),
+        ((2, 4, 8), "exact"),
+        ((7, 9), "stock"),
+        ((), "stock"),
+        ((0,), "stock"),
+    ):
+        x = torch.randn(*shape, SHAPE.k).bfloat16()
+        linear.served.clear()
+        found = layer(x)
+        assert found.shape == (*shape, SHAPE.n)
+        assert linear.served == {path: 1}, shape
+        assert torch.allclose(found.float(), (x @ layer.dense.t()).float(), atol=0.05)
+
+
+def test_a_bias_is_added_by_the_stock_kernel_that_permuted_it(serving: Serving, stock_is: Any) -> None:
+    with serving(prefill="exact"):
+        layer = Layer(SHAPE, bias=True).load()
+    linear = entry(layer)
+    linear.starts = Starts(1)
+    x = rows(100)
+    assert torch.equal(layer(x), x @ layer.dense.t() + torch.arange(SHAPE.n).bfloat16())
+    assert linear.served == {"stock": 1}
+    assert "bias" not in linear.names
+
+
+def test_an_order_of_the_input_is_not_the_kernels_business(serving: Serving, stock_is: Any) -> None:
+    """`act_order` is applied before, and not every layer of a shape has one."""
+    with serving():
+        first, second = Layer(SHAPE), Layer(SHAPE)
+        first.register_buffer("act_order", torch.arange(SHAPE.k), persistent=False)
+        first.load(1)
+        second.load(2)
+    for layer in (first, second):
+        assert layer.kernel.names == ["qweight", "scales"]
+        assert torch.equal(layer(rows(3)), rows(3) @ layer.dense.t())
+
+
+def test_layers_of_a_shape_are_tested_and_measured_once_and_each_keeps_its_weight(
+    serving: Serving, stock_is: Any, gpu: FakeGpu
+) -> None:
+    with serving(prefill="fp8"):
+        layers = [Layer(SHAPE).load(seed) for seed in range(3)]
+        other = Layer(Shape("marlin", 128, 128, 4, 32, "bfloat16")).load()
+    assert [shape for shape, _, _ in gpu.measured] == [SHAPE, other.shape]
+    entry(other).starts = entry(layers[0]).starts = Starts(64, 128)
+    for count in (3, 70, 200):
+        for layer in (*layers, other):
+            found, wanted = layer(rows(count)).float(), rows(count).float() @ layer.dense.float().t()
+            assert float((found - wanted).norm() / wanted.norm()) < 0.06
+    assert entry(layers[0]).served == {"stock": 3, "exact": 3, "fp8": 3}
+
+
+def test_compiled_without_a_graph_break_and_once_for_all_numbers_of_rows(
+    serving: Serving, stock_is: Any
+) -> None:
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    with serving(prefill="fp8"):
+        layers = torch.nn.Sequential(
+            Layer(Shape("marlin", 128, 128, 4, 32, "bfloat16")).load(1), Layer(SHAPE).load(2)
+        )
+    for linear in dispatch.linears():
+        linear.starts = Starts(64, 128)
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layers, backend=counter, fullgraph=True, dynamic=True)
+    for count in (3, 63, 64, 127, 128, 300):
+        assert torch.equal(compiled(rows(count)), layers(rows(count)))
+    for linear in dispatch.linears():
+        assert linear.served == {"stock": 4, "exact": 4, "fp8": 4}
+        linear.starts = Starts()
+    assert torch.equal(compiled(rows(300)), layers(rows(300)))
+    assert counter.frame_count == 1
+
+
+def test_compiled_where_the_kernel_is_no_part_of_a_module_too(serving: Serving, stock_is: Any) -> None:
+    """torch then takes its integers for symbols, under dynamic=True."""
+    with serving():
+        layers = [Layer(Shape("marlin", 128, n, 4, 32, "bfloat16")).load(n) for n in (128, 192)]
+    kernels = SimpleNamespace(first=layers[0].kernel, second=layers[1].kernel)
+
+    def both(x: torch.Tensor) -> torch.Tensor:
+        return kernels.second.apply_weights(layers[1], kernels.first.apply_weights(layers[0], x))
+
+    torch._dynamo.reset()
+    compiled = torch.compile(both, backend="aot_eager", fullgraph=True, dynamic=True)
+    for count in (3, 700):
+        assert torch.equal(compiled(rows(count)), both(rows(count)))
+
+
+def method_of(layer: Layer) -> Any:
+    """What vLLM calls to have a layer's weights processed."""
+    from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
+
+    class Method(QuantizeMethodBase):  # type: ignore[misc]
+        def create_weights(self, *_: Any, **__: Any) -> None:
+            raise NotImplementedError
+
+        def apply(self, layer: Layer, x: torch.Tensor) -> torch.Tensor:
+            return layer(x)
+
+        def process_weights_after_loading(self, layer: Layer) -> None:
+            layer.kernel.process_weights_after_loading(layer)
+
+    return Method()
+
+
+@pytest.mark.parametrize("mode", ["auto", "fp8"])
+def test_weights_loaded_again_go_where_graphs_will_read_them(
+    serving: Serving, stock_is: Any, gpu: FakeGpu, mode: str
+) -> None:
+    """By vLLM's own reload, which runs without a current config."""
+    from vllm.model_executor.model_loader import reload
+
+    with serving(prefill=mode, prefill_scratch_mib=1):
+        layer = Layer(SHAPE)
+        layer.quant_method = method_of(layer)
+        load_into(layer, Weight.random(SHAPE, 1))
+        reload.record_metadata_for_reloading(layer)
+        layer.kernel.process_weights_after_loading(layer)
+    linear = entry(layer)
+    linear.starts = Starts(64, 128)
+    before = {name: tensor.data_ptr() for name, tensor in (*layer.named_parameters(), *layer.named_buffers())}
+    tile = scratch.tiles(torch.device("cpu"), SHAPE.k, SHAPE.n, torch.bfloat16)[0].dense
+    assert ("qwen36_fp8_scales" in before) is (mode == "fp8")
+
+    weight = Weight.random(SHAPE, 2)
+    weight = Weight(SHAPE, weight.codes, weight.scales * 9)  # FP8 scales of the old weight would not do
+    reload.initialize_layerwise_reload(layer)
+    for name, loaded in (("qweight", weight.words()), ("scales", weight.scales)):
+        parameter = getattr(layer, name)
+        parameter.weight_loader(parameter, loaded)
+    reload.finalize_layerwise_reload(layer, SimpleNamespace(dtype=torch.bfloat16))
+
+    assert {name: t.data_ptr() for name, t in (*layer.named_parameters(), *layer.named_buffers())} == before
+    assert same(layer.qweight.data.reshape(-1), weight.kept_words())
+    assert scratch.tiles(torch.device("cpu"), SHAPE.k, SHAPE.n, torch.bfloat16)[0].dense is tile
+    assert len(gpu.measured) == 1
+    again = entry(layer)
+    assert (again.starts, again.order) == (linear.starts, linear.order)
+    for count in (3, 70, 200):
+        found, wanted = layer(rows(count)).float(), rows(count).float() @ weight.dense().t()
+        assert float((found - wanted).norm() / wanted.norm()) < 0.06
+    assert again.served["fp8" if mode == "fp8" else "exact"] > 0
+
+
+def test_fp8_scales_are_replaced_in_place(serving: Serving, stock_is: Any) -> None:
+    with serving(prefill="fp8"):
+        layer = Layer(SHAPE).load(1)
+        address, values = layer.qwen36_fp8_scales.data_ptr(), layer.qwen36_fp8_scales.clone()
+        layer.load(2)
+    assert layer.qwen36_fp8_scales.data_ptr() == address
+    assert not torch.equal(layer.qwen36_fp8_scales, values)
+
+
+def test_a_second_model_takes_the_firsts_place(serving: Serving, stock_is: Any, gpu: FakeGpu) -> None:
+    with serving():
+        old = Layer(SHAPE).load(1)
+    with serving(prefill="fp8"):
+        new = Layer(SHAPE).load(2)
+    assert entry(new).layer() is new
+    assert entry(new).order == ("fp8", "exact")
+    assert len(gpu.measured) == 2
+    del old
+    with serving(prefill="fp8"):
+        third = Layer(SHAPE).load(3)
+    assert len(gpu.measured) == 2
+    assert torch.equal(third(rows(3)), rows(3) @ third.dense.t())

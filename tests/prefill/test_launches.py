@@ -1,0 +1,139 @@
+"""How `expand` launches its kernel: past Triton's look-up, but for what another kernel is compiled for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+from vllm_qwen36_plugin.prefill import expand  # noqa: E402
+
+K, N = 512, 256
+
+
+class Compiled:
+    """What a launch of Triton's returns."""
+
+    function = 1
+
+    def __init__(self) -> None:
+        self.launches: list[tuple[Any, ...]] = []
+
+    def __getitem__(self, grid: Any) -> Any:
+        return lambda *arguments: self.launches.append((grid, *arguments))
+
+
+class Triton:
+    """Takes the kernel's place: every look-up, and what it compiled."""
+
+    def __init__(self) -> None:
+        self.launches: list[tuple[Any, ...]] = []
+        self.compiled: list[Compiled] = []
+        self.options: list[dict[str, Any]] = []
+
+    def __getitem__(self, grid: Any) -> Any:
+        def launch(*arguments: Any, **options: Any) -> Compiled:
+            self.launches.append((grid, *arguments))
+            self.options.append(options)
+            self.compiled.append(Compiled())
+            return self.compiled[-1]
+
+        return launch
+
+
+@pytest.fixture
+def triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[Triton]:
+    stand_in = Triton()
+    monkeypatch.setattr(expand, "_expand", stand_in)
+    kept = dict(expand._kernels)
+    expand._kernels.clear()
+    yield stand_in
+    expand._kernels.clear()
+    expand._kernels.update(kept)
+
+
+def launch(**changes: Any) -> tuple[Any, ...]:
+    """One call with all its tensors; returns what the kernel must get, but for the tensors' order."""
+    given: dict[str, Any] = {
+        "k": K,
+        "n": N,
+        "columns": 128,
+        "first": 64,
+        "layout": "marlin",
+        "bits": 4,
+        "group_size": 128,
+        "scales": torch.bfloat16,
+        "out": torch.bfloat16,
+        "inverse": False,
+        "odd": False,
+    } | changes
+    k, n = given["k"], given["n"]
+    groups = 1 if given["group_size"] == -1 else k // given["group_size"]
+    words = torch.zeros(k * n * given["bits"] // 32 + 1, dtype=torch.int32)
+    words = words[1:] if given["odd"] else words[:-1]
+    scales = torch.ones(groups, n, dtype=given["scales"])
+    out = torch.zeros(given["columns"], k, dtype=given["out"])
+    inverse = torch.ones(n) if given["inverse"] else None
+    expand.expand(
+        words,
+        scales,
+        out,
+        given["first"],
+        layout=given["layout"],
+        bits=given["bits"],
+        group_size=given["group_size"],
+        inverse=inverse,
+    )
+    return words, scales, words if inverse is None else inverse, out, k, n, given["first"]
+
+
+def same_objects(found: tuple[Any, ...], wanted: tuple[Any, ...]) -> bool:
+    return all(a is b if isinstance(b, torch.Tensor) else a == b for a, b in zip(found, wanted, strict=True))
+
+
+def test_a_second_launch_of_a_kind_goes_past_the_look_up_with_the_same_arguments(triton: Triton) -> None:
+    first = launch()
+    (looked_up,) = triton.launches
+    again = launch(first=128, columns=64, n=320, k=256)
+    assert len(triton.launches) == 1
+    ((grid, *arguments),) = triton.compiled[0].launches
+    assert same_objects(looked_up[1:8], first)
+    assert same_objects(tuple(arguments[:7]), again)
+    assert arguments[7:] == list(looked_up[8:])
+    assert (looked_up[0], grid) == ((2, 2, 1), (1, 1, 1))
+    assert triton.options == [{"num_warps": 4}]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"layout": "machete"},
+        {"bits": 8},
+        {"group_size": 64},
+        {"group_size": -1},
+        {"scales": torch.float16},
+        {"out": torch.float16},
+        {"out": torch.float8_e4m3fn},
+        {"inverse": True},
+        {"odd": True},  # an address that 16 does not divide: Triton compiles other loads for it
+    ],
+    ids=str,
+)
+def test_whatever_another_kernel_is_compiled_for_is_looked_up(triton: Triton, change: dict[str, Any]) -> None:
+    launch()
+    launch(**change)
+    assert len(triton.launches) == 2
+    launch(**change)
+    launch()
+    assert len(triton.launches) == 2
+    assert [len(compiled.launches) for compiled in triton.compiled] == [1, 1]
+
+
+def test_a_group_of_all_rows_is_one_kind_however_it_is_spelled(triton: Triton) -> None:
+    launch(group_size=-1)
+    launch(group_size=K)
+    assert len(triton.launches) == 1

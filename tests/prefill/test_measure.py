@@ -1,0 +1,177 @@
+"""Times of each path, on a GPU whose clock is the test's, and what is made of them."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+from vllm_qwen36_plugin.prefill import measure  # noqa: E402
+from vllm_qwen36_plugin.prefill.profile import Card, Starts, from_json, to_json  # noqa: E402
+from vllm_qwen36_plugin.prefill.shape import Shape  # noqa: E402
+
+SHAPE = Shape("marlin", 64, 128, 4, -1, "bfloat16")
+CARD = Card("NVIDIA Test GPU", "1", {"torch": "1"}, 128)
+ROWS = (128, 256, 512, 1024)
+
+
+def times(**by_path: tuple[float, ...]) -> dict[str, dict[int, float]]:
+    return {path: dict(zip(ROWS, us, strict=True)) for path, us in by_path.items()}
+
+
+@pytest.mark.parametrize(
+    ("found", "starts"),
+    [
+        (times(stock=(10, 20, 40, 80)), Starts()),
+        (times(stock=(10, 20, 40, 80), exact=(30, 30, 30, 30)), Starts(512)),
+        (times(stock=(10, 20, 40, 80), exact=(99, 99, 99, 99)), Starts()),
+        (times(stock=(10, 20, 40, 80), exact=(10, 20, 39, 78)), Starts()),  # by 2.5 %
+        (times(stock=(10, 20, 40, 80), exact=(10, 20, 38, 77)), Starts(512)),
+        (times(stock=(10, 20, 40, 80), fp8=(15, 15, 20, 30)), Starts(None, 256)),
+        (times(stock=(10, 20, 40, 80), exact=(30, 30, 30, 30), fp8=(15, 15, 20, 25)), Starts(512, 256)),
+        # What beats the stock kernel must beat the other path too, where that serves.
+        (times(stock=(10, 20, 40, 80), exact=(30, 30, 30, 30), fp8=(15, 15, 20, 35)), Starts(512, None)),
+        (times(stock=(10, 20, 40, 80), exact=(30, 30, 30, 30), fp8=(35, 35, 35, 25)), Starts(512, 1024)),
+        # Where it does not serve, its times do not count.
+        (times(stock=(50, 20, 40, 80), exact=(1, 30, 30, 30), fp8=(45, 15, 15, 15)), Starts(512, 128)),
+    ],
+)
+def test_a_path_starts_where_it_beats_all_else_that_serves_those_rows(
+    found: dict[str, dict[int, float]], starts: Starts
+) -> None:
+    assert measure.MARGIN == 0.03
+    assert measure.starts_of(found) == starts
+
+
+def test_no_rows_are_no_start() -> None:
+    assert measure.starts_of({"stock": {}, "exact": {}, "fp8": {}}) == Starts()
+
+
+def test_a_profile_says_where_when_and_how_long() -> None:
+    found = times(stock=(10, 20, 40, 80), exact=(30, 30, 30, 30))
+    profile = measure.profile_of(SHAPE, found, CARD, 3.21)
+    first, date, last = profile.source.split(", ")
+    assert (first, last) == ("measured: NVIDIA Test GPU", "in 3.2 s")
+    assert len(date.split("-")) == 3
+    assert (profile.starts, profile.card, profile.times_us) == ({SHAPE: Starts(512)}, CARD, {SHAPE: found})
+    assert from_json(to_json(profile), "x") == profile
+
+
+@pytest.mark.parametrize(
+    ("order", "paths"),
+    [((), []), (("exact",), ["exact"]), (("fp8", "exact"), ["exact", "fp8"]), (("fp8",), ["fp8"])],
+)
+def test_the_paths_that_may_be_taken_are_measured(order: Any, paths: list[str]) -> None:
+    assert measure.measured_paths(SimpleNamespace(order=order)) == paths  # type: ignore[arg-type]
+
+
+def test_what_brings_or_builds_a_kernel_is_part_of_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name == "vllm":
+            raise PackageNotFoundError(name)
+        return f"{name} 1"
+
+    monkeypatch.setattr(measure, "version", version)
+    found = measure.versions()
+    assert (found["vllm"], found["triton"]) == ("none", "triton 1")
+    assert found["torch"] == torch.__version__
+    assert {"cuda", "vllm-qwen36-plugin"} < set(found)
+
+
+class Clock:
+    """A GPU that does one thing after another, each as long as it is said to take."""
+
+    def __init__(self) -> None:
+        self.now = 0.0  # milliseconds
+
+    def event(self, *, enable_timing: bool) -> Any:
+        assert enable_timing
+        clock = self
+
+        class Event:
+            def record(self) -> None:
+                self.at = clock.now
+
+            def elapsed_time(self, end: Any) -> float:
+                return float(end.at - self.at)
+
+        return Event()
+
+
+class Linear:
+    """A linear whose calls take their time, the first of each a hundred times as long."""
+
+    shape = SHAPE
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.calls: list[tuple[str, int]] = []
+
+    def weight(self, tensors: Any, fp8_scales: Any) -> Any:
+        return SimpleNamespace(words=tensors[0], fp8=fp8_scales)
+
+    def stock(self, x: torch.Tensor, tensors: Any) -> None:
+        self._take("stock", x, len(x) / 1e3)
+
+    def run(self, path: str, x: torch.Tensor, weight: Any) -> None:
+        assert weight.fp8 == "scales"
+        self._take(path, x, {"exact": 0.3, "fp8": 0.15}[path])
+
+    def _take(self, name: str, x: torch.Tensor, milliseconds: float) -> None:
+        assert x.dtype == torch.bfloat16
+        assert x.shape[1] == SHAPE.k
+        first = (name, len(x)) not in self.calls
+        self.calls.append((name, len(x)))
+        self.clock.now += milliseconds * (100 if first else 1)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(torch.cuda, "Event", clock.event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+
+    def sleep(cycles: int) -> None:
+        clock.now += cycles / 1e6
+
+    monkeypatch.setattr(torch.cuda, "_sleep", sleep)
+    return clock
+
+
+def test_each_call_is_timed_alone_after_a_first_that_does_not_count(clock: Clock) -> None:
+    linear, ticks = Linear(clock), []
+    words = torch.zeros(1, dtype=torch.int32)
+    found = measure.times_of(
+        linear,  # type: ignore[arg-type]
+        [words],
+        "scales",  # type: ignore[arg-type]
+        (128, 512),
+        ["exact", "fp8"],
+        lambda: ticks.append(len(linear.calls)),
+    )
+    wanted = {
+        "stock": {128: 128.0, 512: 512.0},
+        "exact": {128: 300.0, 512: 300.0},
+        "fp8": {128: 150.0, 512: 150.0},
+    }
+    assert {
+        path: {rows: pytest.approx(us) for rows, us in by.items()} for path, by in wanted.items()
+    } == found
+    assert len(ticks) == 2
+    # In turns, so that a clock that drifts meets all of them.
+    order = [name for name, rows in linear.calls if rows == 128]
+    assert order == ["stock", "exact", "fp8"] * (len(order) // 3)
+    assert len(order) // 3 >= 4
+
+
+def test_a_path_that_may_not_be_taken_is_not_run(clock: Clock) -> None:
+    linear = Linear(clock)
+    words = torch.zeros(1, dtype=torch.int32)
+    found = measure.times_of(linear, [words], None, (128,), [])  # type: ignore[arg-type]
+    assert list(found) == ["stock"]
+    assert {name for name, _ in linear.calls} == {"stock"}

@@ -16,25 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from gptq_hybrid.checkpoint import INDEX_NAME, MTP_FILE, TensorLayout, layout_for
+from vllm_qwen36_plugin.cli._shapes import CONFIG_27B
 
-TEXT_27B = {
-    "model_type": "qwen3_5_text",
-    "hidden_size": 5120,
-    "intermediate_size": 17408,
-    "num_hidden_layers": 64,
-    "full_attention_interval": 4,
-    "num_attention_heads": 24,
-    "num_key_value_heads": 4,
-    "head_dim": 256,
-    "linear_num_key_heads": 16,
-    "linear_num_value_heads": 48,
-    "linear_key_head_dim": 128,
-    "linear_value_head_dim": 128,
-    "linear_conv_kernel_dim": 4,
-    "vocab_size": 248320,
-    "mtp_num_hidden_layers": 1,
-    "tie_word_embeddings": False,
-}
+TEXT_27B = {**CONFIG_27B, "mtp_num_hidden_layers": 1, "tie_word_embeddings": False}
 VISION_27B = {
     "depth": 27,
     "hidden_size": 1152,

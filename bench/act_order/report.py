@@ -7,19 +7,16 @@
 
 from __future__ import annotations
 
-import argparse
-import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bench.act_order import tables
-from bench.act_order.results import AGREEMENT, ENGINE, GEMM, MODULES, Json, extras, load
+from bench.act_order.results import AGREEMENT, ENGINE, GEMM, MODULES, Json, extras
+from bench.pages import Page
 
 README = Path(__file__).with_name("README.md")
 PICTURE = Path(__file__).with_name("gemm.png")
-_BLOCK = re.compile(r"<!-- table: (\S+) -->\n(.*?)<!-- end -->", re.DOTALL)
 TABLES: dict[str, tuple[Path, Callable[[Json], str]]] = {
     "total": (GEMM, tables.gemm_total),
     "extras": (GEMM, tables.gemm_extras),
@@ -27,25 +24,6 @@ TABLES: dict[str, tuple[Path, Callable[[Json], str]]] = {
     "engine": (ENGINE, tables.engine_table),
     "agreement": (AGREEMENT, tables.agreement_table),
 }
-
-
-def filled(text: str, results: dict[Path, Json | None]) -> str:
-    """``text`` with every table between its markers.
-
-    Raises:
-        ValueError: a marker names no table, or a table has no marker.
-    """
-    names = [match[1] for match in _BLOCK.finditer(text)]
-    if sorted(names) != sorted(TABLES):
-        raise ValueError(f"README.md has markers for {sorted(names)}, there are tables {sorted(TABLES)}")
-
-    def block(match: re.Match[str]) -> str:
-        path, draw = TABLES[match[1]]
-        result = results[path]
-        body = "Not measured yet." if result is None else draw(result)
-        return f"<!-- table: {match[1]} -->\n{body}\n<!-- end -->"
-
-    return _BLOCK.sub(block, text)
 
 
 def picture(result: Json) -> Any:
@@ -79,30 +57,8 @@ def picture(result: Json) -> Any:
     return figure
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the README is stale")
-    parser.add_argument("--no-picture", action="store_true")
-    args = parser.parse_args()
-    results = {path: load(path) for path in (GEMM, ENGINE, AGREEMENT)}
-    current = README.read_text(encoding="utf-8")
-    text = filled(current, results)
-    if args.check:
-        if text != current:
-            sys.exit(
-                "README.md does not hold the tables of the results: run python -m bench.act_order.report"
-            )
-        return
-    from gptq_hybrid.checkpoint._atomic import write_text_atomic
-
-    write_text_atomic(README, text)
-    gemm = results[GEMM]
-    if gemm and not args.no_picture:
-        picture(gemm).savefig(PICTURE, dpi=130, metadata={"Software": None})
-
+PAGE = Page(README, TABLES, PICTURE, GEMM, picture)
+filled = PAGE.filled
 
 if __name__ == "__main__":
-    main()
+    PAGE.main("bench.act_order.report", __doc__)

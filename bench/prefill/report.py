@@ -7,21 +7,18 @@
 
 from __future__ import annotations
 
-import argparse
-import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.act_order.results import Json, load
+from bench.act_order.results import Json
+from bench.pages import Page
 from bench.prefill import engine_tables, linear_tables, quality_tables
 
 HERE = Path(__file__).parent
 README, PICTURE = HERE / "README.md", HERE / "linear.png"
 LINEAR, LINEAR_FP16, ENGINE = HERE / "linear.json", HERE / "linear-fp16.json", HERE / "engine.json"
 QUALITY = HERE / "quality.json"
-_BLOCK = re.compile(r"<!-- table: (\S+) -->\n(.*?)<!-- end -->", re.DOTALL)
 TABLES: dict[str, tuple[Path, Callable[[Json], str]]] = {
     "pass": (LINEAR, linear_tables.pass_table),
     "pass-fp16": (LINEAR_FP16, linear_tables.pass_table),
@@ -33,25 +30,6 @@ TABLES: dict[str, tuple[Path, Callable[[Json], str]]] = {
     "engine": (ENGINE, engine_tables.report),
     "quality": (QUALITY, quality_tables.report),
 }
-
-
-def filled(text: str, results: dict[Path, Json | None]) -> str:
-    """``text`` with every table between its markers.
-
-    Raises:
-        ValueError: a marker names no table, or a table has no marker.
-    """
-    names = [match[1] for match in _BLOCK.finditer(text)]
-    if sorted(names) != sorted(TABLES):
-        raise ValueError(f"README.md has markers for {sorted(names)}, there are tables {sorted(TABLES)}")
-
-    def block(match: re.Match[str]) -> str:
-        path, draw = TABLES[match[1]]
-        result = results[path]
-        body = "Not measured yet." if result is None else draw(result)
-        return f"<!-- table: {match[1]} -->\n{body}\n<!-- end -->"
-
-    return _BLOCK.sub(block, text)
 
 
 def picture(result: Json) -> Any:
@@ -88,28 +66,8 @@ def picture(result: Json) -> Any:
     return figure
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the README is stale")
-    parser.add_argument("--no-picture", action="store_true")
-    args = parser.parse_args()
-    results = {path: load(path) for path, _ in TABLES.values()}
-    current = README.read_text(encoding="utf-8")
-    text = filled(current, results)
-    if args.check:
-        if text != current:
-            sys.exit("README.md does not hold the tables of the results: run python -m bench.prefill.report")
-        return
-    from gptq_hybrid.checkpoint._atomic import write_text_atomic
-
-    write_text_atomic(README, text)
-    linear = results[LINEAR]
-    if linear and not args.no_picture:
-        picture(linear).savefig(PICTURE, dpi=110, metadata={"Software": None})
-
+PAGE = Page(README, TABLES, PICTURE, LINEAR, picture)
+filled = PAGE.filled
 
 if __name__ == "__main__":
-    main()
+    PAGE.main("bench.prefill.report", __doc__)

@@ -84,24 +84,19 @@ def _expand(  # type: ignore[no-untyped-def]
     N8: tl.constexpr = 2 if (BITS == 4 and MARLIN) else 1
     K1: tl.constexpr = 4 if BITS == 4 else 2
     for part in tl.static_range(PARTS):
-        # Column and row offset of each word's values.
+        # Of each word's values within the block.
         if MARLIN:
             if BITS == 4:
                 offset = b * 16 + part * 8 + col
             else:
                 offset = b * 8 + col
-            shift = 0 * b
         else:
             offset = c * 16 + part * 8 + col + 0 * b
-            if BITS == 4:
-                shift = b * 16
-            else:
-                shift = b // 2 * 16 + 0 * c
         at = column + offset
         if GROUP == 0:
             group = 0 * a
         else:
-            group = (a * STEP + shift) // GROUP
+            group = a * STEP // GROUP  # a group is of whole tiles
         place = at
         if MARLIN:
             if GROUP == 0:

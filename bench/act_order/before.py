@@ -100,7 +100,7 @@ def _taking(plain: Callable[..., Inputs], form: Form) -> Callable[..., Inputs]:
     def function(*arguments: torch.Tensor) -> Inputs:
         *given, order = arguments
         out, *others = plain(*given)
-        taken = torch.ops.aten._unsafe_index(out, [None] * (out.dim() - 1) + [order])
+        taken = torch.ops.aten._unsafe_index.Tensor(out, [None] * (out.dim() - 1) + [order])
         # norm_twice: what reads its output in natural order too, needs that as well.
         return (taken, *others, out) if plain is norm_twice else (taken, *others)
 

@@ -5,7 +5,7 @@
 The 27B with so many of its layers, made-up weights, Marlin (Machete is turned off, so a Hopper card runs what an
 Ada card would), compiled, CUDA graphs, no MTP. Every variant is a process of its own; OUT.json is written after
 each, and variants already in it with the same settings are kept unless named in --variants. A step is the time for
-129 tokens less the time for one, over 128.
+129 tokens less the time for one, over 128: on the clock, host included, and as the sum over its kernels.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench.act_order.results import VARIANTS, load, save
+from bench.gpu_time import step_kernels
 
 _PROMPT, _STEPS, _SHOWN = 32, 128, 8
 _BATCHES = (1, 16)
@@ -114,6 +116,7 @@ def run(variant: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     many = prompts(_BATCHES[-1], vocabulary)
     _, tokens = generate(llm, many, _SHOWN)
     step_ms: dict[str, list[float]] = {}
+    step_gpu_ms: dict[str, dict[str, Any]] = {}
     gc.collect()
     gc.freeze()
     for batch in _BATCHES:
@@ -125,7 +128,13 @@ def run(variant: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             all_, _ = generate(llm, given, 1 + _STEPS)
             found.append(round((all_ - one) / _STEPS * 1e3, 4))
         step_ms[str(batch)] = found
-        print(f"{variant}: batch {batch}, ms a step: {' '.join(map(str, found))}", flush=True)
+        step_gpu_ms[str(batch)] = step_kernels(
+            partial(generate, llm, given, 1), partial(generate, llm, given, 1 + _STEPS), _STEPS
+        )
+        on_gpu = step_gpu_ms[str(batch)].get("total")
+        print(
+            f"{variant}: batch {batch}, ms a step: {' '.join(map(str, found))}; kernels {on_gpu}", flush=True
+        )
     return {
         "environment": environment("cuda:0" if torch.cuda.is_available() else "cpu"),
         "quantization": str(config.model_config.quantization),
@@ -133,6 +142,7 @@ def run(variant: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "layers": layers,
         "start_seconds": round(started, 1),
         "step_ms": step_ms,
+        "step_gpu_ms": step_gpu_ms,
         "tokens": tokens,
     }
 

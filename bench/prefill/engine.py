@@ -175,10 +175,17 @@ def take(llm: Any, ways: OneWay | Ways, args: argparse.Namespace, vocabulary: in
     # 128 steps average out what a single first token does not.
     repeats = args.repeats // 2 + 1
     step_ms: dict[str, list[float]] = {}
+    step_gpu_ms: dict[str, Json] = {}
     for batch in _BATCHES:
         step_ms[str(batch)] = timing.steps(llm, ways, batch, _steps(args), repeats, vocabulary)
-        print(f"batch {batch}: ms a step: {' '.join(map(str, step_ms[str(batch)]))}", flush=True)
         keep(step_ms=step_ms)
+        step_gpu_ms[str(batch)] = timing.kernels_of_a_step(llm, ways, batch, _steps(args), vocabulary)
+        on_gpu = step_gpu_ms[str(batch)].get("total")
+        print(
+            f"batch {batch}: ms a step: {' '.join(map(str, step_ms[str(batch)]))}; kernels {on_gpu}",
+            flush=True,
+        )
+        keep(step_gpu_ms=step_gpu_ms)
 
 
 def _steps(args: argparse.Namespace) -> int:

@@ -6,11 +6,13 @@ import math
 import random
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from bench.act_order.engine import generate
 from bench.act_order.engine import prompts as short_prompts
 from bench.act_order.results import Json
+from bench.gpu_time import step_kernels
 from bench.prefill.engine_results import digest, first_differences, lengths
 from bench.prefill.engine_ways import OneWay, Ways
 
@@ -56,6 +58,13 @@ def steps(llm: Any, ways: AnyWays, batch: int, count: int, repeats: int, vocabul
             all_, _ = generate(llm, given, 1 + count)
             found.append(round((all_ - one) / count * 1e3, 4))
     return found
+
+
+def kernels_of_a_step(llm: Any, ways: AnyWays, batch: int, count: int, vocabulary: int) -> Json:
+    """The same as the sum over its kernels: the host, which differs from process to process, has no part in it."""
+    given = short_prompts(batch, vocabulary)
+    with ways.through(ways.usual):
+        return step_kernels(partial(generate, llm, given, 1), partial(generate, llm, given, 1 + count), count)
 
 
 def first_choice(llm: Any, ways: AnyWays, case: str, vocabulary: int) -> dict[str, Json]:

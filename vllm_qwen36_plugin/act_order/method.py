@@ -189,7 +189,7 @@ class ActOrderLinearMethod(_StockMethod):  # type: ignore[misc, valid-type]
         if layer.act_order is not None:
             # Unchecked, as it is a permutation: the check of every index took 0.1 to 0.7 µs a call, in a
             # kernel of 3.
-            x = torch.ops.aten._unsafe_index(x, [None] * (x.dim() - 1) + [layer.act_order])
+            x = torch.ops.aten._unsafe_index.Tensor(x, [None] * (x.dim() - 1) + [layer.act_order])
         return super().apply(layer, x, bias)
 
     def _keep(self, layer: torch.nn.Module, order: torch.Tensor) -> None:

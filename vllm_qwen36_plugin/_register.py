@@ -38,7 +38,21 @@ def _check_mtp(vllm_config: object) -> None:
 def _install_mtp_worker() -> None:
     from .compat.model_registry import replace_model_class
 
-    replace_model_class(MTP_DRAFT, "vllm_qwen36_plugin.mtp_guard.worker:Qwen3_5MTP")
+    # One class, which is the checked one with cheaper drafts on top.
+    replace_model_class(MTP_DRAFT, "vllm_qwen36_plugin.drafts.registered:Qwen3_5MTP")
+
+
+def _install_drafts_front() -> None:
+    from .compat.config_map import add_config_check
+
+    for architecture in TARGETS:
+        add_config_check(architecture, "drafts", _check_drafts)
+
+
+def _check_drafts(vllm_config: object) -> None:
+    from .drafts.front import before_start
+
+    before_start(vllm_config)
 
 
 def _install_act_order_front() -> None:
@@ -59,16 +73,25 @@ def _install_cpu_int4() -> None:
 
     if not current_platform.is_cpu():
         return
-    from .compat.model_registry import known_model_classes, replace_model_class
-
-    for architecture in known_model_classes().intersection(TARGETS):
-        replace_model_class(architecture, f"vllm_qwen36_plugin.cpu_int4.models:{architecture}")
+    _build_our_classes()
 
 
 def _install_act_order() -> None:
+    from vllm.platforms import current_platform
+
     from .act_order.claim import register
 
     register()
+    if current_platform.is_cuda():
+        _build_our_classes()
+
+
+def _build_our_classes() -> None:
+    """For whichever features want something done where a model of the family is built."""
+    from .compat.model_registry import known_model_classes, replace_model_class
+
+    for architecture in known_model_classes().intersection(TARGETS):
+        replace_model_class(architecture, f"vllm_qwen36_plugin.models:{architecture}")
 
 
 def _install_prefill() -> None:
@@ -76,10 +99,7 @@ def _install_prefill() -> None:
 
     if not current_platform.is_cuda():
         return
-    from .compat.model_registry import known_model_classes, replace_model_class
-
-    for architecture in known_model_classes().intersection(TARGETS):
-        replace_model_class(architecture, f"vllm_qwen36_plugin.prefill.models:{architecture}")
+    _build_our_classes()
 
 
 def _install_prefill_front() -> None:
@@ -102,6 +122,7 @@ def _check_prefill(vllm_config: object) -> None:
 FEATURES: dict[str, Callable[[], None]] = {
     "the MTP check before start": _install_mtp_front,
     "the MTP check in the worker": _install_mtp_worker,
+    "the options for drafts": _install_drafts_front,
     "packed weights on CPUs": _install_cpu_int4,
     "act order": _install_act_order,
     "the act-order check before start": _install_act_order_front,

@@ -22,6 +22,11 @@ class PluginOptions:
     prefill: Literal["auto", "exact", "fp8", "off"] = "auto"
     prefill_scratch_mib: int = 128
     prefill_profile: str | None = None
+    # Weights that MTP drafts with: the plugin's choice; the checkpoint's own; in 8 bits; in 4 bits.
+    draft: Literal["auto", "bf16", "fp8", "w4"] = "auto"
+    # Tokens that may be drafted, the likeliest of a list; 0 for all; None for the usual number if there is a list.
+    draft_vocab: int | None = None
+    draft_vocab_file: str | None = None
 
     @classmethod
     def of(cls, additional_config: object) -> PluginOptions:
@@ -54,11 +59,16 @@ def _unless_valid(hint: Any, value: object) -> str | None:
     """What a value must be, if it is not."""
     choices = get_args(hint)
     if hint is int:
-        valid = isinstance(value, int) and not isinstance(value, bool) and value > 0
-        return None if valid else "a whole number above 0"
+        return None if _whole(value) and value != 0 else "a whole number above 0"
+    if int in choices:
+        return None if value is None or _whole(value) else "a whole number, 0 or more"
     if type(None) in choices:
         return None if value is None or (isinstance(value, str) and value) else "the path of a file"
     return None if value in choices else " or ".join(f'"{choice}"' for choice in choices)
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _example() -> str:

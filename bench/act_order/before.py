@@ -1,11 +1,12 @@
-"""What computes the input of each linear in the model: as it is, and with a gather behind it, said in three ways.
+"""What computes the input of each linear in the model: as it is, with a gather behind it, or in order by itself.
 
 torch.compile computes the norm before qkv and gate_up at the permuted column, in one kernel. How fast that
 kernel is depends on how the gather is said (torch 2.11, generated Triton for sm_90): `gathered` is
 index_select, which comes with a check of every index; `unchecked` is the same without that check; `strided`
 also reads the order with a stride of two, whereby its load gets the layout of the loads that it is for, and
 three tensors of addresses need not go through shared memory. (A store in order, `empty_like(x).index_copy(-1,
-inverse, x)`, was measured 0.33 ms a pass slower than `gathered` at M = 1: gemm-placed.json.)
+inverse, x)`, was measured 0.33 ms a pass slower than `gathered` at M = 1: gemm-placed.json.) `in_order` is the
+plugin's own kernel, which reads each input once (`act_order.norm`); with it in_proj_ba reads in order as well.
 
 Written as vLLM 0.26 writes them (`GemmaRMSNorm`, `RMSNormGated`, the gates of attention and MLP), compiled as it
 compiles: one graph with a symbolic number of rows, guards dropped. As no guard tells two graphs of one function
@@ -84,8 +85,33 @@ def silu_mul(gate_up: torch.Tensor) -> tuple[torch.Tensor]:
     return (functional.silu(gate_up[..., :half]) * gate_up[..., half:],)
 
 
-Form = Literal["plain", "gathered", "unchecked", "strided"]
-PERMUTING: tuple[Form, ...] = ("gathered", "unchecked", "strided")
+def norm_in_order(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, order: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same as `norm_gathered` by one op, which `Compiled` or whoever calls it has registered."""
+    found: tuple[torch.Tensor, torch.Tensor] = torch.ops.qwen36.add_norm_in_order.default(
+        x, residual, weight, order, _EPS
+    )
+    return found
+
+
+def norm_twice_in_order(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, order: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One output for both readers: the columns of in_proj_ba are permuted on load."""
+    found: tuple[torch.Tensor, torch.Tensor] = torch.ops.qwen36.add_norm_in_order.default(
+        x, residual, weight, order, _EPS
+    )
+    return found
+
+
+Form = Literal["plain", "gathered", "unchecked", "strided", "in_order"]
+PERMUTING: tuple[Form, ...] = ("gathered", "unchecked", "strided", "in_order")
+
+
+def permuting(name: str) -> list[Form]:
+    """The forms of one of `FUNCTIONS` that permute."""
+    return [form for form in PERMUTING if form in FUNCTIONS[name]]
 
 
 def with_stride(order: torch.Tensor) -> torch.Tensor:
@@ -123,6 +149,8 @@ FUNCTIONS: dict[str, dict[Form, Callable[..., Inputs]]] = {
         ("gated_norm", gated_norm, gated_norm_gathered),
     )
 }
+FUNCTIONS["norm"]["in_order"] = norm_in_order
+FUNCTIONS["norm_twice"]["in_order"] = norm_twice_in_order
 FUNCTIONS["silu_mul"] = {"plain": silu_mul}
 
 
@@ -147,6 +175,9 @@ class Compiled:
     def __init__(self, device: str) -> None:
         self._device = device
         self._done: dict[tuple[str, Form], Callable[..., Inputs]] = {}
+        from vllm_qwen36_plugin.act_order.norm import register_ops
+
+        register_ops()
 
     def get(self, name: str, form: Form, order: torch.Tensor | None = None) -> Callable[..., Inputs]:
         """``order``: as a function that permutes will be called with, int32 ``[k]``; strided if ``strided``."""

@@ -80,8 +80,9 @@ def config(layers: int, *, desc_act: bool, tiny: bool = False) -> dict[str, Any]
             "group_size": 128,
             "sym": True,
             "desc_act": desc_act,
-            # There are no tensors to tell it from.
+            # There are no tensors to tell it from, and the short names fit those of the MTP head too.
             "modules_in_block_to_quantize": _quantized(text),
+            "dynamic": {r"-:^mtp\..*": {}},
         },
     }
 
@@ -158,7 +159,7 @@ def act_order_layers(model: Any, variant: str) -> dict[str, int]:
         if kernel is None or not hasattr(module, "qweight"):
             continue
         name = f"{type(module.quant_method).__name__}, {type(kernel).__name__}"
-        order = getattr(module, "act_order" if variant == "ours" else "g_idx_sort_indices", None)
+        order = getattr(module, "act_order" if variant.startswith("ours") else "g_idx_sort_indices", None)
         found["linears"] += 1
         found["permuting"] += order is not None and order.numel() > 0
         found[name] = found.get(name, 0) + 1

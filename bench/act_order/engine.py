@@ -3,9 +3,10 @@
     python -m bench.act_order.engine OUT.json [--layers 64] [--variants none stock ours] [--seconds 580]
 
 The 27B with so many of its layers, made-up weights, Marlin (Machete is turned off, so a Hopper card runs what an
-Ada card would), compiled, CUDA graphs, no MTP. Every variant is a process of its own; OUT.json is written after
-each, and variants already in it with the same settings are kept unless named in --variants. A step is the time for
-129 tokens less the time for one, over 128: on the clock, host included, and as the sum over its kernels.
+Ada card would), compiled, CUDA graphs, no MTP. Every variant is a process of its own (`ours-norms`: with norms that
+write in order); OUT.json is written after each, and variants already in it with the same settings are kept unless
+named in --variants. A step is the time for 129 tokens less the time for one, over 128: on the clock, host included,
+and as the sum over its kernels.
 """
 
 from __future__ import annotations
@@ -97,11 +98,13 @@ def run(variant: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from bench.act_order.dummy import act_order_layers, fill_on_load, random_order
     from gptq_hybrid.evaluate._environment import environment
 
-    if variant == "ours":
+    if variant in ("ours", "ours-norms"):
+        from vllm_qwen36_plugin import _register
         from vllm_qwen36_plugin.act_order import claim, method
 
         claim.CLAIM_EVERYWHERE = True
-        claim.register()
+        claim.FOLD_NORMS = "cuda" if variant == "ours-norms" else "never"
+        _register._install_act_order()
         method.initial_g_idx = random_order
     if not torch.cuda.is_available():
         import vllm_qwen36_plugin.cpu_int4.models  # noqa: F401 - vLLM has a 4-bit kernel for AVX-512 only
@@ -152,9 +155,16 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
     return {"layers": args.layers, "tiny": args.tiny, "attention": args.attention, "steps": _STEPS}
 
 
-def call_variant(variant: str, argv: list[str], seconds: float) -> str | None:
-    """Run one variant in a process of its own; why it failed, or None."""
-    command = [sys.executable, "-m", "bench.act_order.engine", *argv, "--one", variant]
+def call_variant(
+    variant: str, argv: list[str], seconds: float, module: str = "bench.act_order.engine"
+) -> str | None:
+    """Run one variant of a module like this in a process of its own; why it failed, or None.
+
+    Its compiled kernels and what Triton's autotuner found are kept for the next: left to itself PyTorch has them in
+    a folder of each process, and vLLM tunes its Gated-DeltaNet kernels for 95 s in every one (0.26, torch 2.11).
+    """
+    command = [sys.executable, "-m", module, *argv, "--one", variant]
+    os.environ.setdefault("TRITON_CACHE_DIR", str(Path(tempfile.gettempdir(), "bench-triton-cache")))
     process = subprocess.Popen(command, start_new_session=True)
     try:
         code = process.wait(timeout=seconds)

@@ -15,8 +15,10 @@ in which the variants take turns:
     before+ours       the same operation compiled with index_select behind it, then Marlin on sorted rows
     before+unchecked  the same without a check of the indices
     before+strided    the same with the order read in steps of two
+    before+in_order   a norm that writes in order (`act_order.norm`), then Marlin on sorted rows
+    op, op+...        that operation alone, where it is a norm; in_order/N with N warps, not compiled
 
-The plugin has `strided` for qkv and gate_up, `unchecked` elsewhere (`results.form_of`).
+What the plugin has is in `results.form_of`.
 
 down has no `ours`: its permutation is in the columns of gate_up. Fails if the results of a variant are off by more
 than `TOLERANCE` of the largest value.
@@ -35,7 +37,7 @@ from typing import Any
 import torch
 
 from bench.act_order import kernels
-from bench.act_order.before import PERMUTING, Compiled, Form, inputs, with_stride
+from bench.act_order.before import Compiled, Form, inputs, permuting, with_stride
 from bench.act_order.results import FOLDED, MODULES, Module, save
 from bench.act_order.timing import in_turns, recorded, spread
 
@@ -43,6 +45,8 @@ TOLERANCE = 0.02
 # Bytes of weights that a graph goes through before it comes to the first again: 4 x the L2 cache of an H100.
 _CYCLE = 200 << 20
 _CALLS = 24
+# Of a program of the norm that writes in order.
+WARPS = (4, 8, 16, 32)
 Gemms = dict[str, list[kernels.Gemm]]
 
 
@@ -93,7 +97,7 @@ def check_compiled(
             compiled.get(module.before, form, as_read(form, order))(*rows, *weights, as_read(form, order))[0],
             wanted,
         )
-        for form in PERMUTING
+        for form in permuting(module.before)
     }
 
 
@@ -119,12 +123,26 @@ def calls_of(
     plain = compiled.get(module.before, "plain")
     found["before+none"] = lambda i: none[i](plain(*rows, *weights)[0])
     found["before+stock"] = lambda i: stock[i](plain(*rows, *weights)[0])
-    if module.name != FOLDED:
-        for form, name in zip(PERMUTING, ("ours", "unchecked", "strided"), strict=True):
-            read = as_read(form, order)
-            taking = compiled.get(module.before, form, read)
-            found[f"before+{name}"] = lambda i, taking=taking, read=read: none[i](  # type: ignore[misc]
-                taking(*rows, *weights, read)[0]
+    alone = module.before.startswith("norm")
+    if alone:
+        found["op"] = lambda i: plain(*rows, *weights)
+    for form in permuting(module.before):
+        read = as_read(form, order)
+        taking = compiled.get(module.before, form, read)
+        name = "ours" if form == "gathered" else form
+        found[f"before+{name}"] = lambda i, taking=taking, read=read: none[i](  # type: ignore[misc]
+            taking(*rows, *weights, read)[0]
+        )
+        if alone:
+            found[f"op+{name}"] = lambda i, taking=taking, read=read: taking(  # type: ignore[misc]
+                *rows, *weights, read
+            )
+    if alone and device.startswith("cuda"):
+        from vllm_qwen36_plugin.act_order.norm_kernel import launch
+
+        for warps in WARPS:
+            found[f"op+in_order/{warps}"] = lambda i, warps=warps: launch(  # type: ignore[misc]
+                *rows, *weights, order, 1e-6, warps=warps
             )
     return found
 
@@ -212,9 +230,10 @@ def main() -> None:
         del weight, gemms, reference
         gc.collect()
         torch.cuda.empty_cache()
-    from bench.act_order.tables import gemm_extras, gemm_times, gemm_total
+    from bench.act_order.tables import gemm_extras, gemm_norms, gemm_times, gemm_total
 
-    print("\n\n".join(table(result) for table in (gemm_times, gemm_extras, gemm_total)), flush=True)
+    tables = (gemm_times, gemm_norms, gemm_extras, gemm_total)
+    print("\n\n".join(table(result) for table in tables), flush=True)
     if result["errors"]:
         sys.exit("\n".join(result["errors"]))
 

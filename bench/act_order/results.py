@@ -15,7 +15,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 GEMM, ENGINE, AGREEMENT = HERE / "gemm.json", HERE / "engine.json", HERE / "agreement.json"
-VARIANTS = ("none", "stock", "ours")
+VARIANTS = ("none", "stock", "ours", "ours-norms")
 # Ours may cost at most this share of what stock act order costs.
 TARGET = 0.5
 Json = dict[str, Any]
@@ -45,8 +45,18 @@ MODULES = (
 FOLDED = "down"
 
 
-def form_of(module: str) -> str:
-    """How the plugin says the gather where it is compiled, by `before.FUNCTIONS`: see `method._BEHIND_A_NORM`."""
+# Whose norm writes in order: see `claim.FOLD_NORMS`, and `norms` for which norms those are. Nothing if they do not.
+IN_ORDER: tuple[str, ...] = ()
+
+
+def form_of(module: str, measured: Iterable[str] | None = None) -> str:
+    """How the plugin permutes what a module reads, where that is compiled, by `before.FUNCTIONS`.
+
+    ``measured``: variants that there are times of. Without one of a norm in order (before there was any), the
+    gather that the plugin has where norms are as they were: see `method._BEHIND_A_NORM`.
+    """
+    if module in IN_ORDER and (measured is None or "before+in_order" in measured):
+        return "in_order"
     return "strided" if module in ("qkv", "gate_up") else "unchecked"
 
 
@@ -61,7 +71,7 @@ def extras(row: Mapping[str, Any]) -> dict[str, float]:
     found = {"stock": us["stock"] - us["none"], "ours": 0.0 if folded else us["ours"] - us["none"]}
     if "before+none" in us:
         found["stock_compiled"] = us["before+stock"] - us["before+none"]
-        for name, form in (("ours", f"before+{form_of(row['module'])}"), ("checked", "before+ours")):
+        for name, form in (("ours", f"before+{form_of(row['module'], us)}"), ("checked", "before+ours")):
             if folded or form in us:
                 found[f"{name}_compiled"] = 0.0 if folded else us[form] - us["before+none"]
     return found
@@ -99,19 +109,30 @@ def step_ms(run: Mapping[str, Any], batch: int | str) -> float:
     return median(times)
 
 
-def engine_extras(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """By batch: milliseconds a step that ``stock`` and ``ours`` add to ``none``, and their ratio.
+def kernels_ms(run: Mapping[str, Any], batch: int | str) -> float | None:
+    """Milliseconds a decode step by its kernels alone, without the host; None where that was not taken."""
+    found: float | None = run.get("step_gpu_ms", {}).get(str(batch), {}).get("total")
+    return found
 
-    Only of variants that were run; empty without ``none``.
+
+def engine_extras(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """By batch: milliseconds a step that the others add to ``none``, and ours over stock's.
+
+    By their kernels where both were taken so, else on the clock. Only of variants that were run; empty without
+    ``none``.
     """
     runs = result["runs"]
     if "none" not in runs:
         return {}
     found: dict[str, dict[str, float]] = {}
     for batch in runs["none"]["step_ms"]:
-        base = step_ms(runs["none"], batch)
-        added = {name: step_ms(runs[name], batch) - base for name in ("stock", "ours") if name in runs}
-        if len(added) == 2 and added["stock"] > 0:
+        added = {}
+        for name in (name for name in runs if name != "none"):
+            base, mine = kernels_ms(runs["none"], batch), kernels_ms(runs[name], batch)
+            if base is None or mine is None:
+                base, mine = step_ms(runs["none"], batch), step_ms(runs[name], batch)
+            added[name] = mine - base
+        if {"stock", "ours"} <= added.keys() and added["stock"] > 0:
             added["ratio"] = added["ours"] / added["stock"]
         found[batch] = added
     return found

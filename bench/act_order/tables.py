@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from bench.act_order.results import MODULES, TARGET, Json, engine_extras, extras, same_tokens, step_ms, totals
+from bench.act_order.results import (
+    MODULES,
+    TARGET,
+    Json,
+    engine_extras,
+    extras,
+    kernels_ms,
+    same_tokens,
+    step_ms,
+    totals,
+)
 
 _NAMES = {
     "none": "none",
@@ -14,6 +24,7 @@ _NAMES = {
     "before+ours": "op + index_select",
     "before+unchecked": "op + unchecked",
     "before+strided": "op + strided",
+    "before+in_order": "op in order",
 }
 
 
@@ -45,6 +56,25 @@ def gemm_times(result: Json) -> str:
     return (
         f"{table(header, rows)}\n\n{where(result['environment'])}; µs a call, median of {result['repeats']}."
     )
+
+
+def gemm_norms(result: Json) -> str:
+    """Microseconds a call of the norms alone; nothing where they were not measured."""
+    kinds = [name for row in result["rows"] for name in row["us"] if name == "op" or name.startswith("op+")]
+    found = list(dict.fromkeys(kinds))
+    rows = [
+        [row["module"], str(row["m"])]
+        + [f"{row['us'][name]:.2f}" if name in row["us"] else "" for name in found]
+        for row in result["rows"]
+        if "op" in row["us"]
+    ]
+    if not rows:
+        return ""
+    names = [
+        "as it is" if name == "op" else name.removeprefix("op+").replace("ours", "index_select")
+        for name in found
+    ]
+    return f"{table(['norm before', 'M', *names], rows)}\n\n{where(result['environment'])}; µs a call, alone."
 
 
 def gemm_extras(result: Json) -> str:
@@ -102,11 +132,16 @@ def engine_table(result: Json) -> str:
         for batch in batches:
             extra = added.get(batch, {}).get(name)
             spread = max(run["step_ms"][batch]) - min(run["step_ms"][batch])
-            cells += [f"{step_ms(run, batch):.3f} ({spread:.3f})", "" if extra is None else f"{extra:+.3f}"]
+            kernels = kernels_ms(run, batch)
+            cells += [
+                f"{step_ms(run, batch):.3f} ({spread:.3f})",
+                "" if kernels is None else f"{kernels:.3f}",
+                "" if extra is None else f"{extra:+.3f}",
+            ]
         rows.append(cells)
     header = ["act order", "linears that permute"]
     for batch in batches:
-        header += [f"batch {batch}: ms a step (range)", "added"]
+        header += [f"batch {batch}: ms a step (range)", "of kernels", "added"]
     notes = [f"{where(next(iter(runs.values()))['environment'])}; {result['settings']['layers']} layers"]
     notes += [
         f"ours / stock at batch {b}: {extra['ratio']:.2f}" for b, extra in added.items() if "ratio" in extra

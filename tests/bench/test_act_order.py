@@ -23,6 +23,7 @@ from bench.act_order.results import (
     save,
     totals,
 )
+from bench.act_order.tables import gemm_norms
 from gptq_hybrid.checkpoint import layout_for
 from vllm_qwen36_plugin.act_order.sorting import natural_order
 
@@ -146,7 +147,12 @@ def test_operations_that_permute_give_what_the_linear_reads_in_order(name: str) 
     width = {module.before: module.k for module in MODULES}[name]
     assert expected.shape == (3, width)
     order = torch.randperm(width, generator=torch.Generator().manual_seed(1))
-    for form in before.PERMUTING:
+    if "in_order" in forms:
+        pytest.importorskip("vllm")
+        from vllm_qwen36_plugin.act_order.norm import register_ops
+
+        register_ops()
+    for form in before.permuting(name):
         read = gemm.as_read(form, order)
         assert torch.equal(read, order)
         assert torch.equal(forms[form](*rows, *weights, read)[0], expected[:, order])
@@ -154,12 +160,49 @@ def test_operations_that_permute_give_what_the_linear_reads_in_order(name: str) 
 
 
 def test_the_form_that_is_reported_is_the_one_that_the_plugin_has() -> None:
-    from vllm_qwen36_plugin.act_order import method
+    pytest.importorskip("vllm")
+    from vllm_qwen36_plugin.act_order import claim, method, norms
 
-    short = {"qkv_proj": "qkv", "gate_up_proj": "gate_up"}
+    short = {"qkv_proj": "qkv", "gate_up_proj": "gate_up", "in_proj_qkvz": "qkvz"}
+    readers = {short[name] for block in norms._BLOCKS for name in block.reads if name in short}
+    in_order = {module.name for module in MODULES if form_of(module.name) == "in_order"}
+    assert in_order == (set() if claim.FOLD_NORMS == "never" else readers)
+    gathers = {module.name: form_of(module.name, ["before+strided", "before+ours"]) for module in MODULES}
     assert {short[name] for name in method._BEHIND_A_NORM} == {
-        module.name for module in MODULES if form_of(module.name) == "strided"
+        name for name, form in gathers.items() if form == "strided"
     }
+
+
+def test_times_from_before_there_was_a_norm_in_order_are_those_of_the_gather() -> None:
+    row = gemm_row("gate_up", 1)
+    row["us"] = {**row["us"], "before+strided": 33.4}
+    row["us"].pop("before+in_order", None)
+    assert extras(row)["ours_compiled"] == pytest.approx(0.4)
+
+
+def test_norms_alone_are_shown_where_they_were_measured(gemm_result: dict[str, Any]) -> None:
+    assert gemm_norms(gemm_result) == ""
+    gemm_result["rows"][0]["us"] |= {"op": 2.3, "op+ours": 4.8, "op+in_order": 2.6, "op+in_order/16": 2.5}
+    text = gemm_norms(gemm_result)
+    assert "| norm before | M | as it is | index_select | in_order | in_order/16 |" in text
+    assert "| qkv | 1 | 2.30 | 4.80 | 2.60 | 2.50 |" in text
+
+
+def test_a_norm_is_timed_alone_in_every_form_and_other_operations_are_not() -> None:
+    pytest.importorskip("vllm")
+
+    class Plain:
+        def get(self, name: str, form: before.Form, order: torch.Tensor | None = None) -> Any:
+            return before.FUNCTIONS[name][form]
+
+    gemms: gemm.Gemms = {"none": [lambda x: x], "stock": [lambda x: x]}
+    for module in MODULES:
+        order = torch.arange(module.k)
+        found = gemm.calls_of(module, 1, order, gemms, Plain(), "cpu")  # type: ignore[arg-type]
+        alone = {name for name in found if name == "op" or name.startswith("op+")}
+        norm = {"op", "op+ours", "op+unchecked", "op+strided", "op+in_order"}
+        assert alone == (norm if module.before.startswith("norm") else set())
+        assert module.name == "down" or f"before+{form_of(module.name)}" in found
 
 
 def test_forms_are_compiled_apart() -> None:

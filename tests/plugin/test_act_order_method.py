@@ -10,75 +10,24 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("vllm")
 
-from gptq_hybrid.packing import dequantize, pack, quantize_rtn  # noqa: E402
+from act_order_layers import GROUP, HIDDEN, INNER, Layer, act_order_config  # noqa: E402
+from act_order_layers import one_rank as build_on_one_rank  # noqa: E402
+
 from vllm_qwen36_plugin.act_order.sorting import natural_order  # noqa: E402
 from vllm_qwen36_plugin.errors import ActOrderError  # noqa: E402
 
 pytestmark = pytest.mark.engine  # no engine, but vLLM's linears are imported: some seconds
 
-HIDDEN, INNER, GROUP = 64, 128, 32
-CONFIG = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "sym": True, "desc_act": True}
-PARTS = ("qweight", "scales", "qzeros")
-
 
 @pytest.fixture(autouse=True)
-def one_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    from vllm.config import VllmConfig, set_current_vllm_config
-    from vllm.model_executor import parameter
-    from vllm.platforms import current_platform
-
-    from vllm_qwen36_plugin.compat.linear_kernels import offer_first
-    from vllm_qwen36_plugin.cpu_int4.kernel import DequantizedLinearKernel
-
-    if not current_platform.is_cpu():
-        pytest.skip("checks numbers with the plugin's CPU kernel")
-    offer_first("CPU", DequantizedLinearKernel)
-    monkeypatch.setattr(parameter, "get_tensor_model_parallel_rank", lambda: 0)
-    monkeypatch.setattr(parameter, "get_tensor_model_parallel_world_size", lambda: 1)
-    with set_current_vllm_config(VllmConfig()):
+def one_rank() -> Iterator[None]:
+    with build_on_one_rank():
         yield
-
-
-class Layer(torch.nn.Module):  # type: ignore[misc]
-    """A linear of vLLM as far as its method is concerned, with what a checkpoint holds for it."""
-
-    def __init__(self, config: Any, prefix: str, inputs: int, outputs: list[int], *, ranks: int = 1) -> None:
-        super().__init__()
-        from vllm_qwen36_plugin.act_order.method import ActOrderLinearMethod
-
-        self.quant_method = ActOrderLinearMethod(config, prefix, config.siblings)
-        config.siblings.add(prefix, self)
-        self.inputs, self.outputs = inputs, outputs
-        self.quant_method.create_weights(
-            self, inputs // ranks, outputs, inputs, sum(outputs), torch.bfloat16, weight_loader=None
-        )
-
-    def load(self, seed: int, *, permuted: bool = True) -> torch.Tensor:
-        """Random weights in act order; returns the dense matrix [outputs, inputs]."""
-        generator = torch.Generator().manual_seed(seed)
-        dense = torch.randn(sum(self.outputs), self.inputs, generator=generator)
-        stored = pack(*quantize_rtn(dense, 4, GROUP), 4)
-        g_idx = natural_order(self.inputs, GROUP)
-        if permuted:
-            g_idx = g_idx[torch.randperm(self.inputs, generator=generator)]
-        for name in PARTS:
-            getattr(self, name).data.copy_(stored[name])
-        for _ in self.outputs:  # once a shard, as vLLM does
-            self.g_idx.weight_loader(self.g_idx, g_idx, 0)
-        return dequantize(**{name: stored[name] for name in PARTS}, g_idx=g_idx, bits=4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.quant_method.apply(self, x)
-
-    def finish(self) -> None:
-        self.quant_method.process_weights_after_loading(self)
 
 
 @pytest.fixture
 def config() -> Any:
-    from vllm_qwen36_plugin.act_order.config import ActOrderConfig
-
-    return ActOrderConfig.from_config(dict(CONFIG))
+    return act_order_config()
 
 
 def mlp(config: Any, prefix: str = "model.layers.0.mlp") -> tuple[Layer, Layer]:

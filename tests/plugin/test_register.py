@@ -173,7 +173,7 @@ def test_vllm_inspects_its_own_class_and_builds_ours(
     assert isinstance(entry, Entry)
     assert hash(entry) is not None  # vLLM caches by it
     assert entry.inspect_model_cls() == "inspected stock"
-    assert entry.load_model_cls() == "vllm_qwen36_plugin.mtp_guard.worker.Qwen3_5MTP"
+    assert entry.load_model_cls() == "vllm_qwen36_plugin.drafts.registered.Qwen3_5MTP"
 
 
 def test_a_failed_registration_keeps_vllms_own_class(

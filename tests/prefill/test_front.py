@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from vllm_qwen36_plugin.before_start import SALT, salt
 from vllm_qwen36_plugin.errors import OptionsError
 from vllm_qwen36_plugin.options import PluginOptions
-from vllm_qwen36_plugin.prefill import front
-from vllm_qwen36_plugin.prefill.front import SALT, before_start
+from vllm_qwen36_plugin.prefill.front import before_start
 from vllm_qwen36_plugin.prefill.profile import Profile, Starts, write
 from vllm_qwen36_plugin.prefill.shape import Shape
 
@@ -27,11 +27,11 @@ def started(additional_config: Any) -> Any:
 
 
 def test_the_salt_says_which_plugin_and_which_way() -> None:
-    assert started({})[SALT] == f"{version('vllm-qwen36-plugin')} prefill=auto"
+    assert started({})[SALT] == {"version": version("vllm-qwen36-plugin"), "prefill": "auto"}
 
 
 def test_every_way_has_a_salt_of_its_own() -> None:
-    salts = {started({"qwen36": {"prefill": way}})[SALT] for way in ("auto", "exact", "fp8", "off")}
+    salts = {str(started({"qwen36": {"prefill": way}})[SALT]) for way in ("auto", "exact", "fp8", "off")}
     assert len(salts) == 4
 
 
@@ -59,8 +59,8 @@ def test_a_checkout_that_is_not_installed_serves_too(monkeypatch: pytest.MonkeyP
     def absent(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(front, "version", absent)
-    assert started({})[SALT] == "not installed prefill=auto"
+    monkeypatch.setattr(salt, "version", absent)
+    assert started({})[SALT] == {"version": "not installed", "prefill": "auto"}
 
 
 @pytest.mark.engine  # no engine, but vLLM is imported: some seconds

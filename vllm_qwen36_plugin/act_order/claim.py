@@ -7,13 +7,17 @@ are imported for checkpoints that are claimed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from vllm_qwen36_plugin._architectures import MTP_DRAFT, TARGETS
 
 NAME = "qwen36_gptq"
 # vLLM up to 0.29 serves act order itself. bench/act_order sets this to compare the two in one vLLM.
 CLAIM_EVERYWHERE = False
+# Where norms write in order (`norms`): on a GPU; on a CPU too, in plain PyTorch, for tests; or nowhere.
+# Nowhere until it has run on one. It changes the model's graph: `front` enters it into vLLM's key of compiled
+# ones, and whoever sets it where that check does not run gives `additional_config` something of its own.
+FOLD_NORMS: Literal["cuda", "always", "never"] = "never"
 _USER_CHOICES = (None, "gptq", "gptq_marlin", "auto_gptq", "marlin", NAME)
 
 

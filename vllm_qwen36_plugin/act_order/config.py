@@ -16,13 +16,14 @@ _StockConfig, _StockMethod = stock_gptq()
 
 
 class Siblings:
-    """The layers of one model by prefix, so that `gate_up_proj` finds its `down_proj`.
+    """The layers of one model by prefix, so that `gate_up_proj` finds its `down_proj`; and that model.
 
     vLLM copies its config for every layer; the copies share this one.
     """
 
     def __init__(self) -> None:
         self._layers: dict[str, weakref.ref[torch.nn.Module]] = {}
+        self._model: weakref.ref[torch.nn.Module] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Siblings:
         return self
@@ -37,6 +38,15 @@ class Siblings:
         """The layer of that prefix, while it lives."""
         found = self._layers.get(prefix)
         return found() if found else None
+
+    def meet(self, model: torch.nn.Module) -> None:
+        """Take note of the model, once it is built (`built.introduced`)."""
+        self._model = weakref.ref(model)
+
+    def take_model(self) -> torch.nn.Module | None:
+        """That model, the first time it is asked for; None later, and where none was built by a class of ours."""
+        model, self._model = self._model, None
+        return model() if model else None
 
 
 class ActOrderConfig(_StockConfig):  # type: ignore[misc, valid-type]

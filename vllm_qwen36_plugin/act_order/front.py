@@ -9,6 +9,7 @@ from vllm_qwen36_plugin._log import logger
 from vllm_qwen36_plugin.before_start import (
     INDEXED_FORMATS,
     bullets,
+    enter_salt,
     note_passed,
     open_local,
     options_of,
@@ -19,6 +20,7 @@ from vllm_qwen36_plugin.compat.draft import format_name
 from vllm_qwen36_plugin.errors import ActOrderError
 from vllm_qwen36_plugin.options import PluginOptions
 
+from . import claim
 from .claim import NAME
 
 if TYPE_CHECKING:
@@ -47,6 +49,8 @@ def check_before_start(vllm_config: Any) -> None:
         OptionsError: ``additional_config["qwen36"]`` holds something unknown.
     """
     options = options_of(vllm_config)
+    if vllm_config.model_config.quantization == NAME:
+        enter_salt(vllm_config, "act order, norms", claim.FOLD_NORMS)
     try:
         problems = _problems(vllm_config, options)
     except Exception as error:  # noqa: BLE001 - a check that breaks must not keep a good model from serving

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vllm_qwen36_plugin._log import logger
 from vllm_qwen36_plugin.compat.act_order import stock_gptq, stock_serves_act_order
-from vllm_qwen36_plugin.errors import ActOrderError
+from vllm_qwen36_plugin.errors import ActOrderError, CompatError
 
+from . import claim
 from .sorting import natural_order, permute_halves, row_order, sort_rows
 
 if TYPE_CHECKING:
@@ -70,7 +73,10 @@ class GroupIndexLoader:
 
 
 class ActOrderLinearMethod(_StockMethod):  # type: ignore[misc, valid-type]
-    """Sorted on load, permuted at run time: ``layer.act_order``, int32 ``[in_features]``, or None."""
+    """Sorted on load, permuted at run time: ``layer.act_order``, int32 ``[in_features]``, or None.
+
+    ``folded``: what makes its input writes that in order, so there is nothing to permute.
+    """
 
     def __init__(self, quant_config: Any, prefix: str, siblings: Siblings) -> None:
         super().__init__(quant_config)
@@ -116,6 +122,7 @@ class ActOrderLinearMethod(_StockMethod):  # type: ignore[misc, valid-type]
         Raises:
             ActOrderError: no ``g_idx``, one that is no act order, or one over rows that ranks share out.
         """
+        self._fold_norms(layer.qweight.device)
         order = self.order_of(layer)
         loader = getattr(layer.g_idx, "weight_loader", None)
         if isinstance(loader, GroupIndexLoader):
@@ -134,6 +141,25 @@ class ActOrderLinearMethod(_StockMethod):  # type: ignore[misc, valid-type]
         super().process_weights_after_loading(layer)
         if order is not None and not self.folded:
             self._keep(layer, order.to(device))
+
+    @staticmethod
+    def pending(layer: torch.nn.Module) -> bool:
+        """Whether its rows are not sorted yet."""
+        loader = getattr(getattr(layer, "g_idx", None), "weight_loader", None)
+        return isinstance(loader, GroupIndexLoader) and not loader.closed
+
+    def _fold_norms(self, device: torch.device) -> None:
+        """Of the whole model, before the first of its linears is done; not with LoRA, see `_order_output`."""
+        model = self.siblings.take_model()
+        if model is None or self._lora or not _norms_fold(device):
+            return
+        # It knows this module's class.
+        from .norms import fold_norms
+
+        try:
+            fold_norms(model, device)
+        except CompatError as error:
+            logger.warning("act order: every linear permutes its input, as %s", error)
 
     def order_of(self, layer: torch.nn.Module) -> torch.Tensor | None:
         """The order its rows are sorted into, int32 ``[input_size]``; None where they lie in order.
@@ -173,7 +199,7 @@ class ActOrderLinearMethod(_StockMethod):  # type: ignore[misc, valid-type]
             return
         down = self.siblings.find(f"{parent}.{_CONSUMER}")
         method = getattr(down, "quant_method", None)
-        if down is None or not isinstance(method, ActOrderLinearMethod) or not hasattr(down, "g_idx"):
+        if down is None or not isinstance(method, ActOrderLinearMethod) or not method.pending(down):
             return
         order = method.order_of(down)
         if order is None or method.folded or self.halves != [len(order)] * 2:
@@ -201,6 +227,13 @@ class ActOrderLinearMethod(_StockMethod):  # type: ignore[misc, valid-type]
             layer.act_order = order.new_zeros(len(order), step)[:, 0]
         # In place on a second load: CUDA graphs hold the address.
         layer.act_order.copy_(order)
+
+
+def _norms_fold(device: torch.device) -> bool:
+    """Whether norms are to write in order on that device."""
+    if device.type == "cuda":
+        return claim.FOLD_NORMS != "never" and importlib.util.find_spec("triton") is not None
+    return claim.FOLD_NORMS == "always"
 
 
 def _dummy_load() -> bool:

@@ -3,11 +3,14 @@
 from .folder import INDEXED_FORMATS, open_local
 from .message import bullets
 from .parent import note_passed, passed_in_parent
+from .salt import SALT, enter_salt
 from .screen import options_of, refusal_in, show_refusal_alone
 
 __all__ = [
     "INDEXED_FORMATS",
+    "SALT",
     "bullets",
+    "enter_salt",
     "note_passed",
     "open_local",
     "options_of",

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from vllm_qwen36_plugin.before_start import options_of, show_refusal_alone
+from vllm_qwen36_plugin.before_start import enter_salt, options_of, show_refusal_alone
 from vllm_qwen36_plugin.errors import OptionsError
 
 from .profile import ProfileError, read
-
-# In additional_config, which is part of the key of compiled graphs; which kernel runs is not.
-SALT = "qwen36_graphs"
 
 
 def before_start(vllm_config: Any) -> None:
@@ -32,13 +28,4 @@ def before_start(vllm_config: Any) -> None:
             raise OptionsError(
                 f'"prefill_profile" in --additional-config: {error}. Make one with qwen36 tune'
             ) from error
-    config = vllm_config.additional_config
-    if isinstance(config, dict):
-        config[SALT] = f"{_version()} prefill={options.prefill}"
-
-
-def _version() -> str:
-    try:
-        return version("vllm-qwen36-plugin")
-    except PackageNotFoundError:  # run from a checkout that is on the path alone
-        return "not installed"
+    enter_salt(vllm_config, "prefill", options.prefill)

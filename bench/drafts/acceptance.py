@@ -1,0 +1,145 @@
+"""What cheaper drafts cost in acceptance, and that they change nothing else: a trained model, real text.
+
+    python -m bench.drafts.acceptance CHECKPOINT OUT.json [--ways none bf16 w4 w4:2048 bf16:2048]
+
+CHECKPOINT is made from bench/mini (BF16, or quantized), with a draft_vocab.json for the ways that cut the
+vocabulary. A way is a form of weights, and after a colon how many tokens may be drafted; `none` is no speculation,
+`bf16` vLLM's own drafts. Each is an engine of its own, and OUT.json is written after each; ways already in it are
+kept unless named.
+
+Greedy: held-out text, all domains, two drafts a step: acceptance by position, tokens a step, and whether the tokens
+are those of `none`. Sampled: temperature 1, a few prompts drawn many times; tokens two and three, which drafts
+had a part in, counted against those of `none`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench.act_order.agreement import prompts
+from bench.act_order.results import Json, load, save
+from bench.mini.engine import _counters
+
+DRAFTS, _NEW = 2, 64
+_SAMPLED_PROMPTS, _SAMPLED_NEW = 8, 4
+WAYS = ("none", "bf16", "w4")
+
+
+def options(way: str) -> Json:
+    """The plugin's options of a way."""
+    form, _, count = way.partition(":")
+    return {"draft": "bf16" if form == "none" else form, "draft_vocab": int(count or 0)}
+
+
+def start(checkpoint: Path, way: str, seed: int) -> Any:
+    """The engine in this process, with the plugin, which vLLM loads by its entry point."""
+    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    from vllm import LLM
+
+    speculation: Json = {}
+    if way != "none":
+        speculation = {"speculative_config": {"method": "mtp", "num_speculative_tokens": DRAFTS}}
+    return LLM(
+        model=str(checkpoint),
+        dtype="bfloat16",
+        seed=seed,
+        max_model_len=1024,
+        max_num_seqs=128,
+        enforce_eager=True,
+        enable_prefix_caching=False,  # needs Triton for this architecture
+        disable_log_stats=False,
+        limit_mm_per_prompt={"image": 0, "video": 0},
+        additional_config={"qwen36": options(way)},
+        **speculation,
+    )
+
+
+def greedy(llm: Any, given: dict[str, list[list[int]]], *, drafts: bool) -> Json:
+    """Tokens by domain, and the counters of speculation."""
+    from vllm import SamplingParams
+
+    sampling = SamplingParams(temperature=0.0, max_tokens=_NEW, ignore_eos=True)
+    found: Json = {}
+    before = _counters(llm) if drafts else []
+    for domain, rows in given.items():
+        outputs = llm.generate([{"prompt_token_ids": ids} for ids in rows], sampling, use_tqdm=False)
+        found[domain] = {"tokens": [list(output.outputs[0].token_ids) for output in outputs]}
+        if drafts:
+            after = _counters(llm)
+            steps, *accepted = (b - a for a, b in zip(before, after, strict=True))
+            before = after
+            found[domain] |= {"steps": steps, "accepted": accepted}
+    return found
+
+
+def sampled(llm: Any, given: dict[str, list[list[int]]], samples: int) -> dict[str, list[list[int]]]:
+    """Of each of a few prompts the first tokens of many draws at temperature 1."""
+    from vllm import SamplingParams
+
+    few = {domain: rows[0] for domain, rows in list(given.items())[:: max(1, len(given) // _SAMPLED_PROMPTS)]}
+    each = -(-samples // len(few))
+    sampling = SamplingParams(temperature=1.0, max_tokens=_SAMPLED_NEW, ignore_eos=True)
+    found = {}
+    for domain, ids in few.items():
+        outputs = llm.generate([{"prompt_token_ids": ids}] * each, sampling, use_tqdm=False)
+        found[domain] = [list(output.outputs[0].token_ids) for output in outputs]
+    return found
+
+
+def run(checkpoint: Path, way: str, samples: int, seed: int) -> Json:
+    """All figures of one way."""
+    from transformers import AutoTokenizer
+
+    from gptq_hybrid.evaluate._environment import environment
+
+    given = prompts(AutoTokenizer.from_pretrained(checkpoint))
+    llm = start(checkpoint, way, seed)
+    found: Json = {"environment": environment("cpu"), "options": options(way)}
+    found["greedy"] = greedy(llm, given, drafts=way != "none")
+    print(f"{way}: greedy done", flush=True)
+    found["sampled"] = sampled(llm, given, samples) if samples else {}
+    return found
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--ways", nargs="+", default=list(WAYS))
+    parser.add_argument(
+        "--samples", type=int, default=20000, help="draws of all prompts together; 0 for none"
+    )
+    parser.add_argument("--one", help="this way only, in this process")
+    args = parser.parse_args()
+    if args.one:
+        # Another seed for each way: with the same noise two ways would agree better than chance.
+        found = run(args.checkpoint, args.one, args.samples, seed=1 + sum(args.one.encode()))
+        result = load(args.out) or {"runs": {}}
+        result["runs"][args.one] = found
+        save(args.out, result)
+        return
+    failed = []
+    for way in args.ways:
+        command = [sys.executable, "-m", "bench.drafts.acceptance", *sys.argv[1:], "--one", way]
+        if subprocess.run(command, check=False).returncode:
+            failed.append(way)
+    result = load(args.out)
+    if result:
+        from bench.drafts.acceptance_tables import report
+
+        print(report(result))
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

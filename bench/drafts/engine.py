@@ -1,0 +1,265 @@
+"""What drafts cost a decode step of the 27B: none, vLLM's own, and the plugin's. One GPU.
+
+    python -m bench.drafts.engine OUT.json [--layers 16] [--variants none stock w4 w4:32768] [--seconds 580]
+
+The 27B with so many of its layers, made-up weights, W4A16 by Marlin (Machete is turned off, so a Hopper card runs
+what an Ada card would), compiled, CUDA graphs, two MTP drafts a step. Every variant is a process of its own:
+
+    none, none-4, stock      vLLM alone: without MTP, the same with 4 layers, and with MTP
+    w4, fp8, w4:32768, …     the plugin's drafts: form of their weights, and after a colon the tokens drafted from
+
+What drafts cost is a variant less `none`; what 64 layers would add to each follows from `none` and `none-4`.
+Made-up heads agree on next to nothing, and steps are counted by vLLM's own metrics. OUT.json is written after each
+variant; variants already in it with the same settings are kept unless named in --variants.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bench.act_order.engine import call_variant, generate, prompts
+from bench.act_order.results import Json, load, save
+from bench.drafts.acceptance import DRAFTS, options
+from bench.gpu_time import kernel_ms
+from bench.mini.engine import _counters
+
+VARIANTS = ("none", "none-4", "stock", "w4", "fp8", "bf16:32768", "w4:32768", "fp8:32768")
+_USUAL = ("none", "none-4", "stock", "w4", "w4:32768")
+_BATCHES, _NEW, _TINY_NEW = (1, 16), 128, 8
+_MODULE = "bench.drafts.engine"
+# vLLM alone.
+_PLAIN = ("none", "none-4", "stock")
+_WITHOUT = ("none", "none-4")
+
+
+def start(variant: str, args: argparse.Namespace, folder: Path) -> Any:
+    """The engine in this process."""
+    import torch
+    from vllm import LLM
+
+    from bench.prefill.engine_dummy import write_checkpoint
+
+    layers = 4 if variant == "none-4" else args.layers
+    checkpoint = write_checkpoint(folder / "checkpoint", layers, quantized=True, tiny=args.tiny)
+    extra: dict[str, Any] = {}
+    if torch.cuda.is_available():
+        extra = {
+            "gpu_memory_utilization": args.memory,
+            "attention_backend": args.attention,
+            "gdn_prefill_backend": "triton",
+            # Of a step: a row a request, or with drafts three.
+            "compilation_config": {"cudagraph_capture_sizes": [1, 2, 3, 16, 48]},
+        }
+    if args.tiny:
+        extra["enforce_eager"] = True
+    if variant not in _WITHOUT:
+        extra["speculative_config"] = {"method": "mtp", "num_speculative_tokens": DRAFTS}
+    # The variant is in vLLM's key of compiled graphs.
+    additional: Json = {"drafts_bench": variant}
+    if variant not in _PLAIN:
+        additional["qwen36"] = {**options(variant), "prefill": "off"}
+    return LLM(
+        model=str(checkpoint),
+        load_format="dummy",
+        skip_tokenizer_init=True,
+        dtype="bfloat16",
+        max_model_len=2048,
+        max_num_seqs=_BATCHES[-1],
+        max_num_batched_tokens=2048,
+        enable_prefix_caching=False,
+        # The host's share of a step then adds to the card's rather than hiding part of it.
+        async_scheduling=False,
+        disable_log_stats=False,
+        limit_mm_per_prompt={"image": 0, "video": 0},
+        additional_config=additional,
+        **extra,
+    )
+
+
+def set_up(variant: str) -> list[Any]:
+    """Environment and plugin, before the engine is made; returns a list that gets the target model."""
+    os.environ |= {"VLLM_PLUGINS": "", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
+    os.environ["VLLM_DISABLED_KERNELS"] = "MacheteLinearKernel"
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    import torch
+
+    from bench.prefill.engine_dummy import fill_on_load
+
+    if variant not in _PLAIN:
+        import vllm_qwen36_plugin
+
+        vllm_qwen36_plugin.register()
+        _list_of_any_tokens()
+    if not torch.cuda.is_available():
+        import vllm_qwen36_plugin.cpu_int4.models
+    return fill_on_load()
+
+
+def _list_of_any_tokens() -> None:
+    """There is no tokenizer, nor a token that is likelier than others."""
+    from gptq_hybrid.checkpoint import DraftVocab
+    from vllm_qwen36_plugin.drafts import model
+
+    def any_tokens(vllm_config: Any, settings: Any) -> DraftVocab | None:
+        if not settings.vocabulary:
+            return None
+        size = vllm_config.model_config.hf_text_config.vocab_size
+        return DraftVocab("0" * 64, size, tuple(range(0, size, 7)), {}, {})
+
+    model.list_for = any_tokens
+
+
+def measure(llm: Any, variant: str, args: argparse.Namespace) -> Json:
+    """By batch: milliseconds a step on the clock and of kernels, and the share of drafts accepted."""
+    vocabulary = llm.llm_engine.vllm_config.model_config.hf_text_config.vocab_size
+    new = _TINY_NEW if args.tiny else _NEW
+    found: Json = {}
+    gc.collect()
+    gc.freeze()
+    for batch in _BATCHES:
+        given = prompts(batch, vocabulary)
+        one, many = partial(generate, llm, given, 1), partial(generate, llm, given, 1 + new)
+        many()
+        before = [] if variant in _WITHOUT else _counters(llm)
+        many()
+        counted = [(b - a) / batch for a, b in zip(before, _counters(llm) if before else [], strict=True)]
+        count = counted[0] if counted else float(new)
+        clock = []
+        for _ in range(args.repeats):
+            short = one()[0]
+            clock.append(round((many()[0] - short) / count * 1e3, 4))
+        short_ms, long_ms = kernel_ms(one), kernel_ms(many)
+        each = {k: (long_ms.get(k, 0.0) - short_ms.get(k, 0.0)) / count for k in short_ms | long_ms}
+        kernels = {k: round(each[k], 5) for k in sorted(each, key=lambda k: -each[k])[:32]}
+        found[str(batch)] = {
+            "ms": clock,
+            "steps": count,
+            "accepted": counted[1:],
+            "gpu_ms": round(sum(each.values()), 5) if each else None,
+            "kernels": kernels,
+        }
+        print(
+            f"{variant}, batch {batch}: {count:.1f} steps, ms a step: {' '.join(map(str, clock))}; "
+            f"kernels {found[str(batch)]['gpu_ms']}",
+            flush=True,
+        )
+    return found
+
+
+def bandwidth() -> float | None:
+    """Bytes a second that the card reads and writes when it copies 1 GiB; None without a GPU."""
+    import torch
+    from triton.testing import do_bench
+
+    if not torch.cuda.is_available():
+        return None
+    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    milliseconds: float = do_bench(lambda: target.copy_(source))
+    return 2 * source.numel() / milliseconds * 1e3
+
+
+def run(variant: str, args: argparse.Namespace, folder: Path) -> Json:
+    """Start, count, time one variant."""
+    set_up(variant)
+    from bench.prefill.engine_facts import engine_facts, environment
+
+    begin = time.perf_counter()
+    llm = start(variant, args, folder)
+    started = time.perf_counter() - begin
+    print(f"{variant}: started in {started:.0f} s", flush=True)
+    facts: Json = {}
+    import torch
+
+    if torch.cuda.is_available():
+        facts = engine_facts(llm, {})
+    return {
+        "environment": environment(),
+        "start_seconds": round(started, 1),
+        "bandwidth": bandwidth(),
+        **facts,
+        "steps": measure(llm, variant, args),
+    }
+
+
+def settings(args: argparse.Namespace) -> Json:
+    """What runs must share to be compared."""
+    return {
+        "layers": args.layers,
+        "tiny": args.tiny,
+        "attention": args.attention,
+        "memory": args.memory,
+        "drafts": DRAFTS,
+    }
+
+
+def merge(path: Path, settings_: Json, variant: str, found: Json) -> None:
+    """Add one run to the file; runs with other settings in it go."""
+    before = load(path)
+    runs = before["runs"] if before and before["settings"] == settings_ else {}
+    merged = {**runs, variant: found}
+    ordered = {name: merged[name] for name in VARIANTS if name in merged}
+    save(path, {"settings": settings_, "runs": ordered})
+
+
+def drive(args: argparse.Namespace, argv: list[str]) -> dict[str, str]:
+    """All variants one after another; by variant, why it failed."""
+    begin, failed = time.monotonic(), {}
+    before = load(args.out)
+    if before:  # A run that fails now must not look like one that was made.
+        before["runs"] = {name: run for name, run in before["runs"].items() if name not in args.variants}
+        save(args.out, before)
+    for variant in args.variants:
+        left = args.seconds - (time.monotonic() - begin)
+        print(f"--- {variant}, {left:.0f} s left", flush=True)
+        reason = call_variant(variant, argv, left, _MODULE) if left > 10 else "no time left"
+        if reason:
+            failed[variant] = reason
+            print(f"{variant}: {reason}", flush=True)
+    return failed
+
+
+def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--layers", type=int, default=64)
+    parser.add_argument("--variants", nargs="+", default=list(_USUAL), choices=VARIANTS)
+    parser.add_argument("--seconds", type=float, default=580, help="for all variants together")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--attention", default="TRITON_ATTN")
+    parser.add_argument("--memory", type=float, default=0.85, help="share of the card's memory")
+    parser.add_argument("--tiny", action="store_true", help="a small model, eager: to try this out on a CPU")
+    parser.add_argument("--one", choices=VARIANTS, help="this variant only, in this process")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Command line."""
+    args = parsed()
+    if args.one:
+        with tempfile.TemporaryDirectory() as folder:
+            merge(args.out, settings(args), args.one, run(args.one, args, Path(folder)))
+        return
+    failed = drive(args, sys.argv[1:])
+    result = load(args.out)
+    if result and result["runs"]:
+        from bench.drafts.engine_tables import report
+
+        print(report(result), flush=True)
+    if failed:
+        sys.exit(", ".join(f"{variant}: {reason}" for variant, reason in failed.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""What vLLM keeps compiled graphs under knows nothing of kernels and linear methods that a plugin chooses."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+# In additional_config, which is part of that key.
+SALT = "qwen36_graphs"
+
+
+def enter_salt(vllm_config: Any, feature: str, choice: str) -> None:
+    """Enter what a feature will do, and the plugin's version, into that key."""
+    config = vllm_config.additional_config
+    if isinstance(config, dict):
+        found = config.get(SALT)
+        config[SALT] = {**(found if isinstance(found, dict) else {}), "version": _version(), feature: choice}
+
+
+def _version() -> str:
+    try:
+        return version("vllm-qwen36-plugin")
+    except PackageNotFoundError:  # run from a checkout that is on the path alone
+        return "not installed"

@@ -1,0 +1,128 @@
+"""Linear methods for layers that load their weight dense and are quantized once it is there.
+
+They take the place of vLLM's ``UnquantizedLinearMethod`` on a layer that has its parameters already, so that
+loading, fused shards and tensor parallelism are vLLM's own, and so is the check of what was loaded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
+
+from vllm_qwen36_plugin.compat import scaled_mm
+from vllm_qwen36_plugin.compat.act_order import stock_gptq
+
+from .rounding import quantize_w4
+from .settings import Form
+
+_GROUPS = (128, 64, 32)
+# Largest finite e4m3.
+_FP8_MOST = 448.0
+# At a time: float32 of all rows of an output head would be 5 GB.
+_ROWS = 1 << 13
+
+
+class W4OnLoad(QuantizeMethodBase):  # type: ignore[misc]
+    """``layer.weight`` ``[n, k]`` becomes a symmetric W4 linear of vLLM's GPTQ method and the kernel it picks."""
+
+    def __init__(self, weight: torch.Tensor, group_size: int) -> None:
+        """Choose the kernel, as it is done where a model is built; parameters lie beside the layer until loaded."""
+        config, method = stock_gptq()
+        self.group_size = group_size
+        self.inner = method(
+            config(
+                weight_bits=4,
+                group_size=group_size,
+                desc_act=False,
+                is_sym=True,
+                lm_head_quantized=False,
+                dynamic={},
+                full_config={},
+            )
+        )
+        n, k = weight.shape
+        self._packed = torch.nn.Module()
+        with torch.device(weight.device):
+            self.inner.create_weights(self._packed, k, [n], k, n, weight.dtype, weight_loader=_never)
+
+    def create_weights(self, layer: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
+        """Not called: the layer has its weight."""
+        raise NotImplementedError("the layer is built by vLLM's own method")
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        """Quantize, free the dense weight, have vLLM's kernel repack.
+
+        Raises:
+            ValueError: a weight that is not finite.
+        """
+        if "weight" not in layer._parameters:
+            return  # done before
+        qweight, scales = quantize_w4(layer.weight.data, self.group_size)
+        del layer.weight
+        for name, parameter in self._packed.named_parameters():
+            layer.register_parameter(name, parameter)
+        layer.qweight.data, layer.scales.data = qweight, scales
+        # GPTQ stores a zero point less one, and symmetric ones are not read.
+        layer.qzeros.data.fill_(0x77777777)
+        self._packed = torch.nn.Module()
+        self.inner.process_weights_after_loading(layer)
+
+    def apply(
+        self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """``x`` ``[..., k]``: ``[..., n]``."""
+        out: torch.Tensor = self.inner.apply(layer, x, bias)
+        return out
+
+
+class Fp8OnLoad(QuantizeMethodBase):  # type: ignore[misc]
+    """``layer.weight`` becomes e4m3 with a scale a row, and each row of the input is quantized by itself."""
+
+    def create_weights(self, layer: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
+        """Not called: the layer has its weight."""
+        raise NotImplementedError("the layer is built by vLLM's own method")
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        """Quantize in place of the dense weight."""
+        weight = layer.weight.data
+        if weight.dtype == torch.float8_e4m3fn:
+            return
+        values = torch.empty(weight.shape, dtype=torch.float8_e4m3fn, device=weight.device)
+        scales = torch.empty(len(weight), 1, dtype=torch.float32, device=weight.device)
+        for first in range(0, len(weight), _ROWS):
+            part = slice(first, first + _ROWS)
+            dense = weight[part].float()
+            scales[part] = (dense.abs().amax(dim=1, keepdim=True) / _FP8_MOST).clamp(min=2.0**-100)
+            values[part] = (dense / scales[part]).to(torch.float8_e4m3fn)
+        layer.weight = torch.nn.Parameter(values, requires_grad=False)
+        layer.register_buffer("weight_scale", scales)
+
+    def apply(
+        self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """``x`` ``[..., k]``: ``[..., n]``, in the dtype of ``x``."""
+        rows, scales = scaled_mm.quantize_rows(x.reshape(-1, x.shape[-1]))
+        out = torch.empty(len(rows), len(layer.weight), dtype=x.dtype, device=x.device)
+        scaled_mm.multiply(out, rows, layer.weight.t(), scales, layer.weight_scale)
+        if bias is not None:
+            out += bias
+        return out.reshape(*x.shape[:-1], out.shape[-1])
+
+
+def on_load(weight: torch.Tensor, form: Form) -> QuantizeMethodBase | None:
+    """The method for a layer with this weight, ``[n, k]``; None where it stays dense.
+
+    A weight whose k is made of no groups that vLLM's kernels know stays dense in W4.
+    """
+    if form == "fp8":
+        return Fp8OnLoad() if not (weight.shape[0] % 16 or weight.shape[1] % 16) else None
+    if form == "bf16":
+        return None
+    size = next((size for size in _GROUPS if weight.shape[1] % size == 0), None)
+    return None if size is None or weight.shape[0] % 64 else W4OnLoad(weight, size)
+
+
+def _never(*_: Any, **__: Any) -> None:
+    raise RuntimeError("a weight made here is not loaded from a file")

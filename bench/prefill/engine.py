@@ -22,14 +22,13 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from bench.act_order.engine import call_variant
 from bench.act_order.results import Json, load
 from bench.prefill import engine_timing as timing
 from bench.prefill.engine_dummy import fill_on_load, write_checkpoint
@@ -205,20 +204,6 @@ def settings(args: argparse.Namespace) -> Json:
     }
 
 
-def call_variant(variant: str, argv: list[str], seconds: float) -> str | None:
-    """Run one variant in a process of its own; why it failed, or None."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bench.prefill.engine", *argv, "--one", variant], start_new_session=True
-    )
-    try:
-        code = process.wait(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        return f"cut off after {seconds:.0f} s"
-    return f"exit code {code}" if code else None
-
-
 def drive(args: argparse.Namespace, argv: list[str]) -> dict[str, str]:
     """All variants one after another; by variant, why it failed."""
     begin, failed = time.monotonic(), {}
@@ -226,7 +211,7 @@ def drive(args: argparse.Namespace, argv: list[str]) -> dict[str, str]:
     for variant in args.variants:
         left = args.seconds - (time.monotonic() - begin)
         print(f"--- {variant}, {left:.0f} s left", flush=True)
-        reason = call_variant(variant, argv, left) if left > 10 else "no time left"
+        reason = call_variant(variant, argv, left, "bench.prefill.engine") if left > 10 else "no time left"
         if reason:
             failed[variant] = reason
             print(f"{variant}: {reason}", flush=True)

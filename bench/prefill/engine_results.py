@@ -79,6 +79,12 @@ def step_ms(run: Json, batch: str) -> float | None:
     return median(times) if times else None
 
 
+def kernels_ms(run: Json, batch: str) -> float | None:
+    """Milliseconds of kernels in a decode step; None where they were not taken."""
+    found: float | None = run.get("step_gpu_ms", {}).get(batch, {}).get("total")
+    return found
+
+
 def kv_given_up(result: Json, variant: str) -> int | None:
     """Bytes of KV cache that a plugin's process has less than the same without it; None if not comparable."""
     base = WITHOUT.get(variant)

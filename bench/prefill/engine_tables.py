@@ -19,6 +19,7 @@ from bench.prefill.engine_results import (
     cases,
     columns,
     comparable,
+    kernels_ms,
     kv_given_up,
     step_ms,
     ttft_ms,
@@ -127,7 +128,7 @@ def left_to_stock(result: Json) -> list[str]:
 
 
 def step_table(result: Json) -> str:
-    """Milliseconds a decode step of each process, and the plugin's over those without it."""
+    """Milliseconds a decode step of each process: on the clock, host included, and of its kernels; ratios."""
     runs = {name: run for name, run in result["runs"].items() if run.get("step_ms")}
     if not runs:
         return "No decode steps yet."
@@ -138,14 +139,22 @@ def step_table(result: Json) -> str:
         for batch in batches:
             times, base = run["step_ms"].get(batch), WITHOUT.get(name, "")
             cells.append("" if not times else f"{step_ms(run, batch):.3f} ({max(times) - min(times):.3f})")
-            against = step_ms(runs[base], batch) if base in runs and comparable(result, name, base) else None
-            own = step_ms(run, batch)
+            own = kernels_ms(run, batch)
+            cells.append(_number(own, ".3f"))
+            fair = base in runs and comparable(result, name, base)
+            against = kernels_ms(runs[base], batch) if fair else None
+            if fair and (own is None or against is None):
+                own, against = step_ms(run, batch), step_ms(runs[base], batch)
             cells.append("" if own is None or against is None else f"{own / against:.4f}")
         rows.append(cells)
     header = ["process"]
     for batch in batches:
-        header += [f"batch {batch}: ms a step (range)", "over the same kernel without the plugin"]
-    return _noted(table(header, rows), environments(result))
+        header += [
+            f"batch {batch}: ms a step (range)",
+            "of kernels",
+            "over the same kernel without the plugin",
+        ]
+    return _noted(table(header, rows), environments(result), "ratios by kernels where those were taken")
 
 
 def memory_table(result: Json) -> str:

@@ -174,8 +174,16 @@ def test_tables_name_cards_runs_that_were_cut_off_and_problems(result: dict[str,
 def test_decode_steps_are_held_against_the_same_kernel_without_the_plugin(result: dict[str, Any]) -> None:
     result["runs"]["stock"]["step_ms"]["1"] = [10.0]
     found = cells(engine_tables.step_table(result))
-    assert found[2] == ["plugin", "12.000 (3.000)", "1.2000", "18.000 (0.000)", "1.0000"]
-    assert [row[2] for row in found[3:]] == ["", "", ""]
+    assert found[2] == ["plugin", "12.000 (3.000)", "", "1.2000", "18.000 (0.000)", "", "1.0000"]
+    assert [row[3] for row in found[3:]] == ["", "", ""]
+
+
+def test_decode_steps_are_held_by_their_kernels_where_both_were_taken(result: dict[str, Any]) -> None:
+    runs = result["runs"]
+    runs["plugin"]["step_gpu_ms"] = {"1": {"total": 9.18}}
+    assert cells(engine_tables.step_table(result))[2][2:4] != ["9.180", "1.0200"]
+    runs["stock"]["step_gpu_ms"] = {"1": {"total": 9.0}}
+    assert cells(engine_tables.step_table(result))[2][2:4] == ["9.180", "1.0200"]
 
 
 def test_load_table_counts_requests_alike_and_memory_that_grew(result: dict[str, Any]) -> None:

@@ -27,12 +27,12 @@ class _Lines(logging.Handler):
 
 @pytest.fixture
 def shown() -> Iterator[Shown]:
-    """What the plugin logged so far, a line each; the same whether vLLM has configured logging or not."""
+    """What a user was shown so far, a line each; the same whether vLLM has configured logging or not."""
     from vllm_qwen36_plugin._log import logger
 
     handler, level = _Lines(), logger.level
     logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG)
+    logger.setLevel(logging.INFO)
     yield lambda: "\n".join(handler.lines)
     logger.removeHandler(handler)
     logger.setLevel(level)

@@ -29,7 +29,7 @@ def fp8_here() -> bool:
     return capability() >= (8, 9)
 
 
-@dataclass
+@dataclass(eq=False)
 class Loaded:
     """A linear after vLLM's method has processed it, and what was loaded: int32 words, scales."""
 

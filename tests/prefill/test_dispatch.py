@@ -167,8 +167,74 @@ def test_the_op_keeps_torchs_rules_for_ops(exact: Path) -> None:
     assert exact.calls
 
 
-def test_asking_for_the_op_twice_registers_it_once() -> None:
+def plain_layer(seed: int = 0) -> tuple[Layer, Any]:
+    """A layer whose words come first, and what it returns by the op that takes them and the scales alone."""
+    layer, op = Layer(seed), dispatch.plain_op()
+
+    def forward(x: torch.Tensor, fp8: torch.Tensor | None = None) -> torch.Tensor:
+        return op(x, layer.words, layer.scales, fp8, SHAPE.key, SHAPE.n)
+
+    return layer, forward
+
+
+def entered_plain(layer: Layer, **entry: Any) -> dispatch.Linear:
+    linear = dispatch.Linear(
+        SHAPE, DenseKernel(SHAPE), ("words", "scales"), 0, 1, weakref.ref(layer), **entry
+    )
+    return dispatch.put(linear)
+
+
+def test_words_and_scales_alone_have_an_op_without_a_list() -> None:
+    layer = Layer()
+    assert entered_plain(layer).plain
+    assert not entered(layer).plain  # scales first
+    names = ("words", "scales", "g_idx")
+    assert not dispatch.Linear(SHAPE, None, names, 0, 1, weakref.ref(layer)).plain
+
+
+def test_the_plain_op_goes_the_same_ways_and_counts_them(exact: Path, fp8: Path) -> None:
+    layer, forward = plain_layer()
+    linear = entered_plain(layer, starts=Starts(64, 128), order=("fp8", "exact"))
+    told: list[int] = []
+    dispatch.at_next_call(lambda: told.append(1))
+    scales = torch.ones(2, SHAPE.n)
+    wide = torch.cat([rows(200), rows(200, 1)], dim=1)
+    for count in (63, 64, 200):
+        x = wide[:count, : SHAPE.k]
+        assert torch.equal(forward(x, scales), x @ layer.dense.t())
+    assert linear.served == {"stock": 1, "exact": 1, "fp8": 1}
+    assert (linear.kernel.calls, exact.calls, fp8.calls) == ([63], [64], [200])
+    assert fp8.weights[0].fp8.data_ptr() == scales.data_ptr()
+    assert exact.weights[0].words.data_ptr() == layer.words.data_ptr()
+    assert told == [1]
+
+
+def test_the_plain_op_is_one_graph_too_and_keeps_torchs_rules(exact: Path) -> None:
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    layer, forward = plain_layer()
+    linear = entered_plain(layer, starts=Starts(64), order=("exact",))
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(forward, backend=counter, fullgraph=True, dynamic=True)
+    for count in (5, 64, 63, 300):
+        x = rows(count)
+        assert torch.equal(compiled(x), x @ layer.dense.t())
+    assert counter.frame_count == 1
+    assert linear.served == {"stock": 2, "exact": 2}
+    for x in (rows(3), rows(70)):
+        arguments = (x, layer.words.data, layer.scales, None, SHAPE.key, SHAPE.n)
+        torch.library.opcheck(
+            torch.ops.qwen36.w4a16_plain.default,
+            arguments,
+            test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
+        )
+
+
+def test_asking_for_an_op_twice_registers_it_once() -> None:
     assert dispatch.op() is dispatch.op()
+    assert dispatch.plain_op() is dispatch.plain_op()
+    assert dispatch.plain_op() is not dispatch.op()
 
 
 def test_a_bias_goes_to_the_stock_kernel_which_permutes_it(exact: Path) -> None:
@@ -226,6 +292,32 @@ def test_an_entry_keeps_no_model_alive() -> None:
     linear.kernel = Nosy(SHAPE)
     with pytest.raises(AttributeError, match="input_global_scale"):
         linear.stock(rows(3), tensors)
+
+
+def test_a_parameter_that_holds_its_layer_is_asked_for_again() -> None:
+    """As vLLM's do; a stock kernel may look at zero points that symmetric weights do not have."""
+    layer = Layer()
+    layer.zero_points = torch.nn.Parameter(torch.empty(0), requires_grad=False)
+    layer.zero_points.weight_loader = layer.forward
+
+    class Looking(DenseKernel):
+        def apply_weights(
+            self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None
+        ) -> torch.Tensor:
+            self.seen = (layer.zero_points, layer.seed)
+            return super().apply_weights(layer, x, bias)
+
+    kernel = Looking(SHAPE)
+    linear = entered(layer, kernel=kernel)
+    for _ in range(2):
+        layer(rows(3))
+        assert kernel.seen == (layer.zero_points, 0)
+    assert linear.rest == {"seed": 0}
+    kernel.seen, kernel.layers = (None, None), []
+    gone = weakref.ref(layer)
+    del layer
+    gc.collect()
+    assert gone() is None
 
 
 def test_tensors_that_do_not_match_their_names_are_an_error() -> None:

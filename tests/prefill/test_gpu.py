@@ -27,16 +27,11 @@ from vllm_qwen36_plugin.prefill import measure, paths, prepare, scratch  # noqa:
 from vllm_qwen36_plugin.prefill.kernel import FP8_SCALES, RowDispatchKernel  # noqa: E402
 from vllm_qwen36_plugin.prefill.profile import Starts, cached, read  # noqa: E402
 
-from . import real_gpu  # noqa: E402
+from . import real_gpu, warm  # noqa: E402
 from .real_gpu import Loaded, Server, fp8_here  # noqa: E402
+from .warm import EVERY, STOCK  # noqa: E402
 
 Shown = Callable[[], str]
-STOCK = ("marlin", "machete")
-GROUPS = {"marlin": (32, 64, 128, -1), "machete": (64, 128, -1)}
-EVERY = [
-    *((stock, bits, group, "bfloat16") for stock in STOCK for bits in (4, 8) for group in GROUPS[stock]),
-    *((stock, bits, 128, "float16") for stock in STOCK for bits in (4, 8)),
-]
 LARGE = {
     "qkv": (5120, 14336),
     "qkvz": (5120, 16384),
@@ -48,6 +43,12 @@ ROWS = (1, 17, 129, 1000, 4096)
 
 
 Serve = Callable[..., Server]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    """Each kernel before the first test: one process alone takes three minutes for them."""
+    warm.all_at_once()
 
 
 @pytest.fixture
@@ -210,6 +211,31 @@ def test_a_repacked_weight_with_one_wrong_bit_keeps_the_stock_kernel(
     assert "does not unpack to the checkpoint's numbers" in line
     assert loaded(rows_of(300, loaded)).shape == (300, 256)
     assert loaded.entry.served == {"stock": 1}
+
+
+@pytest.mark.parametrize("stock", STOCK)
+def test_the_stock_kernels_op_is_called_straight_for_every_layer_of_a_shape(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, stock: str
+) -> None:
+    """Bit for bit what vLLM's Python makes of it, without that Python."""
+    server = serve(prefill="exact")
+    first, second = (server.load(1024, 640, stock) for _ in range(2))
+    entry = first.entry
+    assert entry.replay is not None
+    assert entry.plain
+    entry.order = ()
+    xs = [rows_of(count, first) for count in (1, 17, 64, 65, 300, 1000)]
+    tensors = {one: [getattr(one.layer, name) for name in one.method.kernel.names] for one in (first, second)}
+    wanted = {one: [entry.by_vllm(x, tensors[one]) for x in xs] for one in (first, second)}
+
+    def not_called(*_: Any, **__: Any) -> None:
+        raise AssertionError("through vLLM's Python")
+
+    monkeypatch.setattr(type(entry.kernel), "apply_weights", not_called)
+    for one in (first, second):
+        for x, expected in zip(xs, wanted[one], strict=True):
+            assert same(one(x), expected), len(x)
+    assert not torch.equal(wanted[first][0], wanted[second][0])
 
 
 # Rows.

@@ -100,6 +100,18 @@ def test_an_order_of_the_input_is_not_the_kernels_business(serving: Serving, sto
         assert torch.equal(layer(rows(3)), rows(3) @ layer.dense.t())
 
 
+def test_groups_in_order_need_no_g_idx_though_a_layer_may_have_one(serving: Serving, stock_is: Any) -> None:
+    """Up to vLLM 0.29 it is there, and Machete leaves it there."""
+    with serving():
+        layer = Layer(SHAPE)
+        layer.g_idx = torch.nn.Parameter(torch.arange(SHAPE.k, dtype=torch.int32), requires_grad=False)
+        layer.kernel.w_gidx_name = "g_idx"
+        layer.load(1)
+    assert layer.kernel.names == ["qweight", "scales"]
+    assert entry(layer).plain
+    assert torch.equal(layer(rows(3)), rows(3) @ layer.dense.t())
+
+
 def test_layers_of_a_shape_are_tested_and_measured_once_and_each_keeps_its_weight(
     serving: Serving, stock_is: Any, gpu: FakeGpu
 ) -> None:
@@ -136,6 +148,29 @@ def test_compiled_without_a_graph_break_and_once_for_all_numbers_of_rows(
         linear.starts = Starts()
     assert torch.equal(compiled(rows(300)), layers(rows(300)))
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_graph_calls_the_cheaper_op_wherever_there_is_no_bias(
+    serving: Serving, stock_is: Any, bias: bool
+) -> None:
+    with serving(prefill="fp8"):
+        layer = Layer(SHAPE, bias=bias).load()
+    graphs: list[Any] = []
+
+    def keep(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    torch.compile(layer, backend=keep, fullgraph=True, dynamic=True)(rows(70))
+    (graph,) = graphs
+    calls = [node for node in graph.graph.nodes if node.op == "call_function"]
+    (call,) = [node for node in calls if "w4a16" in str(node.target)]
+    assert ("w4a16_plain" in str(call.target)) is not bias
+    constants = [argument for argument in call.args if isinstance(argument, (int, str))]
+    assert constants == [SHAPE.key, SHAPE.n]
+    assert not [node for node in calls if "reshape" in str(node.target)]
 
 
 def test_compiled_where_the_kernel_is_no_part_of_a_module_too(serving: Serving, stock_is: Any) -> None:

@@ -1,8 +1,13 @@
-"""The custom op behind every W4A16 linear, and the table it looks its way up in.
+"""The custom ops behind every W4A16 linear, and the table they look their way up in.
 
 torch.compile traces a Python ``if rows > …`` once, for the rows of the profile run, and vLLM drops the guard:
 so the choice is made inside an op that it cannot look into. A compiled graph holds the shape's name, and no
 number of a row: another profile needs no other graph.
+
+What an op costs the host is part of every prefill too short for a CUDA graph and too small to keep the GPU busy.
+Two ops, then: ``w4a16_linear`` for whatever a stock kernel reads, and ``w4a16_plain`` for words and scales alone,
+which nearly every linear has. Torch takes a microsecond less to hand over fewer arguments and no list (of 4.5;
+`bench/prefill/host.py`).
 """
 
 from __future__ import annotations
@@ -17,9 +22,10 @@ import torch
 
 from .paths import Weight, exact, fp8
 from .profile import PathName, Starts
+from .replay import Replay, Template
 from .shape import Shape
 
-NAMESPACE, OP = "qwen36", "w4a16_linear"
+NAMESPACE, OP, PLAIN_OP = "qwen36", "w4a16_linear", "w4a16_plain"
 _PATHS: dict[PathName, Callable[[torch.Tensor, Weight, Shape], torch.Tensor]] = {"exact": exact, "fp8": fp8}
 # Kept: the op lives as long as its library.
 _libraries: list[Any] = []
@@ -31,7 +37,8 @@ _on_first_call: list[Callable[[], None]] = []
 class Linear:
     """All layers of one shape: the stock kernel, which of a layer's tensors it reads, and when to pass it by.
 
-    ``order``: paths to try, the one that is wanted most first; ``starts`` their rows.
+    ``order``: paths to try, the one that is wanted most first; ``starts`` their rows. ``replay``: the stock
+    kernel's own call of its op, where it is known (`replays`).
     """
 
     shape: Shape
@@ -44,6 +51,18 @@ class Linear:
     order: tuple[PathName, ...] = ()
     served: Counter[str] = field(default_factory=Counter)
     rest: dict[str, Any] = field(default_factory=dict)
+    template: Template | None = None
+    replay: Replay | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether the stock kernel reads words and scales, in the order of ``w4a16_plain``, and no other tensor."""
+        return (self.words, self.scales, len(self.names)) == (0, 1, 2)
+
+    def replays(self, template: Template | None) -> None:
+        """Have the stock kernel's op called as the template says, or by the kernel itself."""
+        self.template = template
+        self.replay = None if template is None else template.bound(self.kernel)
 
     def path_for(self, rows: int) -> PathName | None:
         """The path that takes so many rows; None for the stock kernel."""
@@ -61,8 +80,17 @@ class Linear:
         self, x: torch.Tensor, tensors: Sequence[torch.Tensor], bias: torch.Tensor | None = None
     ) -> torch.Tensor:
         """What vLLM's kernel returns for a layer with these tensors, ``[rows, n]``."""
-        stand_in = _StandIn(self, tensors)
-        return self.kernel.apply_weights(stand_in, x, bias)
+        replay = self.replay
+        # Noted with contiguous rows: a kernel can make others so first.
+        if replay is not None and bias is None and x.is_contiguous():
+            return replay(x, tensors)
+        return self.by_vllm(x, tensors, bias)
+
+    def by_vllm(
+        self, x: torch.Tensor, tensors: Sequence[torch.Tensor], bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The same by vLLM's own Python, always."""
+        return self.kernel.apply_weights(_StandIn(self, tensors), x, bias)
 
     def run(self, path: PathName, x: torch.Tensor, weight: Weight) -> torch.Tensor:
         """One path, whatever the number of rows."""
@@ -82,7 +110,10 @@ class _StandIn:
         layer = self._linear.layer()
         if layer is None:
             raise AttributeError(name)
-        found = self._linear.rest[name] = getattr(layer, name)
+        found = getattr(layer, name)
+        # vLLM's parameters hold their layer by it, and with that the model.
+        if not hasattr(found, "weight_loader"):
+            self._linear.rest[name] = found
         return found
 
 
@@ -135,6 +166,26 @@ def w4a16_linear(
     return linear.run(path, x.contiguous(), linear.weight(tensors, fp8_scales))
 
 
+def w4a16_plain(
+    x: torch.Tensor,
+    words: torch.Tensor,
+    scales: torch.Tensor,
+    fp8_scales: torch.Tensor | None,
+    key: str,
+    n: int,
+) -> torch.Tensor:
+    """The same for a `Linear.plain`, without a bias."""
+    while _on_first_call:
+        _on_first_call.pop()()
+    linear = _table[key]
+    path = linear.path_for(x.shape[0])
+    if path is None:
+        linear.served["stock"] += 1
+        return linear.stock(x, (words, scales))
+    linear.served[path] += 1
+    return linear.run(path, x.contiguous(), Weight(words, scales, fp8_scales))
+
+
 def _shape_of_result(
     x: torch.Tensor,
     tensors: list[torch.Tensor],
@@ -146,18 +197,40 @@ def _shape_of_result(
     return x.new_empty(x.shape[0], n)
 
 
+def _shape_of_plain(
+    x: torch.Tensor,
+    words: torch.Tensor,
+    scales: torch.Tensor,
+    fp8_scales: torch.Tensor | None,
+    key: str,
+    n: int,
+) -> torch.Tensor:
+    return x.new_empty(x.shape[0], n)
+
+
 def op() -> Callable[..., torch.Tensor]:
-    """The op; registered with torch when first asked for."""
-    if not hasattr(getattr(torch.ops, NAMESPACE), OP):
+    """``w4a16_linear``; registered with torch when first asked for."""
+    return _registered(OP, w4a16_linear, _shape_of_result)
+
+
+def plain_op() -> Callable[..., torch.Tensor]:
+    """``w4a16_plain``, likewise."""
+    return _registered(PLAIN_OP, w4a16_plain, _shape_of_plain)
+
+
+def _registered(
+    name: str, function: Callable[..., torch.Tensor], fake: Callable[..., torch.Tensor]
+) -> Callable[..., torch.Tensor]:
+    if not hasattr(getattr(torch.ops, NAMESPACE), name):
         from vllm.utils.torch_utils import direct_register_custom_op
 
         library = torch.library.Library(NAMESPACE, "FRAGMENT")
         direct_register_custom_op(
-            OP,
-            w4a16_linear,
-            fake_impl=_shape_of_result,
+            name,
+            function,
+            fake_impl=fake,
             target_lib=library,
             tags=(torch.Tag.needs_fixed_stride_order,),
         )
         _libraries.append(library)
-    return getattr(getattr(torch.ops, NAMESPACE), OP)  # type: ignore[no-any-return]
+    return getattr(getattr(torch.ops, NAMESPACE), name)  # type: ignore[no-any-return]

@@ -7,6 +7,7 @@ bits of 2**23's mantissa.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,9 +20,9 @@ _MAGIC = tl.constexpr(0x4B000000)
 BLOCK_K = 256
 _BLOCK_N = 64
 _WARPS = 4
-# What Triton has compiled. Its own look-up takes 60 µs a launch on the host of an H100 (Triton 3.6); a pass
-# through 64 layers launches 512 of these.
-_kernels: dict[tuple[Any, ...], Any] = {}
+# What launches a kernel that Triton has compiled. Its own look-up takes 60 µs a launch on the host of an H100
+# (Triton 3.6); a pass through 64 layers launches 512 of these.
+_launchers: dict[tuple[Any, ...], Callable[..., None]] = {}
 
 
 @triton.jit
@@ -154,19 +155,37 @@ def expand(
     """
     columns, k = out.shape
     n = scales.shape[-1]
-    marlin = layout == "marlin"
-    group = 0 if group_size in (-1, k) else group_size
-    blocks = BLOCK_K // (16 if marlin else 64)
-    arguments = (words, scales, words if inverse is None else inverse, out, k, n, first)
-    constants = (group, bits, marlin, inverse is not None, blocks, _BLOCK_N)
-    grid = (-(-k // BLOCK_K), columns // _BLOCK_N, 1)
+    # Addresses and no tensors: Triton would ask each tensor for its own, and then the driver about that.
+    given = words.data_ptr(), scales.data_ptr(), out.data_ptr()
+    read = given[0] if inverse is None else inverse.data_ptr()
     # What Triton compiles another kernel for, as far as it can differ here.
-    aligned = not any(tensor.data_ptr() % 16 for tensor in arguments[:4])
-    kind = (*constants, scales.dtype, out.dtype, out.device, aligned)
-    kernel = _kernels.get(kind)
-    if kernel is not None:
-        kernel[grid](*arguments, *constants)
+    aligned = not (given[0] | given[1] | given[2] | read) & 15
+    group = 0 if group_size in (-1, k) else group_size
+    device = out.device
+    kind = (layout, bits, group, inverse is None, scales.dtype, out.dtype, device, aligned)
+    launch = _launchers.get(kind)
+    across, along = -(-k // BLOCK_K), columns // _BLOCK_N
+    if launch is not None:
+        launch(across, along, device.index, given[0], given[1], read, given[2], k, n, first)
         return
-    found = _expand[grid](*arguments, *constants, num_warps=_WARPS)
-    if hasattr(found, "function"):
-        _kernels[kind] = found
+    marlin = layout == "marlin"
+    constants = (group, bits, marlin, inverse is not None, BLOCK_K // (16 if marlin else 64), _BLOCK_N)
+    tensors = (words, scales, words if inverse is None else inverse, out)
+    compiled = _expand[across, along, 1](*tensors, k, n, first, *constants, num_warps=_WARPS)
+    if hasattr(compiled, "function"):
+        _launchers[kind] = _launcher(compiled, constants)
+
+
+def _launcher(compiled: Any, constants: tuple[Any, ...]) -> Callable[..., None]:
+    """Launches on a device's current stream: ``(programs along k, along n, device index, *arguments)``.
+
+    Past what Triton does at each launch besides: a closure, the device, hooks of profilers, which are left out.
+    Inductor launches its kernels by the same call.
+    """
+    run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
+    stream_of = triton.runtime.driver.active.get_current_stream
+
+    def launch(across: int, along: int, device: int, *arguments: Any) -> None:
+        run(across, along, 1, stream_of(device), function, metadata, None, None, None, *arguments, *constants)
+
+    return launch

@@ -81,7 +81,8 @@ class RowDispatchKernel(MPLinearKernel):  # type: ignore[misc]
         self.has_fp8 = False
         # Not in apply_weights: torch.compile with dynamic=True makes symbols of integers, which format no string.
         self._key = self.shape.key
-        self._op = dispatch.op()
+        self._op, self._plain_op = dispatch.op(), dispatch.plain_op()
+        self._plain = False
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """The stock kernel's own; then the table's entry, and for the first layer of a shape its test and times."""
@@ -91,7 +92,9 @@ class RowDispatchKernel(MPLinearKernel):  # type: ignore[misc]
         if first:
             original = Original.of(*as_gptq(getattr(layer, self.w_q_name), getattr(layer, self.w_s_name)))
         self.stock.process_weights_after_loading(layer)
-        self.names = sorted(_tensors(layer, {"bias", FP8_SCALES, "act_order", self.w_zp_name}))
+        # vLLM from 0.30 on knows no g_idx.
+        unread = {self.w_zp_name, getattr(self, "w_gidx_name", None)}
+        self.names = sorted(_tensors(layer, {"bias", FP8_SCALES, "act_order"} | unread))
         linear = dispatch.Linear(
             self.shape,
             self.stock,
@@ -100,6 +103,7 @@ class RowDispatchKernel(MPLinearKernel):  # type: ignore[misc]
             self.names.index(self.w_s_name),
             weakref.ref(layer),
         )
+        self._plain = linear.plain
         fp8 = preparation.fp8_scales(linear, [getattr(layer, name) for name in self.names])
         self.has_fp8 = fp8 is not None
         if fp8 is not None:
@@ -109,15 +113,18 @@ class RowDispatchKernel(MPLinearKernel):  # type: ignore[misc]
     def apply_weights(
         self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        out = self._op(
-            x.reshape(-1, x.shape[-1]),
-            [getattr(layer, name) for name in self.names],
-            getattr(layer, FP8_SCALES) if self.has_fp8 else None,
-            bias,
-            self._key,
-            self.shape.n,
-        )
-        return out.reshape(*x.shape[:-1], self.shape.n)
+        # What vLLM calls has two dimensions: nothing to reshape, where nothing compiles that away.
+        rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+        fp8 = getattr(layer, FP8_SCALES) if self.has_fp8 else None
+        if self._plain and bias is None:
+            words, scales = self.names
+            out = self._plain_op(
+                rows, getattr(layer, words), getattr(layer, scales), fp8, self._key, self.shape.n
+            )
+        else:
+            tensors = [getattr(layer, name) for name in self.names]
+            out = self._op(rows, tensors, fp8, bias, self._key, self.shape.n)
+        return out if x.dim() == 2 else out.reshape(*x.shape[:-1], self.shape.n)
 
 
 def _shape(c: Any, stock: type) -> Shape:
@@ -140,7 +147,7 @@ def _for_this_model() -> bool:
 def _tensors(layer: torch.nn.Module, but: set[str | None]) -> dict[str, torch.Tensor]:
     """A layer's tensors with anything in them, by name: which of them a stock kernel reads is its own business.
 
-    Symmetric weights have no zero points, whatever is in their parameter.
+    Symmetric weights have no zero points and contiguous groups no order, whatever is in their parameters.
     """
     found = {name: value for name, value in vars(layer).items() if isinstance(value, torch.Tensor)}
     for group in (layer._parameters, layer._buffers):

@@ -30,7 +30,8 @@ from .profile import (
     shipped_for,
     write,
 )
-from .selftest import Original, problem_with
+from .replay import NotReplayable, Template
+from .selftest import Original, problem_with, problem_with_replay, replay_of
 from .settings import UNMEASURED, Settings
 from .shape import Shape
 from .shipped import shipped_profiles
@@ -97,15 +98,32 @@ class Preparation:
         before = self.seen.get(linear.shape)
         if before is not None:
             linear.starts, linear.order, linear.served = before.starts, before.order, before.served
+            linear.replays(before.template)
         elif original is not None:
             whole = linear.shape.k * linear.shape.n * tensors[linear.scales].element_size()
             scratch.reserve(tensors[linear.words].device, min(self.settings.scratch_bytes, whole))
+            linear.replays(self._template(linear, tensors))
             linear.order = self._tested(linear, original, tensors, fp8)
             linear.starts = self._starts(linear, tensors, fp8)
             if tensors[linear.words].is_cuda:
                 release_workspaces()
         self.seen[linear.shape] = dispatch.put(linear)
         dispatch.at_next_call(_say)
+
+    def _template(self, linear: dispatch.Linear, tensors: Sequence[torch.Tensor]) -> Template | None:
+        """How to call the stock kernel's op without its Python; None where that is not the same."""
+        try:
+            template = replay_of(linear, tensors)
+            problem = problem_with_replay(linear, template.bound(linear.kernel), tensors)
+        except NotReplayable as reason:
+            template, problem = None, str(reason)
+        except Exception as error:  # noqa: BLE001 - whatever it is, vLLM's own Python is there
+            template, problem = None, repr(error)
+        if problem is None:
+            return template
+        # Nothing is lost but microseconds.
+        logger.debug("vllm-qwen36-plugin: %s by vLLM's own Python: %s", linear.shape.key, problem)
+        return None
 
     def _tested(
         self,

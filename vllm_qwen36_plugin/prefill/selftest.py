@@ -1,16 +1,17 @@
-"""Each path against the weights as they were loaded, before it may serve."""
+"""Each path against the weights as they were loaded, before it may serve; and a stock kernel against its replay."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite
 
 import torch
 
 from vllm_qwen36_plugin.packed import dequantize_words
 
-from . import scratch
+from . import replay, scratch
 from .dispatch import Linear
 from .paths import unpack
 from .profile import PathName
@@ -57,9 +58,7 @@ def problem_with(
             for first in range(tile.first, tile.last, _COLUMNS):
                 expected = original.dense(first, min(_COLUMNS, tile.last - first), shape.bits)
                 part = tile.dense[first - tile.first :][: len(expected)]
-                # As integers: zero keeps its sign. A NaN is to stay one, whichever.
-                differs = part.view(torch.int16) != expected.view(torch.int16)
-                wrong = (differs & ~(part.isnan() & expected.isnan())).any(dim=1)
+                wrong = _differs(part, expected).any(dim=1)
                 if wrong.any():
                     return f"column {first + int(wrong.nonzero()[0])} does not unpack to the checkpoint's numbers"
     generator = torch.Generator(weight.words.device).manual_seed(0)
@@ -75,3 +74,39 @@ def problem_with(
         if isfinite(size) and not error <= _TOLERANCE[path] * size:
             return f"{rows} rows are off by {error:.3g}, and their root mean square is {size:.3g}"
     return None
+
+
+def replay_of(linear: Linear, tensors: Sequence[torch.Tensor]) -> replay.Template:
+    """What the stock kernel does for a layer with these tensors.
+
+    Raises:
+        NotReplayable: it is more than one call of an op.
+    """
+    dtype, device = getattr(torch, linear.shape.dtype), tensors[linear.words].device
+    rows = [torch.zeros(count, linear.shape.k, dtype=dtype, device=device) for count in replay.ROWS]
+    return replay.record(partial(linear.by_vllm, tensors=tensors), linear.kernel, tensors, rows)
+
+
+def problem_with_replay(linear: Linear, again: replay.Replay, tensors: Sequence[torch.Tensor]) -> str | None:
+    """How a replay differs from the stock kernel, for this layer or another of its shape; None if it does not."""
+    # As another layer's: nothing may be left of the one that was looked at.
+    others = [tensor.clone() for tensor in tensors]
+    others[linear.scales].neg_()
+    others[linear.words].bitwise_not_()
+    generator = torch.Generator(tensors[linear.words].device).manual_seed(0)
+    dtype = getattr(torch, linear.shape.dtype)
+    for rows in ROWS:
+        x = torch.randn(
+            rows, linear.shape.k, dtype=dtype, device=tensors[linear.words].device, generator=generator
+        )
+        for given in (tensors, others):
+            found, expected = again(x, given), linear.by_vllm(x, given)
+            if found.shape != expected.shape or _differs(found, expected).any():
+                return f"{rows} rows are not what vLLM's Python makes of them"
+    return None
+
+
+def _differs(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """Where two of one 16-bit type do. As integers: zero keeps its sign. A NaN is to stay one, whichever."""
+    differs = found.view(torch.int16) != expected.view(torch.int16)
+    return differs & ~(found.isnan() & expected.isnan())

@@ -1,0 +1,39 @@
+"""`bench.prefill.host` on a CPU, in a process of its own: it puts stand-ins where Triton and vLLM's op would be."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
+pytest.importorskip("vllm")
+
+pytestmark = pytest.mark.engine  # no engine, but vLLM is imported: some seconds
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which it would use")
+def test_it_writes_each_way_of_a_call_before_and_after(tmp_path: Path) -> None:
+    out = tmp_path / "host.json"
+    given = [str(out), "--rows", "2", "--calls", "20", "--rounds", "3"]
+    command = [sys.executable, "-m", "bench.prefill.host", *given]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert said.returncode == 0, said.stderr[-2000:]
+    found = json.loads(out.read_text())
+    assert found["stand_in"]
+    assert found["replayed"]
+    assert found["tiles"] == 3
+    assert found["environment"]["processor"]
+    assert {"torch", "python"} <= set(found["environment"])
+    ways = [
+        "straight", "vLLM's Python", "stock, before", "stock, general", "stock", "exact, before", "exact",
+    ]  # fmt: skip
+    assert list(found["ways"]) == ways
+    # Half of what it was: 11 to 25 where nothing else runs.
+    assert found["ways"]["stock"]["least"] < 0.8 * found["ways"]["stock, before"]["least"]
+    assert all(f"{name} " in said.stdout for name in (*ways, *found["pieces"]))

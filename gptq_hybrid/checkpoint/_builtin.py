@@ -7,6 +7,7 @@ from .findings import Rule
 from .hookspecs import hookimpl
 from .layout import Family
 from .rules.act_order import ACT_ORDER_RULES
+from .rules.draft_vocab import DRAFT_VOCAB_RULES
 from .rules.index import INDEX_RULES
 from .rules.mtp import MTP_RULES
 from .rules.mtp_quantization import MTP_QUANTIZATION_RULES
@@ -30,4 +31,5 @@ def qwen36_check_rules() -> list[Rule]:
         *QUANTIZED_RULES,
         *ACT_ORDER_RULES,
         *SERVING_RULES,
+        *DRAFT_VOCAB_RULES,
     ]

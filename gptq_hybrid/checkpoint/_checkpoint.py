@@ -9,8 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ._draft_vocab import DRAFT_VOCAB_FILE, DraftVocab, parse_draft_vocab, refuse_foreign, vocab_size_of
 from ._json import fetch_json_object
 from ._safetensors import Header, TensorInfo, read_headers
+from ._vocabulary import read_vocabulary
 from .errors import CheckpointError, TransferError
 from .files import Files, LocalFiles, Range
 
@@ -191,6 +193,26 @@ class Checkpoint:
                 if isinstance(found := owner.get(key), Mapping):
                     return found
         return None
+
+    @cached_property
+    def draft_vocab(self) -> DraftVocab | CheckpointError | None:
+        """Its ``draft_vocab.json``, or why that cannot be used; None where there is none.
+
+        On a server it is not held against the tokenizer, which is 20 MB, and only looked for where files can be
+        listed.
+        """
+        if DRAFT_VOCAB_FILE not in (self.listing or ()):
+            return None
+        where = f"{self.location.rstrip('/')}/{DRAFT_VOCAB_FILE}"
+        try:
+            found = parse_draft_vocab(where, fetch_json_object(self.files, DRAFT_VOCAB_FILE))
+            if not self.files.far:
+                refuse_foreign(where, found, read_vocabulary(self.files), vocab_size_of(self.files))
+        except TransferError:
+            raise
+        except CheckpointError as error:
+            return error
+        return found
 
     def read_bytes(self, info: TensorInfo, begin: int = 0, count: int | None = None) -> bytes:
         """``count`` raw bytes of a tensor from its byte ``begin`` on (all of it by default)."""

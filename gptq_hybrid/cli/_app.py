@@ -10,7 +10,7 @@ from rich.console import Console
 import gptq_hybrid
 from gptq_hybrid.checkpoint import HybridError, get_plugin_manager
 
-from . import _check, _demo, _eval, _quantize, _repair, _sensitivity
+from . import _check, _demo, _draft_vocab, _eval, _quantize, _repair, _sensitivity
 from ._findings import plain
 
 BAD_INPUT = 2
@@ -41,6 +41,7 @@ def build_app() -> typer.Typer:
     app.command("repair")(_repair.repair_command)
     app.command("eval")(_eval.eval_command)
     app.command("sensitivity")(_sensitivity.sensitivity_command)
+    app.command("draft-vocab")(_draft_vocab.draft_vocab_command)
     app.command("demo")(_demo.demo_command)
     get_plugin_manager().hook.qwen36_commands(app=app)
     return app

@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from gptq_hybrid.checkpoint import Report, check, check_rules
+from gptq_hybrid.checkpoint import (
+    DRAFT_VOCAB_FILE,
+    Checkpoint,
+    CheckpointError,
+    DraftVocab,
+    Report,
+    check,
+    check_rules,
+)
 from gptq_hybrid.checkpoint.serving import serve_line
 
 from ._findings import findings_table, plain, rules_table
@@ -74,10 +82,23 @@ def _print(report: Report) -> None:
     console = Console()
     if report.findings:
         console.print(findings_table(report.findings))
+    if report.mtp and report.checkpoint is not None and (line := _draft_vocab(report.checkpoint)):
+        console.print(plain(line), highlight=False, soft_wrap=True)
     console.print(plain(_summary(report)), highlight=False, soft_wrap=True)
     if report.verdict == "serves" and report.checkpoint is not None:
         line = serve_line(report.checkpoint, drafts=2 if report.mtp else 0)
         console.print(plain(line), highlight=False, soft_wrap=True)
+
+
+def _draft_vocab(checkpoint: Checkpoint) -> str | None:
+    """What to say of the list that drafts can be limited to; nothing where files cannot be listed."""
+    found = checkpoint.draft_vocab
+    if isinstance(found, DraftVocab):
+        far = " (not held against the tokenizer, which is on a server)" if checkpoint.files.far else ""
+        return f"Draft vocabulary: {found.summary}{far}."
+    if isinstance(found, CheckpointError) or checkpoint.listing is None:
+        return None
+    return f"Draft vocabulary: no {DRAFT_VOCAB_FILE}; `qwen36 draft-vocab` makes one."
 
 
 def _summary(report: Report) -> str:

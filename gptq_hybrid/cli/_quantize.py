@@ -86,7 +86,7 @@ def quantize_command(
     console.print(table)
     for warning in found.warnings:
         console.print(f"[yellow]warning:[/] {warning}")
-    with output_to_log("quantize", enabled=not verbose) as terminal, _progress(terminal) as progress:
+    with output_to_log("quantize", enabled=not verbose) as terminal, counting_bars(terminal) as progress:
         drawing = progress.add_task("calibration", total=None)
         layers = progress.add_task("layers", total=None, visible=False)
 
@@ -134,7 +134,8 @@ def resolve_source(source: str) -> Path:
         ) from error
 
 
-def _progress(console: Console) -> Progress:
+def counting_bars(console: Console) -> Progress:
+    """Bars that count up to a total."""
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -192,3 +193,5 @@ def print_summary(console: Console, result: QuantizeResult) -> None:
         f"{result.source_bytes / 2**20:.1f} → {result.target_bytes / 2**20:.1f} MiB, {result.seconds:.0f} s",
         highlight=False,
     )
+    if result.draft_vocab is not None:
+        console.print(f"Draft vocabulary: {result.draft_vocab.summary}.", highlight=False)

@@ -8,7 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptq_hybrid.checkpoint import HybridError, find_mtp, layout_for, read_json_object
+from gptq_hybrid.checkpoint import (
+    DRAFT_VOCAB_FILE,
+    DraftVocab,
+    HybridError,
+    find_mtp,
+    layout_for,
+    read_json_object,
+    write_draft_vocab,
+)
 from gptq_hybrid.checkpoint.calibration import CALIBRATION_FILE
 from gptq_hybrid.compat import (
     ModuleRecord,
@@ -34,13 +42,15 @@ class HybridDefinition:
     for a checkpoint without its MTP head. ``module_records`` holds a
     :class:`~gptq_hybrid.compat.ModuleRecord` by module name after ``quantize``.
     ``calibration_manifest`` (of ``gptq_hybrid.calibration.load_calibration``), where
-    set, is saved as ``calibration.json``. ``packaging``
+    set, is saved as ``calibration.json``, ``draft_vocab`` (of ``gptq_hybrid.draft_vocab.draft_vocab_of``) as
+    ``draft_vocab.json``. ``packaging``
     (:class:`~gptq_hybrid.writer.Packaging`): whether the writer packs the output
     head and the MTP head, and leaves the vision tower out; set it before ``quantize``.
     """
 
     keep_mtp: bool = True
     calibration_manifest: Mapping[str, Any] | None = None
+    draft_vocab: DraftVocab | None = None
     packaging: Packaging = Packaging()
     # The writer streams the head itself: 7.x would merge it into the main shards
     # (`out_of_model_tensors`), 6.0.3 has a mechanism of another name and loses it.
@@ -121,7 +131,13 @@ class HybridDefinition:
             extra_json={CALIBRATION_FILE: self.calibration_manifest} if self.calibration_manifest else {},
         )
         upstream_save = super().save  # type: ignore[misc]
-        write_checkpoint(plan, Path(save_dir), lambda folder: upstream_save(str(folder), *args, **kwargs))
+
+        def save_files(folder: Path) -> None:
+            upstream_save(str(folder), *args, **kwargs)
+            if self.draft_vocab is not None:
+                write_draft_vocab(folder / DRAFT_VOCAB_FILE, self.draft_vocab)
+
+        write_checkpoint(plan, Path(save_dir), save_files)
         offload = getattr(self.quantize_config, "offload_to_disk_path", None)
         # 6.0.3 leaves its offload folder in the working directory for good.
         if offload and Path(offload).parent.name == "gptqmodel_offload":

@@ -10,8 +10,9 @@ from typing import Any
 
 import gptq_hybrid
 from gptq_hybrid.calibration import DEFAULT_CALIBRATION, DEFAULT_PACK, load_calibration
-from gptq_hybrid.checkpoint import Checkpoint, HybridError, layout_for
+from gptq_hybrid.checkpoint import Checkpoint, DraftVocab, HybridError, layout_for
 from gptq_hybrid.compat import ModuleRecord
+from gptq_hybrid.draft_vocab import draft_vocab_of
 from gptq_hybrid.recipes import DEFAULT_RECIPE, Recipe, load_recipe
 from gptq_hybrid.writer import Limits, Verdict, judge
 
@@ -50,7 +51,8 @@ class QuantizeResult:
     """A finished run.
 
     ``calibration`` is the manifest; ``seconds`` counts from the loading of the model; sizes are of
-    safetensors files.
+    safetensors files. ``draft_vocab`` is what was written as ``draft_vocab.json``: nothing without an MTP head,
+    or where the calibration has no reply to count.
     """
 
     target: Path
@@ -60,6 +62,7 @@ class QuantizeResult:
     source_bytes: int
     target_bytes: int
     seconds: float
+    draft_vocab: DraftVocab | None = None
 
 
 class QuantizationFailedError(HybridError):
@@ -85,9 +88,10 @@ def quantize(
     found = preflight(request)
     from transformers import AutoTokenizer
 
+    tokenizer = AutoTokenizer.from_pretrained(request.source)
     calibration = load_calibration(
         request.calibration,
-        AutoTokenizer.from_pretrained(request.source),
+        tokenizer,
         samples=request.samples,
         max_length=request.max_length,
         seed=request.seed,
@@ -97,6 +101,9 @@ def quantize(
     )
     if on_manifest is not None:
         on_manifest(calibration.manifest)
+    draft_vocab = None
+    if request.keep_mtp:
+        draft_vocab = draft_vocab_of(request.source, tokenizer, calibration.rows, [calibration.manifest])
     tokens = sum(len(row["input_ids"]) for row in calibration.rows)
     refuse_run(
         Checkpoint.open(request.source),
@@ -115,6 +122,7 @@ def quantize(
     model.keep_mtp = request.keep_mtp
     model.packaging = request.recipe.packaging
     model.calibration_manifest = calibration.manifest
+    model.draft_vocab = draft_vocab
     if on_layer is not None:
         model.layer_callback = _counting(on_layer, layers)
     model.quantize(calibration.rows, batch_size=request.batch_size)
@@ -133,6 +141,7 @@ def quantize(
         source_bytes=_safetensors_bytes(request.source),
         target_bytes=_safetensors_bytes(request.target),
         seconds=time.perf_counter() - started,
+        draft_vocab=draft_vocab,
     )
 
 

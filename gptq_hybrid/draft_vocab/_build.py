@@ -1,0 +1,134 @@
+"""From token rows to a :class:`~gptq_hybrid.checkpoint.DraftVocab`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gptq_hybrid.checkpoint import DraftVocab
+from gptq_hybrid.checkpoint._draft_vocab import shipped_for, vocab_size_of
+from gptq_hybrid.checkpoint._json import fetch_json_object
+from gptq_hybrid.checkpoint._vocabulary import Vocabulary, end_tokens, read_vocabulary
+from gptq_hybrid.checkpoint.files import LocalFiles
+
+from ._count import FOLDS, Counts, ReplyMarks
+from ._rank import Numbers, expected, held_out_shares, rank
+
+# Added tokens that a chat model writes itself. Counting would miss them where the text has none, and a draft that
+# cannot propose them goes wrong at every end of a thought or a call.
+_WRITTEN = ("<|im_end|>", "<|endoftext|>", "<think>", "</think>", "<tool_call>", "</tool_call>")
+
+# Calibration text is short: of a million tokens some 50,000 are distinct, most of the rarer ones by chance. So the
+# list that ships for a tokenizer counts as so many tokens more. bench/draft_vocab, N = 32,768: short texts' lists
+# hold more of other documents of their own domain by that (+0.2 to +2.7 points; European languages: -0.5), and 5 to
+# 9 points more of text of all domains.
+PRIOR_TOKENS = 1_000_000
+
+
+def count_documents(rows: Iterable[Sequence[int]], tokenizer: Any, vocab_size: int) -> Counts:
+    """Counts of rows of token ids: of replies where a row has roles, of all tokens where it has none."""
+    counts = Counts(vocab_size)
+    counts.add(rows, ReplyMarks.of(tokenizer))
+    return counts
+
+
+def first_tokens(folder: Path) -> list[int]:
+    """What goes before all counts: the ids that end a reply, and added tokens that a chat model writes itself.
+
+    Raises:
+        CheckpointError: the tokenizer or config cannot be read.
+    """
+    files = LocalFiles(folder)
+    return _first(files, read_vocabulary(files), vocab_size_of(files))
+
+
+def _first(files: LocalFiles, vocabulary: Vocabulary, size: int) -> list[int]:
+    ends = end_tokens(files, fetch_json_object(files, "config.json"))
+    written = (vocabulary.added[name] for name in _WRITTEN if name in vocabulary.added)
+    return [i for i in dict.fromkeys((*ends, *written)) if i < size]
+
+
+def draft_vocab_of(
+    folder: Path,
+    tokenizer: Any,
+    rows: Iterable[Mapping[str, Sequence[int]]],
+    manifests: Sequence[Mapping[str, Any]],
+) -> DraftVocab | None:
+    """The draft vocabulary of a checkpoint, counted from calibration rows.
+
+    Args:
+        folder: the checkpoint, for its tokenizer, ``vocab_size`` and end-of-reply tokens.
+        tokenizer: its transformers tokenizer.
+        rows: ``{"input_ids"}`` each, as of :class:`~gptq_hybrid.calibration.Calibration`.
+        manifests: what the rows are, of the same.
+
+    Returns:
+        None where the rows have nothing to count, such as conversations that were all cut before the reply.
+
+    Raises:
+        CheckpointError: the tokenizer or config cannot be read.
+    """
+    size = vocab_size_of(LocalFiles(folder))
+    counts = count_documents((row["input_ids"] for row in rows), tokenizer, size)
+    if not counts.tokens:
+        return None
+    return make_draft_vocab(folder, counts, {"texts": [_described(manifest) for manifest in manifests]})
+
+
+def make_draft_vocab(
+    folder: Path,
+    counts: Counts,
+    source: Mapping[str, Any],
+    *,
+    blend: bool = True,
+    keep: int | None = None,
+) -> DraftVocab:
+    """The draft vocabulary of a checkpoint folder from counts.
+
+    Args:
+        folder: the checkpoint.
+        counts: of replies, or text like them.
+        source: what they were counted from, for people.
+        blend: count the list that ships for the tokenizer, if there is one, as ``PRIOR_TOKENS`` tokens more.
+        keep: most ids.
+
+    Raises:
+        CheckpointError: the tokenizer or config cannot be read.
+    """
+    files = LocalFiles(folder)
+    vocabulary, size = read_vocabulary(files), vocab_size_of(files)
+    first = _first(files, vocabulary, size)
+    shipped = shipped_for(vocabulary, size) if blend else None
+    prior: Numbers | float = 0.0
+    note: dict[str, str] = {}
+    if shipped is not None:
+        prior = expected(shipped.ranked, size, PRIOR_TOKENS)
+        note = {"and": f"the list that ships for this tokenizer, as {PRIOR_TOKENS:,} tokens"}
+    shares = held_out_shares(counts.folds, first, prior=prior)
+    return DraftVocab(
+        tokenizer=vocabulary.sha256,
+        vocab_size=size,
+        ranked=tuple(rank(counts.total + prior, first)[:keep]),
+        coverage={n: round(share, 6) for n, share in shares.items()},
+        source={
+            **source,
+            **note,
+            "counted": {
+                "documents": counts.documents,
+                "reply_tokens": counts.reply,
+                "tokens_of_texts_without_roles": counts.plain,
+            },
+            "held_out": f"{FOLDS} parts of whole documents, each ranked by the others",
+        },
+    )
+
+
+def _described(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``calibration.json`` says at length, in short; no path of this machine."""
+    domains = manifest.get("domains", {})
+    return {
+        "text": manifest["calibration"],
+        "sha256": manifest["sha256"],
+        "documents": {name: found["documents"] for name, found in domains.items()},
+    }

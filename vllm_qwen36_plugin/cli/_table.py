@@ -7,10 +7,12 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from gptq_hybrid._tables import report_table
+from gptq_hybrid.cli._findings import plain
 from vllm_qwen36_plugin.options import SECTION, PluginOptions
 from vllm_qwen36_plugin.prefill.shape import Shape
 
@@ -155,3 +157,17 @@ def _chunk(tuned: Tuned, rows: int) -> str:
         f"{rows:,} tokens of a prompt at once spend {stock:,.1f} ms in the model's {count} linears by vLLM's "
         f"kernels, {', '.join(modes)}."
     )
+
+
+def show(
+    tuned: Tuned, target: Path, plot: Path | None, notes: list[str], *, own_place: bool, scratch_mib: int
+) -> None:
+    """Print the table, notes and what it means; arguments as in :func:`meaning`."""
+    console = Console()
+    console.print(times_table(tuned))
+    for note in (*notes, *tuned.notes):
+        console.print(f"[yellow]![/] {plain(note)}", highlight=False)
+    for text in meaning(tuned, target, own_place=own_place, scratch_mib=scratch_mib):
+        console.print(plain(text), highlight=False, soft_wrap=True)
+    if plot is not None:
+        console.print(plain(f"{plot} shows it."), highlight=False, soft_wrap=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,11 +18,23 @@ from rich.progress import (
 )
 
 from gptq_hybrid.checkpoint import HybridError
-from gptq_hybrid.cli._findings import plain
 from gptq_hybrid.cli._options import AsJson
 from gptq_hybrid.cli._quiet import output_to_log
 
 from ._machine import in_use, refuse_machine
+from .drafts._options import (
+    Batches,
+    ContextNames,
+    Drafts,
+    LongTokens,
+    MaxTokens,
+    Numbers,
+    Repeats,
+    Requests,
+    Temperature,
+    VllmArgs,
+    refuse_mixed,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,11 +49,12 @@ _DTYPES = ("bfloat16", "float16")
 
 
 def tune_command(
+    context: typer.Context,
     model: Annotated[
         str | None,
         typer.Argument(
             metavar="MODEL",
-            help="Folder or hub id; only its config.json is read.  [default: the 27B's shapes]",
+            help="Folder or hub id; without --drafts only its config.json is read.  [default: the 27B's shapes]",
             show_default=False,
         ),
     ] = None,
@@ -67,32 +79,68 @@ def tune_command(
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="PROFILE.json",
-            help="Where the profile goes.  [default: where vllm serve looks for it on this machine]",
+            metavar="FILE.json",
+            help="Where the result goes.  [default: a profile, where vllm serve looks for it on this machine; "
+            "with --drafts qwen36-drafts.json]",
         ),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(metavar="PLOT.png", help="Draw time against rows there.")
+        Path | None,
+        typer.Option(
+            metavar="PLOT.png",
+            help="Draw time against rows, or drafts, there.  [with --drafts: beside --out]",
+        ),
     ] = None,
+    drafts: Drafts = None,
+    numbers: Numbers = None,
+    batches: Batches = None,
+    context_names: ContextNames = None,
+    long_tokens: LongTokens = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    requests: Requests = None,
+    repeats: Repeats = None,
+    vllm_args: VllmArgs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time the linears on this GPU; vllm serve goes by the result.
+    """Time the linears on this GPU, or how many drafts pay; serve by the result.
 
     For each quantized linear of the model, with random weights: vLLM's own kernel, unpacking first (exact), and
     8-bit activations too (fp8), by number of rows. Without a profile vllm serve measures a little at its start.
-    Takes one to two minutes. Exit code 2: no GPU, no vLLM, or bad input; nothing was written.
+    Takes one to two minutes.
+
+    With --drafts: vllm serve is started with each number of MTP drafts and asked the prompts at each batch and
+    context; recommended is the number with the shortest time per token. What was measured is kept in the result
+    file, and the same command goes on from there.
+
+    Exit code 2: bad input, no vLLM, no GPU (which --drafts can do without), or a server that failed.
     """
+    refuse_mixed(context, drafts=drafts is not None)
+    if drafts is not None:
+        from .drafts._command import OUT, Asked, tune_drafts
+
+        _refuse_unusable(out or OUT, plot)
+        asked = Asked(
+            drafts,
+            model,
+            numbers,
+            batches,
+            context_names,
+            long_tokens,
+            max_tokens,
+            temperature,
+            requests,
+            repeats,
+            vllm_args,
+        )
+        tune_drafts(asked, out=out or OUT, plot=plot, as_json=as_json)
+        return
     counts = parsed_rows(rows)
     if dtype not in _DTYPES:
         raise HybridError(f"--dtype {dtype} is not served", remedy=f"Give one of: {', '.join(_DTYPES)}.")
     from vllm_qwen36_plugin.prefill.profile import cache_folder
 
-    for option, path in (("--out", out or cache_folder() / "prefill" / "profile.json"), ("--plot", plot)):
-        _refuse_unwritable(option, path)
-    if plot is not None:
-        from gptq_hybrid.evaluate._needs import need
-
-        need("matplotlib")
+    _refuse_unusable(out or cache_folder() / "prefill" / "profile.json", plot)
     from ._shapes import linears_at
 
     linears = linears_at(model)
@@ -114,7 +162,9 @@ def tune_command(
         found["notes"] = [*notes, *found["notes"]]
         typer.echo(json.dumps(found, ensure_ascii=False))
         return
-    _show(tuned, target, plot, notes, own_place=out is None, scratch_mib=scratch_mib)
+    from ._table import show
+
+    show(tuned, target, plot, notes, own_place=out is None, scratch_mib=scratch_mib)
 
 
 def parsed_rows(text: str | None) -> tuple[int, ...]:
@@ -135,6 +185,15 @@ def parsed_rows(text: str | None) -> tuple[int, ...]:
             remedy="Give them with commas between: --rows 128,1024,8192",
         )
     return tuple(found)
+
+
+def _refuse_unusable(out: Path, plot: Path | None) -> None:
+    for option, path in (("--out", out), ("--plot", plot)):
+        _refuse_unwritable(option, path)
+    if plot is not None:
+        from gptq_hybrid.evaluate._needs import need
+
+        need("matplotlib")
 
 
 def _refuse_unwritable(option: str, path: Path | None) -> None:
@@ -235,18 +294,3 @@ def _write(tuned: Tuned, out: Path | None, notes: list[str]) -> Path:
             f"the profile cannot be written: {error}", remedy="Give another place with --out."
         ) from error
     return out
-
-
-def _show(
-    tuned: Tuned, target: Path, plot: Path | None, notes: list[str], *, own_place: bool, scratch_mib: int
-) -> None:
-    from ._table import meaning, times_table
-
-    console = Console()
-    console.print(times_table(tuned))
-    for note in (*notes, *tuned.notes):
-        console.print(f"[yellow]![/] {plain(note)}", highlight=False)
-    for text in meaning(tuned, target, own_place=own_place, scratch_mib=scratch_mib):
-        console.print(plain(text), highlight=False, soft_wrap=True)
-    if plot is not None:
-        console.print(plain(f"{plot} shows it."), highlight=False, soft_wrap=True)

@@ -22,8 +22,8 @@ class PluginOptions:
     prefill: Literal["auto", "exact", "fp8", "off"] = "auto"
     prefill_scratch_mib: int = 128
     prefill_profile: str | None = None
-    # Weights that MTP drafts with: the plugin's choice; the checkpoint's own; in 8 bits; in 4 bits.
-    draft: Literal["auto", "bf16", "fp8", "w4"] = "auto"
+    # Weights that MTP drafts with: the plugin's choice; the checkpoint's own; e4m3; 4 or 8 bits as GPTQ.
+    draft: Literal["auto", "bf16", "fp8", "w4", "w8"] = "auto"
     # Tokens that may be drafted, the likeliest of a list; 0 for all; None for the usual number if there is a list.
     draft_vocab: int | None = None
     draft_vocab_file: str | None = None

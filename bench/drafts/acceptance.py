@@ -1,6 +1,6 @@
 """What cheaper drafts cost in acceptance, and that they change nothing else: a trained model, real text.
 
-    python -m bench.drafts.acceptance CHECKPOINT OUT.json [--ways none bf16 w4 w4:2048 bf16:2048]
+    python -m bench.drafts.acceptance CHECKPOINT OUT.json [--ways none bf16 w4 w8 w8:4096]
 
 CHECKPOINT is made from bench/mini (BF16, or quantized), with a draft_vocab.json for the ways that cut the
 vocabulary. A way is a form of weights, and after a colon how many tokens may be drafted; `none` is no speculation,
@@ -18,6 +18,8 @@ import argparse
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,9 @@ from bench.act_order.results import Json, load, save
 from bench.mini.engine import _counters
 
 DRAFTS, _NEW = 2, 64
-_SAMPLED_PROMPTS, _SAMPLED_NEW = 8, 4
-WAYS = ("none", "bf16", "w4")
+# Of sampling: prompts, their tokens (each draw computes them anew), and tokens drawn.
+_SAMPLED_PROMPTS, _SAMPLED_LENGTH, _SAMPLED_NEW = 8, 8, 4
+WAYS = ("none", "bf16", "w4", "w8")
 
 
 def options(way: str) -> Json:
@@ -87,13 +90,14 @@ def sampled(llm: Any, given: dict[str, list[list[int]]], samples: int) -> dict[s
     sampling = SamplingParams(temperature=1.0, max_tokens=_SAMPLED_NEW, ignore_eos=True)
     found = {}
     for domain, ids in few.items():
-        outputs = llm.generate([{"prompt_token_ids": ids}] * each, sampling, use_tqdm=False)
+        prompt = {"prompt_token_ids": ids[:_SAMPLED_LENGTH]}
+        outputs = llm.generate([prompt] * each, sampling, use_tqdm=False)
         found[domain] = [list(output.outputs[0].token_ids) for output in outputs]
     return found
 
 
-def run(checkpoint: Path, way: str, samples: int, seed: int) -> Json:
-    """All figures of one way."""
+def run(checkpoint: Path, way: str, samples: int, seed: int) -> Iterator[Json]:
+    """All figures of one way, greedy ones first."""
     from transformers import AutoTokenizer
 
     from gptq_hybrid.evaluate._environment import environment
@@ -101,10 +105,15 @@ def run(checkpoint: Path, way: str, samples: int, seed: int) -> Json:
     given = prompts(AutoTokenizer.from_pretrained(checkpoint))
     llm = start(checkpoint, way, seed)
     found: Json = {"environment": environment("cpu"), "options": options(way)}
+    begin = time.perf_counter()
     found["greedy"] = greedy(llm, given, drafts=way != "none")
-    print(f"{way}: greedy done", flush=True)
-    found["sampled"] = sampled(llm, given, samples) if samples else {}
-    return found
+    found["sampled"] = {}
+    print(f"{way}: greedy, {time.perf_counter() - begin:.0f} s", flush=True)
+    yield found
+    if samples:
+        found["sampled"] = sampled(llm, given, samples)
+        print(f"{way}: sampled, {time.perf_counter() - begin:.0f} s", flush=True)
+        yield found
 
 
 def main() -> None:
@@ -122,10 +131,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.one:
         # Another seed for each way: with the same noise two ways would agree better than chance.
-        found = run(args.checkpoint, args.one, args.samples, seed=1 + sum(args.one.encode()))
-        result = load(args.out) or {"runs": {}}
-        result["runs"][args.one] = found
-        save(args.out, result)
+        for found in run(args.checkpoint, args.one, args.samples, seed=1 + sum(args.one.encode())):
+            result = load(args.out) or {"runs": {}}
+            result["runs"][args.one] = found
+            save(args.out, result)
         return
     failed = []
     for way in args.ways:

@@ -1,12 +1,12 @@
 """What drafts cost a decode step of the 27B: none, vLLM's own, and the plugin's. One GPU.
 
-    python -m bench.drafts.engine OUT.json [--layers 16] [--variants none stock w4 w4:32768] [--seconds 580]
+    python -m bench.drafts.engine OUT.json [--layers 16] [--variants none stock w8 w8:65536] [--seconds 580]
 
 The 27B with so many of its layers, made-up weights, W4A16 by Marlin (Machete is turned off, so a Hopper card runs
 what an Ada card would), compiled, CUDA graphs, two MTP drafts a step. Every variant is a process of its own:
 
     none, none-4, stock      vLLM alone: without MTP, the same with 4 layers, and with MTP
-    w4, fp8, w4:32768, …     the plugin's drafts: form of their weights, and after a colon the tokens drafted from
+    w4, w8, fp8, w8:65536 …  the plugin's drafts: form of their weights, and after a colon the tokens drafted from
 
 What drafts cost is a variant less `none`; what 64 layers would add to each follows from `none` and `none-4`.
 Made-up heads agree on next to nothing, and steps are counted by vLLM's own metrics. OUT.json is written after each
@@ -31,8 +31,8 @@ from bench.drafts.acceptance import DRAFTS, options
 from bench.gpu_time import kernel_ms
 from bench.mini.engine import _counters
 
-VARIANTS = ("none", "none-4", "stock", "w4", "fp8", "bf16:32768", "w4:32768", "fp8:32768")
-_USUAL = ("none", "none-4", "stock", "w4", "w4:32768")
+VARIANTS = ("none", "none-4", "stock", "w4", "w8", "fp8", "bf16:65536", "w4:65536", "w8:65536", "fp8:65536")
+_USUAL = ("none", "none-4", "stock", "w8", "w8:65536")
 _BATCHES, _NEW, _TINY_NEW = (1, 16), 128, 8
 _MODULE = "bench.drafts.engine"
 # vLLM alone.

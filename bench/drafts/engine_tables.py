@@ -22,7 +22,7 @@ _GROUP = 128
 # Layers of `none-4`, and of the 27B.
 _FEW, _ALL = 4, 64
 _WITHOUT = ("none", "none-4")
-_BITS = {"bf16": 16.0, "fp8": 8.0, "w4": 4.0 + 16.0 / _GROUP}
+_BITS = {"bf16": 16.0, "fp8": 8.0, "w4": 4.0 + 16.0 / _GROUP, "w8": 8.0 + 16.0 / _GROUP}
 
 
 def step_ms(run: Mapping[str, Any], batch: str) -> float:

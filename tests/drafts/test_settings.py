@@ -43,7 +43,7 @@ def test_a_list_of_the_users_own_is_used_on_a_cpu_too() -> None:
 def test_fp8_needs_a_card_that_multiplies_it() -> None:
     assert found({"draft": "fp8"}, ADA).form == "fp8"
     for device in (AMPERE, CPU, ("cuda", None)):
-        with pytest.raises(OptionsError, match='needs an Ada GPU or a later one; use "w4"'):
+        with pytest.raises(OptionsError, match='needs an Ada GPU or a later one; use "w8"'):
             found({"draft": "fp8"}, device)
 
 

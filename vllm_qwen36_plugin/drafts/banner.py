@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .head import DraftHead
 
 _MIB = 1 << 20
-_NAMES = {"bf16": "the checkpoint's own weights", "fp8": "FP8", "w4": "W4"}
+_NAMES = {"bf16": "the checkpoint's own weights", "fp8": "FP8", "w4": "W4", "w8": "W8"}
 
 
 class DraftReport:

@@ -50,6 +50,8 @@ def list_for(vllm_config: Any, settings: DraftSettings) -> DraftVocab | None:
     Raises:
         OptionsError, CheckpointError: as `vocabulary.find_list`.
     """
+    if settings.vocabulary == 0:
+        return None
     model = vllm_config.model_config
     checkpoint = open_local(str(model.model), model.revision, vllm_config.load_config.download_dir)
     folder = None if checkpoint is None else checkpoint.path

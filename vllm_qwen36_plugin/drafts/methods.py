@@ -14,26 +14,27 @@ from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBa
 from vllm_qwen36_plugin.compat import scaled_mm
 from vllm_qwen36_plugin.compat.act_order import stock_gptq
 
-from .rounding import quantize_w4
+from .rounding import quantize
 from .settings import Form
 
 _GROUPS = (128, 64, 32)
+_BITS = {"w4": 4, "w8": 8}
 # Largest finite e4m3.
 _FP8_MOST = 448.0
 # At a time: float32 of all rows of an output head would be 5 GB.
 _ROWS = 1 << 13
 
 
-class W4OnLoad(QuantizeMethodBase):  # type: ignore[misc]
-    """``layer.weight`` ``[n, k]`` becomes a symmetric W4 linear of vLLM's GPTQ method and the kernel it picks."""
+class PackedOnLoad(QuantizeMethodBase):  # type: ignore[misc]
+    """``layer.weight`` ``[n, k]`` becomes a symmetric linear of vLLM's GPTQ method and the kernel it picks."""
 
-    def __init__(self, weight: torch.Tensor, group_size: int) -> None:
+    def __init__(self, weight: torch.Tensor, group_size: int, bits: int) -> None:
         """Choose the kernel, as it is done where a model is built; parameters lie beside the layer until loaded."""
         config, method = stock_gptq()
-        self.group_size = group_size
+        self.group_size, self.bits = group_size, bits
         self.inner = method(
             config(
-                weight_bits=4,
+                weight_bits=bits,
                 group_size=group_size,
                 desc_act=False,
                 is_sym=True,
@@ -59,13 +60,13 @@ class W4OnLoad(QuantizeMethodBase):  # type: ignore[misc]
         """
         if "weight" not in layer._parameters:
             return  # done before
-        qweight, scales = quantize_w4(layer.weight.data, self.group_size)
+        qweight, scales = quantize(layer.weight.data, self.group_size, self.bits)
         del layer.weight
         for name, parameter in self._packed.named_parameters():
             layer.register_parameter(name, parameter)
         layer.qweight.data, layer.scales.data = qweight, scales
         # GPTQ stores a zero point less one, and symmetric ones are not read.
-        layer.qzeros.data.fill_(0x77777777)
+        layer.qzeros.data.fill_(0x77777777 if self.bits == 4 else 0x7F7F7F7F)
         self._packed = torch.nn.Module()
         self.inner.process_weights_after_loading(layer)
 
@@ -114,14 +115,14 @@ class Fp8OnLoad(QuantizeMethodBase):  # type: ignore[misc]
 def on_load(weight: torch.Tensor, form: Form) -> QuantizeMethodBase | None:
     """The method for a layer with this weight, ``[n, k]``; None where it stays dense.
 
-    A weight whose k is made of no groups that vLLM's kernels know stays dense in W4.
+    A weight whose k is made of no groups that vLLM's kernels know stays dense in W4 and W8.
     """
     if form == "fp8":
         return Fp8OnLoad() if not (weight.shape[0] % 16 or weight.shape[1] % 16) else None
     if form == "bf16":
         return None
     size = next((size for size in _GROUPS if weight.shape[1] % size == 0), None)
-    return None if size is None or weight.shape[0] % 64 else W4OnLoad(weight, size)
+    return None if size is None or weight.shape[0] % 64 else PackedOnLoad(weight, size, _BITS[form])
 
 
 def _never(*_: Any, **__: Any) -> None:

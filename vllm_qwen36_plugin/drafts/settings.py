@@ -8,7 +8,7 @@ from typing import Any, Literal
 from vllm_qwen36_plugin.errors import OptionsError
 from vllm_qwen36_plugin.options import PluginOptions
 
-Form = Literal["bf16", "fp8", "w4"]
+Form = Literal["bf16", "fp8", "w4", "w8"]
 # Tokens that may be drafted where there is a list and nothing was said. Of held-out text the list that ships for
 # Qwen3.5 and 3.6 holds 94.5 % in its first 32,768 and 98.3 % in these (bench/draft_vocab); their rows of the output
 # head take 173 MB in W4, of 2.5 GB.
@@ -41,7 +41,7 @@ def settings_for(options: PluginOptions, device: str, capability: tuple[int, int
     """
     if options.draft == "fp8" and (device != "cuda" or capability is None or capability < (8, 9)):
         raise OptionsError(
-            '"qwen36.draft" in --additional-config is "fp8", which needs an Ada GPU or a later one; use "w4"'
+            '"qwen36.draft" in --additional-config is "fp8", which needs an Ada GPU or a later one; use "w8"'
         )
     if options.draft != "auto":
         return DraftSettings(options.draft, options.draft_vocab, options.draft_vocab_file)

@@ -1,0 +1,127 @@
+"""What the scripts about drafts conclude from counts; no engine here."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+pytest.importorskip("scipy")
+
+from bench.drafts import acceptance_tables, engine_tables
+from bench.drafts.acceptance import options
+from bench.drafts.frequencies import homogeneity
+
+
+def draws(weights: list[float], count: int, seed: int) -> list[int]:
+    return random.Random(seed).choices(range(len(weights)), weights, k=count)
+
+
+def test_draws_from_one_distribution_are_not_told_apart() -> None:
+    weights = [1 / (i + 1) for i in range(60)]
+    below = 0
+    for seed in range(200):
+        one = {name: draws(weights, 600, 1000 * seed + i) for i, name in enumerate("ab")}
+        other = {name: draws(weights, 900, 1000 * seed + 500 + i) for i, name in enumerate("ab")}
+        below += homogeneity(one, other).p < 0.05
+    # 200 × 0.05 = 10, standard deviation 3.1.
+    assert 1 <= below <= 22
+
+
+def test_a_token_that_never_comes_is_found() -> None:
+    weights = [0.5, 0.3, 0.1, 0.07, 0.03]
+    one = {"a": draws(weights, 4000, 1)}
+    other = {"a": draws([*weights[:4], 0.0], 4000, 2)}
+    assert homogeneity(one, other).p < 1e-6
+
+
+def test_rare_outcomes_are_put_together() -> None:
+    one = {"a": ["x"] * 50 + [f"one {i}" for i in range(50)]}
+    other = {"a": ["x"] * 50 + [f"other {i}" for i in range(50)]}
+    found = homogeneity(one, other)
+    assert (found.freedom, found.statistic) == (1, 0.0)
+
+
+def test_nothing_to_compare_is_an_error() -> None:
+    with pytest.raises(ValueError, match="other prompts"):
+        homogeneity({"a": [1]}, {"b": [1]})
+    with pytest.raises(ValueError, match="one outcome alone"):
+        homogeneity({"a": [1] * 20}, {"a": [1] * 20})
+
+
+def served(tokens: list[list[int]], steps: int = 0, accepted: list[int] | None = None) -> dict[str, Any]:
+    domain: dict[str, Any] = {"tokens": tokens}
+    if accepted is not None:
+        domain |= {"steps": steps, "accepted": accepted}
+    return {"environment": {"device": "CPU", "vllm": "1"}, "greedy": {"en": domain}, "sampled": {}}
+
+
+def test_acceptance_is_over_all_steps() -> None:
+    run = served([[1, 2]], 10, [8, 5])
+    run["greedy"]["de"] = {"tokens": [[1]], "steps": 30, "accepted": [12, 3]}
+    assert acceptance_tables.tokens_a_step(run) == pytest.approx(1 + 28 / 40)
+    assert acceptance_tables.by_position(run) == pytest.approx([0.5, 0.2])
+
+
+def test_only_tokens_that_stock_drafts_keep_count_against_others() -> None:
+    none = served([[1, 2], [3, 4], [5, 6]])
+    stock = served([[1, 2], [3, 9], [5, 6]], 10, [8, 5])
+    ours = served([[1, 2], [3, 9], [5, 7]], 10, [8, 4])
+    assert acceptance_tables.same_tokens(none, ours) == (1, 3)
+    assert acceptance_tables.parted_alike(ours, stock, none) == 1
+    text = acceptance_tables.report({"runs": {"none": none, "bf16": stock, "w4": ours}})
+    assert "| w4 | 0.800 0.400 | 2.200 | 0.9565 | 1 of 3 | 1 |  |" in text
+
+
+@pytest.mark.parametrize(
+    ("way", "wanted"),
+    [
+        ("none", {"draft": "bf16", "draft_vocab": 0}),
+        ("w4", {"draft": "w4", "draft_vocab": 0}),
+        ("fp8:4096", {"draft": "fp8", "draft_vocab": 4096}),
+    ],
+)
+def test_a_way_says_form_and_vocabulary(way: str, wanted: dict[str, Any]) -> None:
+    assert options(way) == wanted
+
+
+def test_bytes_of_a_draft_are_those_of_the_27b() -> None:
+    stock = engine_tables.bytes_of_a_draft("stock")
+    # FACTS of the checkpoint: 0.85 GB and 2.54 GB.
+    assert stock == engine_tables.bytes_of_a_draft("bf16")
+    assert stock["linears"] == pytest.approx(0.849e9, rel=1e-3)
+    assert stock["head"] == pytest.approx(2.543e9, rel=1e-3)
+    few = engine_tables.bytes_of_a_draft("w4:65536")
+    assert few["head"] == pytest.approx(stock["head"] * 65536 / 248320 * 4.125 / 16, rel=1e-6)
+
+
+def timed(ms: float) -> dict[str, Any]:
+    steps = {
+        batch: {"ms": [ms + 1, ms + 1.2], "steps": 128, "gpu_ms": ms, "kernels": {}} for batch in ("1", "16")
+    }
+    return {"environment": {"device": "H100", "vllm": "1"}, "bandwidth": 3e12, "steps": steps}
+
+
+def result(**runs: float) -> dict[str, Any]:
+    names = {"none4": "none-4", "w4few": "w4:32768"}
+    return {
+        "settings": {"layers": 16, "drafts": 2},
+        "runs": {names.get(name, name): timed(ms) for name, ms in runs.items()},
+    }
+
+
+def test_a_step_of_all_layers_follows_from_what_a_layer_adds() -> None:
+    found = result(none=4.0, none4=1.0, stock=7.0, w4=5.5)
+    # A layer adds 0.25 ms, 48 more 12: 17.5 over 19.
+    assert engine_tables.whole_step_ratio(found, "w4", "1") == pytest.approx(17.5 / 19)
+    del found["runs"]["none-4"]
+    assert engine_tables.whole_step_ratio(found, "w4", "1") is None
+
+
+def test_tables_say_what_drafts_took_and_what_they_read() -> None:
+    text = engine_tables.report(result(none=4.0, none4=1.0, stock=7.0, w4few=5.5))
+    row = next(line for line in text.splitlines() if line.startswith("| w4:32768"))
+    assert [cell.strip() for cell in row.split("|")[2:7]] == ["6.60", "5.500", "1.500", "0.500", "0.921"]
+    reads = [line for line in text.splitlines() if line.startswith("| stock")][1]
+    assert [cell.strip() for cell in reads.split("|")[2:7]] == ["1.70", "5.09", "6.78", "2.261", "3.000"]

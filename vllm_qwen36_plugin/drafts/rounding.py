@@ -1,8 +1,8 @@
 """Round-to-nearest in 4 or 8 bits with a scale searched for each group.
 
 A scale is tried in both signs, as the range of a value, -8 to 7 in 4 bits, is not symmetric: with the sign of a
-group's largest weight turned, that weight may be an 8. Each trial is held against the weights as they come out, with
-the scale as it will be stored.
+group's largest weight turned, that weight may be an 8. Each trial is held against the weights as they come out,
+with the scale as it will be stored.
 """
 
 from __future__ import annotations

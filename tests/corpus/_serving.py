@@ -6,6 +6,15 @@ import json
 
 import torch
 
+from gptq_hybrid.checkpoint._draft_vocab import (
+    DRAFT_VOCAB_FILE,
+    DraftVocab,
+    vocab_size_of,
+    write_draft_vocab,
+)
+from gptq_hybrid.checkpoint._vocabulary import read_vocabulary
+from gptq_hybrid.checkpoint.files import LocalFiles
+
 from .case import Tensors, Workshop, faulty, odd
 
 
@@ -64,7 +73,22 @@ def _bias(shop: Workshop) -> None:
     )
 
 
+def _list_to_draft_from(*, foreign: bool) -> object:
+    """A draft vocabulary: of this checkpoint's tokenizer, or of some other."""
+
+    def apply(shop: Workshop) -> None:
+        files = LocalFiles(shop.folder)
+        tokenizer = "0" * 64 if foreign else read_vocabulary(files).sha256
+        found = DraftVocab(tokenizer, vocab_size_of(files), tuple(range(64)), {}, {})
+        write_draft_vocab(shop.folder / DRAFT_VOCAB_FILE, found)
+
+    return apply
+
+
 SERVING_CASES = (
+    odd("draft-vocabulary", "bf16", "", _list_to_draft_from(foreign=False)),
+    odd("draft-vocabulary-of-another-tokenizer", "bf16", "draft-vocab", _list_to_draft_from(foreign=True)),
+    odd("draft-vocabulary-without-mtp", "bf16", "", _list_to_draft_from(foreign=True), mtp=False),
     faulty("no-tokenizer", "bf16", "tokenizer-missing", lambda s: s.delete("tokenizer.json")),
     faulty("tokenizer-cut", "bf16", "companion-unreadable", _cut("tokenizer.json")),
     faulty("tokenizer-config-cut", "bf16", "companion-unreadable", _cut("tokenizer_config.json")),

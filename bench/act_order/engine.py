@@ -3,10 +3,10 @@
     python -m bench.act_order.engine OUT.json [--layers 64] [--variants none stock ours] [--seconds 580]
 
 The 27B with so many of its layers, made-up weights, Marlin (Machete is turned off, so a Hopper card runs what an
-Ada card would), compiled, CUDA graphs, no MTP. Every variant is a process of its own (`ours-norms`: with norms that
-write in order); OUT.json is written after each, and variants already in it with the same settings are kept unless
-named in --variants. A step is the time for 129 tokens less the time for one, over 128: on the clock, host included,
-and as the sum over its kernels.
+Ada card would), compiled, CUDA graphs, no MTP. Every variant is a process of its own (`ours-gathered`: norms as
+they were, and gathers behind them); OUT.json is written after each, and variants already in it with the same
+settings are kept unless named in --variants. A step is the time for 129 tokens less the time for one, over 128: on
+the clock, host included, and as the sum over its kernels.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import signal
-import subprocess
-import sys
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.act_order.results import VARIANTS, load, save
+from bench.act_order.results import VARIANTS
+from bench.act_order.tables import engine_table
+from bench.generate import generate, prompts
 from bench.gpu_time import step_kernels
+from bench.results import merge
+from bench.variants import add_arguments, main
 
-_PROMPT, _STEPS, _SHOWN = 32, 128, 8
+_STEPS, _SHOWN = 128, 8
 _BATCHES = (1, 16)
 
 
@@ -66,28 +66,6 @@ def start(variant: str, args: argparse.Namespace, folder: Path) -> Any:
     )
 
 
-def prompts(batch: int, vocabulary: int) -> list[dict[str, list[int]]]:
-    """Token ids, different in each prompt."""
-    rows = [
-        [(7919 * (row + 1) + 104729 * i) % (vocabulary - 8) for i in range(_PROMPT)] for row in range(batch)
-    ]
-    return [{"prompt_token_ids": ids} for ids in rows]
-
-
-def generate(llm: Any, given: list[dict[str, list[int]]], new: int) -> tuple[float, list[list[int]]]:
-    """Seconds, and the tokens that came."""
-    from vllm import SamplingParams
-
-    sampling = SamplingParams(temperature=0.0, max_tokens=new, ignore_eos=True, detokenize=False)
-    begin = time.perf_counter()
-    outputs = llm.generate(given, sampling, use_tqdm=False)
-    seconds = time.perf_counter() - begin
-    tokens = [list(output.outputs[0].token_ids) for output in outputs]
-    if any(len(ids) != new for ids in tokens):
-        raise RuntimeError(f"vLLM stopped before {new} tokens")
-    return seconds, tokens
-
-
 def run(variant: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Start, count, time one variant."""
     os.environ |= {"VLLM_PLUGINS": "", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
@@ -98,12 +76,12 @@ def run(variant: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from bench.act_order.dummy import act_order_layers, fill_on_load, random_order
     from gptq_hybrid.evaluate._environment import environment
 
-    if variant in ("ours", "ours-norms"):
+    if variant.startswith("ours"):
         from vllm_qwen36_plugin import _register
         from vllm_qwen36_plugin.act_order import claim, method
 
         claim.CLAIM_EVERYWHERE = True
-        claim.FOLD_NORMS = "cuda" if variant == "ours-norms" else "never"
+        claim.FOLD_NORMS = "never" if variant == "ours-gathered" else "cuda"
         _register._install_act_order()
         method.initial_g_idx = random_order
     if not torch.cuda.is_available():
@@ -155,86 +133,24 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
     return {"layers": args.layers, "tiny": args.tiny, "attention": args.attention, "steps": _STEPS}
 
 
-def call_variant(
-    variant: str, argv: list[str], seconds: float, module: str = "bench.act_order.engine"
-) -> str | None:
-    """Run one variant of a module like this in a process of its own; why it failed, or None.
-
-    Its compiled kernels and what Triton's autotuner found are kept for the next: left to itself PyTorch has them in
-    a folder of each process, and vLLM tunes its Gated-DeltaNet kernels for 95 s in every one (0.26, torch 2.11).
-    """
-    command = [sys.executable, "-m", module, *argv, "--one", variant]
-    os.environ.setdefault("TRITON_CACHE_DIR", str(Path(tempfile.gettempdir(), "bench-triton-cache")))
-    process = subprocess.Popen(command, start_new_session=True)
-    try:
-        code = process.wait(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        return f"cut off after {seconds:.0f} s"
-    return f"exit code {code}" if code else None
-
-
-def drive(args: argparse.Namespace, argv: list[str]) -> dict[str, str]:
-    """All variants one after another; by variant, why it failed."""
-    begin, failed = time.monotonic(), {}
-    before = load(args.out)
-    if before:  # A run that fails now must not look like one that was made.
-        before["runs"] = {name: run for name, run in before["runs"].items() if name not in args.variants}
-        save(args.out, before)
-    for variant in args.variants:
-        left = args.seconds - (time.monotonic() - begin)
-        print(f"--- {variant}, {left:.0f} s left", flush=True)
-        reason = call_variant(variant, argv, left) if left > 10 else "no time left"
-        if reason:
-            failed[variant] = reason
-            print(f"{variant}: {reason}", flush=True)
-    return failed
-
-
-def merge(path: Path, settings_: dict[str, Any], variant: str, found: dict[str, Any]) -> dict[str, Any]:
-    """Add one run to the file; runs with other settings in it go."""
-    before = load(path)
-    runs = before["runs"] if before and before["settings"] == settings_ else {}
-    merged = {**runs, variant: found}
-    result = {"settings": settings_, "runs": {name: merged[name] for name in VARIANTS if name in merged}}
-    save(path, result)
-    return result
-
-
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("out", type=Path)
+    add_arguments(parser, VARIANTS, VARIANTS)
     parser.add_argument("--layers", type=int, default=64)
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
-    parser.add_argument("--seconds", type=float, default=580, help="for all variants together")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--attention", default="TRITON_ATTN")
     parser.add_argument("--memory", type=float, default=0.6, help="share of the card's memory")
     parser.add_argument("--tiny", action="store_true", help="a small model, eager: to try this out on a CPU")
-    parser.add_argument("--one", choices=VARIANTS, help="this variant only, in this process")
     return parser.parse_args(arguments)
 
 
-def main() -> None:
-    """Command line."""
-    args = parsed()
-    if args.one:
-        with tempfile.TemporaryDirectory() as folder:
-            merge(args.out, settings(args), args.one, run(args.one, args, Path(folder)))
-        return
-    failed = drive(args, sys.argv[1:])
-    result = load(args.out)
-    if result and result["runs"]:
-        from bench.act_order.tables import engine_table
-
-        print(engine_table(result), flush=True)
-    if failed:
-        sys.exit(", ".join(f"{variant}: {reason}" for variant, reason in failed.items()))
+def keep(variant: str, args: argparse.Namespace, folder: Path) -> None:
+    """Run one variant and write its figures."""
+    merge(args.out, settings(args), VARIANTS, variant, run(variant, args, folder))
 
 
 if __name__ == "__main__":
-    main()
+    main("bench.act_order.engine", parsed(), keep, engine_table)

@@ -38,8 +38,9 @@ import torch
 
 from bench.act_order import kernels
 from bench.act_order.before import Compiled, Form, inputs, permuting, with_stride
-from bench.act_order.results import FOLDED, MODULES, Module, save
+from bench.act_order.results import FOLDED, MODULES, Module
 from bench.act_order.timing import in_turns, recorded, spread
+from bench.results import save
 
 TOLERANCE = 0.02
 # Bytes of weights that a graph goes through before it comes to the first again: 4 x the L2 cache of an H100.

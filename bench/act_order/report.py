@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from bench.act_order import tables
-from bench.act_order.results import AGREEMENT, ENGINE, GEMM, MODULES, Json, extras
+from bench.act_order.results import AGREEMENT, ENGINE, GEMM, MODULES, extras
 from bench.pages import Page
+from bench.results import Json
 
 README = Path(__file__).with_name("README.md")
 PICTURE = Path(__file__).with_name("gemm.png")
 TABLES: dict[str, tuple[Path, Callable[[Json], str]]] = {
     "total": (GEMM, tables.gemm_total),
     "extras": (GEMM, tables.gemm_extras),
+    "norms": (GEMM, tables.gemm_norms),
     "times": (GEMM, tables.gemm_times),
     "engine": (ENGINE, tables.engine_table),
     "agreement": (AGREEMENT, tables.agreement_table),

@@ -6,7 +6,6 @@ variant and batch; `agreement.json` what a served act-order checkpoint computes,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,9 @@ from typing import Any
 
 HERE = Path(__file__).parent
 GEMM, ENGINE, AGREEMENT = HERE / "gemm.json", HERE / "engine.json", HERE / "agreement.json"
-VARIANTS = ("none", "stock", "ours", "ours-norms")
+VARIANTS = ("none", "stock", "ours", "ours-gathered")
 # Ours may cost at most this share of what stock act order costs.
 TARGET = 0.5
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +43,8 @@ MODULES = (
 FOLDED = "down"
 
 
-# Whose norm writes in order: see `claim.FOLD_NORMS`, and `norms` for which norms those are. Nothing if they do not.
-IN_ORDER: tuple[str, ...] = ()
+# Whose norm writes in order: see `claim.FOLD_NORMS`, and `norms` for which norms those are.
+IN_ORDER: tuple[str, ...] = ("qkv", "qkvz", "gate_up")
 
 
 def form_of(module: str, measured: Iterable[str] | None = None) -> str:
@@ -142,15 +140,3 @@ def same_tokens(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[int, 
     """Of the prompts of two runs: how many have the same first token, and how many there are."""
     pairs = list(zip(one["tokens"], other["tokens"], strict=True))
     return sum(a[0] == b[0] for a, b in pairs), len(pairs)
-
-
-def load(path: Path) -> Json | None:
-    """The results in a file; None if it was not measured yet."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def save(path: Path, result: Mapping[str, Any]) -> None:
-    """As JSON, under a temporary name first: a call that is cut off leaves the previous file."""
-    from gptq_hybrid.checkpoint._atomic import write_json_atomic
-
-    write_json_atomic(path, result)

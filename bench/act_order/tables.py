@@ -5,7 +5,6 @@ from __future__ import annotations
 from bench.act_order.results import (
     MODULES,
     TARGET,
-    Json,
     engine_extras,
     extras,
     kernels_ms,
@@ -13,6 +12,8 @@ from bench.act_order.results import (
     step_ms,
     totals,
 )
+from bench.results import Json
+from bench.tables import table, where
 
 _NAMES = {
     "none": "none",
@@ -26,20 +27,6 @@ _NAMES = {
     "before+strided": "op + strided",
     "before+in_order": "op in order",
 }
-
-
-def where(environment: Json) -> str:
-    """Card and versions, in a line."""
-    versions = [f"{name} {environment[name]}" for name in ("vllm", "torch", "python") if name in environment]
-    return f"{environment['device']}, {', '.join(versions)}"
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Markdown; the first column to the left."""
-    line = "|" + "|".join(["---"] + ["---:"] * (len(header) - 1)) + "|"
-    return "\n".join(
-        ["| " + " | ".join(header) + " |", line, *("| " + " | ".join(row) + " |" for row in rows)]
-    )
 
 
 def gemm_times(result: Json) -> str:

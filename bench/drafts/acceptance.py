@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.act_order.agreement import prompts
-from bench.act_order.results import Json, load, save
 from bench.mini.engine import _counters
+from bench.results import Json, load, save
 
 DRAFTS, _NEW = 2, 64
 # Of sampling: prompts, their tokens (each draw computes them anew), and tokens drawn.

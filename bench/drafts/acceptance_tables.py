@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bench.act_order.results import Json
-from bench.act_order.tables import table
 from bench.drafts.frequencies import homogeneity
+from bench.results import Json
+from bench.tables import table
 
 # Of a sampled reply: the first token is drawn from the prompt, the next two have been drafted.
 _DRAFTED = slice(1, 3)

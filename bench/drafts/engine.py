@@ -18,23 +18,22 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import sys
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.act_order.engine import call_variant, generate, prompts
-from bench.act_order.results import Json, load, save
 from bench.drafts.acceptance import DRAFTS, options
+from bench.drafts.engine_tables import report
+from bench.generate import generate, prompts
 from bench.gpu_time import kernel_ms
 from bench.mini.engine import _counters
+from bench.results import Json, merge
+from bench.variants import add_arguments, main
 
 VARIANTS = ("none", "none-4", "stock", "w4", "w8", "fp8", "bf16:65536", "w4:65536", "w8:65536", "fp8:65536")
 _USUAL = ("none", "none-4", "stock", "w8", "w8:65536")
 _BATCHES, _NEW, _TINY_NEW = (1, 16), 128, 8
-_MODULE = "bench.drafts.engine"
 # vLLM alone.
 _PLAIN = ("none", "none-4", "stock")
 _WITHOUT = ("none", "none-4")
@@ -201,65 +200,24 @@ def settings(args: argparse.Namespace) -> Json:
     }
 
 
-def merge(path: Path, settings_: Json, variant: str, found: Json) -> None:
-    """Add one run to the file; runs with other settings in it go."""
-    before = load(path)
-    runs = before["runs"] if before and before["settings"] == settings_ else {}
-    merged = {**runs, variant: found}
-    ordered = {name: merged[name] for name in VARIANTS if name in merged}
-    save(path, {"settings": settings_, "runs": ordered})
-
-
-def drive(args: argparse.Namespace, argv: list[str]) -> dict[str, str]:
-    """All variants one after another; by variant, why it failed."""
-    begin, failed = time.monotonic(), {}
-    before = load(args.out)
-    if before:  # A run that fails now must not look like one that was made.
-        before["runs"] = {name: run for name, run in before["runs"].items() if name not in args.variants}
-        save(args.out, before)
-    for variant in args.variants:
-        left = args.seconds - (time.monotonic() - begin)
-        print(f"--- {variant}, {left:.0f} s left", flush=True)
-        reason = call_variant(variant, argv, left, _MODULE) if left > 10 else "no time left"
-        if reason:
-            failed[variant] = reason
-            print(f"{variant}: {reason}", flush=True)
-    return failed
-
-
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("out", type=Path)
+    add_arguments(parser, VARIANTS, _USUAL)
     parser.add_argument("--layers", type=int, default=64)
-    parser.add_argument("--variants", nargs="+", default=list(_USUAL), choices=VARIANTS)
-    parser.add_argument("--seconds", type=float, default=580, help="for all variants together")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--attention", default="TRITON_ATTN")
     parser.add_argument("--memory", type=float, default=0.85, help="share of the card's memory")
     parser.add_argument("--tiny", action="store_true", help="a small model, eager: to try this out on a CPU")
-    parser.add_argument("--one", choices=VARIANTS, help="this variant only, in this process")
     return parser.parse_args(arguments)
 
 
-def main() -> None:
-    """Command line."""
-    args = parsed()
-    if args.one:
-        with tempfile.TemporaryDirectory() as folder:
-            merge(args.out, settings(args), args.one, run(args.one, args, Path(folder)))
-        return
-    failed = drive(args, sys.argv[1:])
-    result = load(args.out)
-    if result and result["runs"]:
-        from bench.drafts.engine_tables import report
-
-        print(report(result), flush=True)
-    if failed:
-        sys.exit(", ".join(f"{variant}: {reason}" for variant, reason in failed.items()))
+def keep(variant: str, args: argparse.Namespace, folder: Path) -> None:
+    """Run one variant and write its figures."""
+    merge(args.out, settings(args), VARIANTS, variant, run(variant, args, folder))
 
 
 if __name__ == "__main__":
-    main()
+    main("bench.drafts.engine", parsed(), keep, report)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
-from bench.act_order.results import Json
-from bench.act_order.tables import table
+from bench.results import Json
+from bench.tables import table
 
 # What a draft reads of the 27B in the checkpoint's own weights: shapes [n, k] of the MTP layer and the output head.
 MTP_LINEARS = {

@@ -23,18 +23,18 @@ import argparse
 import gc
 import os
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from bench.act_order.engine import call_variant
-from bench.act_order.results import Json, load
 from bench.prefill import engine_timing as timing
 from bench.prefill.engine_dummy import fill_on_load, write_checkpoint
 from bench.prefill.engine_facts import engine_facts, environment, plugin_facts
-from bench.prefill.engine_results import MACHETE_PLUGIN, PLUGIN, VARIANTS, lengths, merge, without
+from bench.prefill.engine_results import MACHETE_PLUGIN, PLUGIN, VARIANTS, lengths
+from bench.prefill.engine_tables import report
 from bench.prefill.engine_ways import OneWay, Ways, kernel_names, layers_by_shape
+from bench.results import Json, merge
+from bench.variants import add_arguments, main
 
 _BATCHES, _STEPS = (1, 16), 128
 # What matters most comes first: a run may be cut off.
@@ -121,7 +121,7 @@ def run(variant: str, args: argparse.Namespace, folder: Path) -> None:
         found.update(figures)
         if ways.problems:
             found["problems"] = ways.problems
-        merge(args.out, settings(args), variant, found)
+        merge(args.out, settings(args), VARIANTS, variant, found)
 
     loaded = fill_on_load() if variant != "bf16" else []
     preparation = timing.Preparation().watch()
@@ -204,32 +204,14 @@ def settings(args: argparse.Namespace) -> Json:
     }
 
 
-def drive(args: argparse.Namespace, argv: list[str]) -> dict[str, str]:
-    """All variants one after another; by variant, why it failed."""
-    begin, failed = time.monotonic(), {}
-    without(args.out, args.variants)
-    for variant in args.variants:
-        left = args.seconds - (time.monotonic() - begin)
-        print(f"--- {variant}, {left:.0f} s left", flush=True)
-        reason = call_variant(variant, argv, left, "bench.prefill.engine") if left > 10 else "no time left"
-        if reason:
-            failed[variant] = reason
-            print(f"{variant}: {reason}", flush=True)
-    return failed
-
-
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("out", type=Path)
+    add_arguments(parser, VARIANTS, (PLUGIN, "stock", "bf16", "machete"))
     parser.add_argument("--layers", type=int, default=64)
-    parser.add_argument(
-        "--variants", nargs="+", default=["plugin", "stock", "bf16", "machete"], choices=VARIANTS
-    )
     parser.add_argument("--machete", action="store_true", help="run plugin as plugin-machete")
-    parser.add_argument("--seconds", type=float, default=560, help="for all variants together")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--attention", default="TRITON_ATTN")
     parser.add_argument("--memory", type=float, default=0.85, help="share of the card's memory")
@@ -238,29 +220,11 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
         "--serving", action="store_true", help="the load alone: two MTP drafts, prefix caching, not compiled"
     )
     parser.add_argument("--tiny", action="store_true", help="a small model, eager: to try this out on a CPU")
-    parser.add_argument("--one", choices=VARIANTS, help="this variant only, in this process")
     args = parser.parse_args(arguments)
     if args.machete:
         args.variants = [MACHETE_PLUGIN if name == PLUGIN else name for name in args.variants]
     return args
 
 
-def main() -> None:
-    """Command line."""
-    args = parsed()
-    if args.one:
-        with tempfile.TemporaryDirectory() as folder:
-            run(args.one, args, Path(folder))
-        return
-    failed = drive(args, sys.argv[1:])
-    result = load(args.out)
-    if result and result["runs"]:
-        from bench.prefill.engine_tables import report
-
-        print(report(result), flush=True)
-    if failed:
-        sys.exit(", ".join(f"{variant}: {reason}" for variant, reason in failed.items()))
-
-
 if __name__ == "__main__":
-    main()
+    main("bench.prefill.engine", parsed(), run, report)

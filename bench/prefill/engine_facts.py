@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.act_order.results import Json
+from bench.results import Json
 
 
 def environment() -> dict[str, str]:

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from statistics import median
-from typing import Any
 
-from bench.act_order.results import Json, load, save
+from bench.results import Json
 
 PLUGIN, MACHETE_PLUGIN = "plugin", "plugin-machete"
 VARIANTS = (PLUGIN, MACHETE_PLUGIN, "stock", "machete", "bf16")
@@ -106,24 +104,3 @@ def first_differences(one: Sequence[Sequence[int]], other: Sequence[Sequence[int
 def digest(tokens: Sequence[Sequence[int]]) -> str:
     """Of all tokens in their order, 16 hex digits."""
     return hashlib.sha256(json.dumps([list(ids) for ids in tokens]).encode()).hexdigest()[:16]
-
-
-def merge(path: Path, settings: Mapping[str, Any], variant: str, found: Mapping[str, Any]) -> Json:
-    """Put one run into the file, whole or as far as it is; runs with other settings in it go."""
-    before = load(path)
-    runs = before["runs"] if before and before["settings"] == settings else {}
-    merged = {**runs, variant: found}
-    result: Json = {
-        "settings": dict(settings),
-        "runs": {name: merged[name] for name in VARIANTS if name in merged},
-    }
-    save(path, result)
-    return result
-
-
-def without(path: Path, variants: Sequence[str]) -> None:
-    """Take runs out of the file: one that fails now must not look like one that was made."""
-    before = load(path)
-    if before:
-        before["runs"] = {name: run for name, run in before["runs"].items() if name not in variants}
-        save(path, before)

@@ -9,8 +9,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.act_order.results import Json, load
-from bench.act_order.tables import table, where
 from bench.prefill.engine_results import (
     PLUGIN,
     WAYS,
@@ -25,6 +23,8 @@ from bench.prefill.engine_results import (
     ttft_ms,
     ttft_ratio,
 )
+from bench.results import Json, load
+from bench.tables import table, where
 
 _MIB, _GIB = 1 << 20, 1 << 30
 

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from bench.act_order.engine import generate
-from bench.act_order.engine import prompts as short_prompts
-from bench.act_order.results import Json
+from bench.generate import generate
+from bench.generate import prompts as short_prompts
 from bench.gpu_time import step_kernels
 from bench.prefill.engine_results import digest, first_differences, lengths
 from bench.prefill.engine_ways import OneWay, Ways
+from bench.results import Json
 
 AnyWays = OneWay | Ways
 Prompts = list[dict[str, list[int]]]

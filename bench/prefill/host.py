@@ -31,9 +31,9 @@ from typing import Any
 
 import torch
 
-from bench.act_order.results import save
 from bench.prefill.engine_facts import environment
 from bench.prefill.layers import build, random_weight, vllm_config
+from bench.results import save
 from vllm_qwen36_plugin.prefill import dispatch, expand, paths, scratch, selftest
 from vllm_qwen36_plugin.prefill.profile import Starts
 from vllm_qwen36_plugin.prefill.shape import Shape

@@ -27,9 +27,9 @@ from typing import Any
 
 import torch
 
-from bench.act_order.results import save
 from bench.act_order.timing import in_turns, recorded, spread
 from bench.prefill.layers import MODULES, Module, build, random_weight, vllm_config
+from bench.results import save
 
 _GROUP = 128
 _ROWS = (1, 3, 16, 64, 128, 192, 256, 384, 512, 768, 1000, 1024, 1500, 2048, 3000, 4096, 8192)

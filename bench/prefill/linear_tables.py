@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bench.act_order.results import Json
-from bench.act_order.tables import table, where
+from bench.results import Json
+from bench.tables import table, where
 
 # By module, how many layers of the 27B have it: `layers.MODULES`, which needs torch; a test compares them.
 LAYERS = {"qkv": 16, "qkvz": 48, "o/out": 64, "gate_up": 64, "down": 64}

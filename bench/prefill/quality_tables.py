@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bench.act_order.results import Json
-from bench.act_order.tables import table
+from bench.results import Json
+from bench.tables import table
 
 
 def _number(value: float, factor: float, digits: int, sign: str = "") -> str:

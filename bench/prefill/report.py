@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.act_order.results import Json
 from bench.pages import Page
 from bench.prefill import engine_tables, linear_tables, quality_tables
+from bench.results import Json
 
 HERE = Path(__file__).parent
 README, PICTURE = HERE / "README.md", HERE / "linear.png"

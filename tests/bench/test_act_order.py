@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bench.act_order import before, dummy, engine, gemm, kernels, timing
+from bench.act_order import before, dummy, gemm, kernels, timing
 from bench.act_order.report import README, TABLES, filled, picture
 from bench.act_order.results import (
     AGREEMENT,
@@ -18,12 +17,11 @@ from bench.act_order.results import (
     engine_extras,
     extras,
     form_of,
-    load,
     same_tokens,
-    save,
     totals,
 )
 from bench.act_order.tables import gemm_norms
+from bench.results import load
 from gptq_hybrid.checkpoint import layout_for
 from vllm_qwen36_plugin.act_order.sorting import natural_order
 
@@ -245,28 +243,3 @@ def test_random_order_is_an_act_order_and_always_the_same() -> None:
     assert not torch.equal(order, natural_order(512, 128))
     assert torch.equal(order.sort().values, natural_order(512, 128))
     assert order.dtype == torch.int32
-
-
-def test_merging_keeps_runs_of_the_same_settings_only(tmp_path: Path) -> None:
-    path = tmp_path / "engine.json"
-    settings = engine.settings(engine.parsed([str(path), "--layers", "16"]))
-    engine.merge(path, settings, "ours", {"step_ms": {}})
-    engine.merge(path, settings, "none", {"step_ms": {}})
-    found = load(path)
-    assert found is not None
-    assert list(found["runs"]) == ["none", "ours"]
-    engine.merge(path, {**settings, "layers": 64}, "stock", {"step_ms": {}})
-    found = load(path)
-    assert found is not None
-    assert list(found["runs"]) == ["stock"]
-
-
-def test_a_variant_that_fails_leaves_no_earlier_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "engine.json"
-    args = engine.parsed([str(path), "--variants", "stock", "--seconds", "60"])
-    save(path, {"settings": engine.settings(args), "runs": {"none": {}, "stock": {}}})
-    monkeypatch.setattr(engine, "call_variant", lambda *_: "exit code 1")
-    assert engine.drive(args, []) == {"stock": "exit code 1"}
-    found = load(path)
-    assert found is not None
-    assert list(found["runs"]) == ["none"]

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from bench.act_order.results import load, save
 from bench.prefill import engine, engine_tables, engine_timing
 from bench.prefill.engine_dummy import set_scales, write_checkpoint
 from bench.prefill.engine_results import (
@@ -20,11 +19,10 @@ from bench.prefill.engine_results import (
     first_differences,
     kv_given_up,
     lengths,
-    merge,
     ttft_ratio,
-    without,
 )
 from bench.prefill.engine_ways import OneWay, Ways
+from bench.results import save
 from gptq_hybrid.checkpoint import read_json_object
 from vllm_qwen36_plugin.prefill.dispatch import Linear
 from vllm_qwen36_plugin.prefill.profile import Starts
@@ -219,46 +217,6 @@ def test_first_differences_and_digest_see_one_token() -> None:
     assert first_differences(one, other) == [None, 1]
     assert digest(one) == digest([list(ids) for ids in one])
     assert digest(one) != digest(other)
-
-
-def test_merging_keeps_runs_of_the_same_settings_only(tmp_path: Path) -> None:
-    path = tmp_path / "engine.json"
-    settings = engine.settings(engine.parsed([str(path), "--layers", "16"]))
-    merge(path, settings, "stock", {"complete": True})
-    merge(path, settings, "plugin", {"complete": False})
-    found = load(path)
-    assert found is not None
-    assert list(found["runs"]) == ["plugin", "stock"]
-    merge(path, {**settings, "layers": 64}, "bf16", {})
-    found = load(path)
-    assert found is not None
-    assert list(found["runs"]) == ["bf16"]
-
-
-def test_a_variant_that_fails_leaves_no_earlier_run_and_others_stay(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "engine.json"
-    args = engine.parsed([str(path), "--variants", "stock", "bf16", "--seconds", "60"])
-    for name in ("plugin", "stock", "bf16"):
-        merge(path, engine.settings(args), name, {"complete": True})
-
-    def call(variant: str, *_: object) -> str | None:
-        if variant == "stock":
-            return "cut off after 60 s"
-        merge(path, engine.settings(args), variant, {"complete": True, "new": True})
-        return None
-
-    monkeypatch.setattr(engine, "call_variant", call)
-    assert engine.drive(args, []) == {"stock": "cut off after 60 s"}
-    found = load(path)
-    assert found is not None
-    assert found["runs"] == {"plugin": {"complete": True}, "bf16": {"complete": True, "new": True}}
-
-
-def test_taking_runs_out_of_a_file_that_is_not_there_makes_none(tmp_path: Path) -> None:
-    without(tmp_path / "none.json", ["plugin"])
-    assert not (tmp_path / "none.json").exists()
 
 
 def test_machete_flag_renames_the_plugin_variant() -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from bench.act_order.results import load
 from bench.prefill import layers, linear, linear_tables
 from bench.prefill.report import LINEAR, README, TABLES, filled, picture
+from bench.results import load
 
 WHERE = {
     "device": "a card",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from gptq_hybrid.checkpoint import VllmRelease
 from gptq_hybrid.checkpoint.quantization import asks_for_act_order
 from vllm_qwen36_plugin.act_order import claim
 
@@ -60,11 +62,52 @@ def test_everything_else_is_left_to_vllm(config: dict[str, Any], user: str | Non
     assert not claim.claims(config, user, hf_config)
 
 
-def test_a_vllm_that_serves_act_order_itself_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A vLLM with act order of its own, of some version, on some machine."""
+    from vllm.platforms import current_platform
+
+    import gptq_hybrid.checkpoint
     from vllm_qwen36_plugin.compat import act_order
 
-    monkeypatch.setattr(act_order, "stock_serves_act_order", lambda: True)
+    def there_is(version: str, *, cuda: bool = True, devices: int = 1) -> None:
+        monkeypatch.setattr(act_order, "stock_serves_act_order", lambda: True)
+        monkeypatch.setattr(gptq_hybrid.checkpoint, "installed_vllm", lambda: VllmRelease(version))
+        monkeypatch.setattr(type(current_platform), "is_cuda", lambda _: cuda)
+        monkeypatch.setattr(type(current_platform), "device_count", lambda _: devices, raising=False)
+
+    return there_is
+
+
+@pytest.mark.parametrize("version", ["0.19.1", "0.25.0", "0.29.0"])
+def test_a_vllm_that_serves_act_order_itself_is_left_alone(
+    version: str, installed: Callable[..., None]
+) -> None:
+    installed(version)
     assert not claim.claims(ACT_ORDER, None, HYBRID)
+
+
+@pytest.mark.parametrize("version", ["0.26.0", "0.26.1+cu130"])
+def test_where_ours_was_measured_faster_it_is_taken(version: str, installed: Callable[..., None]) -> None:
+    installed(version)
+    assert claim.claims(ACT_ORDER, None, HYBRID)
+
+
+@pytest.mark.parametrize("other", [{"cuda": False}, {"devices": 2}, {"devices": 0}])
+def test_elsewhere_than_on_one_nvidia_gpu_it_is_not(other: Any, installed: Callable[..., None]) -> None:
+    installed("0.26.0", **other)
+    assert not claim.claims(ACT_ORDER, None, HYBRID)
+
+
+@pytest.mark.parametrize("user", ["gptq", "gptq_marlin", "auto_gptq"])
+def test_a_user_who_names_a_method_of_vllm_gets_it(user: str, installed: Callable[..., None]) -> None:
+    installed("0.26.0")
+    assert not claim.claims(ACT_ORDER, user, HYBRID)
+
+
+def test_a_user_who_names_ours_gets_it_on_every_version(installed: Callable[..., None]) -> None:
+    installed("0.22.0", devices=4)
+    assert claim.claims(ACT_ORDER, claim.NAME, HYBRID)
 
 
 def test_a_rule_that_asks_for_it_counts_and_an_exclusion_does_not() -> None:

@@ -171,6 +171,10 @@ def take(llm: Any, ways: OneWay | Ways, args: argparse.Namespace, vocabulary: in
             ttft[way][case], taken[way][case] = times, ways.taken(way, rows)
             print(f"{case}, {way}: ms to first token: {' '.join(map(str, times))}", flush=True)
         keep(ttft_ms=ttft, taken=taken)
+    ttft_gpu_ms: dict[str, Json] = {}
+    for case in cases[:2]:
+        ttft_gpu_ms[case] = timing.kernels_of_a_first_token(llm, ways, case, vocabulary)
+        keep(ttft_gpu_ms=ttft_gpu_ms)
     # 128 steps average out what a single first token does not.
     repeats = args.repeats // 2 + 1
     step_ms: dict[str, list[float]] = {}

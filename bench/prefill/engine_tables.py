@@ -6,6 +6,7 @@ python -m bench.prefill.engine_tables RESULT.json
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -210,6 +211,7 @@ def load_table(result: Json) -> str:
                     f"{tokens / found['seconds']:,.0f}",
                     f"{apart.count(None)} of {len(apart)}",
                     _positions([place for place in apart if place is not None]),
+                    _largest([gap for gap in found.get("margin", []) if gap is not None]),
                     *_growth(found["memory"]),
                     ", ".join(f"{path} {count:,}" for path, count in found["calls"].items()),
                     found["digest"],
@@ -218,7 +220,8 @@ def load_table(result: Json) -> str:
     if not rows:
         return "No load was served yet."
     header = ["way", "s", "tokens/s", "requests alike with the first row",
-              "first difference at token (least, median)", "memory of tensors grew by, MiB",
+              "first difference at token (least, median)", "margin there (median, largest), nats",
+              "memory of tensors grew by, MiB",
               "free memory fell by, MiB", "calls", "digest"]  # fmt: skip
     return _noted(table(header, rows), environments(result), *notes)
 
@@ -226,6 +229,36 @@ def load_table(result: Json) -> str:
 def _positions(places: Sequence[int]) -> str:
     ordered = sorted(places)
     return f"{ordered[0]}, {ordered[len(ordered) // 2]}" if ordered else ""
+
+
+def _largest(gaps: Sequence[float]) -> str:
+    ordered = sorted(gaps)
+    return f"{ordered[len(ordered) // 2]:.4f}, {ordered[-1]:.4f}" if ordered else ""
+
+
+def first_token_kernels_table(result: Json) -> str:
+    """Milliseconds of kernels until the first token, in all and of the longest ones."""
+    rows = [
+        [label((name, way)), case, f"{found['total']:.1f}", _longest(found["kernels"])]
+        for name, run in result["runs"].items()
+        for case, by_way in run.get("ttft_gpu_ms", {}).items()
+        for way, found in by_way.items()
+        if found
+    ]
+    if not rows:
+        return "Not taken yet."
+    header = ["way", "tokens", "kernels, ms", "the longest of them"]
+    return _noted(table(header, rows), environments(result))
+
+
+def _longest(kernels: Json) -> str:
+    longest = sorted(kernels, key=lambda name: -kernels[name])[:6]
+    return "; ".join(f"{_short(name)} {kernels[name]:.1f}" for name in longest)
+
+
+def _short(name: str) -> str:
+    """A kernel's name without its arguments, in a cell of a table."""
+    return re.split(r"[<(]", name.removeprefix("void "))[0][-48:].replace("|", " ")
 
 
 def _growth(memory: Json) -> list[str]:
@@ -248,6 +281,7 @@ def report(result: Json) -> str:
     parts = {
         "Time to first token": ttft_table(result),
         "Ratios": ratio_table(result),
+        "By kernels": first_token_kernels_table(result),
         "Decode": step_table(result),
         "Memory and start": memory_table(result),
     }

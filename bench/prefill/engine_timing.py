@@ -67,6 +67,16 @@ def kernels_of_a_step(llm: Any, ways: AnyWays, batch: int, count: int, vocabular
         return step_kernels(partial(generate, llm, given, 1), partial(generate, llm, given, 1 + count), count)
 
 
+def kernels_of_a_first_token(llm: Any, ways: AnyWays, case: str, vocabulary: int) -> dict[str, Json]:
+    """By way, milliseconds of kernels until all prompts of a case have one token: in all, and of the longest."""
+    given, rows = prompts(case, vocabulary), sum(lengths(case))
+    found = {}
+    for way in ways.names:
+        with ways.through(way, rows):
+            found[way] = step_kernels(lambda: None, lambda: generate(llm, given, 1), 1)
+    return found
+
+
 def first_choice(llm: Any, ways: AnyWays, case: str, vocabulary: int) -> dict[str, Json]:
     """By way, the first token of a case's first prompt and its log-probability.
 
@@ -100,7 +110,8 @@ def loads(llm: Any, ways: AnyWays, given: Prompts, new: int) -> Iterator[Json]:
     """Serve all requests once each way, and with several the first once more; yields what is known after each.
 
     Of each: seconds, a digest of the greedy tokens, calls by path, GPU memory before and after, and for each
-    request how many tokens it shares with the first way's (None: all).
+    request how many tokens it shares with the first way's (None: all), and by how many nats the first way preferred
+    its token to the next best where they part (next to nothing: a tie, which the order of a sum decides).
     """
     found: Json = {
         "requests": len(given),
@@ -109,6 +120,7 @@ def loads(llm: Any, ways: AnyWays, given: Prompts, new: int) -> Iterator[Json]:
         "ways": {},
     }
     reference: list[list[int]] = []
+    margins: list[list[float]] = []
     first = ways.names[0]
     again = [(f"{first} again", first)] if len(ways.names) > 1 else []
     for label, way in [*((name, name) for name in ways.names), *again]:
@@ -116,17 +128,36 @@ def loads(llm: Any, ways: AnyWays, given: Prompts, new: int) -> Iterator[Json]:
         llm.reset_prefix_cache()
         before = gpu_memory()
         with ways.through(way) as calls:
-            seconds, tokens = generate(llm, given, new)
-        reference = reference or tokens
+            seconds, tokens, gaps = with_margins(llm, given, new)
+        reference, margins = reference or tokens, margins or gaps
+        apart = first_differences(reference, tokens)
         paths = {path for by in calls.values() for path in by}
         found["ways"][label] = {
             "seconds": round(seconds, 3),
             "digest": digest(tokens),
             "calls": {path: sum(by.get(path, 0) for by in calls.values()) for path in sorted(paths)},
-            "first_difference": first_differences(reference, tokens),
+            "first_difference": apart,
+            "margin": [
+                None if at is None else round(of[at], 5) for at, of in zip(apart, margins, strict=True)
+            ],
             "memory": {"before": before, "after": gpu_memory()},
         }
         yield found
+
+
+def with_margins(llm: Any, given: Prompts, new: int) -> tuple[float, list[list[int]], list[list[float]]]:
+    """Seconds, greedy tokens, and for each the nats between it and the next best."""
+    from vllm import SamplingParams
+
+    sampling = SamplingParams(temperature=0.0, max_tokens=new, ignore_eos=True, detokenize=False, logprobs=2)
+    begin = time.perf_counter()
+    outputs = [output.outputs[0] for output in llm.generate(given, sampling, use_tqdm=False)]
+    seconds = time.perf_counter() - begin
+    margins = []
+    for output in outputs:
+        two = [sorted((choice.logprob for choice in at.values()), reverse=True) for at in output.logprobs]
+        margins.append([at[0] - at[1] for at in two])
+    return seconds, [list(output.token_ids) for output in outputs], margins
 
 
 def gpu_memory() -> dict[str, int]:

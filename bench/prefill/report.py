@@ -18,7 +18,7 @@ from bench.results import Json
 HERE = Path(__file__).parent
 README, PICTURE = HERE / "README.md", HERE / "linear.png"
 LINEAR, LINEAR_FP16, ENGINE = HERE / "linear.json", HERE / "linear-fp16.json", HERE / "engine.json"
-QUALITY = HERE / "quality.json"
+QUALITY, SERVING = HERE / "quality.json", HERE / "serving.json"
 TABLES: dict[str, tuple[Path, Callable[[Json], str]]] = {
     "pass": (LINEAR, linear_tables.pass_table),
     "pass-fp16": (LINEAR_FP16, linear_tables.pass_table),
@@ -28,6 +28,7 @@ TABLES: dict[str, tuple[Path, Callable[[Json], str]]] = {
     "roofline": (LINEAR, linear_tables.roofline_table),
     "shapes": (LINEAR, linear_tables.shape_table),
     "engine": (ENGINE, engine_tables.report),
+    "load": (SERVING, engine_tables.load_table),
     "quality": (QUALITY, quality_tables.report),
 }
 

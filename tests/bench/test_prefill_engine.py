@@ -78,7 +78,7 @@ def result() -> dict[str, Any]:
         "new_tokens": 32,
         "ways": {
             "stock": {**served, "first_difference": [None] * 3},
-            "exact": {**served, "first_difference": [None, 7, 3]},
+            "exact": {**served, "first_difference": [None, 7, 3], "margin": [None, 0.01, 0.02]},
         },
     }
     runs = {
@@ -186,8 +186,16 @@ def test_decode_steps_are_held_by_their_kernels_where_both_were_taken(result: di
 
 def test_load_table_counts_requests_alike_and_memory_that_grew(result: dict[str, Any]) -> None:
     found = cells(engine_tables.load_table(result))
-    assert found[2] == ["plugin: stock", "2.00", "500", "3 of 3", "", "+1.0", "+3.0", "stock 9", "abc"]
-    assert found[3][3:5] == ["1 of 3", "3, 7"]
+    assert found[2] == ["plugin: stock", "2.00", "500", "3 of 3", "", "", "+1.0", "+3.0", "stock 9", "abc"]
+    assert found[3][3:6] == ["1 of 3", "3, 7", "0.0200, 0.0200"]
+
+
+def test_table_of_kernels_names_the_longest_and_has_no_bar_of_its_own(result: dict[str, Any]) -> None:
+    assert engine_tables.first_token_kernels_table(result) == "Not taken yet."
+    kernels = {"void marlin::Marlin<3, 4>(int4 const*)": 30.0, "a|b": 12.0}
+    result["runs"]["stock"]["ttft_gpu_ms"] = {"1024": {"stock": {"total": 42.04, "kernels": kernels}}}
+    found = cells(engine_tables.first_token_kernels_table(result))
+    assert found[2] == ["stock", "1024", "42.0", "marlin::Marlin 30.0; a b 12.0"]
 
 
 def test_a_result_of_one_variant_that_only_started_has_tables(result: dict[str, Any]) -> None:
@@ -330,7 +338,8 @@ class FakeEngine:
         serve(self.ways, rows)
         fp8 = self.ways._linears[0][0].path_for(rows) == "fp8"
         tokens = [int(fp8)] * sampling.max_tokens
-        done = type("Completion", (), {"token_ids": tokens})
+        one, other = (type("Logprob", (), {"logprob": value}) for value in (-1.0, -1.25))
+        done = type("Completion", (), {"token_ids": tokens, "logprobs": [{1: other, 0: one}] * len(tokens)})
         return [type("Output", (), {"outputs": [done]}) for _ in given]
 
     def reset_prefix_cache(self) -> None:
@@ -361,6 +370,8 @@ def test_loads_hold_every_way_against_the_first_and_run_that_again(ways: Ways) -
     assert list(last["ways"]) == ["stock", "exact", "fp8", "stock again"]
     assert last["ways"]["exact"]["first_difference"] == [None] * 5
     assert last["ways"]["fp8"]["first_difference"] == [0] * 5
+    assert last["ways"]["exact"]["margin"] == [None] * 5
+    assert last["ways"]["fp8"]["margin"] == [0.25] * 5
     assert (
         last["ways"]["stock again"]["digest"]
         == last["ways"]["stock"]["digest"]

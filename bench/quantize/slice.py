@@ -1,0 +1,69 @@
+"""A slice of the 27B to quantize: so many of its layers at full size, random weights, a vocabulary of 1,024 or so.
+
+Weights, tokenizer and processor files are those of the demo checkpoint (``gptq_hybrid.demo``): matrices of ordinary
+size, norms with outlier channels, no MTP head, a vision tower of two small blocks. What a quantizer takes time and
+memory for is the 27B's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bench.full_size import TEXT_27B
+from gptq_hybrid.demo import _config, _weights
+from gptq_hybrid.demo._tokenizer import build_tokenizer
+from gptq_hybrid.demo.builder import DemoSpec, _next_token, _shard, _write_json, _write_weights
+
+# Sizes a CPU gets through; its times say nothing about a GPU's.
+_TINY = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+}
+# The demo's configuration has the rest, and a vocabulary of its own.
+_OWN = ("vocab_size", "num_hidden_layers", "mtp_num_hidden_layers")
+
+
+def slice_config(layers: int, vocabulary: Any, *, tiny: bool = False) -> dict[str, Any]:
+    """``config.json`` of the slice; ``vocabulary`` is what ``build_tokenizer`` makes."""
+    sizes = {**TEXT_27B, **(_TINY if tiny else {})}
+    spec = DemoSpec(hidden_size=sizes["hidden_size"], num_hidden_layers=max(layers, 4))
+    config = _config.model_config(spec, vocabulary)
+    text = config["text_config"]
+    text.update({name: value for name, value in sizes.items() if name in text and name not in _OWN})
+    text.update(
+        num_hidden_layers=layers, layer_types=text["layer_types"][:layers], mtp_num_hidden_layers=0
+    )
+    return config
+
+
+def write_slice(folder: Path, layers: int, *, tiny: bool = False, seed: int = 0) -> Path:
+    """Write the slice into ``folder``, one shard a layer; returns it.
+
+    Weights depend on ``seed`` alone. At full size a layer takes 0.75 GB of disk, and the whole slice three times that of
+    main memory while it is made.
+
+    Raises:
+        FileExistsError: the folder holds something.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty")
+    tokens = build_tokenizer()
+    config = slice_config(layers, tokens, tiny=tiny)
+    text = config["text_config"]
+    following = _next_token(tokens.padded_size, tokens.loop)
+    tensors = _weights.language_tensors(text, following, tokens.loop, seed, "model.language_model.")
+    tensors |= _weights.vision_tensors(config["vision_config"], seed)
+    files = _shard(tensors, min(layers, 16))
+    _write_weights(folder, files, set(files))
+    tokens.write(folder)
+    _write_json(folder / "config.json", config)
+    _write_json(folder / "generation_config.json", _config.generation_config(tokens))
+    for name, content in _config.processor_configs().items():
+        _write_json(folder / name, content)
+    return folder

@@ -43,8 +43,12 @@ def start(checkpoint: Path, way: str, seed: int) -> Any:
     """The engine in this process, with the plugin, which vLLM loads by its entry point."""
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    import torch
     from vllm import LLM
 
+    on_gpu: Json = {}
+    if torch.cuda.is_available():
+        on_gpu = {"gdn_prefill_backend": "triton", "attention_backend": "TRITON_ATTN"}
     speculation: Json = {}
     if way != "none":
         speculation = {"speculative_config": {"method": "mtp", "num_speculative_tokens": DRAFTS}}
@@ -60,6 +64,7 @@ def start(checkpoint: Path, way: str, seed: int) -> Any:
         limit_mm_per_prompt={"image": 0, "video": 0},
         additional_config={"qwen36": options(way)},
         **speculation,
+        **on_gpu,
     )
 
 
@@ -98,13 +103,17 @@ def sampled(llm: Any, given: dict[str, list[list[int]]], samples: int) -> dict[s
 
 def run(checkpoint: Path, way: str, samples: int, seed: int) -> Iterator[Json]:
     """All figures of one way, greedy ones first."""
+    import torch
     from transformers import AutoTokenizer
 
     from gptq_hybrid.evaluate._environment import environment
 
     given = prompts(AutoTokenizer.from_pretrained(checkpoint))
     llm = start(checkpoint, way, seed)
-    found: Json = {"environment": environment("cpu"), "options": options(way)}
+    found: Json = {
+        "environment": environment("cuda:0" if torch.cuda.is_available() else "cpu"),
+        "options": options(way),
+    }
     begin = time.perf_counter()
     found["greedy"] = greedy(llm, given, drafts=way != "none")
     found["sampled"] = {}

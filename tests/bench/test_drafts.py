@@ -9,9 +9,10 @@ import pytest
 
 pytest.importorskip("scipy")
 
-from bench.drafts import acceptance_tables, engine_tables
+from bench.drafts import acceptance_tables, engine_tables, report
 from bench.drafts.acceptance import options
 from bench.drafts.frequencies import homogeneity
+from bench.results import load
 
 
 def draws(weights: list[float], count: int, seed: int) -> list[int]:
@@ -125,3 +126,19 @@ def test_tables_say_what_drafts_took_and_what_they_read() -> None:
     assert [cell.strip() for cell in row.split("|")[2:7]] == ["6.60", "5.500", "1.500", "0.500", "0.921"]
     reads = [line for line in text.splitlines() if line.startswith("| stock")][1]
     assert [cell.strip() for cell in reads.split("|")[2:7]] == ["1.70", "5.09", "6.78", "2.261", "3.000"]
+
+
+def test_readme_holds_the_tables_of_the_results() -> None:
+    text = report.README.read_text(encoding="utf-8")
+    assert report.filled(text, report.PAGE.results()) == text
+
+
+def test_picture_has_a_panel_for_each_batch_and_needs_a_gpus_figures() -> None:
+    pytest.importorskip("matplotlib")
+    result = load(report.ENGINE)
+    assert result is not None
+    assert len(report.picture(result).axes) == 2
+    for steps in result["runs"]["none"]["steps"].values():
+        steps["gpu_ms"] = None
+    with pytest.raises(ValueError, match="on a GPU"):
+        report.picture(result)

@@ -7,24 +7,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from vllm_qwen36_plugin._log import logger
-
-
-class _Lines(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(f"{record.levelname} {record.getMessage()}")
+from tests.log_lines import lines_from
 
 
 @pytest.fixture
 def shown() -> Iterator[Callable[[], str]]:
-    """What the plugin logged so far, a line each; the same whether vLLM has configured logging or not."""
-    handler, level = _Lines(), logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG)
-    yield lambda: "\n".join(handler.lines)
-    logger.removeHandler(handler)
-    logger.setLevel(level)
+    """What the plugin logged so far."""
+    with lines_from(logging.DEBUG) as lines:
+        yield lines

@@ -13,29 +13,16 @@ from typing import Any
 
 import pytest
 
+from tests.log_lines import lines_from
+
 Shown = Callable[[], str]
-
-
-class _Lines(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(f"{record.levelname} {record.getMessage()}")
 
 
 @pytest.fixture
 def shown() -> Iterator[Shown]:
-    """What a user was shown so far, a line each; the same whether vLLM has configured logging or not."""
-    from vllm_qwen36_plugin._log import logger
-
-    handler, level = _Lines(), logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    yield lambda: "\n".join(handler.lines)
-    logger.removeHandler(handler)
-    logger.setLevel(level)
+    """What a user was shown so far."""
+    with lines_from(logging.INFO) as lines:
+        yield lines
 
 
 @pytest.fixture

@@ -1,0 +1,77 @@
+"""The solver's changes: scales of all groups at once, and a source that must be the known one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptq_hybrid.compat import IncompatibleError, _solver, swift_solver
+
+
+def quantizer(mse: float, bits: int) -> Any:
+    from gptqmodel import QuantizeConfig
+    from gptqmodel.quantization.quantizer import Quantizer
+
+    config = QuantizeConfig(bits=bits, group_size=32, sym=True, mse=mse, offload_to_disk=False)
+    made = Quantizer(config)
+    made.configure(perchannel=True)
+    return made
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.integers(1, 9),
+    columns=st.integers(1, 200),
+    mse=st.sampled_from([0.0, 2.4]),
+    bits=st.sampled_from([4, 8]),
+    at_once=st.sampled_from([1, 20, 1 << 18]),
+    seed=st.integers(0, 1000),
+)
+def test_groups_searched_together_have_the_scales_of_groups_searched_alone(
+    rows: int, columns: int, mse: float, bits: int, at_once: int, seed: int
+) -> None:
+    import torch
+
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    weight[0] = 0
+    weight[:, ::7] *= 30
+    one = quantizer(mse, bits)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_solver, "_ROWS", at_once)
+        found = _solver.group_quantizers(one, weight, 32)
+    assert len(found) == -(-columns // 32)
+    for number, group in enumerate(found):
+        alone = quantizer(mse, bits)
+        alone.find_params(weight[:, 32 * number : 32 * number + 32], weight=True)
+        assert group.scale.shape == (rows, 1)
+        assert torch.equal(group.scale, alone.scale)
+        assert torch.equal(group.zero, alone.zero)
+        assert torch.equal(group.maxq, alone.maxq)
+    # Upstream tells groups apart by the identity of their scales.
+    assert len({group.scale.data_ptr() for group in found}) == len(found)
+
+
+@pytest.mark.parametrize("number", range(len(_solver._CHANGES)))
+def test_a_source_without_one_of_the_places_is_refused(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = list(_solver._CHANGES)
+    changes[number] = ("a line that gptqmodel has no more\n", changes[number][1])
+    monkeypatch.setattr(_solver, "_CHANGES", tuple(changes))
+    with pytest.raises(IncompatibleError, match="a line that gptqmodel has no more"), swift_solver():
+        pass
+
+
+def test_a_solver_whose_source_is_gone_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gptqmodel.quantization.gptq import GPTQ
+
+    names: dict[str, Any] = {}
+    exec("def quantize(self, blocksize=128): ...", names)
+
+    def outer(self: Any) -> None: ...
+
+    outer.__wrapped__ = names["quantize"]  # type: ignore[attr-defined]
+    monkeypatch.setattr(GPTQ, "quantize", outer)
+    with pytest.raises(IncompatibleError, match=r"source of GPTQ\.quantize cannot be read"), swift_solver():
+        pass

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +24,12 @@ from gptq_hybrid.compat import (
     keep_log,
     record_modules,
     refuse_batches,
+    resumable,
     supports_shared_input_tags,
     without_stray_logs,
 )
-from gptq_hybrid.writer import CheckpointPlan, Packaging, refuse_impossible, write_checkpoint
+from gptq_hybrid.resume import source_identity
+from gptq_hybrid.writer import CheckpointPlan, Limits, Packaging, refuse_impossible, write_checkpoint
 
 from ._mask import causal_mask
 from ._module_tree import hybrid_tree
@@ -45,13 +48,17 @@ class HybridDefinition:
     set, is saved as ``calibration.json``, ``draft_vocab`` (of ``gptq_hybrid.draft_vocab.draft_vocab_of``) as
     ``draft_vocab.json``. ``packaging``
     (:class:`~gptq_hybrid.writer.Packaging`): whether the writer packs the output
-    head and the MTP head, and leaves the vision tower out; set it before ``quantize``.
+    head and the MTP head, and leaves the vision tower out; set it before ``quantize``. ``limits``: past which
+    ``save`` refuses.
+    ``on_stop()``, where set, is called when a run with a ``checkpoint`` is asked to stop (Ctrl-C, SIGTERM).
     """
 
     keep_mtp: bool = True
     calibration_manifest: Mapping[str, Any] | None = None
     draft_vocab: DraftVocab | None = None
     packaging: Packaging = Packaging()
+    limits: Limits = Limits()
+    on_stop: Callable[[], None] | None = None
     # The writer streams the head itself: 7.x would merge it into the main shards
     # (`out_of_model_tensors`), 6.0.3 has a mechanism of another name and loses it.
     out_of_model_tensors = None
@@ -91,21 +98,29 @@ class HybridDefinition:
     def quantize(self, *args: Any, **kwargs: Any) -> Any:
         """gptqmodel's ``quantize``, refused at once when the source lacks the MTP head it should keep.
 
+        ``checkpoint=CheckpointConfig(...)``, of gptqmodel 7.4 and later, keeps the state of the run and continues
+        from it; ``module_records`` of finished layers are part of it.
+
         Raises:
             HybridError: the source's head is absent or incomplete and ``keep_mtp`` is set, this model's
                 heads cannot be packed as ``packaging`` asks, or GPTAQ is asked for with batches that it
-                fails on.
+                fails on; or the state of ``checkpoint`` does not fit the run.
+            RunInterruptedError: a run with ``checkpoint`` was stopped, and its state is whole.
         """
         _refuse_unsupported(self.quantize_config)
         layout = layout_for(read_json_object(Path(self.model_local_path) / "config.json"))
         group_size = int(self.quantize_config.group_size)
         refuse_impossible(layout, self.packaging, group_size, keep_mtp=self.keep_mtp)
+        asked = inspect.signature(super().quantize).bind(*args, **kwargs)  # type: ignore[misc]
         if getattr(self.quantize_config, "gptaq", None) is not None:
-            asked = inspect.signature(super().quantize).bind(*args, **kwargs)  # type: ignore[misc]
             refuse_batches(int(asked.arguments.get("batch_size", 1)))
         if self.keep_mtp:
             find_mtp(Path(self.model_local_path))
-        with record_modules() as records, without_stray_logs():
+        with ExitStack() as stack:
+            records = stack.enter_context(record_modules())
+            stack.enter_context(without_stray_logs())
+            if asked.arguments.get("checkpoint") is not None:
+                stack.enter_context(resumable(records, source_identity, self.on_stop))
             out = super().quantize(*args, **kwargs)  # type: ignore[misc]
         keep_log(self, out)
         self.module_records: dict[str, ModuleRecord] = records
@@ -128,6 +143,7 @@ class HybridDefinition:
             keep_mtp=self.keep_mtp,
             records=getattr(self, "module_records", {}),
             packaging=self.packaging,
+            limits=self.limits,
             extra_json={CALIBRATION_FILE: self.calibration_manifest} if self.calibration_manifest else {},
         )
         upstream_save = super().save  # type: ignore[misc]

@@ -89,6 +89,30 @@ def packed_bytes(linear: LinearSpec, bits: int, group_size: int) -> int:
     return weights + groups * linear.out_features * (2 * 8 + bits) // 8 + linear.in_features * 4
 
 
+def layer_count(layout: TensorLayout) -> int:
+    """Layers with modules to quantize."""
+    return len({linear.name.removeprefix(layout.layers_prefix).split(".")[1] for linear in layout.quantized})
+
+
+def packed_modules_bytes(layout: TensorLayout, settings: Mapping[str, Any]) -> int:
+    """Bytes of the modules that gptqmodel packs: what the state of a finished run holds of them."""
+    return sum(
+        _module_bytes(linear, settings)
+        for linear in layout.quantized
+        if dynamic_rule(settings, linear.name) is not False
+    )
+
+
+def dense_state_bytes(layout: TensorLayout, settings: Mapping[str, Any]) -> int:
+    """Bytes, in BF16, of what gptqmodel writes into each state of a run besides: tower, norms, modules left out.
+
+    Seen in a state: neither embeddings nor the output head are loaded while layers are quantized.
+    """
+    loaded = [*layout.vision, *(spec for spec in layout.plain if spec.name.startswith(layout.layers_prefix))]
+    left_out = [linear for linear in layout.quantized if dynamic_rule(settings, linear.name) is False]
+    return sum(2 * prod(spec.shape) for spec in loaded) + sum(_module_bytes(m, settings) for m in left_out)
+
+
 def hidden_state_bytes(hidden: int, samples: int, max_length: int) -> int:
     """Inputs and outputs of one layer over the whole calibration set, BF16."""
     return 2 * samples * max_length * hidden * 2

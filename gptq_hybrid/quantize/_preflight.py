@@ -23,9 +23,18 @@ from gptq_hybrid.checkpoint import (
 from gptq_hybrid.compat import refuse_batches
 from gptq_hybrid.compat._gptqmodel import installed_version
 from gptq_hybrid.memory import free_memory
+from gptq_hybrid.resume import ResumePlan, folder_bytes, plan_resume, state_folder
 from gptq_hybrid.writer import Packaging, refuse_impossible
 
-from ._estimate import choices, hidden_state_bytes, quantized_bytes, working_bytes
+from ._estimate import (
+    choices,
+    dense_state_bytes,
+    hidden_state_bytes,
+    layer_count,
+    packed_modules_bytes,
+    quantized_bytes,
+    working_bytes,
+)
 from ._native import gpu_room, native_bytes, refuse_run
 
 if TYPE_CHECKING:
@@ -44,11 +53,13 @@ class Preflight:
 
     ``calibration_on_cpu``: the calibration's hidden states would not fit the GPU
     beside a layer's working set, so they are to stay in main memory.
+    ``resume``: what the run does about its state.
     """
 
     facts: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
     calibration_on_cpu: bool
+    resume: ResumePlan
 
 
 def preflight(request: QuantizeRequest) -> Preflight:
@@ -87,8 +98,19 @@ def preflight(request: QuantizeRequest) -> Preflight:
             "act order: stock vLLM 0.30 and later refuse the result; vllm-qwen36-plugin serves it on one GPU, "
             "permuting the input of its layers. The recipes static-mse and static need no such step"
         )
-    facts += _check_disk(request.target, _peak_on_disk(layout, request, output))
     memory, on_cpu = _check_memory(checkpoint, layout, request, warnings)
+    hidden = hidden_state_bytes(
+        int(checkpoint.text_config["hidden_size"]), request.samples, request.max_length
+    )
+    resume = plan_resume(
+        request,
+        inputs=hidden // 2,
+        packed=packed_modules_bytes(layout, settings),
+        dense=dense_state_bytes(layout, settings),
+        hidden_on_cpu=on_cpu,
+    )
+    facts += _check_disk(request.target, _peak_on_disk(layout, request, output), resume)
+    facts.append(("state", resume.said(request, layer_count(layout))))
     facts += [*memory, *_check_native(checkpoint, request, hidden_on_cpu=on_cpu)]
     facts.append(("versions", ", ".join(f"{name} {_version(name)}" for name in ("torch", "transformers"))))
     facts.append(("", f"gptqmodel {gptqmodel}, {os.cpu_count()} cores"))
@@ -96,12 +118,17 @@ def preflight(request: QuantizeRequest) -> Preflight:
         warnings.append(
             "flash-linear-attention is not installed: Gated-DeltaNet layers run in plain torch, far slower"
         )
-    return Preflight(tuple(facts), tuple(warnings), on_cpu)
+    return Preflight(tuple(facts), tuple(warnings), on_cpu, resume)
 
 
 def _refuse_existing(target: Path) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise HybridError(f"{target} exists already", remedy="Choose another target, or remove it first.")
+        left = state_folder(target)
+        raise HybridError(
+            f"{target} exists already",
+            remedy="Choose another target, or remove it first."
+            + (f" {left} is what is left of the run that made it; it can go." if left.exists() else ""),
+        )
 
 
 def _refuse_quantized(checkpoint: Checkpoint) -> None:
@@ -135,23 +162,30 @@ def _peak_on_disk(layout: TensorLayout, request: QuantizeRequest, output: int) -
     return output if shards == output else shards + min(shards, _SHARD)
 
 
-def _check_disk(target: Path, output: int) -> list[tuple[str, str]]:
-    """Room for the checkpoint beside the target, and for modules gptqmodel offloads to the temporary folder."""
+def _check_disk(target: Path, output: int, resume: ResumePlan) -> list[tuple[str, str]]:
+    """Room for the checkpoint beside the target, and for the modules that gptqmodel offloads.
+
+    It offloads them to the temporary folder; a run that keeps a state, to the state.
+    """
     here = target.absolute().parent
     while not here.exists():
         here = here.parent
     temporary = Path(tempfile.gettempdir())
-    same = here.stat().st_dev == temporary.stat().st_dev
+    if resume.size is not None:
+        # What an earlier run wrote of it takes no more room.
+        wanted = [("target", here, output + max(0, resume.disk - folder_bytes(state_folder(target))))]
+    elif here.stat().st_dev == temporary.stat().st_dev:
+        wanted = [("target", here, output * 2), ("temporary", temporary, output * 2)]
+    else:
+        wanted = [("target", here, output), ("temporary", temporary, output)]
     facts = []
-    for label, folder, needed in (
-        ("target", here, output * 2 if same else output),
-        ("temporary", temporary, output * 2 if same else output),
-    ):
+    for label, folder, needed in wanted:
         free = shutil.disk_usage(folder).free
         if free < needed:
+            without = f" --no-resume needs {_size(resume.disk)} less there." if resume.size else ""
             raise HybridError(
                 f"the {label} folder {folder} has {_size(free)} free; about {_size(needed)} are needed",
-                remedy="Free space, choose another target, or set TMPDIR to a larger disk.",
+                remedy="Free space, choose another target, or set TMPDIR to a larger disk." + without,
             )
         facts.append((f"disk, {label}", f"{_size(free)} free of about {_size(needed)} needed"))
     return facts

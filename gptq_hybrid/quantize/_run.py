@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import gptq_hybrid
-from gptq_hybrid.calibration import DEFAULT_CALIBRATION, DEFAULT_PACK, load_calibration
+from gptq_hybrid.calibration import DEFAULT_CALIBRATION, DEFAULT_PACK, Calibration, load_calibration
 from gptq_hybrid.checkpoint import Checkpoint, DraftVocab, HybridError, layout_for
-from gptq_hybrid.compat import ModuleRecord
+from gptq_hybrid.compat import IncompatibleError, ModuleRecord, checkpoint_config, faster
 from gptq_hybrid.draft_vocab import draft_vocab_of
 from gptq_hybrid.recipes import DEFAULT_RECIPE, Recipe, load_recipe
-from gptq_hybrid.writer import Limits, Verdict, judge
+from gptq_hybrid.resume import ResumePlan, RunState, before_calibration, of_calibration, open_state
+from gptq_hybrid.writer import Limits, Verdict, judge, write_records
 
+from ._estimate import layer_count
 from ._native import refuse_run
 from ._preflight import preflight
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizeRequest:
-    """What ``qwen36 quantize`` was asked for. ``max_length`` is in tokens."""
+    """What ``qwen36 quantize`` was asked for. ``max_length`` is in tokens.
+
+    ``resume``: keep the state of the run beside the target, and continue from one that is there; ``restart``:
+    throw that one away first.
+    """
 
     source: Path
     target: Path
@@ -35,6 +45,8 @@ class QuantizeRequest:
     pack: bool = DEFAULT_PACK
     exclude: tuple[str, ...] = ()
     keep_mtp: bool = True
+    resume: bool = True
+    restart: bool = False
     limits: Limits = field(default_factory=Limits)
 
     @property
@@ -52,7 +64,8 @@ class QuantizeResult:
 
     ``calibration`` is the manifest; ``seconds`` counts from the loading of the model; sizes are of
     safetensors files. ``draft_vocab`` is what was written as ``draft_vocab.json``: nothing without an MTP head,
-    or where the calibration has no reply to count.
+    or where the calibration has no reply to count. ``continued``: layers that an earlier, killed run had done;
+    ``seconds`` are without them.
     """
 
     target: Path
@@ -63,6 +76,7 @@ class QuantizeResult:
     target_bytes: int
     seconds: float
     draft_vocab: DraftVocab | None = None
+    continued: int = 0
 
 
 class QuantizationFailedError(HybridError):
@@ -75,15 +89,23 @@ def quantize(
     on_layer: Callable[[int, int], None] | None = None,
     on_calibration: Callable[[int, int], None] | None = None,
     on_manifest: Callable[[Mapping[str, Any]], None] | None = None,
+    on_stop: Callable[[], None] | None = None,
 ) -> QuantizeResult:
     """Quantize ``request.source`` into ``request.target``.
 
     ``on_calibration(done, total)`` is called as calibration rows (tokens, if packed) are drawn,
-    ``on_manifest`` with what was drawn, ``on_layer(done, total)`` as layers finish.
+    ``on_manifest`` with what was drawn, ``on_layer(done, total)`` as layers finish; ``on_stop`` at the first Ctrl-C
+    (or SIGTERM) while layers are quantized, when the run goes on to the end of its layer.
+
+    Killed at any time, a run of the same request goes on after the last state in ``DST.partial``
+    (:mod:`gptq_hybrid.resume`) and writes the same files. That folder is there from the calibration on, and
+    goes with the target's arrival.
 
     Raises:
-        HybridError: preflight or calibration data; nothing was written.
-        QuantizationFailedError: the verdict; nothing was written.
+        HybridError: preflight, calibration data, or a state that does not fit; no target was written.
+        RunInterruptedError: Ctrl-C; the state is kept.
+        QuantizationFailedError: the verdict; no target was written, but ``DST.failed.csv`` with what each module
+            came to, and no state is left.
     """
     found = preflight(request)
     from transformers import AutoTokenizer
@@ -112,25 +134,66 @@ def quantize(
         bound=False,
         hidden_on_cpu=found.calibration_on_cpu,
     )
-    layers = len(_layer_numbers(request.source))
+    plan = found.resume
+    with ExitStack() as stack:
+        state: RunState | None = None
+        if plan.size is not None:
+            items = before_calibration(request, hidden_on_cpu=found.calibration_on_cpu)
+            items |= of_calibration(calibration.manifest)
+            state = stack.enter_context(open_state(request.target, items, restart=request.restart))
+        result = _quantize(
+            request, plan, state, found.calibration_on_cpu, calibration, draft_vocab, on_layer, on_stop
+        )
+        if state is not None:
+            state.remove()
+    return result
+
+
+def _quantize(
+    request: QuantizeRequest,
+    plan: ResumePlan,
+    state: RunState | None,
+    hidden_on_cpu: bool,
+    calibration: Calibration,
+    draft_vocab: DraftVocab | None,
+    on_layer: Callable[[int, int], None] | None,
+    on_stop: Callable[[], None] | None,
+) -> QuantizeResult:
+    layers = layer_count(layout_for(Checkpoint.open(request.source).config))
     gptq_hybrid.register()
     from gptqmodel import GPTQModel
 
     started = time.perf_counter()
-    overrides: dict[str, Any] = {"calibration_data_device": "cpu"} if found.calibration_on_cpu else {}
+    overrides: dict[str, Any] = {"calibration_data_device": "cpu"} if hidden_on_cpu else {}
     model = GPTQModel.load(str(request.source), request.recipe.quantize_config(**overrides))
     model.keep_mtp = request.keep_mtp
     model.packaging = request.recipe.packaging
     model.calibration_manifest = calibration.manifest
     model.draft_vocab = draft_vocab
+    model.limits = request.limits
+    model.on_stop = on_stop
     if on_layer is not None:
         model.layer_callback = _counting(on_layer, layers)
-    model.quantize(calibration.rows, batch_size=request.batch_size)
+    continued = 0
+    options: dict[str, Any] = {}
+    if state is not None and plan.size is not None:
+        continued = state.layers()
+        options["checkpoint"] = checkpoint_config(state.store, plan.size.interval)
+        if on_layer is not None and continued:
+            on_layer(continued, layers)
+    with _faster_on_a_cpu():
+        model.quantize(calibration.rows, batch_size=request.batch_size, **options)
     verdict = judge(model.module_records.values(), request.limits)
     if not verdict.ok:
+        if state is not None:
+            # The same layers would be judged the same.
+            state.remove()
+        log = request.target.with_name(f"{request.target.name}.failed.csv")
+        write_records(log, model.module_records)
         raise QuantizationFailedError(
-            "The quantization failed and nothing was written: " + "; ".join(verdict.failures),
-            remedy="Use more, or more varied, calibration data.",
+            f"The quantization failed, and nothing was written but its log, {log}: "
+            + "; ".join(verdict.failures),
+            remedy=f"See which modules: qwen36 losses {log}. Use more, or more varied, calibration data.",
         )
     model.save(str(request.target))
     return QuantizeResult(
@@ -142,7 +205,25 @@ def quantize(
         target_bytes=_safetensors_bytes(request.target),
         seconds=time.perf_counter() - started,
         draft_vocab=draft_vocab,
+        continued=continued,
     )
+
+
+@contextmanager
+def _faster_on_a_cpu() -> Iterator[None]:
+    """The same bytes sooner, without a GPU: on one this has not run yet, and `bench.quantize` is to say first.
+
+    Another gptqmodel or transformers than this was written for quantizes as it does by itself.
+    """
+    import torch
+
+    with ExitStack() as stack:
+        if not torch.cuda.is_available():
+            try:
+                stack.enter_context(faster())
+            except IncompatibleError as error:
+                _log.warning("quantizing takes longer than it could: %s", error)
+        yield
 
 
 def _counting(on_layer: Callable[[int, int], None], total: int) -> Callable[..., None]:
@@ -152,11 +233,6 @@ def _counting(on_layer: Callable[[int, int], None], total: int) -> Callable[...,
             on_layer(layer_idx + 1, total)
 
     return layer_complete
-
-
-def _layer_numbers(source: Path) -> set[str]:
-    layout = layout_for(Checkpoint.open(source).config)
-    return {linear.name.removeprefix(layout.layers_prefix).split(".")[1] for linear in layout.quantized}
 
 
 def _safetensors_bytes(folder: Path) -> int:

@@ -10,7 +10,7 @@ from rich.console import Console
 import gptq_hybrid
 from gptq_hybrid.checkpoint import HybridError, get_plugin_manager
 
-from . import _check, _demo, _draft_vocab, _eval, _quantize, _repair, _sensitivity
+from . import _check, _demo, _draft_vocab, _eval, _losses, _quantize, _repair, _sensitivity
 from ._findings import plain
 
 BAD_INPUT = 2
@@ -37,6 +37,7 @@ def build_app() -> typer.Typer:
             raise typer.Exit
 
     app.command("quantize")(_quantize.quantize_command)
+    app.command("losses")(_losses.losses_command)
     app.command("check")(_check.check_command)
     app.command("repair")(_repair.repair_command)
     app.command("eval")(_eval.eval_command)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +22,7 @@ from gptq_hybrid.calibration import DEFAULT_CALIBRATION, DEFAULT_PACK, mix_names
 from gptq_hybrid.checkpoint import HybridError
 from gptq_hybrid.checkpoint.serving import profile_for, serve_line
 from gptq_hybrid.recipes import DEFAULT_RECIPE, load_recipe, recipe_names
+from gptq_hybrid.writer import Limits
 
 from ._quiet import output_to_log
 
@@ -60,6 +60,21 @@ def quantize_command(
     batch_size: Annotated[int, typer.Option(min=1, help="Rows per forward pass.")] = 1,
     seed: Annotated[int, typer.Option(help="For drawing calibration rows.")] = 0,
     mtp: Annotated[bool, typer.Option("--mtp/--no-mtp", help="Keep the MTP head, or write none.")] = True,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume/--no-resume", help="Keep the state in DST.partial, to go on after a kill; or keep none."
+        ),
+    ] = True,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Throw away the state of a killed run, and begin anew.")
+    ] = False,
+    max_fallbacks: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="Share of modules that may fall back to plain rounding before the run fails."
+        ),
+    ] = Limits().fallback_fraction,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show what gptqmodel prints.")] = False,
 ) -> None:
     """Quantize a checkpoint to W4A16 GPTQ, MTP head included."""
@@ -77,6 +92,9 @@ def quantize_command(
         pack=pack,
         exclude=tuple(exclude or ()),
         keep_mtp=mtp,
+        resume=resume,
+        restart=restart,
+        limits=Limits(fallback_fraction=max_fallbacks),
     )
     console = Console()
     found = preflight(request)
@@ -101,7 +119,18 @@ def quantize_command(
         def on_layer(done: int, total: int) -> None:
             progress.update(layers, completed=done, total=total)
 
-        result = quantize(request, on_layer=on_layer, on_calibration=on_calibration, on_manifest=on_manifest)
+        def on_stop() -> None:
+            terminal.print(
+                "Stopping after this layer, to keep it; Ctrl-C again stops at once.", highlight=False
+            )
+
+        result = quantize(
+            request,
+            on_layer=on_layer,
+            on_calibration=on_calibration,
+            on_manifest=on_manifest,
+            on_stop=on_stop,
+        )
     print_summary(console, result)
     console.print("\nServe it:", highlight=False)
     console.print(serve_line(target, _this_gpu()), highlight=False, soft_wrap=True)
@@ -167,30 +196,16 @@ def calibration_table(manifest: Mapping[str, Any]) -> Table:
 
 
 def print_summary(console: Console, result: QuantizeResult) -> None:
-    """Error by kind of module, what went wrong, sizes, time."""
-    by_kind: dict[str, list[float]] = defaultdict(list)
-    for record in result.records.values():
-        if record.relative_error is not None:
-            by_kind[".".join(record.module.split(".")[-2:])].append(record.relative_error)
-    table = Table(
-        "module", "count", "mean error", "worst error", title="Output error of the quantized modules"
-    )
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for kind, errors in sorted(by_kind.items()):
-        table.add_row(kind, str(len(errors)), f"{sum(errors) / len(errors):.2%}", f"{max(errors):.2%}")
-    console.print(table)
-    verdict = result.verdict
-    for what, modules in (
-        ("fell back to plain rounding", verdict.fallbacks),
-        ("have inputs that were always zero", verdict.dead),
-        ("saw fewer calibration tokens than they have inputs", verdict.starved),
-    ):
-        if modules:
-            console.print(f"[yellow]{len(modules)} modules {what}:[/] {', '.join(modules[:5])}")
+    """Error by kind of module, what is worth a look, sizes, time."""
+    from gptq_hybrid.losses import ModuleLoss, kinds_table, summary
+
+    losses = [ModuleLoss.of(record) for record in result.records.values()]
+    console.print(kinds_table(losses))
+    console.print(summary(losses))
     console.print(
-        f"{verdict.modules} modules, {result.calibration['tokens']} calibration tokens, "
-        f"{result.source_bytes / 2**20:.1f} → {result.target_bytes / 2**20:.1f} MiB, {result.seconds:.0f} s",
+        f"{len(losses)} modules, {result.calibration['tokens']} calibration tokens, "
+        f"{result.source_bytes / 2**20:.1f} → {result.target_bytes / 2**20:.1f} MiB, {result.seconds:.0f} s"
+        + (f" after {result.continued} layers done before" if result.continued else ""),
         highlight=False,
     )
     if result.draft_vocab is not None:

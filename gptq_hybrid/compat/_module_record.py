@@ -18,9 +18,15 @@ class ModuleRecord:
     ``relative_error`` is tr(ΔW H ΔWᵀ) / tr(W H Wᵀ): the squared error of the
     layer's output over its squared output, on the calibration data; None where
     the solver fell back and measured nothing. ``dead_columns`` counts inputs that
-    were zero throughout (GPTQ zeroes their weights). ``outcome`` is ``"gptq"``,
+    were zero throughout (GPTQ zeroes their weights), ``nonfinite_columns`` those
+    that were ever NaN or infinite. ``outcome`` is ``"gptq"``,
     ``"gptaq"`` (its ``loss`` is not comparable, ``relative_error`` is),
-    ``"fallback"`` (round-to-nearest) or ``"nan"`` (NaN loss, retried without a Hessian).
+    ``"fallback"`` (round-to-nearest) or ``"nan"`` (NaN loss, retried without a Hessian);
+    ``reason`` says why it is one of the last two.
+
+    ``damp`` is what the solver ended with, ``damp_asked`` what it was told: more was
+    needed where the Hessian was not positive definite. ``floor`` was added to the
+    diagonal where no damping sufficed. All three are shares of mean(diag H).
     """
 
     module: str
@@ -31,6 +37,10 @@ class ModuleRecord:
     relative_error: float | None
     dead_columns: int
     outcome: str
+    reason: str = ""
+    damp_asked: float | None = None
+    floor: float = 0.0
+    nonfinite_columns: int = 0
 
 
 def module_name(solver: Any) -> str:

@@ -7,6 +7,7 @@ either head packed, no vision tower.
 """
 
 from ._packaging import Packaging, mtp_linears, output_head, refuse_impossible
+from ._quant_log import write_records
 from ._verdict import Limits, Verdict, judge
 from ._write import CheckpointPlan, write_checkpoint
 
@@ -20,4 +21,5 @@ __all__ = [
     "output_head",
     "refuse_impossible",
     "write_checkpoint",
+    "write_records",
 ]

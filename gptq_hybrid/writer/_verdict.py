@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gptq_hybrid.compat import ModuleRecord
-
-# Fewer calibration tokens than this share of a module's inputs leave its Hessian
-# rank-deficient: damping alone then decides most directions.
-STARVED_BELOW = 1.0
+from gptq_hybrid.losses import ModuleLoss, flags_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +23,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Modules by what went wrong with them; ``failures`` are the sentences that fail the run."""
+    """Modules by what went wrong with them; ``failures`` are the sentences that fail the run.
+
+    ``damped``: needed more damping, or a lifted diagonal, to be positive definite. ``outliers``: see
+    ``gptq_hybrid.losses``. Neither fails a run.
+    """
 
     modules: int
     fallbacks: tuple[str, ...]
@@ -34,25 +35,35 @@ class Verdict:
     dead: tuple[str, ...]
     starved: tuple[str, ...]
     failures: tuple[str, ...]
+    damped: tuple[str, ...] = ()
+    outliers: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
         return not self.failures
 
 
-def judge(records: Iterable[ModuleRecord], limits: Limits | None = None) -> Verdict:
-    """Sort the records of a run by outcome and hold them against ``limits``."""
+def judge(
+    records: Iterable[ModuleRecord], limits: Limits | None = None, *, expected: int | None = None
+) -> Verdict:
+    """Sort the records of a run by outcome and hold them against ``limits``.
+
+    ``expected``: how many modules the whole run has, if ``records`` are those done so far. What fails then
+    fails the finished run too: it need not go on.
+    """
     limits = limits or Limits()
     found = list(records)
-    fallbacks = tuple(r.module for r in found if r.outcome == "fallback")
-    nans = tuple(r.module for r in found if r.outcome == "nan")
-    dead = tuple(r.module for r in found if r.dead_columns)
-    starved = tuple(r.module for r in found if r.tokens < STARVED_BELOW * r.columns)
+    total = max(len(found), expected or 0)
+    losses = [ModuleLoss.of(record) for record in found]
+    flags = flags_of(losses)
+    flagged = [(record, flags[loss.name]) for record, loss in zip(found, losses, strict=True)]
+    fallbacks = [r for r, flag in flagged if "fallback" in flag]
+    nans = tuple(r.module for r, flag in flagged if "nan" in flag)
     failures = []
-    if fallbacks and len(fallbacks) > limits.fallback_fraction * len(found):
+    if fallbacks and len(fallbacks) > limits.fallback_fraction * total:
         failures.append(
-            f"{len(fallbacks)} of {len(found)} modules fell back to plain rounding "
-            f"(limit {limits.fallback_fraction:.0%}): {fallbacks[0]}"
+            f"{len(fallbacks)} of {total} modules fell back to plain rounding "
+            f"(limit {100 * limits.fallback_fraction:g} %): {_first(fallbacks)}"
         )
     if nans:
         failures.append(f"{len(nans)} modules had a NaN loss: {nans[0]}")
@@ -61,6 +72,21 @@ def judge(records: Iterable[ModuleRecord], limits: Limits | None = None) -> Verd
         worst = max(too_dead, key=lambda r: r.dead_columns / r.columns)
         failures.append(
             f"{worst.module} saw {worst.dead_columns} of {worst.columns} inputs always zero "
-            f"(limit {limits.dead_fraction:.0%}); their weights were zeroed"
+            f"(limit {100 * limits.dead_fraction:g} %); their weights were zeroed"
         )
-    return Verdict(len(found), fallbacks, nans, dead, starved, tuple(failures))
+    return Verdict(
+        modules=len(found),
+        fallbacks=tuple(r.module for r in fallbacks),
+        nans=nans,
+        dead=tuple(r.module for r, flag in flagged if "dead" in flag),
+        starved=tuple(r.module for r, flag in flagged if "starved" in flag),
+        failures=tuple(failures),
+        damped=tuple(r.module for r, flag in flagged if "damped" in flag or "floor" in flag),
+        outliers=tuple(r.module for r, flag in flagged if "outlier" in flag),
+    )
+
+
+def _first(records: Sequence[ModuleRecord]) -> str:
+    """The first three and why each was given up."""
+    said = [f"{r.module} ({r.reason})" if r.reason else r.module for r in records[:3]]
+    return ", ".join(said) + (", …" if len(records) > 3 else "")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 README = Path(__file__).parents[2] / "README.md"
-COMMANDS = ["", "quantize", "check", "repair", "eval", "sensitivity", "draft-vocab", "demo", "tune"]
+COMMANDS = ["", "quantize", "losses", "check", "repair", "eval", "sensitivity", "draft-vocab", "demo", "tune"]
 
 
 def block(command: str) -> str:

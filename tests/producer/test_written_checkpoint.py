@@ -21,6 +21,7 @@ from gptq_hybrid.checkpoint import (
     layout_for,
 )
 from gptq_hybrid.demo.builder import DemoCheckpoint
+from gptq_hybrid.losses import flags_of, read_log
 from gptq_hybrid.writer import CheckpointPlan, write_checkpoint
 from gptq_hybrid.writer._configs import refuse_machine_paths
 
@@ -97,6 +98,10 @@ def test_quant_log_has_a_relative_error_for_every_module(written: Path) -> None:
     assert {row["outcome"] for row in rows} == {"gptq"}
     assert all(0 < float(row["relative_error"]) < 0.05 for row in rows)
     assert [row["layer"] for row in rows] == sorted(row["layer"] for row in rows)
+    log = read_log(written)
+    assert log.lacking == ()
+    assert not any(flags_of(log.modules).values())
+    assert {(module.damp, module.damp_asked, module.floor) for module in log.modules} == {(0.01, 0.01, 0.0)}
 
 
 def test_saving_over_a_checkpoint_is_refused_and_changes_nothing(quantized: Callable[..., Any]) -> None:

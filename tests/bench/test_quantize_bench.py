@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench.quantize import run, tables
+from bench.quantize import report, run, tables
 from bench.quantize.slice import slice_config, write_slice
 from bench.quantize.timing import Watch
 from gptq_hybrid.checkpoint import layout_for
@@ -108,6 +108,9 @@ def test_aims_are_met_or_missed_by_the_figures() -> None:
         tables.aims(result(stock=figures(1, gpu=None), ours=figures(1, gpu=None)))
     )
     assert tables.aims(result(ours=figures(3))) == []
+    tiny = result(stock=figures(10), ours=figures(3))
+    tiny["settings"]["tiny"] = True
+    assert tables.aims(tiny) == []
 
 
 def test_other_bytes_are_said_aloud() -> None:
@@ -133,6 +136,14 @@ def test_every_variant_has_a_bar_in_the_picture() -> None:
     assert labels == ["stock", "ours"]
 
 
+def test_the_readme_holds_the_tables_of_the_results() -> None:
+    text = report.PAGE.readme.read_text(encoding="utf-8")
+    assert report.PAGE.filled(text, report.PAGE.results()) == text
+    files = report.PAGE.results()
+    files[report.REFERENCE] = result(stock=figures(10), ours=figures(3))
+    assert "| ours | 3.00 | 0.30 |" in report.PAGE.filled(text, files)
+
+
 def test_a_digest_is_of_the_tensors_whatever_files_they_are_in(tmp_path: Path) -> None:
     import torch
     from safetensors.torch import save_file
@@ -151,20 +162,8 @@ def test_a_digest_is_of_the_tensors_whatever_files_they_are_in(tmp_path: Path) -
 
 def test_figures_of_a_run_add_up(tmp_path: Path) -> None:
     """The one that quantizes: two rows of a tiny slice."""
-    args = run.parsed(
-        [
-            str(tmp_path / "out.json"),
-            "--tiny",
-            "--layers",
-            "4",
-            "--samples",
-            "2",
-            "--length",
-            "32",
-            "--recipe",
-            "static",
-        ]
-    )
+    given = ["--tiny", "--layers", "4", "--samples", "2", "--length", "32", "--recipe", "static", "--slice"]
+    args = run.parsed([str(tmp_path / "out.json"), *given, str(tmp_path / "slices")])
     run.run("ours", args, tmp_path)
     (found,) = json.loads((tmp_path / "out.json").read_text())["runs"].values()
     assert found["complete"]
@@ -174,4 +173,5 @@ def test_figures_of_a_run_add_up(tmp_path: Path) -> None:
     assert len(found["losses"]) == 3 * 6 + 7
     assert sum(found["layer_seconds"]) <= found["seconds"]["quantize"]
     assert found["stages"]["hessian"] > 0
+    assert (tmp_path / "slices" / "4-tiny" / "config.json").is_file()
     assert "of the tiny model" in tables.report(json.loads((tmp_path / "out.json").read_text()))

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gptq_hybrid.compat import ForwardCounts, IncompatibleError, mixer_once, record_modules, swift_solver
+from gptq_hybrid.compat import (
+    ForwardCounts,
+    IncompatibleError,
+    block_kernel,
+    faster,
+    mixer_once,
+    record_modules,
+    swift_solver,
+)
 from gptq_hybrid.demo.builder import DemoCheckpoint
 
 ROWS = 6
@@ -77,7 +86,11 @@ def quantize(
             from gptqmodel import GPTQModel
 
             target = tmp_path_factory.mktemp("forward") / "out"
-            model = GPTQModel.load(str(original.path), load_recipe(recipe).quantize_config())
+            name, _, gptaq = recipe.partition(", ")
+            chosen = load_recipe(name)
+            if gptaq:
+                chosen = replace(chosen, settings={**chosen.settings, "gptaq": {"alpha": 0.25}})
+            model = GPTQModel.load(str(original.path), chosen.quantize_config())
             with mixers_counted() as ran, ExitStack() as stack:
                 entered = [stack.enter_context(speedup()) for speedup in speedups]
                 model.quantize([dict(row) for row in calibration[:ROWS]], batch_size=batch)
@@ -95,10 +108,10 @@ def test_rows_are_of_unequal_length(calibration: list[dict[str, list[int]]]) -> 
 @pytest.mark.parametrize(
     ("recipe", "batch", "speedup"),
     [
-        ("static-mse", 3, mixer_once),
+        ("static", 3, mixer_once),
         ("static-mse", 3, swift_solver),
         # The unquantized model's passes come before the quantized one's in every layer.
-        ("static-mse-gptaq", 1, mixer_once),
+        ("static, GPTAQ", 1, mixer_once),
     ],
 )
 def test_a_speedup_leaves_every_byte_as_it_was(
@@ -114,12 +127,12 @@ def test_a_mixer_runs_to_its_end_once_a_layer_and_batch_instead_of_three_times(
 ) -> None:
     batches = ROWS // 3
     # Passes for gate and up, for down, and the replay; that for the output projection stops at it, in either case.
-    capture = quantize("static-mse", 3, mixer_once).mixers
-    whole = quantize("static-mse", 3).mixers
+    capture = quantize("static", 3, mixer_once).mixers
+    whole = quantize("static", 3).mixers
     # The last layer has no replay.
     assert whole - capture == batches * (3 * LAYERS - 1)
     assert capture == 0
-    counts = quantize("static-mse", 3, mixer_once).entered[0]
+    counts = quantize("static", 3, mixer_once).entered[0]
     assert counts == ForwardCounts(whole=2 * LAYERS * batches, short=batches * (3 * LAYERS - 1))
 
 
@@ -298,6 +311,41 @@ def test_a_pass_that_fails_leaves_the_mixer_as_it_was(loop: Loop) -> None:
     assert not loop.layer.linear_attn.out_proj._forward_pre_hooks
 
 
+class OnGpu:
+    """Mixed into a tensor: says it is on a GPU."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize(("room", "moved"), [(2 * 24, False), (2 * 24 - 1, True)])
+def test_what_all_batches_need_decides_between_the_gpu_and_main_memory(
+    room: int, moved: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from gptq_hybrid.compat import _forward
+
+    class Fake(OnGpu, torch.Tensor):
+        pass
+
+    pinned: list[Any] = []
+    empty = torch.empty
+
+    def pin(shape: Any, *, dtype: Any, pin_memory: bool) -> Any:
+        assert pin_memory
+        pinned.append(empty(shape, dtype=dtype))
+        return pinned[-1]
+
+    monkeypatch.setattr(torch, "empty", pin)
+    value = torch.arange(12, dtype=torch.bfloat16).reshape(1, 3, 4)
+    memo = _forward._Memo(object(), object(), room, batches=2)
+    memo.put(0, value.as_subclass(Fake))
+    assert not memo.complete
+    assert len(pinned) == moved
+    assert torch.equal(torch.Tensor(memo.inputs[0].float()), value.float())
+    assert memo.inputs[0].data_ptr() == (pinned[0] if moved else value).data_ptr()
+
+
 def test_a_loop_of_another_signature_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from gptqmodel.looper.forward_executor import ForwardExecutor
 
@@ -315,6 +363,36 @@ def test_a_layer_with_other_code_is_refused(name: str, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(getattr(modeling, name), "forward", forward)
     with pytest.raises(IncompatibleError, match=name), mixer_once():
+        pass
+
+
+def test_one_refusal_leaves_everything_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gptqmodel.looper.forward_executor import ForwardExecutor
+    from gptqmodel.quantization import gptq_cuda
+    from gptqmodel.quantization.gptq import GPTQ
+
+    monkeypatch.delattr(GPTQ, "compute_hessian_xtx")
+    before = ForwardExecutor.run_single, GPTQ.quantize, gptq_cuda.gptq_block_update
+    with pytest.raises(IncompatibleError, match="compute_hessian_xtx"), faster(products="half"):
+        pass
+    assert (ForwardExecutor.run_single, GPTQ.quantize, gptq_cuda.gptq_block_update) == before
+
+
+@pytest.mark.parametrize(
+    ("module", "speedup"),
+    [
+        ("gptqmodel.looper.forward_executor", mixer_once),
+        ("gptqmodel.quantization.gptq_cuda", block_kernel),
+    ],
+)
+def test_a_gptqmodel_without_the_module_is_refused(
+    module: str, speedup: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gptqmodel.quantization
+
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delattr(gptqmodel.quantization, "gptq_cuda", raising=False)
+    with pytest.raises(IncompatibleError, match=module), speedup():
         pass
 
 

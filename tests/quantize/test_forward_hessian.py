@@ -120,3 +120,38 @@ def test_a_solver_without_the_method_is_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delattr(GPTQ, "compute_hessian_xtx")
     with pytest.raises(IncompatibleError, match="compute_hessian_xtx"), hessian_products("half"):
         pass
+
+
+def test_on_a_gpu_tf32_is_on_for_the_product_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    seen: list[str] = []
+
+    class OnGpu(torch.Tensor):
+        is_cuda = True
+
+        def __matmul__(self, other: Any) -> Any:
+            seen.append(torch.backends.cuda.matmul.fp32_precision)
+            return super().__matmul__(other)
+
+    before = torch.backends.cuda.matmul.fp32_precision
+    values = bf16(0, 8, 16)
+    found = gram(values.as_subclass(OnGpu), "tf32")
+    assert seen == ["tf32"] != [before]
+    assert torch.backends.cuda.matmul.fp32_precision == before
+    assert torch.equal(torch.as_tensor(found), gram(values, "ieee"))
+
+
+def test_on_a_gpu_half_multiplies_the_inputs_as_they_are_into_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    class OnGpu(torch.Tensor):
+        is_cuda = True
+
+    values = bf16(0, 8, 16).as_subclass(OnGpu)
+    calls: list[Any] = []
+    monkeypatch.setattr(
+        torch, "mm", lambda a, b, out_dtype: calls.append((a.dtype, b.dtype, a.shape, out_dtype))
+    )
+    gram(values, "half")
+    assert calls == [(torch.bfloat16, torch.bfloat16, (16, 8), torch.float32)]

@@ -1,0 +1,30 @@
+"""Tables and the picture of README.md, from `run.json` (the recipe `reference`), `default.json` and `hessian.json`.
+
+    python -m bench.quantize.report [--check] [--no-picture]
+
+`--check` writes nothing and fails if the README is not what would be written.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.pages import Page
+from bench.quantize import tables
+
+_HERE = Path(__file__).parent
+REFERENCE, DEFAULT, HESSIAN = (_HERE / f"{name}.json" for name in ("run", "default", "hessian"))
+PAGE = Page(
+    _HERE / "README.md",
+    {
+        "reference": (REFERENCE, tables.report),
+        "default": (DEFAULT, tables.report),
+        "hessian": (HESSIAN, tables.hessian_table),
+    },
+    _HERE / "run.png",
+    REFERENCE,
+    tables.picture,
+)
+
+if __name__ == "__main__":
+    PAGE.main("bench.quantize.report", __doc__)

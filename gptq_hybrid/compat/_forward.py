@@ -21,8 +21,8 @@ What it keeps is one vector of the projection's width (6,144 at the 27B) a token
 tokens. Where that is more than a share of the GPU's memory it goes to pinned main memory and comes back batch by
 batch. The replay pass drops a batch's inputs as soon as its outputs exist, where gptqmodel holds both for all.
 
-gptqmodel also redraws its progress bars for every batch: 2.4 ms of a toy's pass on a CPU, of which a GPU's pass has
-few. Rows are not counted on the screen any more; layers and modules are.
+gptqmodel also redraws its progress bars for every batch. Rows are not counted on the screen any more; layers and
+modules are.
 """
 
 from __future__ import annotations

@@ -5,10 +5,8 @@ Triton's interpreter runs it on a CPU; Triton's compiler and ptxas need no GPU.
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import pytest
 torch = pytest.importorskip("torch")
 triton = pytest.importorskip("triton")
 
+from tests.interpreted import interpreted_copy  # noqa: E402
 from vllm_qwen36_plugin.act_order import norm, norm_kernel  # noqa: E402
 
 EPS, WIDTH = 1e-6, 5120
@@ -41,21 +40,10 @@ def _rounded(data: Any, source: Any, target: Any, rounding: Any) -> Any:
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     """`launch` of a copy of the module, whose kernel Triton interprets; the module itself stays as it is."""
-    import triton.language as tl
     from triton.runtime import interpreter
 
-    name = f"{norm_kernel.__package__}._norm_kernel_interpreted"
-    spec = importlib.util.spec_from_file_location(name, norm_kernel.__file__)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setitem(sys.modules, name, module)
-    spec.loader.exec_module(module)
     monkeypatch.setattr(interpreter, "_convert_float", _rounded)
-    # Of Triton's own library, which was made to be compiled when it was imported.
-    monkeypatch.setattr(tl, "sum", lambda x, axis: tl.reduce(x, axis, tl.standard._sum_combine))
-    launch: Kernel = module.launch
+    launch: Kernel = interpreted_copy(norm_kernel, monkeypatch).launch
     return launch
 
 

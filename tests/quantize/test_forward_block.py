@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +12,7 @@ torch = pytest.importorskip("torch")
 triton = pytest.importorskip("triton")
 
 from gptq_hybrid.compat import IncompatibleError, _block_kernel, block_kernel  # noqa: E402
+from tests.interpreted import interpreted_copy  # noqa: E402
 
 NAMES = ("quantized", "errors", "losses", "work")
 Update = Callable[..., None]
@@ -22,21 +21,7 @@ Update = Callable[..., None]
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> Update:
     """`block_update` of a copy of the module, whose kernel Triton interprets."""
-    import triton.language as tl
-
-    name = f"{_block_kernel.__package__}._block_kernel_interpreted"
-    spec = importlib.util.spec_from_file_location(name, _block_kernel.__file__)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setitem(sys.modules, name, module)
-    spec.loader.exec_module(module)
-    # Of Triton's own library, which was made to be compiled when it was imported.
-    monkeypatch.setattr(tl, "sum", lambda x, axis: tl.reduce(x, axis, tl.standard._sum_combine))
-    monkeypatch.setattr(tl, "zeros_like", lambda x: tl.full(x.shape, 0, x.dtype))
-    monkeypatch.setattr(tl, "zeros", lambda shape, dtype: tl.full(shape, 0, dtype))
-    update: Update = module.block_update
+    update: Update = interpreted_copy(_block_kernel, monkeypatch).block_update
     return update
 
 

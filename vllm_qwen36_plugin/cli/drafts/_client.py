@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from http.client import HTTPException
@@ -111,8 +112,11 @@ class Client:
         Raises:
             RequestError: the server refused one, or broke off.
         """
+        # The loop has a thread of its own: a signal's handler raises in the main one, and raised inside a task
+        # asyncio would print a traceback of it over the screen.
         try:
-            return asyncio.run(self._load(prompts, in_flight, max_tokens))
+            with ThreadPoolExecutor(max_workers=1) as thread:
+                return thread.submit(asyncio.run, self._load(prompts, in_flight, max_tokens)).result()
         except httpx.HTTPError as error:
             raise _broken(error) from error
 

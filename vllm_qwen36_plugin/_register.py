@@ -76,6 +76,15 @@ def _install_cpu_int4() -> None:
     _build_our_classes()
 
 
+def _install_cpu_sampling() -> None:
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        from .compat.cpu_sampling import mend_sampling_with_drafts
+
+        mend_sampling_with_drafts()
+
+
 def _install_act_order() -> None:
     from vllm.platforms import current_platform
 
@@ -124,6 +133,7 @@ FEATURES: dict[str, Callable[[], None]] = {
     "the MTP check in the worker": _install_mtp_worker,
     "the options for drafts": _install_drafts_front,
     "packed weights on CPUs": _install_cpu_int4,
+    "sampling with drafts on CPUs": _install_cpu_sampling,
     "act order": _install_act_order,
     "the act-order check before start": _install_act_order_front,
     "prefill": _install_prefill,

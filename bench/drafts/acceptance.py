@@ -5,7 +5,7 @@
 CHECKPOINT is made from bench/mini (BF16, or quantized), with a draft_vocab.json for the ways that cut the
 vocabulary. A way is a form of weights, and after a colon how many tokens may be drafted; `none` is no speculation,
 `bf16` vLLM's own drafts. Each is an engine of its own, and OUT.json is written after each; ways already in it are
-kept unless named.
+kept unless named, and of a way the task that is not asked for.
 
 Greedy: held-out text, all domains, two drafts a step: acceptance by position, tokens a step, and whether the tokens
 are those of `none`. Sampled: temperature 1, a few prompts drawn many times; tokens two and three, which drafts
@@ -19,7 +19,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,9 @@ from bench.mini.engine import _counters
 from bench.results import Json, load, save
 
 DRAFTS, _NEW = 2, 64
-# Of sampling: prompts, their tokens (each draw computes them anew), and tokens drawn.
-_SAMPLED_PROMPTS, _SAMPLED_LENGTH, _SAMPLED_NEW = 8, 8, 4
+# Of sampling: prompts, their tokens (each draw computes them anew), and tokens drawn: one without drafts, two with.
+_SAMPLED_PROMPTS, _SAMPLED_LENGTH, _SAMPLED_NEW = 8, 8, 3
+TASKS = ("greedy", "sampled")
 WAYS = ("none", "bf16", "w4", "w8")
 
 
@@ -101,8 +102,10 @@ def sampled(llm: Any, given: dict[str, list[list[int]]], samples: int) -> dict[s
     return found
 
 
-def run(checkpoint: Path, way: str, samples: int, seed: int) -> Iterator[Json]:
-    """All figures of one way, greedy ones first."""
+def run(
+    checkpoint: Path, way: str, before: Json, tasks: Sequence[str], samples: int, seed: int
+) -> Iterator[Json]:
+    """The figures asked for of one way, greedy ones first; others stay as they were ``before``."""
     import torch
     from transformers import AutoTokenizer
 
@@ -111,17 +114,20 @@ def run(checkpoint: Path, way: str, samples: int, seed: int) -> Iterator[Json]:
     given = prompts(AutoTokenizer.from_pretrained(checkpoint))
     llm = start(checkpoint, way, seed)
     found: Json = {
+        "greedy": {},
+        "sampled": {},
+        **before,
         "environment": environment("cuda:0" if torch.cuda.is_available() else "cpu"),
         "options": options(way),
     }
     begin = time.perf_counter()
-    found["greedy"] = greedy(llm, given, drafts=way != "none")
-    found["sampled"] = {}
-    print(f"{way}: greedy, {time.perf_counter() - begin:.0f} s", flush=True)
-    yield found
-    if samples:
-        found["sampled"] = sampled(llm, given, samples)
-        print(f"{way}: sampled, {time.perf_counter() - begin:.0f} s", flush=True)
+    for task in TASKS:
+        if task not in tasks:
+            continue
+        found[task] = (
+            greedy(llm, given, drafts=way != "none") if task == "greedy" else sampled(llm, given, samples)
+        )
+        print(f"{way}: {task}, {time.perf_counter() - begin:.0f} s", flush=True)
         yield found
 
 
@@ -133,14 +139,15 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--ways", nargs="+", default=list(WAYS))
-    parser.add_argument(
-        "--samples", type=int, default=20000, help="draws of all prompts together; 0 for none"
-    )
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--samples", type=int, default=20000, help="draws of all prompts together")
     parser.add_argument("--one", help="this way only, in this process")
     args = parser.parse_args()
     if args.one:
         # Another seed for each way: with the same noise two ways would agree better than chance.
-        for found in run(args.checkpoint, args.one, args.samples, seed=1 + sum(args.one.encode())):
+        before = (load(args.out) or {"runs": {}})["runs"].get(args.one, {})
+        seed = 1 + sum(args.one.encode())
+        for found in run(args.checkpoint, args.one, before, args.tasks, args.samples, seed):
             result = load(args.out) or {"runs": {}}
             result["runs"][args.one] = found
             save(args.out, result)

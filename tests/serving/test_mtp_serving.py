@@ -34,6 +34,8 @@ class Served:
     ids: list[list[int]]
     texts: list[str]
     acceptance: Acceptance
+    sampled: list[list[int]]
+    accepted_of_sampled: int
     log: str
     processes_left: list[str]
 
@@ -47,6 +49,12 @@ def serve(path: Path, log: Path, drafts: int) -> Served:
             for prompt in PROMPTS
         ]
         acceptance = server.acceptance()
+        # The constructed successor of a token is likely enough to be drawn each time.
+        sampled = [
+            server.chat(prompt, max_tokens=MAX_TOKENS, temperature=0.5, seed=1, return_token_ids=True)
+            for prompt in PROMPTS[:4]
+        ]
+        accepted = server.acceptance().accepted - acceptance.accepted
     left = subprocess.run(
         ["ps", "-eo", "args"], capture_output=True, text=True, check=True
     ).stdout.splitlines()
@@ -54,6 +62,8 @@ def serve(path: Path, log: Path, drafts: int) -> Served:
         ids=[choice["token_ids"] for choice in choices],
         texts=[choice["message"]["content"] for choice in choices],
         acceptance=acceptance,
+        sampled=[reply["choices"][0]["token_ids"] for reply in sampled],
+        accepted_of_sampled=accepted,
         log=log.read_text(errors="replace"),
         processes_left=[line for line in left if str(path) in line],
     )
@@ -88,6 +98,19 @@ def test_every_draft_of_an_intact_head_is_accepted(with_mtp: Served) -> None:
     assert found.accepted == found.proposed
     assert found.per_position == (found.drafts, found.drafts)
     assert found.length == 3.0
+
+
+def test_sampled_replies_are_the_models_with_and_without_drafts(
+    with_mtp: Served, without_mtp: Served, original: DemoCheckpoint
+) -> None:
+    for ids in with_mtp.sampled + without_mtp.sampled:
+        assert len(ids) == MAX_TOKENS
+        assert ids[1:] == original.expected_ids(ids[:1], MAX_TOKENS - 1)
+
+
+def test_drafts_of_sampled_replies_are_accepted(with_mtp: Served) -> None:
+    # Two of three tokens are drafts, and none is refused.
+    assert with_mtp.accepted_of_sampled >= len(with_mtp.sampled) * (MAX_TOKENS // 3) * 2 * 0.9
 
 
 def test_the_plugin_says_that_the_head_is_whole(with_mtp: Served) -> None:

@@ -68,7 +68,8 @@ def start(variant: str, args: argparse.Namespace, folder: Path) -> Any:
     # The variant is in vLLM's key of compiled graphs, which knows nothing of kernels.
     options: dict[str, Any] = {"prefill_bench": variant}
     if variant in (PLUGIN, MACHETE_PLUGIN):
-        options["qwen36"] = {"prefill": "fp8"}
+        # Drafts as without the plugin: what they verify in one call would differ otherwise.
+        options["qwen36"] = {"prefill": "fp8", "draft": "bf16"}
     return LLM(
         model=str(checkpoint),
         load_format="dummy",

@@ -55,8 +55,8 @@ def add_list(folder: Path, *, tokenizer: str | None = None, size: int | None = N
 
 
 def test_weights_of_drafts_tell_compiled_graphs_apart(original: DemoCheckpoint) -> None:
-    salts = [salt(original.path, {"draft": form})["drafts"] for form in ("auto", "w4", "fp8")]
-    assert salts == ["bf16", "w4", "fp8"]
+    salts = [salt(original.path, {"draft": form})["drafts"] for form in ("auto", "bf16", "w4", "fp8")]
+    assert salts == ["w8", "bf16", "w4", "fp8"]
 
 
 def test_the_vocabulary_is_no_part_of_a_compiled_graph(separate: Path) -> None:
@@ -87,7 +87,7 @@ def test_the_list_of_another_tokenizer_is_refused(separate: Path) -> None:
         salt(separate, {"draft": "w4"})
     # Unless it is not asked for.
     assert salt(separate, {"draft": "w4", "draft_vocab": 0})["drafts"] == "w4"
-    assert salt(separate, None)["drafts"] == "bf16"
+    assert salt(separate, None)["drafts"] == "w8"
 
 
 def test_the_users_own_list_goes_before_the_checkpoints(separate: Path, tmp_path: Path) -> None:
@@ -106,6 +106,7 @@ def test_several_gpus_share_out_the_rows_a_list_would_pick_from(separate: Path) 
     with pytest.raises(OptionsError, match="--tensor-parallel-size 1"):
         salt(separate, {"draft": "w4", "draft_vocab": 64}, gpus=2)
     assert salt(separate, {"draft": "w4"}, gpus=2)["drafts"] == "w4"
+    assert salt(separate, None, gpus=2)["drafts"] == "bf16"
 
 
 def test_a_checkpoint_that_is_not_here_yet_is_left_to_the_worker() -> None:

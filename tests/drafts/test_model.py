@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,12 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("vllm")
 
+from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod  # noqa: E402
+from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase  # noqa: E402
+
+from gptq_hybrid.checkpoint import CheckpointError  # noqa: E402
+from vllm_qwen36_plugin.before_start import SALT  # noqa: E402
+from vllm_qwen36_plugin.drafts import head  # noqa: E402
 from vllm_qwen36_plugin.drafts import model as module  # noqa: E402
 from vllm_qwen36_plugin.drafts.banner import DraftReport  # noqa: E402
 from vllm_qwen36_plugin.drafts.model import Qwen3_5MTP  # noqa: E402
@@ -35,16 +42,16 @@ def drafter(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     monkeypatch.setattr(module, "list_for", lambda *_: None)
     monkeypatch.setattr(module, "ids_to_draft", lambda *_: FEW)
 
-    def make(form: Any = "bf16", vocabulary: int | None = None) -> Any:
+    def make(form: Any = "bf16", vocabulary: int | None = None, *, whole_head: bool = True) -> Any:
         made = Qwen3_5MTP.__new__(Qwen3_5MTP)
         torch.nn.Module.__init__(made)
         made.config = SimpleNamespace(vocab_size=VOCABULARY)
-        made.vllm_config = None
+        made.vllm_config = SimpleNamespace(additional_config={})
         made.model = torch.nn.Module()
         made.lm_head = Head()
         made.logits_processor = lambda head, hidden: hidden @ head.weight.t()
         made.draft_head, made._report = None, DraftReport()
-        made._drafts = DraftSettings(form, vocabulary, None)
+        made._drafts = DraftSettings(form, vocabulary, None, whole_head)
         return made
 
     return make
@@ -109,6 +116,30 @@ def test_a_head_that_cannot_be_made_costs_a_warning_and_no_more(
     )
 
 
+def test_auto_makes_no_head_over_all_tokens(
+    drafter: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, shown: Callable[[], str]
+) -> None:
+    monkeypatch.setattr(module, "ids_to_draft", lambda *_: None)
+    made = drafter("w8", whole_head=False)
+    hand_over(made)
+    assert made.draft_head is None
+    assert "the model's output head" in shown()
+    assert "WARNING" not in shown()
+
+
+def test_a_list_that_cannot_be_used_costs_a_warning_and_no_more(
+    drafter: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, shown: Callable[[], str]
+) -> None:
+    def damaged(*_: Any) -> Any:
+        raise CheckpointError(Path("draft_vocab.json"), "is of another tokenizer")
+
+    monkeypatch.setattr(module, "list_for", damaged)
+    made = drafter("w8", whole_head=False)
+    hand_over(made)
+    assert made.draft_head is None
+    assert "output head because draft_vocab.json: is of another tokenizer" in shown()
+
+
 def test_with_several_gpus_the_head_stays(
     drafter: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,3 +154,94 @@ def test_before_it_is_set_up_a_head_is_only_a_head(drafter: Callable[..., Any]) 
     made._drafts = None
     hand_over(made)
     assert made.draft_head is None
+
+
+class Plain(UnquantizedLinearMethod):  # type: ignore[misc]
+    """vLLM's own method; on CPUs it repacks the weight for a library that keeps no dense one."""
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        layer.processed = True
+
+    def apply(
+        self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return torch.nn.functional.linear(x, layer.weight, bias)
+
+
+class Linear(LinearBase):  # type: ignore[misc]
+    """A linear of vLLM's as it is when its weight is loaded."""
+
+    def __init__(self, prefix: str) -> None:
+        torch.nn.Module.__init__(self)
+        self.prefix, self.quant_method = prefix, Plain()
+        self.weight = torch.nn.Parameter(torch.randn(128, WIDTH).bfloat16(), requires_grad=False)
+        self.register_parameter("bias", None)
+        self.register_buffer("calls", torch.zeros(1))
+
+
+class Broken(QuantizeMethodBase):  # type: ignore[misc]
+    """A kernel that reads a weight wrongly, or not at all."""
+
+    def __init__(self, raises: bool) -> None:
+        self.raises = raises
+
+    def create_weights(self, layer: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        layer.qweight = torch.nn.Parameter(layer.weight.data.flip(0), requires_grad=False)
+        layer.register_buffer("scales", torch.ones(1))
+        del layer.weight
+
+    def apply(
+        self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        if self.raises:
+            raise RuntimeError("no kernel image is available")
+        return x @ layer.qweight.t()
+
+
+@pytest.mark.parametrize(
+    ("raises", "reason"), [(False, "its results are off by 1"), (True, "no kernel image is available")]
+)
+def test_a_linear_whose_results_are_off_stays_dense(
+    raises: bool,
+    reason: str,
+    drafter: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    shown: Callable[[], str],
+) -> None:
+    monkeypatch.setattr(module, "UnquantizedLinearMethod", Plain)
+    monkeypatch.setattr(module, "on_load", lambda *_: Broken(raises))
+    made = drafter("w8")
+    made.model.fc, made.model.o_proj = Linear("mtp.fc"), Linear("mtp.o_proj")
+    before = {name: value.clone() for name, value in made.model.state_dict().items()}
+    weight = made.model.fc.weight
+    made._quantize_linears(made._drafts)
+    for layer in (made.model.fc, made.model.o_proj):
+        layer.quant_method.process_weights_after_loading(layer)
+    assert made.model.fc.weight is weight
+    assert made.model.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in made.model.state_dict().items())
+    assert made.model.fc.bias is None
+    assert made.model.fc.processed
+    x = torch.randn(2, WIDTH).bfloat16()
+    assert torch.equal(made.model.fc.quant_method.apply(made.model.fc, x), x @ weight.t())
+    hand_over(made)
+    said = shown()
+    assert f"WARNING vllm-qwen36-plugin: mtp.fc drafts from its own weights because {reason}" in said
+    assert "mtp.o_proj" in said
+    assert "MTP linears" not in said.splitlines()[-1]
+    # The compiled graph is not that of a start in which they were quantized.
+    assert made.vllm_config.additional_config[SALT]["drafts"] == "0 linears quantized"
+
+
+def test_a_head_whose_logits_are_off_is_not_used(
+    drafter: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, shown: Callable[[], str]
+) -> None:
+    monkeypatch.setattr(head, "on_load", lambda *_: Broken(raises=False))
+    made = drafter("w8")
+    target = hand_over(made)
+    hidden = torch.randn(3, WIDTH).bfloat16()
+    assert torch.equal(made.compute_logits(hidden), hidden @ target.weight.t())
+    assert "own output head because its results are off by 1" in shown()

@@ -10,17 +10,35 @@ from vllm_qwen36_plugin.drafts.settings import DraftSettings, settings_for
 from vllm_qwen36_plugin.errors import OptionsError
 from vllm_qwen36_plugin.options import PluginOptions
 
-ADA, AMPERE = ("cuda", (8, 9)), ("cuda", (8, 6))
+ADA, AMPERE, TURING = ("cuda", (8, 9)), ("cuda", (8, 6)), ("cuda", (7, 5))
 CPU: tuple[str, None] = ("cpu", None)
 
 
-def found(section: dict[str, Any], device: tuple[str, Any]) -> DraftSettings:
-    return settings_for(PluginOptions.of({"qwen36": section}), *device)
+def found(section: dict[str, Any], device: tuple[str, Any], gpus: int = 1) -> DraftSettings:
+    return settings_for(PluginOptions.of({"qwen36": section}), *device, gpus=gpus)
 
 
-@pytest.mark.parametrize("device", [ADA, AMPERE, CPU])
-def test_auto_leaves_drafts_as_vllm_makes_them(device: tuple[str, Any]) -> None:
-    assert found({}, device).stock
+@pytest.mark.parametrize("device", [ADA, AMPERE])
+def test_auto_takes_eight_bits_on_one_gpu_and_makes_no_head_without_a_list(device: tuple[str, Any]) -> None:
+    for section in ({}, {"draft": "auto"}):
+        assert found(section, device) == DraftSettings("w8", None, None, whole_head=False)
+
+
+@pytest.mark.parametrize(("device", "gpus"), [(TURING, 1), (CPU, 1), (("cuda", None), 1), (ADA, 2)])
+def test_auto_elsewhere_leaves_drafts_as_vllm_makes_them(device: tuple[str, Any], gpus: int) -> None:
+    assert found({}, device, gpus).stock
+
+
+def test_auto_keeps_to_a_list_and_a_number_that_are_named() -> None:
+    assert found({"draft_vocab": 4096, "draft_vocab_file": "mine.json"}, ADA) == DraftSettings(
+        "w8", 4096, "mine.json", whole_head=False
+    )
+
+
+def test_a_list_that_only_auto_would_use_is_not_asked_for() -> None:
+    assert not found({}, ADA).list_asked_for
+    for section in ({"draft": "w8"}, {"draft_vocab": 64}, {"draft_vocab_file": "mine.json"}):
+        assert found(section, ADA).list_asked_for
 
 
 @pytest.mark.parametrize("device", [ADA, AMPERE, CPU])

@@ -17,8 +17,14 @@ from vllm_qwen36_plugin.prefill.shape import Shape
 FP8 = Settings("fp8", 128 << 20, None)
 
 
-def linear(n: int, starts: Starts, order: tuple[str, ...] = ("fp8", "exact"), layout: str = "marlin") -> Any:
-    return SimpleNamespace(shape=Shape(layout, 5120, n, 4, 128, "bfloat16"), starts=starts, order=order)
+def linear(
+    n: int,
+    starts: Starts,
+    order: tuple[str, ...] = ("fp8", "exact"),
+    layout: str = "marlin",
+    bits: int = 4,
+) -> Any:
+    return SimpleNamespace(shape=Shape(layout, 5120, n, bits, 128, "bfloat16"), starts=starts, order=order)
 
 
 def test_each_shape_says_what_serves_it_from_how_many_rows() -> None:
@@ -44,6 +50,11 @@ def test_nothing_known_and_nothing_loaded_are_said_too() -> None:
     assert "(machete/marlin weights)" in table_line(
         [linear(64, Starts()), linear(128, Starts(), layout="machete")], FP8, ""
     )
+
+
+def test_linears_in_other_bits_are_told_apart() -> None:
+    line = table_line([linear(14336, Starts(512)), linear(14336, Starts(1024), bits=8)], FP8, "x")
+    assert "5120x14336 w4 exact from 512; 5120x14336 w8 exact from 1024 (x;" in line
 
 
 def test_any_iterable_of_linears_will_do() -> None:

@@ -348,6 +348,19 @@ def test_what_waits_for_the_next_call_is_told_once() -> None:
     assert len(told) == 3
 
 
+def test_a_trial_is_not_the_next_call() -> None:
+    layer = Layer()
+    entered(layer)
+    told: list[str] = []
+    dispatch.at_next_call(lambda: told.append("said"))
+    with pytest.raises(ValueError, match="off"), dispatch.trial():
+        layer(rows(3))
+        raise ValueError("off")
+    assert told == []
+    layer(rows(3))
+    assert told == ["said"]
+
+
 def test_the_table_is_by_name() -> None:
     layer = Layer()
     linear = entered(layer)

@@ -86,6 +86,7 @@ def test_so_does_one_with_prefill_off(serving: Serving, stock_is: Any) -> None:
         ({"act_type": torch.int8}, "not torch.int8"),
         ({"act_type": torch.float32}, "not torch.float32"),
         ({"partition_weight_shape": (128, 248_320)}, "an output head"),
+        ({"partition_weight_shape": (128, 65_536)}, "an output head"),
         ({"partition_weight_shape": (128, 96)}, "its tiles are not whole"),
         ({"partition_weight_shape": (136, 128), "group_size": -1}, "its tiles are not whole"),
         ({"partition_weight_shape": (160, 128), "group_size": 128}, "its tiles are not whole"),

@@ -132,3 +132,4 @@ def test_start_up_says_what_drafts_are_made_of(served: Served) -> None:
     assert "drafts from W4: 5 MTP linears" in served.log
     assert f"for the likeliest {KEPT} of" in served.log
     assert "drafts use the model's own output head" not in served.log
+    assert "drafts from its own weights" not in served.log

@@ -14,25 +14,27 @@ _NAMES = {"bf16": "the checkpoint's own weights", "fp8": "FP8", "w4": "W4", "w8"
 
 
 class DraftReport:
-    """Counts what the linears of the MTP head took before they were quantized."""
+    """Knows what the linears of the MTP head took before they were quantized."""
 
     def __init__(self) -> None:
-        self.linears = 0
-        self._dense_bytes = 0
-        self._dense_values = 0
+        self._dense_bytes: dict[int, int] = {}
 
-    def linear(self, weight: torch.Tensor) -> None:
+    def linear(self, layer: torch.nn.Module) -> None:
         """One more that is to be quantized, dense yet."""
-        self.linears += 1
-        self._dense_bytes += weight.numel() * weight.element_size()
-        self._dense_values += weight.numel()
+        self._dense_bytes[id(layer)] = layer.weight.numel() * layer.weight.element_size()
+
+    def left(self, layer: torch.nn.Module) -> int:
+        """One that stays dense after all; how many are quantized without it."""
+        del self._dense_bytes[id(layer)]
+        return len(self._dense_bytes)
 
     def line(self, form: str, model: torch.nn.Module, head: DraftHead | None) -> str:
         """One line: weights of the linears before and now, and of the head."""
         parts = []
-        if self.linears:
+        if self._dense_bytes:
+            before = sum(self._dense_bytes.values())
             now = sum(_packed_bytes(module) for module in model.modules() if _is_ours(module))
-            parts.append(f"{self.linears} MTP linears {self._dense_bytes / _MIB:.0f} -> {now / _MIB:.0f} MiB")
+            parts.append(f"{len(self._dense_bytes)} MTP linears {before / _MIB:.0f} -> {now / _MIB:.0f} MiB")
         if head is None:
             parts.append("the model's output head")
         else:

@@ -24,13 +24,15 @@ def before_start(vllm_config: Any) -> None:
     if draft is None:
         return
     try:
-        settings = settings_for(options_of(vllm_config), *device_here())
-        if settings.vocabulary and vllm_config.parallel_config.tensor_parallel_size > 1:
+        gpus = vllm_config.parallel_config.tensor_parallel_size
+        settings = settings_for(options_of(vllm_config), *device_here(), gpus=gpus)
+        if settings.vocabulary and gpus > 1:
             raise OptionsError(
                 '"qwen36.draft_vocab" in --additional-config needs --tensor-parallel-size 1: each GPU has some of '
                 "the output head's rows. Leave it away, and the MTP layer alone is quantized"
             )
-        _check_list(vllm_config, settings)
+        if settings.list_asked_for:
+            _check_list(vllm_config, settings)
     except OptionsError:
         show_refusal_alone()
         raise

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from .methods import on_load
+from .selftest import require_agreement
 from .settings import Form
 
 # Unit vectors at a time that a packed head is read with; its result for them is [_PROBE, vocabulary].
@@ -32,6 +33,9 @@ class DraftHead(torch.nn.Module):  # type: ignore[misc]
             vocabulary: tokens of the model; rows of ``lm_head`` beyond are padding.
             ids: int64, ascending, of the tokens that may be drafted; None for all.
             form: of its weights.
+
+        Raises:
+            ValueError: its logits are not the target's within what ``form`` explains.
         """
         super().__init__()
         self.vocabulary = vocabulary
@@ -40,10 +44,10 @@ class DraftHead(torch.nn.Module):  # type: ignore[misc]
         self.linear = torch.nn.Module()
         method = on_load(rows, form)
         self.linear.weight = torch.nn.Parameter(rows, requires_grad=False)
-        del rows
+        self._method = method
         if method is not None:
             method.process_weights_after_loading(self.linear)
-        self._method = method
+            require_agreement(rows, self, form)
 
     @property
     def bytes(self) -> int:

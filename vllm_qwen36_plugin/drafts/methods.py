@@ -6,6 +6,8 @@ loading, fused shards and tensor parallelism are vLLM's own, and so is the check
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from vllm_qwen36_plugin.compat import scaled_mm
 from vllm_qwen36_plugin.compat.act_order import stock_gptq
 
 from .rounding import quantize
+from .selftest import require_agreement
 from .settings import Form
 
 _GROUPS = (128, 64, 32)
@@ -110,6 +113,50 @@ class Fp8OnLoad(QuantizeMethodBase):  # type: ignore[misc]
         if bias is not None:
             out += bias
         return out.reshape(*x.shape[:-1], out.shape[-1])
+
+
+class OrAsItWas(QuantizeMethodBase):  # type: ignore[misc]
+    """Quantizes a layer once it is loaded, compares, and puts the dense weight back if the result is off.
+
+    In place of a layer's method until then; afterwards the layer has the cheaper method or its own again.
+    """
+
+    def __init__(
+        self,
+        cheaper: QuantizeMethodBase,
+        stock: QuantizeMethodBase,
+        form: Form,
+        on_left: Callable[[torch.nn.Module, Exception], None],
+    ) -> None:
+        """``on_left`` is told of a layer that stays as it was, and why."""
+        self.cheaper, self.stock, self.form, self._on_left = cheaper, stock, form, on_left
+
+    def create_weights(self, layer: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
+        """Not called: the layer has its weight."""
+        raise NotImplementedError("the layer is built by vLLM's own method")
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        """Once; never raises for what the cheaper method does."""
+        parameters, buffers = dict(layer._parameters), dict(layer._buffers)
+        try:
+            self.cheaper.process_weights_after_loading(layer)
+            require_agreement(parameters["weight"].data, partial(self.cheaper.apply, layer), self.form)
+        except Exception as error:  # noqa: BLE001 - drafts from the dense weight are right too
+            for held, before in ((layer._parameters, parameters), (layer._buffers, buffers)):
+                held.clear()
+                held.update(before)
+            layer.quant_method = self.stock
+            self.stock.process_weights_after_loading(layer)
+            self._on_left(layer, error)
+        else:
+            layer.quant_method = self.cheaper
+
+    def apply(
+        self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Before the weights are loaded: as the layer's own method."""
+        out: torch.Tensor = self.stock.apply(layer, x, bias)
+        return out
 
 
 def on_load(weight: torch.Tensor, form: Form) -> QuantizeMethodBase | None:

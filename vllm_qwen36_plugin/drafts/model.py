@@ -9,13 +9,14 @@ from vllm.distributed import get_tensor_model_parallel_world_size
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 
 from vllm_qwen36_plugin._log import logger
+from vllm_qwen36_plugin.before_start import enter_salt
 from vllm_qwen36_plugin.mtp_guard.worker import Qwen3_5MTP as _CheckedQwen3_5MTP
 from vllm_qwen36_plugin.options import PluginOptions
 
 from .banner import DraftReport
 from .front import list_for
 from .head import DraftHead
-from .methods import on_load
+from .methods import OrAsItWas, on_load
 from .settings import DraftSettings, device_here, settings_for
 from .vocabulary import ids_to_draft
 
@@ -36,7 +37,11 @@ class Qwen3_5MTP(_CheckedQwen3_5MTP):  # noqa: N801 - vLLM's name for it
         self.draft_head: DraftHead | None = None
         self._report = DraftReport()
         try:
-            settings = settings_for(PluginOptions.of(vllm_config.additional_config), *device_here())
+            settings = settings_for(
+                PluginOptions.of(vllm_config.additional_config),
+                *device_here(),
+                gpus=get_tensor_model_parallel_world_size(),
+            )
             self._quantize_linears(settings)
         except Exception as error:  # noqa: BLE001 - drafts as vLLM makes them are right too
             logger.warning(
@@ -51,8 +56,17 @@ class Qwen3_5MTP(_CheckedQwen3_5MTP):  # noqa: N801 - vLLM's name for it
                 continue
             method = on_load(layer.weight, settings.form)
             if method is not None:
-                self._report.linear(layer.weight)
-                layer.quant_method = method
+                self._report.linear(layer)
+                layer.quant_method = OrAsItWas(method, layer.quant_method, settings.form, self._left)
+
+    def _left(self, layer: torch.nn.Module, error: Exception) -> None:
+        logger.warning(
+            "vllm-qwen36-plugin: %s drafts from its own weights because %s",
+            getattr(layer, "prefix", type(layer).__name__),
+            error or repr(error),
+        )
+        # What is compiled is not what the check before start entered.
+        enter_salt(self.vllm_config, "drafts", f"{self._report.left(layer)} linears quantized")
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -77,7 +91,7 @@ class Qwen3_5MTP(_CheckedQwen3_5MTP):  # noqa: N801 - vLLM's name for it
         if get_tensor_model_parallel_world_size() > 1:
             return None  # each GPU has some of the rows
         ids = ids_to_draft(settings, list_for(self.vllm_config, settings))
-        if ids is None and settings.form == "bf16":
+        if ids is None and (settings.form == "bf16" or not settings.whole_head):
             return None
         return DraftHead(lm_head, self.config.vocab_size, ids, settings.form)
 

@@ -14,13 +14,16 @@ def table_line(linears: Iterable[Linear], settings: Settings, known_from: str) -
     """One line: which path serves which shape from how many rows on, and who says so."""
     parts = []
     linears = sorted(linears, key=lambda linear: linear.shape)
+    # Those of drafts are in other bits, and may be of a shape that the model has too.
+    several = len({linear.shape.bits for linear in linears}) > 1
     for linear in linears:
         taken = [
             f"{path} from {start}"
             for path in linear.order
             if (start := getattr(linear.starts, path)) is not None
         ]
-        parts.append(f"{linear.shape.k}x{linear.shape.n} {' and '.join(taken) or 'stock'}")
+        bits = f" w{linear.shape.bits}" if several else ""
+        parts.append(f"{linear.shape.k}x{linear.shape.n}{bits} {' and '.join(taken) or 'stock'}")
     layouts = "/".join(sorted({linear.shape.layout for linear in linears})) or "none"
     return (
         f"vllm-qwen36-plugin: prefill={settings.mode}, rows of a linear ({layouts} weights) from which it takes "

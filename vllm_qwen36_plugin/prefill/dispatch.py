@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -145,6 +146,17 @@ def at_next_call(tell: Callable[[], None]) -> None:
     """Call ``tell`` once, when the op runs next. What is waiting already is not entered twice."""
     if tell not in _on_first_call:
         _on_first_call.append(tell)
+
+
+@contextmanager
+def trial() -> Iterator[None]:
+    """For calls that try a layer out while others are still to be loaded: none of them is the next call."""
+    waiting = _on_first_call.copy()
+    _on_first_call.clear()
+    try:
+        yield
+    finally:
+        _on_first_call[:] = waiting
 
 
 def w4a16_linear(

@@ -1,0 +1,80 @@
+"""Rounding passes the check of cheaper weights with room to spare; what a wrong kernel would make does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from vllm_qwen36_plugin.drafts.rounding import quantize  # noqa: E402
+from vllm_qwen36_plugin.drafts.selftest import LIMITS, require_agreement  # noqa: E402
+from vllm_qwen36_plugin.packed import dequantize_words  # noqa: E402
+
+GROUP = 128
+
+
+def weight(outliers: bool = False) -> torch.Tensor:
+    made = torch.randn(192, 512, generator=torch.Generator().manual_seed(1))
+    if outliers:
+        made[:, ::GROUP] *= 6
+    return made.bfloat16()
+
+
+def rounded(dense: torch.Tensor, form: str) -> torch.Tensor:
+    """``dense`` as ``form`` stores it, ``[n, k]``."""
+    if form == "fp8":
+        scales = dense.float().abs().amax(1, keepdim=True) / 448
+        return ((dense.float() / scales).to(torch.float8_e4m3fn).float() * scales).bfloat16()
+    bits = int(form[1:])
+    words, scales = quantize(dense, GROUP, bits)
+    return dequantize_words(words, scales, bits).bfloat16()
+
+
+def error(dense: torch.Tensor, form: str) -> float:
+    """Of the result's size, as the check has it: the least limit that lets it pass."""
+    x = torch.randn(64, dense.shape[1], generator=torch.Generator().manual_seed(2)).bfloat16()
+    want = x.float() @ dense.float().t()
+    return float((x.float() @ rounded(dense, form).float().t() - want).norm() / want.norm())
+
+
+@pytest.mark.parametrize("outliers", [False, True])
+@pytest.mark.parametrize("form", LIMITS)
+def test_rounding_takes_two_thirds_of_the_limit_at_most(form: Any, outliers: bool) -> None:
+    dense = weight(outliers)
+    assert error(dense, form) < LIMITS[form] * 2 / 3
+    made = rounded(dense, form)
+    require_agreement(dense, lambda x: x @ made.t(), form)
+
+
+@pytest.mark.parametrize(("form", "size"), [("w8", 0.006), ("fp8", 0.026), ("w4", 0.10)])
+def test_rounding_of_a_normal_weight_is_of_the_size_that_is_said(form: str, size: float) -> None:
+    assert error(weight(), form) == pytest.approx(size, rel=0.25)
+
+
+WRONG = {
+    "scales of the next group": lambda dense: dense * 1.7,
+    "zero points off by one": lambda dense: dense + 0.15 * dense.abs().amax(1, keepdim=True),
+    "rows out of order": lambda dense: dense.flip(1),
+    "the sign": lambda dense: -dense,
+    "nothing": torch.zeros_like,
+    "not a number": lambda dense: dense * float("nan"),
+    "columns out of order": lambda dense: dense.roll(1, 0),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+@pytest.mark.parametrize("form", LIMITS)
+def test_a_kernel_that_reads_it_wrongly_does_not_pass(form: Any, what: str) -> None:
+    dense = weight()
+    wrong = WRONG[what](rounded(dense, form))
+    with pytest.raises(ValueError, match=r"off by (\d|nan|inf)"):
+        require_agreement(dense, lambda x: x @ wrong.t(), form)
+
+
+def test_a_weight_of_zeros_is_right_as_zeros_alone() -> None:
+    zeros = torch.zeros(64, 256).bfloat16()
+    require_agreement(zeros, lambda x: x @ zeros.t(), "w8")
+    with pytest.raises(ValueError, match="off by inf"):
+        require_agreement(zeros, lambda x: x @ (zeros + 1).t(), "w8")

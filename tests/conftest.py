@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,19 @@ import pytest
 from gptq_hybrid.demo.builder import DemoCheckpoint, DemoSpec, build_demo_checkpoint
 
 SAMPLES, MAX_LENGTH = 24, 192
+
+# Where several workers run, each has a core of its own: threads of two engines that spin on the same cores wait for
+# each other. Before torch is imported, and inherited by what tests start.
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    cores = sorted(os.sched_getaffinity(0))
+    mine = str(cores[int(worker.removeprefix("gw")) % len(cores)])
+    os.environ |= {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": mine}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with engines first: one that is handed out last runs on alone while the other workers are done."""
+    with_engine = {item.path for item in items if item.get_closest_marker("engine")}
+    items.sort(key=lambda item: item.path not in with_engine)
 
 
 @pytest.fixture(scope="session")

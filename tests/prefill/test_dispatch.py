@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -353,9 +354,9 @@ def test_a_trial_is_not_the_next_call() -> None:
     entered(layer)
     told: list[str] = []
     dispatch.at_next_call(lambda: told.append("said"))
-    with pytest.raises(ValueError, match="off"), dispatch.trial():
+    with suppress(KeyError), dispatch.trial():
         layer(rows(3))
-        raise ValueError("off")
+        raise KeyError  # what a trial is for: it fails
     assert told == []
     layer(rows(3))
     assert told == ["said"]

@@ -22,8 +22,8 @@ from .shape import Shape
 
 _BITS = {scalar_types.uint4b8: 4, scalar_types.uint8b128: 8}
 _LAYOUTS = {"MarlinLinearKernel": "marlin", "MacheteLinearKernel": "machete"}
-# Of a layer 34,816; of an output head the vocabulary, or 65,536 tokens of it for drafts, and only rows to be sampled
-# from get there.
+# Of a layer 34,816; of an output head the vocabulary, or 65,536 tokens of it for drafts, and only rows to be
+# sampled from get there.
 _WIDEST = (1 << 16) - 1
 FP8_SCALES = "qwen36_fp8_scales"
 _asking = False

@@ -3,10 +3,10 @@
     python -m bench.act_order.agreement CHECKPOINT OUT.json      # made from bench/mini with the recipe `reference`
 
 The reference is transformers' forward pass in float32 on the weights that gptqmodel itself dequantizes; the
-yardstick is the same in BF16. Prompts are held-out text of the mini model. Greedy tokens: where they differ, by how
-much the reference prefers its own token, beside the standard deviation of what BF16 changes about the logits there.
-Also recorded: what stock vLLM says of the checkpoint, and what becomes of the log-probabilities where ``g_idx`` is
-ignored.
+yardstick is the same in BF16, in which alone vLLM's CPU build computes this architecture. Prompts are held-out
+text of the mini model. Greedy tokens: where they differ, by how much the reference prefers its own token, beside
+the standard deviation of what BF16 changes about the logits there. Also recorded: what stock vLLM says of the
+checkpoint, and what becomes of the log-probabilities where ``g_idx`` is ignored.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from bench.mini.engine import divergence, serve, together
 from gptq_hybrid.checkpoint._atomic import write_text_atomic
 
 _MINI = Path(__file__).parents[1] / "mini"
-_PROMPT, _NEW, _A_DOMAIN = 64, 32, 8
+_PROMPT, _NEW, _A_DOMAIN = 64, 32, 10
 
 
-def prompts(tokenizer: Any) -> dict[str, list[list[int]]]:
-    """The first tokens of held-out documents, by domain."""
+def prompts(tokenizer: Any, a_domain: int) -> dict[str, list[list[int]]]:
+    """The first tokens of so many held-out documents of each domain."""
     found = {}
     for file in sorted((_MINI / "heldout").glob("*.jsonl")):
         rows = [json.loads(line) for line in file.open(encoding="utf-8")]
         ids = [tokenizer(row["text"])["input_ids"] for row in rows if "text" in row]
-        kept = [x[:_PROMPT] for x in ids if len(x) > _PROMPT][:_A_DOMAIN]
+        kept = [x[:_PROMPT] for x in ids if len(x) > _PROMPT][:a_domain]
         if kept:
             found[file.stem] = kept
     return found
@@ -71,6 +71,13 @@ def log_probabilities(model: Any, ids: list[int]) -> torch.Tensor:
     """Of each token but the first, float32 ``[len(ids) - 1]``."""
     logits = model(input_ids=torch.tensor([ids])).logits[0, :-1].float()
     return logits.log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+
+
+@torch.no_grad()
+def continued(model: Any, ids: list[int], new: int) -> list[int]:
+    """A prompt and ``new`` tokens after it, chosen greedily."""
+    out = model.generate(torch.tensor([ids]), max_new_tokens=new, do_sample=False, use_cache=True)
+    return [int(token) for token in out[0]]
 
 
 def engine_log_probabilities(checkpoint: Path, given: list[list[int]]) -> list[list[float]]:
@@ -130,7 +137,7 @@ def compare(checkpoint: Path, work: Path) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     given = work / "prompts.json"
-    by_domain = prompts(AutoTokenizer.from_pretrained(_MINI / "checkpoint"))
+    by_domain = prompts(AutoTokenizer.from_pretrained(_MINI / "checkpoint"), _A_DOMAIN)
     given.write_text(json.dumps(by_domain))
     flat = [ids for rows in by_domain.values() for ids in rows]
     denied = work / "denied"
@@ -140,12 +147,11 @@ def compare(checkpoint: Path, work: Path) -> dict[str, Any]:
     ignored = _child("logprobs", denied, given)
     exact, rounded = dense_models(checkpoint)
     reference = [log_probabilities(exact, ids) for ids in flat]
-    parted = []
+    parted, bf16_equal = [], 0
     for ids, tokens in zip(flat, engine["tokens"], strict=True):
-        with torch.no_grad():
-            out = exact.generate(
-                torch.tensor([ids]), max_new_tokens=len(tokens) - len(ids), do_sample=False, use_cache=True
-            )[0].tolist()
+        new = len(tokens) - len(ids)
+        out = continued(exact, ids, new)
+        bf16_equal += continued(rounded, ids, new) == out
         apart = divergence(exact, rounded, out, tokens)
         if apart is not None:
             parted.append({key: round(value, 5) for key, value in apart.items()})
@@ -160,7 +166,11 @@ def compare(checkpoint: Path, work: Path) -> dict[str, Any]:
             "transformers in BF16": _errors([log_probabilities(rounded, ids) for ids in flat], reference),
             "vllm, g_idx ignored": _errors([torch.tensor(row) for row in ignored], reference),
         },
-        "greedy": {"equal": len(flat) - len(parted), "parted": parted},
+        "greedy": {
+            "equal": len(flat) - len(parted),
+            "equal in transformers in BF16": bf16_equal,
+            "parted": parted,
+        },
         "acceptance_length": engine["acceptance_length"],
         "stock": stock_message(checkpoint),
     }

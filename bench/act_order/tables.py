@@ -156,7 +156,8 @@ def agreement_table(result: Json) -> str:
             f"{versions}; {environment['device']}. {result['prompts']} prompts of {result['prompt_tokens']} "
             f"tokens. Greedy, {result['new_tokens']} tokens, two MTP drafts "
             f"({result['acceptance_length']:.2f} tokens a step): {greedy['equal']} prompts alike to the last "
-            "token; where the others part, float32 prefers "
-            f"its own token by at most {gap:.1f} standard deviations of what BF16 changes about the logits.",
+            f"token, with transformers in BF16 {greedy['equal in transformers in BF16']}; where the others part, "
+            "float32 prefers its own token by at most "
+            f"{gap:.1f} standard deviations of what BF16 changes about the logits.",
         ]
     )

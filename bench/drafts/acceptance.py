@@ -19,6 +19,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from bench.act_order.agreement import prompts
 from bench.mini.engine import _counters
 from bench.results import Json, load, save
 
-DRAFTS, _NEW = 2, 64
+DRAFTS, _NEW, _A_DOMAIN = 2, 64, 8
 # Of sampling: prompts, their tokens (each draw computes them anew), and tokens drawn: one without drafts, two with.
 _SAMPLED_PROMPTS, _SAMPLED_LENGTH, _SAMPLED_NEW = 8, 8, 3
 TASKS = ("greedy", "sampled")
@@ -87,8 +88,11 @@ def greedy(llm: Any, given: dict[str, list[list[int]]], *, drafts: bool) -> Json
     return found
 
 
-def sampled(llm: Any, given: dict[str, list[list[int]]], samples: int) -> dict[str, list[list[int]]]:
-    """Of each of a few prompts the first tokens of many draws at temperature 1."""
+def sampled(llm: Any, given: dict[str, list[list[int]]], samples: int) -> dict[str, dict[str, int]]:
+    """Of each of a few prompts: how often which second and third token were drawn at temperature 1.
+
+    The first comes from the prompt; these two have been drafted, where anything is.
+    """
     from vllm import SamplingParams
 
     few = {domain: rows[0] for domain, rows in list(given.items())[:: max(1, len(given) // _SAMPLED_PROMPTS)]}
@@ -98,7 +102,8 @@ def sampled(llm: Any, given: dict[str, list[list[int]]], samples: int) -> dict[s
     for domain, ids in few.items():
         prompt = {"prompt_token_ids": ids[:_SAMPLED_LENGTH]}
         outputs = llm.generate([prompt] * each, sampling, use_tqdm=False)
-        found[domain] = [list(output.outputs[0].token_ids) for output in outputs]
+        drawn = (output.outputs[0].token_ids[1:] for output in outputs)
+        found[domain] = dict(sorted(Counter(" ".join(map(str, ids)) for ids in drawn).items()))
     return found
 
 
@@ -111,7 +116,7 @@ def run(
 
     from gptq_hybrid.evaluate._environment import environment
 
-    given = prompts(AutoTokenizer.from_pretrained(checkpoint))
+    given = prompts(AutoTokenizer.from_pretrained(checkpoint), _A_DOMAIN)
     llm = start(checkpoint, way, seed)
     found: Json = {
         "greedy": {},

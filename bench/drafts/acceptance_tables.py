@@ -9,9 +9,6 @@ from bench.drafts.frequencies import homogeneity
 from bench.results import Json
 from bench.tables import table
 
-# Of a sampled reply: the first token is drawn from the prompt, the next two have been drafted.
-_DRAFTED = slice(1, 3)
-
 
 def tokens_a_step(run: Mapping[str, Any]) -> float:
     """Mean over all verification steps: the accepted drafts, and the token that the target adds."""
@@ -48,10 +45,6 @@ def parted_alike(run: Mapping[str, Any], stock: Mapping[str, Any], none: Mapping
         ):
             count += a == b and a != c
     return count
-
-
-def _drafted(run: Mapping[str, Any]) -> dict[str, list[tuple[int, ...]]]:
-    return {domain: [tuple(ids[_DRAFTED]) for ids in rows] for domain, rows in run["sampled"].items()}
 
 
 def report(result: Json) -> str:
@@ -94,6 +87,6 @@ def report(result: Json) -> str:
 def _p(none: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     if not none.get("sampled") or not run.get("sampled"):
         return ""
-    found = homogeneity(_drafted(none), _drafted(run))
-    count = sum(map(len, run["sampled"].values()))
+    found = homogeneity(none["sampled"], run["sampled"])
+    count = sum(sum(counts.values()) for counts in run["sampled"].values())
     return f"{found.p:.3f} ({found.statistic:.0f} over {found.freedom}, {count:,} draws)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 # Below so many expected counts the statistic is no longer distributed as chi-square (Cochran's rule).
 _LEAST_EXPECTED = 5.0
@@ -19,10 +20,13 @@ class Homogeneity:
     p: float
 
 
-def homogeneity(
-    one: Mapping[str, Sequence[Hashable]], other: Mapping[str, Sequence[Hashable]]
-) -> Homogeneity:
+Sample = Sequence[Hashable] | Mapping[Any, int]
+
+
+def homogeneity(one: Mapping[str, Sample], other: Mapping[str, Sample]) -> Homogeneity:
     """Two samples of every group (a prompt), each drawn independently: are they of one distribution?
+
+    A sample is what was drawn, or how often each outcome was.
 
     Outcomes that are expected less than five times in either sample are put together. The statistics of groups add
     up, as do their degrees of freedom.

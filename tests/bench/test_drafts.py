@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -42,6 +43,19 @@ def test_rare_outcomes_are_put_together() -> None:
     other = {"a": ["x"] * 50 + [f"other {i}" for i in range(50)]}
     found = homogeneity(one, other)
     assert (found.freedom, found.statistic) == (1, 0.0)
+
+
+def test_counts_are_as_good_as_draws() -> None:
+    one, other = draws([0.5, 0.3, 0.2], 300, 1), draws([0.5, 0.3, 0.2], 300, 2)
+    assert homogeneity({"a": Counter(one)}, {"a": Counter(other)}) == homogeneity({"a": one}, {"a": other})
+
+
+def test_a_sampled_way_has_its_p_and_how_many_were_drawn() -> None:
+    none = served([[1, 2]]) | {"sampled": {"en": {"1 2": 60, "3 4": 40}}}
+    ours = served([[1, 2]], 10, [8, 5]) | {"sampled": {"en": {"1 2": 40, "3 4": 60}}}
+    text = acceptance_tables.report({"runs": {"none": none, "w8": ours}})
+    # 4 × 10² / 50 over one degree of freedom.
+    assert "| 0.005 (8 over 1, 100 draws) |" in text
 
 
 def test_nothing_to_compare_is_an_error() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +14,6 @@ pytest.importorskip("vllm")
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod  # noqa: E402
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase  # noqa: E402
 
-from gptq_hybrid.checkpoint import CheckpointError  # noqa: E402
 from vllm_qwen36_plugin.before_start import SALT  # noqa: E402
 from vllm_qwen36_plugin.drafts import head  # noqa: E402
 from vllm_qwen36_plugin.drafts import model as module  # noqa: E402
@@ -125,19 +123,6 @@ def test_auto_makes_no_head_over_all_tokens(
     assert made.draft_head is None
     assert "the model's output head" in shown()
     assert "WARNING" not in shown()
-
-
-def test_a_list_that_cannot_be_used_costs_a_warning_and_no_more(
-    drafter: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, shown: Callable[[], str]
-) -> None:
-    def damaged(*_: Any) -> Any:
-        raise CheckpointError(Path("draft_vocab.json"), "is of another tokenizer")
-
-    monkeypatch.setattr(module, "list_for", damaged)
-    made = drafter("w8", whole_head=False)
-    hand_over(made)
-    assert made.draft_head is None
-    assert "output head because draft_vocab.json: is of another tokenizer" in shown()
 
 
 def test_with_several_gpus_the_head_stays(

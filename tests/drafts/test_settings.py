@@ -19,9 +19,9 @@ def found(section: dict[str, Any], device: tuple[str, Any], gpus: int = 1) -> Dr
 
 
 @pytest.mark.parametrize("device", [ADA, AMPERE])
-def test_auto_takes_eight_bits_on_one_gpu_and_makes_no_head_without_a_list(device: tuple[str, Any]) -> None:
+def test_auto_on_one_gpu_takes_eight_bits_and_leaves_head_and_vocabulary(device: tuple[str, Any]) -> None:
     for section in ({}, {"draft": "auto"}):
-        assert found(section, device) == DraftSettings("w8", None, None, whole_head=False)
+        assert found(section, device) == DraftSettings("w8", 0, None, whole_head=False)
 
 
 @pytest.mark.parametrize(("device", "gpus"), [(TURING, 1), (CPU, 1), (("cuda", None), 1), (ADA, 2)])
@@ -29,16 +29,19 @@ def test_auto_elsewhere_leaves_drafts_as_vllm_makes_them(device: tuple[str, Any]
     assert found({}, device, gpus).stock
 
 
-def test_auto_keeps_to_a_list_and_a_number_that_are_named() -> None:
-    assert found({"draft_vocab": 4096, "draft_vocab_file": "mine.json"}, ADA) == DraftSettings(
-        "w8", 4096, "mine.json", whole_head=False
-    )
-
-
-def test_a_list_that_only_auto_would_use_is_not_asked_for() -> None:
-    assert not found({}, ADA).list_asked_for
-    for section in ({"draft": "w8"}, {"draft_vocab": 64}, {"draft_vocab_file": "mine.json"}):
-        assert found(section, ADA).list_asked_for
+@pytest.mark.parametrize(
+    ("section", "vocabulary"),
+    [
+        ({"draft_vocab": 4096}, 4096),
+        ({"draft_vocab_file": "mine.json"}, None),
+        ({"draft_vocab": 4096, "draft_vocab_file": "mine.json"}, 4096),
+    ],
+)
+def test_auto_drafts_from_a_part_of_the_vocabulary_where_that_is_asked_for(
+    section: dict[str, Any], vocabulary: int | None
+) -> None:
+    file = section.get("draft_vocab_file")
+    assert found(section, ADA) == DraftSettings("w8", vocabulary, file, whole_head=False)
 
 
 @pytest.mark.parametrize("device", [ADA, AMPERE, CPU])

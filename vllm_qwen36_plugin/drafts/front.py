@@ -31,8 +31,7 @@ def before_start(vllm_config: Any) -> None:
                 '"qwen36.draft_vocab" in --additional-config needs --tensor-parallel-size 1: each GPU has some of '
                 "the output head's rows. Leave it away, and the MTP layer alone is quantized"
             )
-        if settings.list_asked_for:
-            _check_list(vllm_config, settings)
+        _check_list(vllm_config, settings)
     except OptionsError:
         show_refusal_alone()
         raise

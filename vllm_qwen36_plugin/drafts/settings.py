@@ -33,22 +33,17 @@ class DraftSettings:
         """Whether drafts are left as vLLM makes them."""
         return self.form == "bf16" and self.vocabulary == 0
 
-    @property
-    def list_asked_for(self) -> bool:
-        """Whether a list that cannot be used is to end a start: not one that only `auto` would have used."""
-        return self.whole_head or self.vocabulary is not None or self.path is not None
-
 
 def settings_for(
     options: PluginOptions, device: str, capability: tuple[int, int] | None, *, gpus: int = 1
 ) -> DraftSettings:
     """What to do on a ``device`` (``"cuda"``, ``"cpu"``), for which ``capability`` is its (major, minor).
 
-    `auto` is W8 on one NVIDIA GPU, as measured there: two drafts add 0.37 of what vLLM's own add to a step at batch
-    1, and 0.57 at batch 16 (one H100, 27B's shapes). Of the tokens accepted with the trained small model W8 keeps
-    all, and 0.987 with a list that holds as much of a text as 65,536 tokens of Qwen3.5's (bench/drafts). Without a
-    list `auto` leaves the output head: a copy of it in W8 would take 1.2 GiB of the 27B's KV cache. With several
-    GPUs, and on a CPU, where W8 saves nothing, drafts stay vLLM's.
+    `auto` is W8 on one NVIDIA GPU: drafts like those of the BF16 weights (with the trained small model all of them
+    are accepted, bench/drafts) from half of the linears' bytes. It makes no copy of the whole output head, which
+    would take 1.2 GiB of the 27B's KV cache, nor cuts the vocabulary unasked: in a language that the list was not
+    counted from next to no draft would be accepted. With several GPUs, and on a CPU, where W8 saves nothing, drafts
+    stay vLLM's.
 
     Raises:
         OptionsError: FP8 where vLLM has no GEMM for it.
@@ -59,9 +54,9 @@ def settings_for(
         )
     if options.draft != "auto":
         return DraftSettings(options.draft, options.draft_vocab, options.draft_vocab_file)
-    if device == "cuda" and capability is not None and capability >= _LEAST_FOR_AUTO and gpus == 1:
-        return DraftSettings("w8", options.draft_vocab, options.draft_vocab_file, whole_head=False)
     asked = options.draft_vocab if options.draft_vocab is not None or options.draft_vocab_file else 0
+    if device == "cuda" and capability is not None and capability >= _LEAST_FOR_AUTO and gpus == 1:
+        return DraftSettings("w8", asked, options.draft_vocab_file, whole_head=False)
     return DraftSettings("bf16", asked, options.draft_vocab_file)
 
 

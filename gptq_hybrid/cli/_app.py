@@ -54,9 +54,10 @@ def main() -> None:
         build_app()()
     except HybridError as error:
         console = Console(stderr=True)
-        console.print(f"[bold red]Error:[/] {plain(error.message)}", highlight=False)
+        # Wrapped by the terminal, if there is one: a path or a command in two lines cannot be copied.
+        console.print(f"[bold red]Error:[/] {plain(error.message)}", highlight=False, soft_wrap=True)
         if error.remedy:
-            console.print(plain(error.remedy), highlight=False)
+            console.print(plain(error.remedy), highlight=False, soft_wrap=True)
         sys.exit(getattr(error, "exit_code", BAD_INPUT))
     except KeyboardInterrupt:
         Console(stderr=True).print("Interrupted.")

@@ -41,6 +41,11 @@ def test_a_source_that_does_not_exist(here: Path) -> None:
     assert list(here.iterdir()) == []
 
 
+def test_a_long_path_stays_in_one_line(here: Path) -> None:
+    path = here / ("folder-" * 15) / "nowhere"
+    assert f"Error: {path}" in qwen36("quantize", path, "out", cwd=here).stderr
+
+
 def test_a_source_of_another_architecture(here: Path, tmp_path: Path) -> None:
     source = tmp_path / "llama"
     source.mkdir()

@@ -7,6 +7,7 @@ that what is generated has the same distribution whatever is drafted; a worse dr
     rounding    a dense weight in 4 or 8 bits, scales searched for
     methods     linears that are quantized once they are loaded: W4 and W8 by vLLM's GPTQ kernels, FP8 by its
                 scaled GEMM
+    selftest    what was made of a weight against the weight
     vocabulary  the tokens that may be drafted
     head        an output head for drafts, made of rows of the target's
     model       vLLM's draft model with all of this

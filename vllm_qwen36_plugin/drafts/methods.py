@@ -28,7 +28,15 @@ _FP8_MOST = 448.0
 _ROWS = 1 << 13
 
 
-class PackedOnLoad(QuantizeMethodBase):  # type: ignore[misc]
+class _BuiltByVllm(QuantizeMethodBase):  # type: ignore[misc]
+    """For layers that have their weight already: vLLM's own method made it."""
+
+    def create_weights(self, layer: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
+        """Abstract in vLLM, and never called."""
+        raise NotImplementedError("the layer is built by vLLM's own method")
+
+
+class PackedOnLoad(_BuiltByVllm):
     """``layer.weight`` ``[n, k]`` becomes a symmetric linear of vLLM's GPTQ method and the kernel it picks."""
 
     def __init__(self, weight: torch.Tensor, group_size: int, bits: int) -> None:
@@ -50,10 +58,6 @@ class PackedOnLoad(QuantizeMethodBase):  # type: ignore[misc]
         self._packed = torch.nn.Module()
         with torch.device(weight.device):
             self.inner.create_weights(self._packed, k, [n], k, n, weight.dtype, weight_loader=_never)
-
-    def create_weights(self, layer: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
-        """Not called: the layer has its weight."""
-        raise NotImplementedError("the layer is built by vLLM's own method")
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Quantize, free the dense weight, have vLLM's kernel repack.
@@ -81,12 +85,8 @@ class PackedOnLoad(QuantizeMethodBase):  # type: ignore[misc]
         return out
 
 
-class Fp8OnLoad(QuantizeMethodBase):  # type: ignore[misc]
+class Fp8OnLoad(_BuiltByVllm):
     """``layer.weight`` becomes e4m3 with a scale a row, and each row of the input is quantized by itself."""
-
-    def create_weights(self, layer: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
-        """Not called: the layer has its weight."""
-        raise NotImplementedError("the layer is built by vLLM's own method")
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Quantize in place of the dense weight."""
@@ -115,7 +115,7 @@ class Fp8OnLoad(QuantizeMethodBase):  # type: ignore[misc]
         return out.reshape(*x.shape[:-1], out.shape[-1])
 
 
-class OrAsItWas(QuantizeMethodBase):  # type: ignore[misc]
+class OrAsItWas(_BuiltByVllm):
     """Quantizes a layer once it is loaded, compares, and puts the dense weight back if the result is off.
 
     In place of a layer's method until then; afterwards the layer has the cheaper method or its own again.
@@ -130,10 +130,6 @@ class OrAsItWas(QuantizeMethodBase):  # type: ignore[misc]
     ) -> None:
         """``on_left`` is told of a layer that stays as it was, and why."""
         self.cheaper, self.stock, self.form, self._on_left = cheaper, stock, form, on_left
-
-    def create_weights(self, layer: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
-        """Not called: the layer has its weight."""
-        raise NotImplementedError("the layer is built by vLLM's own method")
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Once; never raises for what the cheaper method does."""

@@ -22,9 +22,9 @@ from .shape import Shape
 
 _BITS = {scalar_types.uint4b8: 4, scalar_types.uint8b128: 8}
 _LAYOUTS = {"MarlinLinearKernel": "marlin", "MacheteLinearKernel": "machete"}
-# Of a layer 34,816; of an output head the vocabulary, or 65,536 tokens of it for drafts, and only rows to be
-# sampled from get there.
-_WIDEST = (1 << 16) - 1
+# Rows of an output head, the vocabulary or 65,536 tokens of it for drafts, of which few are asked; a layer has
+# 34,816 at most.
+_HEAD = 1 << 16
 FP8_SCALES = "qwen36_fp8_scales"
 _asking = False
 
@@ -64,7 +64,7 @@ class RowDispatchKernel(MPLinearKernel):  # type: ignore[misc]
         shape = _shape(c, stock)
         if not shape.expandable:
             return False, "its tiles are not whole"
-        if shape.n > _WIDEST:
+        if shape.n >= _HEAD:
             return False, "an output head, which few rows go through"
         return True, None
 

@@ -1,4 +1,5 @@
-"""Tables and the picture of README.md, from `run.json` (the recipe `reference`), `default.json` and `hessian.json`.
+"""Tables and the picture of README.md, from `run.json` (the recipe `reference`), `default.json`, `memory.json` and
+`hessian.json`.
 
     python -m bench.quantize.report [--check] [--no-picture]
 
@@ -13,12 +14,15 @@ from bench.pages import Page
 from bench.quantize import tables
 
 _HERE = Path(__file__).parent
-REFERENCE, DEFAULT, HESSIAN = (_HERE / f"{name}.json" for name in ("run", "default", "hessian"))
+REFERENCE, DEFAULT, MEMORY, HESSIAN = (
+    _HERE / f"{name}.json" for name in ("run", "default", "memory", "hessian")
+)
 PAGE = Page(
     _HERE / "README.md",
     {
         "reference": (REFERENCE, tables.report),
         "default": (DEFAULT, tables.report),
+        "memory": (MEMORY, tables.memory_table),
         "hessian": (HESSIAN, tables.hessian_table),
     },
     _HERE / "run.png",

@@ -11,7 +11,9 @@ from bench.results import Json
 from bench.tables import table, where
 
 VARIANTS = ("stock", "definition", "ours", "fast")
-STAGES = ("forward", "hessian", "search", "inverse", "sweep", "finalize")
+STAGES = ("forward", "hessian", "solver", "inverse", "moves", "finalize")
+# That follow one another.
+_IN_TURN = ("forward", "hessian", "solver", "moves")
 # Aims, as shares of stock.
 TIME_TARGET, SOLVE_TARGET, MEMORY_TARGET, LOSS_TARGET = 0.35, 0.6, 1.0, 0.01
 
@@ -23,8 +25,8 @@ def layer_seconds(run: Json) -> float:
 
 
 def solve_seconds(run: Json) -> float:
-    """Seconds of the solver on all modules: search of scales, inverses, sweep."""
-    return sum(float(run["stages"][name]) for name in ("search", "inverse", "sweep"))
+    """Seconds in which any module was solved: search of scales, inverses, sweep."""
+    return float(run["stages"]["solver"])
 
 
 def loss_difference(run: Json, other: Json) -> tuple[str, float] | None:
@@ -78,7 +80,7 @@ def variants_table(result: Json) -> str:
 
 
 def stages_table(result: Json) -> str:
-    """Seconds by stage, of all layers. Packing (`finalize`) goes on beside the rest."""
+    """Seconds by stage, of all layers. `inverse` lies in `solver`; packing (`finalize`) goes on beside the rest."""
     rows = []
     for name, run in complete(result).items():
         seconds = run["seconds"]
@@ -109,6 +111,44 @@ def passes_table(result: Json) -> str:
         )
     header = ["variant", "passes", "batches through a mixer", "ms a batch and pass", "without Hessian"]
     return f"{table(header, rows)}\n\n{_made_with(result)}"
+
+
+def memory_table(result: Json) -> str:
+    """Peaks in main memory and on the GPU, of each variant."""
+    runs = complete(result)
+    stock = runs.get("stock")
+    rows = []
+    for name, run in runs.items():
+        memory = run["memory"]
+        cells = [name]
+        for key in ("gpu_gib", "gpu_reserved_gib", "cpu_gib"):
+            cells += [f"{memory[key]:.2f}", _ratio(memory[key], stock and stock["memory"][key])]
+        rows.append(cells)
+    header = ["variant"]
+    for what in ("tensors on the GPU, GiB", "held by PyTorch", "main memory"):
+        header += [what, "/ stock"]
+    place = "in main memory" if result["settings"]["calibration_on_cpu"] else "on the GPU"
+    return f"{table(header, rows)}\n\n{_made_with(result)} Hidden states {place}."
+
+
+def whole_model_minutes(run: Json, settings: Json, layers: int = 64, samples: int = 512) -> float:
+    """Minutes for so many layers and rows, from a slice's middle layers: passes grow with the rows, the rest not.
+
+    An extrapolation: nothing of that size was run.
+    """
+    middle = range(1, len(run["layer_seconds"]) - 1)
+    passes = sum(one["seconds"] for one in run["passes"] if one["layer"] in middle)
+    rest = sum(run["layer_seconds"][number] for number in middle) - passes
+    return (passes * samples / settings["samples"] + rest) / len(middle) * layers / 60
+
+
+def extrapolations(result: Json) -> list[str]:
+    """A line for each variant with middle layers, labelled as what it is."""
+    return [
+        f"{name}: {whole_model_minutes(run, result['settings']):.0f} min for 64 layers and 512 rows, extrapolated"
+        for name, run in complete(result).items()
+        if len(run["layer_seconds"]) > 2 and not result["settings"]["tiny"]
+    ]
 
 
 def aims(result: Json) -> list[str]:
@@ -172,8 +212,8 @@ def hessian_table(result: Json) -> str:
 def report(result: Json) -> str:
     """All of a run, to print."""
     parts = [variants_table(result), stages_table(result), passes_table(result)]
-    lines = aims(result) + same_bytes(result)
-    return "\n\n".join([*parts, *(["\n".join(lines)] if lines else [])])
+    lines = aims(result) + same_bytes(result) + extrapolations(result)
+    return "\n\n".join([*parts, *(["\n".join(f"- {line}" for line in lines)] if lines else [])])
 
 
 def picture(result: Json) -> Any:
@@ -184,13 +224,13 @@ def picture(result: Json) -> Any:
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axes = figure.add_subplot()
     left = [0.0] * len(runs)
-    for stage in STAGES[:-1]:
+    for stage in _IN_TURN:
         seconds = [float(run["stages"][stage]) for run in runs.values()]
         axes.barh(list(runs), seconds, left=left, label=stage)
         left = [before + more for before, more in zip(left, seconds, strict=True)]
     axes.invert_yaxis()
     axes.set_xlabel(f"seconds, {result['settings']['layers']} layers")
-    axes.legend(ncols=len(STAGES) - 1, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, 1.18))
+    axes.legend(ncols=len(_IN_TURN), fontsize="small", loc="upper center", bbox_to_anchor=(0.5, 1.18))
     return figure
 
 

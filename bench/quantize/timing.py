@@ -1,14 +1,15 @@
 """Where gptqmodel's time goes: its functions, wrapped for as long as a run lasts.
 
 Inside a pass nothing waits for the GPU, or what overlaps would be pulled apart: Hessian products are timed by GPU
-events, the pass as a whole on the clock with the GPU idle at both ends.
+events, the pass as a whole on the clock with the GPU idle at both ends. Solvers of modules that share an input run
+side by side: what counts is how long any was at work.
 """
 
 from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from itertools import pairwise
@@ -16,9 +17,6 @@ from threading import Lock
 from typing import Any
 
 from bench.results import Json
-
-# Of a solver's seconds, in the order of the tables; `search` and `inverse` lie within `solve`.
-STAGES = ("forward", "hessian", "search", "inverse", "sweep", "finalize", "save")
 
 
 def wait() -> None:
@@ -35,8 +33,8 @@ class Watch:
     def __init__(self) -> None:
         self.passes: list[Json] = []
         self.losses: dict[str, float | str] = {}
-        self.solve = {"search": 0.0, "inverse": 0.0, "all": 0.0}
-        self.finalize = 0.0
+        self.solvers: list[tuple[float, float]] = []
+        self.inverse = self.moves = self.finalize = 0.0
         self._lock = Lock()
         self._products: list[Any] = []
         self._product_seconds = 0.0
@@ -47,8 +45,8 @@ class Watch:
         """Wrap what is looked at; gptqmodel's own functions are back at the end."""
         from gptqmodel.looper.forward_executor import ForwardExecutor
         from gptqmodel.looper.gptq_processor import GPTQProcessor
+        from gptqmodel.models.base import BaseQModel
         from gptqmodel.quantization.gptq import GPTQ
-        from gptqmodel.quantization.quantizer import Quantizer
         from transformers.models.qwen3_5 import modeling_qwen3_5 as modeling
 
         with ExitStack() as stack:
@@ -62,9 +60,10 @@ class Watch:
                 wrap(mixer, "forward", self._counted)
             wrap(ForwardExecutor, "run_single", self._pass)
             wrap(GPTQ, "add_batch", self._product)
-            wrap(GPTQ, "hessian_inverse", lambda inner: self._solver_part("inverse", inner))
-            wrap(Quantizer, "find_params", lambda inner: self._solver_part("search", inner))
+            wrap(GPTQ, "hessian_inverse", self._inverted)
             wrap(GPTQ, "quantize", self._solved)
+            wrap(BaseQModel, "pre_quantize", self._moved)
+            wrap(BaseQModel, "post_quantize", self._moved)
             wrap(GPTQProcessor, "submodule_finalize", self._finalized)
             yield
 
@@ -119,17 +118,28 @@ class Watch:
 
         return add_batch
 
-    def _solver_part(self, name: str, inner: Any) -> Any:
-        def part(*args: Any, **kwargs: Any) -> Any:
+    def _inverted(self, inner: Any) -> Any:
+        def hessian_inverse(*args: Any, **kwargs: Any) -> Any:
             wait()
             begin = time.perf_counter()
             out = inner(*args, **kwargs)
             wait()
             with self._lock:
-                self.solve[name] += time.perf_counter() - begin
+                self.inverse += time.perf_counter() - begin
             return out
 
-        return part
+        return hessian_inverse
+
+    def _moved(self, inner: Any) -> Any:
+        def move(*args: Any, **kwargs: Any) -> Any:
+            wait()
+            begin = time.perf_counter()
+            out = inner(*args, **kwargs)
+            wait()
+            self.moves += time.perf_counter() - begin
+            return out
+
+        return move
 
     def _solved(self, inner: Any) -> Any:
         from gptq_hybrid.compat._module_record import module_name
@@ -140,7 +150,7 @@ class Watch:
             out = inner(solver, *args, **kwargs)
             wait()
             with self._lock:
-                self.solve["all"] += time.perf_counter() - begin
+                self.solvers.append((begin, time.perf_counter()))
                 self.losses[module_name(solver)] = out[5]
             return out
 
@@ -157,14 +167,18 @@ class Watch:
         return submodule_finalize
 
     def stages(self) -> dict[str, float]:
-        """Seconds by stage but for ``save``. ``finalize`` is done by threads beside the rest; so may solvers be."""
+        """Seconds by stage but for ``save``.
+
+        ``solver`` is how long any solver was at work, ``inverse`` the sum of what they took for inverses; ``moves``
+        are a layer's weights on their way to the GPU and back; ``finalize`` is done by threads beside the rest.
+        """
         hessian = sum(one["hessian"] for one in self.passes)
         found = {
             "forward": sum(one["seconds"] for one in self.passes) - hessian,
             "hessian": hessian,
-            "search": self.solve["search"],
-            "inverse": self.solve["inverse"],
-            "sweep": self.solve["all"] - self.solve["search"] - self.solve["inverse"],
+            "solver": covered(self.solvers),
+            "inverse": self.inverse,
+            "moves": self.moves,
             "finalize": self.finalize,
         }
         return {name: round(seconds, 3) for name, seconds in found.items()}
@@ -176,6 +190,15 @@ class Watch:
             begins.setdefault(one["layer"], one["begin"])
         edges = [*begins.values(), end]
         return [round(after - before, 3) for before, after in pairwise(edges)]
+
+
+def covered(intervals: Iterable[tuple[float, float]]) -> float:
+    """Length of the union of intervals ``(begin, end)``."""
+    total, reached = 0.0, float("-inf")
+    for begin, end in sorted(intervals):
+        total += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return total
 
 
 def peaks() -> dict[str, float]:

@@ -69,6 +69,15 @@ def quantize_command(
     restart: Annotated[
         bool, typer.Option("--restart", help="Throw away the state of a killed run, and begin anew.")
     ] = False,
+    state_every: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="LAYERS",
+            help="Keep the state after so many layers; by its size if not given (at 27B and 512 rows 8).",
+            show_default=False,
+        ),
+    ] = None,
     max_fallbacks: Annotated[
         float,
         typer.Option(
@@ -94,6 +103,7 @@ def quantize_command(
         keep_mtp=mtp,
         resume=resume,
         restart=restart,
+        state_every=state_every,
         limits=Limits(fallback_fraction=max_fallbacks),
     )
     console = Console()

@@ -46,6 +46,13 @@ _ARGUMENTS = frozenset(
 )
 # At the 27B's sizes 128 x 2,048 tokens stay on an 80 GB card, 512 x 2,048 do not.
 _SHARE_OF_GPU = 1 / 16
+# PyTorch rounds pinned memory up to a power of two: a batch of the 27B of 24 MiB would take 32.
+_PINNED = 1 << 30
+
+
+def room_on_gpu(total: int) -> int:
+    """Bytes of a GPU of ``total`` that what is kept of a layer may take; more than that goes to main memory."""
+    return int(total * _SHARE_OF_GPU)
 
 
 @dataclass(slots=True)
@@ -65,25 +72,34 @@ class _Memo:
     room: int | None
     batches: int
     inputs: dict[int, torch.Tensor] = field(default_factory=dict)
+    pinned: torch.Tensor | None = None
 
     def put(self, batch: int, value: torch.Tensor) -> None:
         """Keep ``value``, ``[rows, tokens, features]``, where there is room for that many like it."""
-        import torch
 
         value = value.detach()
         if value.is_cuda and value.nbytes * self.batches > self._room(value.device):
-            host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
             # Both copies are queued on one stream, so the way back waits for the way there.
-            self.inputs[batch] = host.copy_(value, non_blocking=True)
+            self.inputs[batch] = self._host(value).copy_(value, non_blocking=True)
         else:
             self.inputs[batch] = value
+
+    def _host(self, value: torch.Tensor) -> torch.Tensor:
+        """Pinned memory like ``value``, the next piece of a block that holds many."""
+        import torch
+
+        if self.pinned is None or self.pinned.nbytes < value.nbytes:
+            size = max(value.nbytes, min(_PINNED, value.nbytes * (self.batches - len(self.inputs))))
+            self.pinned = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        piece, self.pinned = self.pinned[: value.nbytes], self.pinned[value.nbytes :]
+        return piece.view(value.dtype).view(value.shape)
 
     def _room(self, device: torch.device) -> int:
         import torch
 
         if self.room is not None:
             return self.room
-        return int(torch.cuda.get_device_properties(device).total_memory * _SHARE_OF_GPU)
+        return room_on_gpu(torch.cuda.get_device_properties(device).total_memory)
 
     @property
     def complete(self) -> bool:

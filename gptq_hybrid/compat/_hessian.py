@@ -42,7 +42,7 @@ def gram(matrix: torch.Tensor, products: Products) -> torch.Tensor:
     if products == "half":
         return torch.mm(matrix.T, matrix, out_dtype=torch.float32)
     full = matrix.to(torch.float32)
-    # gptqmodel sets this one; PyTorch refuses to read `allow_tf32` after that.
+    # gptqmodel sets this one; PyTorch refuses to read `allow_tf32` after that. No solver is at work meanwhile.
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
     matmul.fp32_precision = "tf32"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-_ROWS = 1024
+_ROWS, _COLUMNS = 1024, 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +50,40 @@ def module_name(solver: Any) -> str:
 
 
 def energy(rows: torch.Tensor, hessian: torch.Tensor, less: torch.Tensor | None = None) -> float:
-    """tr(X H Xᵀ) in float32 products and a float64 sum, X being ``rows`` (out × in) without ``less``."""
+    """tr(X H Xᵀ) in float32 products and a float64 sum, X being ``rows`` (out × in) without ``less``.
+
+    Of BF16 rows on a GPU by tensor cores, H as a sum of two BF16 parts, which leaves 16 of its bits: 6 TFLOP a
+    layer of the 27B for a figure that is read to three digits. (Not in TF32: that is a setting of all threads, and
+    the sweep of another module may be at work.)
+    """
     import torch
 
     total = torch.zeros((), dtype=torch.float64, device=hessian.device)
+    if less is None and rows.dtype == torch.bfloat16 and rows.is_cuda and hessian.is_cuda:
+        for start in range(0, hessian.shape[1], _COLUMNS):
+            columns = slice(start, start + _COLUMNS)
+            total += (product(rows, hessian[:, columns]) * rows[:, columns]).sum(dtype=torch.float64)
+        return float(total)
     for start in range(0, rows.shape[0], _ROWS):
         part = rows[start : start + _ROWS].to(device=hessian.device, dtype=torch.float32)
         if less is not None:
             part = part - less[start : start + _ROWS].to(device=hessian.device, dtype=torch.float32)
         total += ((part @ hessian) * part).sum(dtype=torch.float64)
     return float(total)
+
+
+def product(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """BF16 ``rows`` times an FP32 ``matrix`` in two BF16 parts: FP32."""
+    import torch
+
+    high = matrix.to(torch.bfloat16)
+    low = (matrix - high.float()).to(torch.bfloat16)
+    return _mm(rows, high).add_(_mm(rows, low))
+
+
+def _mm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    if left.is_cuda:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left.float() @ right.float()

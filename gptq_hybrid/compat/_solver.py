@@ -6,7 +6,8 @@
 - with ``static_groups`` searches group after group: with ``mse`` 80 candidate scales each, and for each of them
   waits for the GPU more than once (``torch.any``, boolean indexing, ``if maxq < 0``). A layer of the 27B has 344
   groups. A search treats each row of its argument for itself, so the rows of many groups go through one;
-- with ``static_groups`` and ``desc_act`` reads the order of the columns from the GPU one number at a time, twice.
+- with ``static_groups`` and ``desc_act`` reads the order of the columns from the GPU one number at a time, twice;
+- copies the groups of each 128 columns to the GPU from memory that is not pinned, for which the host waits.
 
 Written as changes to upstream's source, for they are meant to go there; each must be found exactly once.
 """
@@ -101,6 +102,11 @@ _CHANGES = (
                         q = self.quantizer.quantize""",
     ),
     (
+        "column_group = torch.tensor(column_groups, device=W.device, dtype=torch.int32)\n",
+        "from gptq_hybrid.compat._solver import numbers_on\n"
+        "                    column_group = numbers_on(W.device, column_groups)\n",
+    ),
+    (
         "g_idx = [perm[i] // group_size for i in range(self.columns)]\n",
         "g_idx = [order[i] // group_size for i in range(self.columns)]\n",
     ),
@@ -138,6 +144,17 @@ def group_quantizers(quantizer: Any, weight: torch.Tensor, group_size: int) -> l
         one.find_params(weight[:, whole:], weight=True)
         found.append(one)
     return found
+
+
+def numbers_on(device: torch.device, numbers: list[int]) -> torch.Tensor:
+    """``numbers`` as int32 on ``device``; the host does not wait for the copy."""
+    import torch
+
+    if device.type != "cuda":
+        return torch.tensor(numbers, dtype=torch.int32, device=device)
+    if not any(numbers):
+        return torch.zeros(len(numbers), dtype=torch.int32, device=device)
+    return torch.tensor(numbers, dtype=torch.int32, pin_memory=True).to(device, non_blocking=True)
 
 
 @contextmanager

@@ -7,5 +7,6 @@ them with :func:`dequantize`.
 
 from ._gptq import BITS, CheckpointFormat, dequantize, pack
 from ._rtn import quantize_rtn
+from ._words import pack_words
 
-__all__ = ["BITS", "CheckpointFormat", "dequantize", "pack", "quantize_rtn"]
+__all__ = ["BITS", "CheckpointFormat", "dequantize", "pack", "pack_words", "quantize_rtn"]

@@ -118,6 +118,12 @@ def hidden_state_bytes(hidden: int, samples: int, max_length: int) -> int:
     return 2 * samples * max_length * hidden * 2
 
 
+def kept_bytes(layout: TensorLayout, tokens: int) -> int:
+    """Inputs of a mixer's last projection, kept between the passes of a layer (``compat.mixer_once``), BF16."""
+    last = ("linear_attn.out_proj", "self_attn.o_proj")
+    return 2 * tokens * max((m.in_features for m in layout.quantized if m.name.endswith(last)), default=0)
+
+
 def working_bytes(layout: TensorLayout, *, gptaq: bool = False) -> int:
     """One layer's weights in BF16 and the solver's matrices for its widest module."""
     first: dict[str, int] = {}

@@ -20,7 +20,7 @@ from gptq_hybrid.checkpoint import (
     layout_for,
     run_rules,
 )
-from gptq_hybrid.compat import refuse_batches
+from gptq_hybrid.compat import refuse_batches, room_on_gpu
 from gptq_hybrid.compat._gptqmodel import installed_version
 from gptq_hybrid.memory import free_memory
 from gptq_hybrid.resume import ResumePlan, folder_bytes, plan_resume, state_folder
@@ -30,6 +30,7 @@ from ._estimate import (
     choices,
     dense_state_bytes,
     hidden_state_bytes,
+    kept_bytes,
     layer_count,
     packed_modules_bytes,
     quantized_bytes,
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 _GIB = 1 << 30
 # gptqmodel's largest, by default.
 _SHARD = 4 * _GIB
+# Of main memory whatever the calibration: libraries, a layer's weights, and those that are being packed. gptqmodel
+# took 24.2 GiB with 20 of hidden states, 512 × 2,048 tokens (bench/quantize/memory.json).
+_PROCESS = 4 * _GIB
 # Keep this share of a device free for kernels, the CUDA context and fragmentation.
 _HEADROOM = 0.9
 
@@ -201,17 +205,26 @@ def _check_memory(
     )
     native = native_bytes(layout, request.recipe.settings, request.samples * request.max_length)
     working = working_bytes(layout, gptaq=native > 0)
+    kept = kept_bytes(layout, request.samples * request.max_length)
     if not torch.cuda.is_available():
-        return [("memory", f"CPU only; about {_size(hidden + working)} of RAM (estimate)")], False
+        return [("memory", f"CPU only; about {_size(hidden + kept + working)} of RAM (estimate)")], False
     name, total = torch.cuda.get_device_name(0), torch.cuda.get_device_properties(0).total_memory
     room = int(total * _HEADROOM)
     on_cpu = hidden + working + (native if gpu_room(request.recipe.settings) else 0) > room
     if working > room:
         warnings.append(f"one layer's working set is about {_size(working)}; {name} has {_size(total)}")
-    on_gpu = working + (0 if on_cpu else hidden)
+    kept_on_gpu = kept <= room_on_gpu(total)
+    on_gpu = working + (0 if on_cpu else hidden) + (kept if kept_on_gpu else 0)
     facts = [("memory", f"about {_size(on_gpu)} of {_size(total)} on {name} (estimate)")]
     if on_cpu:
         facts.append(("", f"calibration activations, about {_size(hidden)}, stay in main memory"))
+    in_main = _PROCESS + (hidden if on_cpu else 0) + (0 if kept_on_gpu else kept)
+    facts.append(("main memory", f"about {_size(in_main)} (estimate) of {_size(free_memory())} free"))
+    if in_main > free_memory():
+        warnings.append(
+            f"the run takes about {_size(in_main)} of main memory, and {_size(free_memory())} are free: use fewer "
+            "--samples, or it will swap or be killed"
+        )
     return facts, on_cpu
 
 

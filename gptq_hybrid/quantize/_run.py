@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import gptq_hybrid
 from gptq_hybrid.calibration import DEFAULT_CALIBRATION, DEFAULT_PACK, Calibration, load_calibration
 from gptq_hybrid.checkpoint import Checkpoint, DraftVocab, HybridError, layout_for
-from gptq_hybrid.compat import IncompatibleError, ModuleRecord, checkpoint_config, faster
+from gptq_hybrid.compat import ModuleRecord, checkpoint_config
 from gptq_hybrid.draft_vocab import draft_vocab_of
 from gptq_hybrid.recipes import DEFAULT_RECIPE, Recipe, load_recipe
 from gptq_hybrid.resume import ResumePlan, RunState, before_calibration, of_calibration, open_state
@@ -23,15 +22,13 @@ from ._estimate import layer_count
 from ._native import refuse_run
 from ._preflight import preflight
 
-_log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True, slots=True)
 class QuantizeRequest:
     """What ``qwen36 quantize`` was asked for. ``max_length`` is in tokens.
 
     ``resume``: keep the state of the run beside the target, and continue from one that is there; ``restart``:
-    throw that one away first.
+    throw that one away first. ``state_every``: layers between two states; by their size if None.
     """
 
     source: Path
@@ -47,6 +44,7 @@ class QuantizeRequest:
     keep_mtp: bool = True
     resume: bool = True
     restart: bool = False
+    state_every: int | None = None
     limits: Limits = field(default_factory=Limits)
 
     @property
@@ -181,8 +179,7 @@ def _quantize(
         options["checkpoint"] = checkpoint_config(state.store, plan.size.interval)
         if on_layer is not None and continued:
             on_layer(continued, layers)
-    with _faster_on_a_cpu():
-        model.quantize(calibration.rows, batch_size=request.batch_size, **options)
+    model.quantize(calibration.rows, batch_size=request.batch_size, **options)
     verdict = judge(model.module_records.values(), request.limits)
     if not verdict.ok:
         if state is not None:
@@ -207,23 +204,6 @@ def _quantize(
         draft_vocab=draft_vocab,
         continued=continued,
     )
-
-
-@contextmanager
-def _faster_on_a_cpu() -> Iterator[None]:
-    """The same bytes sooner, without a GPU: on one this has not run yet, and `bench.quantize` is to say first.
-
-    Another gptqmodel or transformers than this was written for quantizes as it does by itself.
-    """
-    import torch
-
-    with ExitStack() as stack:
-        if not torch.cuda.is_available():
-            try:
-                stack.enter_context(faster())
-            except IncompatibleError as error:
-                _log.warning("quantizing takes longer than it could: %s", error)
-        yield
 
 
 def _counting(on_layer: Callable[[int, int], None], total: int) -> Callable[..., None]:

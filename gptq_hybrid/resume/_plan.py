@@ -60,7 +60,7 @@ def plan_resume(
     reason = why_not_resumable(request.recipe.settings)
     if reason is None and threading.current_thread() is not threading.main_thread():
         reason = "gptqmodel keeps a state on the main thread only"
-    size = state_size(inputs, packed, dense)
+    size = state_size(inputs, packed, dense, request.state_every)
     state = RunState(state_folder(request.target))
     done = 0
     if reason is None and not request.restart:

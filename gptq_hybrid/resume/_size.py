@@ -28,12 +28,13 @@ class StateSize:
     memory: int
 
 
-def state_size(inputs: int, packed: int, dense: int = 0) -> StateSize:
+def state_size(inputs: int, packed: int, dense: int = 0, every: int | None = None) -> StateSize:
     """Of a run whose layers have ``inputs`` bytes of inputs and whose quantized modules take ``packed``.
 
     ``dense``: bytes of the other tensors that gptqmodel holds loaded, and writes into every state. Packed modules
-    lie in the folder twice: as gptqmodel offloads them, and in its store.
+    lie in the folder twice: as gptqmodel offloads them, and in its store. ``every``: layers between two states,
+    where that is asked for.
     """
-    interval = max(1, min(_MOST, -(-inputs // _BYTES_A_LAYER)))
+    interval = every or max(1, min(_MOST, -(-inputs // _BYTES_A_LAYER)))
     state = int(inputs * _POSITIONS) + dense
     return StateSize(interval, _GENERATIONS * state + 2 * packed, _COPIES * state)

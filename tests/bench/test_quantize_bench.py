@@ -10,7 +10,7 @@ import pytest
 
 from bench.quantize import report, run, tables
 from bench.quantize.slice import slice_config, write_slice
-from bench.quantize.timing import Watch
+from bench.quantize.timing import Watch, covered
 from gptq_hybrid.checkpoint import layout_for
 from gptq_hybrid.demo._tokenizer import build_tokenizer
 
@@ -83,6 +83,18 @@ def test_a_layer_lasts_until_the_next_one_begins() -> None:
     assert watch.layer_seconds(10.5) == [3.0, 5.0, 1.5]
 
 
+@pytest.mark.parametrize(
+    ("intervals", "length"),
+    [
+        ([], 0.0),
+        ([(1.0, 3.0), (2.0, 4.0)], 3.0),
+        ([(5.0, 6.0), (1.0, 4.0), (2.0, 3.0)], 4.0),
+    ],
+)
+def test_solvers_side_by_side_count_once(intervals: list[tuple[float, float]], length: float) -> None:
+    assert covered(intervals) == length
+
+
 def test_first_and_last_layer_are_not_in_the_seconds_a_layer() -> None:
     assert tables.layer_seconds(figures(2.0)) == 2.0
     assert tables.layer_seconds({"layer_seconds": [3.0, 5.0]}) == 4.0
@@ -99,6 +111,27 @@ def test_first_and_last_layer_are_not_in_the_seconds_a_layer() -> None:
 )
 def test_the_worst_module_s_loss_is_what_counts(loss: Any, other: Any, worst: Any) -> None:
     assert tables.loss_difference(figures(1, loss=loss), figures(1, loss=other)) == worst
+
+
+def test_a_whole_model_takes_its_passes_by_rows_and_the_rest_by_layers() -> None:
+    given = figures(3.0)
+    given["layer_seconds"] = [9.0, 5.0, 7.0, 1.0]
+    given["passes"] = [{"layer": layer, "seconds": 2.0} for layer in (0, 1, 2, 3)]
+    # A layer: 2 s of passes, 4 s else; four times the rows.
+    assert tables.whole_model_minutes(given, {"samples": 128}) == pytest.approx((8 + 4) * 64 / 60)
+    (line,) = tables.extrapolations(
+        {"settings": run.settings(run.parsed(["out.json"])), "runs": {"ours": given}}
+    )
+    assert line == "ours: 13 min for 64 layers and 512 rows, extrapolated"
+
+
+def test_memory_is_compared_with_stocks() -> None:
+    both = result(stock=figures(1, gpu=10.0), fast=figures(1, gpu=5.0))
+    for found in both["runs"].values():
+        found["memory"]["gpu_reserved_gib"] = 12.0
+    text = tables.memory_table(both)
+    assert "| fast | 5.00 | 0.50 | 12.00 | 1.00 | 3.00 | 1.00 |" in text
+    assert "Hidden states on the GPU." in text
 
 
 def test_aims_are_met_or_missed_by_the_figures() -> None:
@@ -173,5 +206,7 @@ def test_figures_of_a_run_add_up(tmp_path: Path) -> None:
     assert len(found["losses"]) == 3 * 6 + 7
     assert sum(found["layer_seconds"]) <= found["seconds"]["quantize"]
     assert found["stages"]["hessian"] > 0
+    assert found["stages"]["solver"] > found["stages"]["inverse"] > 0
+    assert found["stages"]["moves"] > 0
     assert (tmp_path / "slices" / "4-tiny" / "config.json").is_file()
     assert "of the tiny model" in tables.report(json.loads((tmp_path / "out.json").read_text()))

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import shutil
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from gptq_hybrid.checkpoint import HybridError, layout_for
+from gptq_hybrid.checkpoint import Checkpoint, HybridError, layout_for
 from gptq_hybrid.demo.builder import DemoCheckpoint
-from gptq_hybrid.quantize import QuantizeRequest, preflight
-from gptq_hybrid.quantize._estimate import choices, hidden_state_bytes, quantized_bytes, working_bytes
+from gptq_hybrid.quantize import QuantizeRequest, _preflight, preflight
+from gptq_hybrid.quantize._estimate import (
+    choices,
+    hidden_state_bytes,
+    kept_bytes,
+    quantized_bytes,
+    working_bytes,
+)
 from gptq_hybrid.recipes import load_recipe
 from gptq_hybrid.writer import Packaging, refuse_impossible
 from tests.checkpoint.test_layout import CONFIG_27B
@@ -43,6 +51,8 @@ def test_estimates_at_27b_are_those_of_the_published_artifact() -> None:
     # 512 rows of 2,048 tokens, in and out: 21.5 GB.
     assert round(hidden_state_bytes(5120, 512, 2048) / 1e9, 1) == 21.5
     assert 5 < working_bytes(layout) / 2**30 < 9
+    # A vector of 6,144 a token.
+    assert kept_bytes(layout, 512 * 2048) == 2 * 6144 * 512 * 2048
 
 
 def test_the_estimate_is_close_to_what_is_written(original: DemoCheckpoint, quantized) -> None:  # type: ignore[no-untyped-def]
@@ -102,3 +112,40 @@ def test_the_readme_has_the_sizes_that_the_layout_gives(name: str) -> None:
     assert f"| {quantized_bytes(layout, recipe.settings, recipe.packaging) / 2**30:.1f} GiB |" in row
     for _, change in choices(layout, recipe.settings, recipe.packaging):
         assert f"{'−' if change < 0 else '+'}{abs(change) / 2**30:.2f}" in row
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """A GPU of so many bytes, and so much main memory free."""
+    import torch
+
+    def put(gpu: int, free: int) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda number=0: "some card")
+        monkeypatch.setattr(
+            torch.cuda, "get_device_properties", lambda number=0: SimpleNamespace(total_memory=gpu)
+        )
+        monkeypatch.setattr(_preflight, "free_memory", lambda: free)
+
+    return put
+
+
+def test_main_memory_is_stated_with_what_lies_there_and_warned_of_where_it_is_not_free(
+    original: DemoCheckpoint, tmp_path: Path, card: Callable[[int, int], None]
+) -> None:
+    request = QuantizeRequest(original.path, tmp_path / "out", samples=4096, max_length=2048, resume=False)
+    layout = layout_for(Checkpoint.open(original.path).config)
+    hidden = hidden_state_bytes(int(Checkpoint.open(original.path).text_config["hidden_size"]), 4096, 2048)
+    kept, working = kept_bytes(layout, 4096 * 2048), working_bytes(layout)
+    large, small = 100 * (hidden + kept + working), (hidden + working) // 2
+    card(large, 1 << 50)
+    found = preflight(request)
+    assert dict(found.facts)["main memory"].startswith("about 4.0 GiB")
+    assert not found.calibration_on_cpu
+    card(small, 1 << 30)
+    found = preflight(request)
+    both = (4 * 2**30 + hidden + kept) / 2**30
+    assert dict(found.facts)["main memory"] == f"about {both:.1f} GiB (estimate) of 1.0 GiB free"
+    assert found.calibration_on_cpu
+    assert any(f"about {both:.1f} GiB of main memory" in warning for warning in found.warnings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
@@ -20,6 +20,7 @@ from gptq_hybrid.compat import (
     faster,
     mixer_once,
     record_modules,
+    swift_search,
     swift_solver,
 )
 from gptq_hybrid.demo.builder import DemoCheckpoint
@@ -52,6 +53,11 @@ def mixers_counted() -> Iterator[list[int]]:
 
             patch.setattr(mixer, "forward", wraps(mixer.forward)(forward))
         yield ran
+
+
+def by_itself() -> AbstractContextManager[None]:
+    """Nothing around the definition's ``quantize``, which then takes every speed-up."""
+    return nullcontext()
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -91,6 +97,8 @@ def quantize(
             if gptaq:
                 chosen = replace(chosen, settings={**chosen.settings, "gptaq": {"alpha": 0.25}})
             model = GPTQModel.load(str(original.path), chosen.quantize_config())
+            # By itself it enters all of them.
+            model.faster = speedups == (by_itself,)
             with mixers_counted() as ran, ExitStack() as stack:
                 entered = [stack.enter_context(speedup()) for speedup in speedups]
                 model.quantize([dict(row) for row in calibration[:ROWS]], batch_size=batch)
@@ -110,6 +118,9 @@ def test_rows_are_of_unequal_length(calibration: list[dict[str, list[int]]]) -> 
     [
         ("static", 3, mixer_once),
         ("static-mse", 3, swift_solver),
+        ("static-mse", 3, swift_search),
+        ("static", 3, by_itself),
+        ("static-mse", 3, by_itself),
         # The unquantized model's passes come before the quantized one's in every layer.
         ("static, GPTAQ", 1, mixer_once),
     ],
@@ -132,6 +143,7 @@ def test_a_mixer_runs_to_its_end_once_a_layer_and_batch_instead_of_three_times(
     # The last layer has no replay.
     assert whole - capture == batches * (3 * LAYERS - 1)
     assert capture == 0
+    assert quantize("static", 3, by_itself).mixers == capture
     counts = quantize("static", 3, mixer_once).entered[0]
     assert counts == ForwardCounts(whole=2 * LAYERS * batches, short=batches * (3 * LAYERS - 1))
 
@@ -331,9 +343,9 @@ def test_what_all_batches_need_decides_between_the_gpu_and_main_memory(
     pinned: list[Any] = []
     empty = torch.empty
 
-    def pin(shape: Any, *, dtype: Any, pin_memory: bool) -> Any:
+    def pin(size: int, *, dtype: Any, pin_memory: bool) -> Any:
         assert pin_memory
-        pinned.append(empty(shape, dtype=dtype))
+        pinned.append(empty(size, dtype=dtype))
         return pinned[-1]
 
     monkeypatch.setattr(torch, "empty", pin)
@@ -403,3 +415,82 @@ def test_the_solver_is_refused_where_something_wraps_it_already() -> None:
         swift_solver(),
     ):
         pass
+
+
+def test_within_another_nothing_is_changed_twice() -> None:
+    from gptqmodel.looper.forward_executor import ForwardExecutor
+    from gptqmodel.quantization.gptq import GPTQ
+
+    before, interval = (ForwardExecutor.run_single, GPTQ.quantize), sys.getswitchinterval()
+    with faster() as counts:
+        changed = ForwardExecutor.run_single, GPTQ.quantize
+        with faster(products="half") as inner:
+            assert (ForwardExecutor.run_single, GPTQ.quantize) == changed
+            assert inner is counts
+        assert (ForwardExecutor.run_single, GPTQ.quantize) == changed
+        assert sys.getswitchinterval() < interval
+    assert (ForwardExecutor.run_single, GPTQ.quantize) == before
+    assert sys.getswitchinterval() == interval
+
+
+def test_a_gptqmodel_it_was_not_written_for_quantizes_all_the_same(
+    original: DemoCheckpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import gptq_hybrid
+    from gptq_hybrid.definition import _hybrid
+
+    gptq_hybrid.register()
+    from gptqmodel.models.auto import MODEL_MAP
+
+    @contextmanager
+    def refused(**_: Any) -> Iterator[None]:
+        raise IncompatibleError("moved")
+        yield
+
+    hybrid = MODEL_MAP["qwen3_5"]
+    model = hybrid.__new__(hybrid)
+    went: list[Any] = []
+    monkeypatch.setattr(_hybrid, "faster", refused)
+    monkeypatch.setattr(_hybrid, "keep_log", lambda model, out: None)
+    upstream = hybrid.__mro__[2]
+    monkeypatch.setattr(
+        upstream, "quantize", lambda self, calibration, batch_size=1: went.append(calibration)
+    )
+    from gptqmodel import QuantizeConfig
+
+    model.__dict__.update(
+        quantize_config=QuantizeConfig(bits=4, group_size=128), model_local_path=str(original.path)
+    )
+    model.quantize([{"input_ids": [1]}])
+    assert went == [[{"input_ids": [1]}]]
+    assert "quantizing takes longer than it could: moved" in caplog.text
+
+
+@pytest.mark.parametrize(("block", "blocks"), [(1 << 30, [72]), (48, [48, 24]), (1, [24, 24, 24])])
+def test_pinned_memory_is_taken_in_blocks_of_many_batches(
+    block: int, blocks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from gptq_hybrid.compat import _forward
+
+    class Fake(OnGpu, torch.Tensor):
+        pass
+
+    sizes: list[int] = []
+    empty = torch.empty
+
+    def pin(size: int, *, dtype: Any, pin_memory: bool) -> Any:
+        sizes.append(size)
+        return empty(size, dtype=dtype)
+
+    monkeypatch.setattr(torch, "empty", pin)
+    monkeypatch.setattr(_forward, "_PINNED", block)
+    memo = _forward._Memo(object(), object(), room=0, batches=3)
+    values = [torch.full((1, 3, 4), float(number), dtype=torch.bfloat16) for number in range(3)]
+    for number, value in enumerate(values):
+        memo.put(number, value.as_subclass(Fake))
+    assert memo.complete
+    assert sizes == blocks
+    for number, value in enumerate(values):
+        assert torch.equal(torch.Tensor(memo.inputs[number].float()), value.float())

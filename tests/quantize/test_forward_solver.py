@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptq_hybrid.compat import IncompatibleError, _solver, swift_solver
+from gptq_hybrid.compat import IncompatibleError, _solver, swift_search, swift_solver
 
 
 def quantizer(mse: float, bits: int) -> Any:
@@ -75,3 +76,60 @@ def test_a_solver_whose_source_is_gone_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(GPTQ, "quantize", outer)
     with pytest.raises(IncompatibleError, match=r"source of GPTQ\.quantize cannot be read"), swift_solver():
         pass
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 9),
+    columns=st.integers(1, 130),
+    mse=st.sampled_from([0.0, 2.0, 2.4]),
+    bits=st.sampled_from([2, 4, 8]),
+    kind=st.sampled_from(["mixed", "positive", "negative", "not a number"]),
+    seed=st.integers(0, 1000),
+)
+def test_a_search_that_does_not_wait_finds_the_same(
+    rows: int, columns: int, mse: float, bits: int, kind: str, seed: int
+) -> None:
+    import torch
+
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    weight = {"positive": weight.abs(), "negative": -weight.abs()}.get(kind, weight)
+    weight[0] = 0
+    if kind == "not a number":
+        weight[-1, 0] = float("nan")
+    one, other = quantizer(mse, bits), quantizer(mse, bits)
+    one.find_params(weight, weight=True)
+    with swift_search():
+        other.find_params(weight, weight=True)
+        # A copy knows its own number again.
+        copied = copy.deepcopy(other)
+        copied.find_params(weight, weight=True)
+    for found in (other, copied):
+        assert found.scale.shape == one.scale.shape == (rows, 1)
+        assert torch.equal(found.scale.nan_to_num(-1), one.scale.nan_to_num(-1))
+        assert torch.equal(found.zero, one.zero)
+        assert torch.equal(found.maxq, one.maxq)
+
+
+def test_other_searches_are_gptqmodels_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from gptqmodel.quantization.quantizer import Quantizer
+
+    went: list[Any] = []
+    monkeypatch.setattr(Quantizer, "find_params", lambda self, x, weight=False: went.append((x, weight)))
+    one, activations = quantizer(0.0, 4), torch.ones(2, 4)
+    asymmetric = quantizer(0.0, 4)
+    asymmetric.qcfg.sym = False
+    with swift_search():
+        one.find_params(activations)
+        asymmetric.find_params(activations, weight=True)
+    assert went == [(activations, False), (activations, True)]
+
+
+@pytest.mark.parametrize("numbers", [[0, 0, 0], [0, 3, 1]])
+def test_groups_of_columns_are_int32_in_their_order(numbers: list[int]) -> None:
+    import torch
+
+    found = _solver.numbers_on(torch.device("cpu"), numbers)
+    assert found.dtype == torch.int32
+    assert found.tolist() == numbers

@@ -104,7 +104,8 @@ def chain(original: DemoCheckpoint, tmp_path_factory: pytest.TempPathFactory) ->
     found.before_kill.append(state.layers())
 
     attempts = set(state.store.glob("attempt-*"))
-    run = start(original.path, target)
+    # How often a state is kept is no part of what the run is of.
+    run = start(original.path, target, "--state-every", "3")
     wait_for(run, lambda: bool(set(state.store.glob("attempt-*")) - attempts))
     # From making that folder to catching signals gptqmodel needs no time to speak of.
     time.sleep(0.5)

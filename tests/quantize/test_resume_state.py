@@ -227,6 +227,14 @@ def test_at_27b_every_eighth_layer_is_kept() -> None:
     assert 56 < size.disk / 2**30 < 60
     assert 22 < size.memory / 2**30 < 24
     assert state_size(inputs // 8, 0).interval == 1
+    asked = state_size(inputs, packed_modules_bytes(layout, settings), dense, 1)
+    assert asked == replace(size, interval=1)
+
+
+def test_a_state_is_kept_as_often_as_asked_and_that_is_said(request_: QuantizeRequest) -> None:
+    assert "state kept after each layer" in dict(preflight(request_).facts)["state"]
+    often = replace(request_, state_every=3)
+    assert "state kept every 3 layers" in dict(preflight(often).facts)["state"]
 
 
 def test_of_gptqmodels_refusals_only_dynamic_and_the_model_type_go() -> None:

@@ -1,0 +1,129 @@
+"""Packing quantized weights on the GPU, to the bytes of gptqmodel's CPU packer.
+
+gptqmodel 7.6.0 packs a module on one core while the next modules are quantized: 1.05 s for the 27B's `down_proj` by
+its C++ extension (AMD EPYC), 4 s a layer, which is as long as the whole layer takes on an H200 with the rest of
+:func:`~gptq_hybrid.compat.faster`; threads that wait for Python's lock then slow down the sweep (2.7 s of it became
+4.3 s over five layers). Its own ``pack_impl="gpu"`` launches nine kernels for every 32 inputs.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, wraps
+from typing import TYPE_CHECKING, Any
+
+from ._gptqmodel import moved
+
+if TYPE_CHECKING:
+    import torch
+
+_ARGUMENTS = ("self", "linear", "scales", "zeros", "g_idx", "block_in", "workers")
+# Weights at a time: some 100 MB of the GPU, beside a solver that takes 4 GB of it.
+_WEIGHTS = 1 << 22
+
+
+def packed(
+    weight: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor,
+    g_idx: torch.Tensor,
+    bits: int,
+    device: torch.device,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``qweight`` and ``qzeros`` of a weight that holds quantized values already.
+
+    Args:
+        weight: ``[out_features, in_features]``, floating, of any device.
+        scales: ``[out_features, groups]``, FP32. A scale of 0 counts as 1e-6, as in gptqmodel's packer.
+        zeros: like ``scales``, whole numbers.
+        g_idx: ``[in_features]``, each from 0 to ``groups - 1``.
+        bits: 2, 4 or 8.
+        device: where it is computed.
+
+    Returns:
+        int32 in main memory: ``[in_features * bits / 32, out_features]``, ``[groups, out_features * bits / 32]``.
+    """
+    import torch
+
+    from gptq_hybrid.packing import pack_words
+
+    rows, columns = weight.shape
+    group = g_idx.to(device, torch.int64)
+    words = torch.empty(columns * bits // 32, rows, dtype=torch.int32, device=device)
+    step = max(1, _WEIGHTS // columns)
+    for first in range(0, rows, step):
+        part = slice(first, min(first + step, rows))
+        scale = scales[part].to(device, torch.float32)
+        # The product is rounded before the sum, as in the packer: whether 0 or 1e-6, its scale takes part in it.
+        offset = (zeros[part].to(device, torch.int32).to(torch.float32) * scale)[:, group]
+        scale = torch.where(scale == 0, 1e-6, scale)[:, group]
+        codes = ((weight[part].to(device).float() + offset) / scale).round_().clamp_(0, (1 << bits) - 1)
+        words[:, part] = pack_words(codes.to(torch.int32).T, bits)
+    return words.cpu(), pack_words(zeros.cpu().to(torch.int32), bits).T.contiguous()
+
+
+@cache
+def _stream(device: torch.device) -> Any:
+    import torch
+
+    # One of its own: packing has not to wait for the solver of the next module.
+    return torch.cuda.Stream(device)
+
+
+@contextmanager
+def gpu_packing() -> Iterator[None]:
+    """Have ``pack_block`` of gptqmodel's linears compute on the GPU, where there is one.
+
+    Other linears than dense ones, other widths than 2, 4 and 8 bit, and a ``g_idx`` that is out of range go
+    gptqmodel's own way.
+
+    Raises:
+        IncompatibleError: ``PackableQuantLinear.pack_block`` is gone, or takes something else.
+    """
+    import torch
+
+    try:
+        from gptqmodel.nn_modules.qlinear import PackableQuantLinear
+    except ImportError as error:
+        raise moved(f"gptqmodel.nn_modules.qlinear.PackableQuantLinear is expected: {error}") from error
+    original: Callable[..., None] | None = vars(PackableQuantLinear).get("pack_block")
+    if original is None or tuple(inspect.signature(original).parameters) != _ARGUMENTS:
+        raise moved(f"PackableQuantLinear.pack_block is expected to take {', '.join(_ARGUMENTS)}")
+
+    @wraps(original)
+    def pack_block(
+        self: Any, linear: Any, scales: Any, zeros: Any, g_idx: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        usual = (
+            torch.cuda.is_available()
+            and isinstance(linear, torch.nn.Linear)
+            and self.bits in (2, 4, 8)
+            and not self.planar
+            and self.pack_dtype == torch.int32
+            and not any(size % 32 for size in linear.weight.shape)
+            and int(g_idx.min()) >= 0
+            and int(g_idx.max()) < scales.shape[1]
+        )
+        if not usual:
+            original(self, linear, scales, zeros, g_idx, *args, **kwargs)
+            return
+        device = torch.device("cuda", torch.cuda.current_device())
+        with torch.inference_mode(), torch.cuda.stream(_stream(device)):
+            qweight, qzeros = packed(linear.weight.detach(), scales, zeros, g_idx, int(self.bits), device)
+        # In gptqmodel's order, which becomes that of the file.
+        self.register_buffer("g_idx", g_idx.cpu())
+        self.register_buffer("scales", scales.T.contiguous().to(torch.float16))
+        if linear.bias is not None:
+            self.register_buffer("bias", linear.bias.detach().to("cpu", dtype=torch.float16))
+        elif not hasattr(self, "bias"):
+            self.bias = None
+        self.register_buffer("qweight", qweight)
+        self.register_buffer("qzeros", qzeros)
+
+    PackableQuantLinear.pack_block = pack_block
+    try:
+        yield
+    finally:
+        PackableQuantLinear.pack_block = original

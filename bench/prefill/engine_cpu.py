@@ -56,6 +56,7 @@ def install() -> None:
     paths.expand = _expand  # type: ignore[attr-defined]
     scaled_mm.quantize_rows = _quantize_rows
     scaled_mm.multiply = _multiply
+    scaled_mm.writes_strided = lambda device: True  # type: ignore[assignment]
     prepare._fp8_possible = lambda device: True
     prepare.Preparation._starts = lambda *_: Starts(_EXACT, _FP8)  # type: ignore[method-assign]
 

@@ -71,6 +71,14 @@ def ttft_ratio(result: Json, column: Column, base: Column, case: str) -> float |
     return times / against if times is not None and against else None
 
 
+def first_token_kernels_ms(result: Json, column: Column, case: str) -> float | None:
+    """Milliseconds of kernels until every prompt of a case has its first token; None where they were not taken."""
+    variant, way = column
+    by_case = result["runs"].get(variant, {}).get("ttft_gpu_ms", {})
+    found: float | None = by_case.get(case, {}).get(way, {}).get("total")
+    return found
+
+
 def step_ms(run: Json, batch: str) -> float | None:
     """Median milliseconds a decode step."""
     times = run.get("step_ms", {}).get(batch)

@@ -6,10 +6,11 @@ python -m bench.prefill.engine_tables RESULT.json
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.prefill.engine_kernels import first_token_kernels_table, has_kernels, kinds_table
+from bench.prefill.engine_notes import environments, label, noted, number
 from bench.prefill.engine_results import (
     PLUGIN,
     WAYS,
@@ -25,43 +26,9 @@ from bench.prefill.engine_results import (
     ttft_ratio,
 )
 from bench.results import Json, load
-from bench.tables import table, where
+from bench.tables import table
 
 _MIB, _GIB = 1 << 20, 1 << 30
-
-
-def label(column: Column) -> str:
-    """A column's name; of the plugin's ways, the process stands before the way."""
-    variant, way = column
-    return variant if variant == way else f"{variant}: {way}"
-
-
-def environments(result: Json) -> str:
-    """Card and versions, once where all runs share them; runs that were cut off are named."""
-    by_place: dict[str, list[str]] = {}
-    for name, run in result["runs"].items():
-        if "environment" in run:
-            place = run["environment"]
-            extra = [f"{key} {place[key]}" for key in ("triton", "driver") if key in place]
-            by_place.setdefault(", ".join([where(place), *extra]), []).append(name)
-    places = [place if len(by_place) == 1 else f"{', '.join(of)}: {place}" for place, of in by_place.items()]
-    notes = [*places, f"{result['settings']['layers']} layers"]
-    if result["settings"]["tiny"]:
-        notes.append("a tiny model, to try the script out: these times say nothing")
-    for name, run in result["runs"].items():
-        notes += [f"PROBLEM in {name}: {text}" for text in run.get("problems", [])]
-    cut = [name for name, run in result["runs"].items() if not run.get("complete")]
-    if cut:
-        notes.append(f"cut off before the end: {', '.join(cut)}")
-    return "; ".join(notes)
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
-
-
-def _noted(body: str, *notes: str) -> str:
-    return f"{body}\n\n{'. '.join(note for note in notes if note)}."
 
 
 def ttft_table(result: Json) -> str:
@@ -76,9 +43,7 @@ def ttft_table(result: Json) -> str:
             cells.append("" if not times else f"{middle:.1f} ({max(times) - min(times):.1f})")
         rows.append(cells)
     body = table(["tokens", *map(label, found)], rows)
-    return _noted(
-        body, environments(result), "ms to first token, medians (range); NxM: N prompts of M tokens"
-    )
+    return noted(body, environments(result), "ms to first token, medians (range); NxM: N prompts of M tokens")
 
 
 def comparisons(result: Json) -> list[tuple[Column, Column]]:
@@ -105,14 +70,14 @@ def ratio_table(result: Json) -> str:
     if not pairs:
         return "Nothing to compare yet."
     rows = [
-        [case, *(_number(ttft_ratio(result, ours, base, case), ".3f") for ours, base in pairs)]
+        [case, *(number(ttft_ratio(result, ours, base, case), ".3f") for ours, base in pairs)]
         for case in cases(result)
     ]
     header = ["tokens"]
     for (variant, way), base in pairs:
         same = variant == base[0]
         header.append(f"{variant}: {way} / {base[1] if same else f'{base[0]} (process)'}")
-    return _noted(table(header, rows), environments(result), *left_to_stock(result))
+    return noted(table(header, rows), environments(result), *left_to_stock(result))
 
 
 def left_to_stock(result: Json) -> list[str]:
@@ -141,7 +106,7 @@ def step_table(result: Json) -> str:
             times, base = run["step_ms"].get(batch), WITHOUT.get(name, "")
             cells.append("" if not times else f"{step_ms(run, batch):.3f} ({max(times) - min(times):.3f})")
             own = kernels_ms(run, batch)
-            cells.append(_number(own, ".3f"))
+            cells.append(number(own, ".3f"))
             fair = base in runs and comparable(result, name, base)
             against = kernels_ms(runs[base], batch) if fair else None
             if fair and (own is None or against is None):
@@ -155,7 +120,7 @@ def step_table(result: Json) -> str:
             "of kernels",
             "over the same kernel without the plugin",
         ]
-    return _noted(table(header, rows), environments(result), "ratios by kernels where those were taken")
+    return noted(table(header, rows), environments(result), "ratios by kernels where those were taken")
 
 
 def memory_table(result: Json) -> str:
@@ -170,16 +135,16 @@ def memory_table(result: Json) -> str:
         rows.append(
             [
                 name,
-                _number(memory["weights"] / _GIB if "weights" in memory else None, ".2f"),
-                _number(memory["peak_activation"] / _GIB if "peak_activation" in memory else None, ".2f"),
-                _number(cache["bytes"] / _GIB, ".2f"),
+                number(memory["weights"] / _GIB if "weights" in memory else None, ".2f"),
+                number(memory["peak_activation"] / _GIB if "peak_activation" in memory else None, ".2f"),
+                number(cache["bytes"] / _GIB, ".2f"),
                 "" if cache["tokens"] is None else f"{cache['tokens']:,}",
-                _number(None if given_up is None else given_up / _MIB, ".0f"),
-                _number(plugin["scratch_bytes"] / _MIB if plugin else None, ".0f"),
-                _number(plugin["fp8_scale_bytes"] / _MIB if plugin else None, ".1f"),
-                _number(seconds["start"], ".0f"),
-                _number(seconds["process_weights"], ".1f"),
-                _number(seconds.get("measuring"), ".1f"),
+                number(None if given_up is None else given_up / _MIB, ".0f"),
+                number(plugin["scratch_bytes"] / _MIB if plugin else None, ".0f"),
+                number(plugin["fp8_scale_bytes"] / _MIB if plugin else None, ".1f"),
+                number(seconds["start"], ".0f"),
+                number(seconds["process_weights"], ".1f"),
+                number(seconds.get("measuring"), ".1f"),
             ]
         )
     header = ["process", "weights, GiB", "peak activation, GiB", "KV cache, GiB", "tokens in it",
@@ -187,7 +152,7 @@ def memory_table(result: Json) -> str:
               "start, s", "weights prepared, s", "of it measuring, s"]  # fmt: skip
     share = result["settings"]["memory"]
     note = f"{share:g} of the card's memory; a start compiles unless a graph was kept; prefill=fp8"
-    return _noted(table(header, rows), environments(result), note)
+    return noted(table(header, rows), environments(result), note)
 
 
 def load_table(result: Json) -> str:
@@ -223,7 +188,7 @@ def load_table(result: Json) -> str:
               "first difference at token (least, median)", "margin there (median, largest), nats",
               "memory of tensors grew by, MiB",
               "free memory fell by, MiB", "calls", "digest"]  # fmt: skip
-    return _noted(table(header, rows), environments(result), *notes)
+    return noted(table(header, rows), environments(result), *notes)
 
 
 def _positions(places: Sequence[int]) -> str:
@@ -234,31 +199,6 @@ def _positions(places: Sequence[int]) -> str:
 def _largest(gaps: Sequence[float]) -> str:
     ordered = sorted(gaps)
     return f"{ordered[len(ordered) // 2]:.4f}, {ordered[-1]:.4f}" if ordered else ""
-
-
-def first_token_kernels_table(result: Json) -> str:
-    """Milliseconds of kernels until the first token, in all and of the longest ones."""
-    rows = [
-        [label((name, way)), case, f"{found['total']:.1f}", _longest(found["kernels"])]
-        for name, run in result["runs"].items()
-        for case, by_way in run.get("ttft_gpu_ms", {}).items()
-        for way, found in by_way.items()
-        if found
-    ]
-    if not rows:
-        return "Not taken yet."
-    header = ["way", "tokens", "kernels, ms", "the longest of them"]
-    return _noted(table(header, rows), environments(result))
-
-
-def _longest(kernels: Json) -> str:
-    longest = sorted(kernels, key=lambda name: -kernels[name])[:6]
-    return "; ".join(f"{_short(name)} {kernels[name]:.1f}" for name in longest)
-
-
-def _short(name: str) -> str:
-    """A kernel's name without its arguments, in a cell of a table."""
-    return re.split(r"[<(]", name.removeprefix("void "))[0][-48:].replace("|", " ")
 
 
 def _growth(memory: Json) -> list[str]:
@@ -281,10 +221,11 @@ def report(result: Json) -> str:
     parts = {
         "Time to first token": ttft_table(result),
         "Ratios": ratio_table(result),
-        "By kernels": first_token_kernels_table(result),
-        "Decode": step_table(result),
-        "Memory and start": memory_table(result),
     }
+    if has_kernels(result):
+        parts["By what kernels do"] = kinds_table(result)
+        parts["By kernels"] = first_token_kernels_table(result)
+    parts |= {"Decode": step_table(result), "Memory and start": memory_table(result)}
     if any(run.get("load") for run in result["runs"].values()):
         parts["Load"] = load_table(result)
     if PLUGIN in result["runs"] or banners(result):

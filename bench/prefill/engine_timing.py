@@ -68,7 +68,14 @@ def kernels_of_a_step(llm: Any, ways: AnyWays, batch: int, count: int, vocabular
 
 
 def kernels_of_a_first_token(llm: Any, ways: AnyWays, case: str, vocabulary: int) -> dict[str, Json]:
-    """By way, milliseconds of kernels until all prompts of a case have one token: in all, and of the longest."""
+    """By way, milliseconds of kernels until all prompts of a case have one token: in all, and of the longest.
+
+    Empty without a GPU, where `step_kernels` would make no pass for ``ways`` to count.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
     given, rows = prompts(case, vocabulary), sum(lengths(case))
     found = {}
     for way in ways.names:

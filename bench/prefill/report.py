@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from bench.pages import Page
-from bench.prefill import engine_tables, linear_tables, quality_tables
+from bench.prefill import engine_tables, engine_targets, linear_tables, quality_tables
 from bench.results import Json
 
 HERE = Path(__file__).parent
 README, PICTURE = HERE / "README.md", HERE / "linear.png"
 LINEAR, LINEAR_FP16, ENGINE = HERE / "linear.json", HERE / "linear-fp16.json", HERE / "engine.json"
+ENGINE_H100 = HERE / "engine-h100.json"
 QUALITY, SERVING = HERE / "quality.json", HERE / "serving.json"
 TABLES: dict[str, tuple[Path, Callable[[Json], str]]] = {
     "pass": (LINEAR, linear_tables.pass_table),
@@ -27,7 +28,9 @@ TABLES: dict[str, tuple[Path, Callable[[Json], str]]] = {
     "sizes": (LINEAR, linear_tables.sizes_table),
     "roofline": (LINEAR, linear_tables.roofline_table),
     "shapes": (LINEAR, linear_tables.shape_table),
+    "targets": (ENGINE, engine_targets.targets_table),
     "engine": (ENGINE, engine_tables.report),
+    "engine-h100": (ENGINE_H100, engine_tables.report),
     "load": (SERVING, engine_tables.load_table),
     "quality": (QUALITY, quality_tables.report),
 }

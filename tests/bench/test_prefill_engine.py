@@ -363,6 +363,12 @@ def test_ways_take_turns_and_all_are_timed_equally_often(ways: Ways, monkeypatch
     assert ways.problems == []
 
 
+def test_without_a_gpu_no_pass_is_made_for_its_kernels(ways: Ways, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert engine_timing.kernels_of_a_first_token(FakeEngine(ways), ways, "1024", 1000) == {}
+    assert ways.problems == []
+
+
 def test_loads_hold_every_way_against_the_first_and_run_that_again(ways: Ways) -> None:
     given = engine_timing.requests(5, 300, 900, 1000)
     engine_ = FakeEngine(ways)

@@ -116,6 +116,7 @@ def gpu(clean: None, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(prepare, "_fp8_possible", lambda device: fake.fp8)
     monkeypatch.setattr(scaled_mm, "quantize_rows", fake.quantize_rows)
     monkeypatch.setattr(scaled_mm, "multiply", fake.multiply)
+    monkeypatch.setattr(scaled_mm, "writes_strided", lambda device: True)
     monkeypatch.setattr(paths, "expand", expand_by_places)
     return fake
 

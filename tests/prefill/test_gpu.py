@@ -175,6 +175,22 @@ def test_a_small_scratch_gives_the_same_numbers(serve: Serve, stock: str) -> Non
     assert_products(loaded, (17, 1000))
 
 
+@pytest.mark.parametrize("rows", [1000, 3000])
+def test_fp8_in_parts_gives_the_numbers_of_fp8_whole(serve: Serve, rows: int) -> None:
+    """Where parts are copied, and where a Hopper GPU gives the weight a buffer of its own (from 2,304 rows on)."""
+    if not fp8_here():
+        pytest.skip("this GPU does not multiply e4m3")
+    loaded = serve(prefill_scratch_mib=1).load(1536, 1536)
+    device = loaded.words.device
+    assert len(scratch.tiles(device, 1536, 1536, paths.FP8)) == 3
+    x = rows_of(rows, loaded)
+    found = loaded.entry.run("fp8", x, loaded.weight())
+    scratch.reserve(device, 4 << 20)
+    assert len(scratch.tiles(device, 1536, 1536, paths.FP8)) == 1
+    assert off(found, loaded.entry.run("fp8", x, loaded.weight()).float()) < 1e-3
+    assert off(found, x.float() @ loaded.dense().float().t()) < 0.06
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("stock", STOCK)
 def test_scales_that_are_no_numbers_stay_in_their_columns(

@@ -49,7 +49,29 @@ def multiply(
     else:
         whole = torch.empty(out.shape, dtype=out.dtype, device=out.device)
         torch.ops._C.cutlass_scaled_mm(whole, rows, columns, row_scales, column_scales, None)
-        out.copy_(whole)
+        copy_columns(out, whole)
+
+
+def copy_columns(out: torch.Tensor, whole: torch.Tensor) -> None:
+    """``out.copy_(whole)`` for two matrices of one shape and dtype, ``out`` being some columns of a wider one.
+
+    PyTorch copies such a block one element at a time: on an H200 17,408 of 34,816 columns of 16 bits at 1.7 TB/s
+    read and written, in all 10.8 of the 177.6 ms that the kernels of a first token took (8,192 tokens, 16 layers).
+    Where rows begin and end at multiples of 16 bytes it is told that elements have 16: an eighth of the loads and
+    stores. What that gains was not measured.
+    """
+    if _of_sixteens(out) and _of_sixteens(whole):
+        out, whole = out.view(torch.complex128), whole.view(torch.complex128)
+    out.copy_(whole)
+
+
+def _of_sixteens(block: torch.Tensor) -> bool:
+    """Whether a matrix can be viewed as elements of 16 bytes, each at an address that allows to load it at once."""
+    stride, along = block.stride()
+    size = block.element_size()
+    # A view needs the offset besides: a storage may begin anywhere.
+    places = block.data_ptr() | size * (block.storage_offset() | stride | block.shape[1])
+    return along == 1 and not places & 15
 
 
 @cache

@@ -1,0 +1,129 @@
+"""bench/prefill/engine: kernels of a first token by what they do, and targets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.prefill import engine_kernels, engine_tables, engine_targets
+from bench.prefill.report import ENGINE, ENGINE_H100
+from bench.results import Json, load
+
+PLACE = {"device": "NVIDIA H200", "vllm": "0.26.0", "torch": "2.11.0"}
+GEMM = "void cutlass::device_kernel<vllm::cutlass_3x_gemm_sm90_fp8<cutlass::float_e4m3_t> >(Params)"
+COPY = "void at::native::elementwise_kernel<128, 4, at::native::direct_copy_kernel_cuda(TensorIteratorBase&)>"
+FP8 = {
+    GEMM: 40.0,
+    GEMM.replace("float_e4m3_t", "half_t"): 20.0,
+    "nvjet_sm90_tst_512x8_64x3_2x1_v_bz_TNT": 0.5,
+    COPY: 11.0,
+    "_expand": 4.0,
+    "void vllm::dynamic_per_token_scaled_fp8_quant_kernel_strided<c10::BFloat16>(float)": 5.0,
+    "kernel_unified_attention": 60.0,
+    "triton_poi_fused_marlin_gemm_mul_silu_slice_4": 2.0,
+    "chunk_fwd_kernel_o": 3.0,
+}
+MARLIN = {"void marlin::Marlin<1l, 256, false>(int4 const*)": 260.0, "kernel_unified_attention": 60.0}
+
+
+def run(ways: dict[str, tuple[float, dict[str, float]]], ttft: dict[str, float]) -> Json:
+    return {
+        "complete": True,
+        "environment": PLACE,
+        "ttft_ms": {way: {"8192": [ms], "512": [1.0]} for way, ms in ttft.items()},
+        "ttft_gpu_ms": {
+            "8192": {way: {"total": total, "kernels": found} for way, (total, found) in ways.items()}
+        },
+        "step_ms": {"1": [4.0]},
+        "step_gpu_ms": {"1": {"total": 2.0}},
+    }
+
+
+@pytest.fixture
+def result() -> Json:
+    plugin = run({"stock": (345.0, MARLIN), "fp8": (150.0, FP8)}, {"stock": 350.0, "fp8": 140.0})
+    plugin["step_ms"] = {"1": [4.4]}
+    stock = run({"stock": (350.0, MARLIN)}, {"stock": 350.0})
+    bf16 = run({"bf16": (200.0, {"nvjet_sm90": 120.0})}, {"bf16": 210.0})
+    return {
+        "settings": {"layers": 16, "tiny": False},
+        "runs": {"plugin": plugin, "stock": stock, "bf16": bf16},
+    }
+
+
+def cells(table: str) -> list[list[str]]:
+    rows = [line for line in table.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def test_kernels_are_counted_once_by_what_they_do_and_the_rest_are_others() -> None:
+    found = engine_kernels.by_kind({"total": 150.0, "kernels": FP8})
+    assert found == {
+        "GEMMs": 60.5,
+        "unpacking": 4.0,
+        "activations to e4m3": 5.0,
+        "copies of results": 11.0,
+        "attention": 60.0,
+        "all others": pytest.approx(9.5),
+    }
+    # Not named, but part of the total.
+    assert engine_kernels.by_kind({"total": 7.0, "kernels": {}})["all others"] == 7.0
+
+
+def test_table_of_kinds_holds_totals_against_vllm_without_the_plugin(result: Json) -> None:
+    found = cells(engine_kernels.kinds_table(result))
+    assert found[0] == ["tokens", "kernels", "plugin: stock", "plugin: fp8", "stock", "bf16"]
+    by_kind = {row[1]: row[2:] for row in found[2:]}
+    assert by_kind["GEMMs"] == ["260.0", "60.5", "260.0", "120.0"]
+    assert by_kind["copies of results"] == ["", "11.0", "", ""]
+    assert by_kind["all"] == ["345.0", "150.0", "350.0", "200.0"]
+    assert by_kind["over vLLM's without the plugin"] == ["0.986", "0.429", "", ""]
+    assert {row[0] for row in found[2:]} == {"8192"}
+
+
+def test_kernels_of_another_card_are_not_compared(result: Json) -> None:
+    result["runs"]["stock"]["environment"] = {**PLACE, "device": "NVIDIA H100"}
+    found = {row[1]: row[2:] for row in cells(engine_kernels.kinds_table(result))[2:]}
+    assert found["over vLLM's without the plugin"] == [""] * 4
+    assert cells(engine_targets.targets_table(result))[3][3:] == ["", ""]
+
+
+def test_a_report_without_kernels_has_no_tables_of_them(result: Json) -> None:
+    for each in result["runs"].values():
+        each["kv_cache"], each["seconds"] = (
+            {"bytes": 1 << 30, "tokens": 10},
+            {"start": 1.0, "process_weights": 1.0},
+        )
+        each.pop("step_gpu_ms")
+        each["ttft_gpu_ms"] = {"8192": {}}
+    result["runs"].pop("plugin")
+    result["settings"]["memory"] = 0.85
+    assert not engine_kernels.has_kernels(result)
+    assert "kernels do" not in engine_tables.report(result)
+    assert engine_kernels.kinds_table(result) == "Not taken yet."
+
+
+def test_targets_are_met_at_most_and_said_to_be_nothing_where_there_is_no_figure(result: Json) -> None:
+    found = {tuple(row[:2]): row[2:] for row in cells(engine_targets.targets_table(result))[2:]}
+    assert found["first token, fp8 / stock", "8192"] == ["0.40", "0.400, met", "0.429"]
+    assert found["first token, fp8 / bf16", "8192"] == ["0.70", "0.667, met", "0.750"]
+    assert found["first token, exact / stock", "8192"] == ["0.60", "", ""]
+    assert found["first token, fp8 / machete", "8192"] == ["0.65", "", ""]
+    assert found["decode step, batch 1", ""] == ["1.01", "1.100", "1.000, met"]
+
+
+# What is committed.
+
+
+def committed(path: Path) -> Json:
+    found = load(path)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("path", [ENGINE, ENGINE_H100], ids=lambda path: path.stem)
+def test_committed_runs_are_whole_and_had_no_problems(path: Path) -> None:
+    runs = committed(path)["runs"]
+    assert {"plugin", "stock", "bf16"} <= set(runs)
+    assert all(run["complete"] and "problems" not in run for run in runs.values())

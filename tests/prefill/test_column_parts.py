@@ -1,0 +1,214 @@
+"""Results of a GEMM that writes whole matrices alone: copied into some columns of a wider one, or none to copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("vllm")
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
+from vllm_qwen36_plugin.compat import scaled_mm  # noqa: E402
+from vllm_qwen36_plugin.prefill import paths, scratch  # noqa: E402
+from vllm_qwen36_plugin.prefill.shape import Shape  # noqa: E402
+
+from .fake_gpu import FakeGpu  # noqa: E402
+from .made import Weight, expand_by_places  # noqa: E402
+
+CPU = torch.device("cpu")
+K, N = 128, 320
+SHAPE = Shape("marlin", K, N, 4, 32, "bfloat16")
+
+
+class Copies(TorchDispatchMode):
+    """Notes what type the elements of each copy are of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: list[torch.dtype] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.copy_.default:
+            self.dtypes.append(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+def bits(*shape: int) -> torch.Tensor:
+    """All sorts of 16-bit patterns, those of NaN and infinity among them."""
+    found = torch.randint(-(1 << 15), 1 << 15, shape, dtype=torch.int16)
+    found.view(-1)[:2] = torch.tensor(
+        [0x7F81, 0x7F80], dtype=torch.int16
+    )  # a signalling NaN and infinity in BF16
+    return found
+
+
+def at(address: int, count: int) -> torch.Tensor:
+    """So many 16-bit numbers whose storage begins ``address`` bytes behind a multiple of 64."""
+    memory = bytearray(2 * count + 192)
+    start = -torch.frombuffer(memory, dtype=torch.uint8).data_ptr() % 64 + address
+    found = torch.frombuffer(memory, dtype=torch.int16, count=count, offset=start)
+    assert found.data_ptr() % 64 == address
+    return found
+
+
+# Any number, and as often one that sixteen bytes go into.
+ANY = st.integers(0, 40) | st.integers(0, 5).map(lambda eights: 8 * eights)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    rows=st.integers(1, 9),
+    first=ANY,
+    width=ANY.filter(bool),
+    rest=ANY,
+    address=st.sampled_from([0, 2, 8, 16, 30]),
+    dtype=st.sampled_from([torch.bfloat16, torch.float16]),
+)
+def test_a_copy_has_the_same_bits_and_leaves_all_other_columns_alone(
+    rows: int, first: int, width: int, rest: int, address: int, dtype: torch.dtype
+) -> None:
+    n = first + width + rest
+    wide = at(address, rows * n).view(rows, n)
+    wide.copy_(bits(rows, n + 1)[:, :n])
+    wanted = wide.clone()
+    whole = bits(rows, width + 1)[:, :width].contiguous()
+    wanted[:, first : first + width] = whole
+    scaled_mm.copy_columns(wide.view(dtype)[:, first : first + width], whole.view(dtype))
+    assert torch.equal(wide, wanted)
+
+
+SIXTEENS = {
+    "the first": (0, 8, 64, 0),
+    "the last": (40, 24, 64, 0),
+    "all": (0, 64, 64, 0),
+    "at 48": (0, 8, 64, 48),
+}
+OTHERS = {
+    "first column": (4, 8, 64, 0),
+    "width": (8, 12, 64, 0),
+    "row stride": (8, 8, 60, 0),
+    "address": (0, 8, 64, 8),
+    # Aligned as a whole, but PyTorch makes no view of it.
+    "offset and address": (4, 8, 64, 8),
+    "one column": (8, 1, 64, 0),
+}
+
+
+@pytest.mark.parametrize("case", SIXTEENS | OTHERS)
+def test_copies_go_by_sixteen_bytes_where_everything_is_a_multiple_of_them(case: str) -> None:
+    first, width, n, address = (SIXTEENS | OTHERS)[case]
+    wide = at(address, 5 * n).view(torch.bfloat16).view(5, n)
+    whole = bits(5, width).view(torch.bfloat16)
+    with Copies() as copies:
+        scaled_mm.copy_columns(wide[:, first : first + width], whole)
+    assert copies.dtypes == [torch.complex128 if case in SIXTEENS else torch.bfloat16]
+
+
+def test_a_result_that_is_no_multiple_itself_is_copied_by_its_own_elements() -> None:
+    wide = at(0, 5 * 64).view(torch.bfloat16).view(5, 64)
+    whole = at(2, 5 * 8).copy_(bits(40)).view(torch.bfloat16).view(5, 8)
+    with Copies() as copies:
+        scaled_mm.copy_columns(wide[:, 8:16], whole)
+    assert copies.dtypes == [torch.bfloat16]
+    assert torch.equal(wide[:, 8:16].view(torch.int16), whole.view(torch.int16))
+
+
+@dataclass
+class Gemm:
+    """`cutlass_scaled_mm` on the CPU, exact sums. ``packs``: it writes as Hopper's does, row after row."""
+
+    packs: bool = True
+    widths: list[int] = field(default_factory=list)
+
+    def __call__(
+        self,
+        out: torch.Tensor,
+        rows: torch.Tensor,
+        columns: torch.Tensor,
+        row_scales: torch.Tensor,
+        column_scales: torch.Tensor,
+        bias: None,
+    ) -> None:
+        # Products of e4m3 and sums of a few hundred are exact in float64: parts have the bits of the whole.
+        product = (rows.double() @ columns.double()) * row_scales * column_scales.reshape(1, -1)
+        target = out.as_strided(out.shape, (out.shape[1], 1)) if self.packs else out
+        target.copy_(product.to(out.dtype))
+        self.widths.append(out.shape[1])
+
+
+Hopper = Callable[[bool], Gemm]
+
+
+@pytest.fixture
+def gemm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hopper]:
+    """Puts a `Gemm` in place of vLLM's op, already asked how it writes."""
+
+    def put(packs: bool) -> Gemm:
+        found = Gemm(packs)
+        monkeypatch.setattr(torch.ops._C, "cutlass_scaled_mm", found, raising=False)
+        scaled_mm.writes_strided.cache_clear()
+        assert scaled_mm.writes_strided(CPU) is not packs
+        found.widths.clear()
+        return found
+
+    scratch.release()
+    monkeypatch.setattr(scaled_mm, "quantize_rows", FakeGpu().quantize_rows)
+    monkeypatch.setattr(paths, "expand", expand_by_places)
+    yield put
+    scaled_mm.writes_strided.cache_clear()
+    scratch.release()
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_a_product_is_written_to_its_columns_and_nowhere_else(gemm: Hopper, packs: bool) -> None:
+    gemm(packs)
+    rows = torch.randn(5, 32).to(torch.float8_e4m3fn)
+    columns = torch.randn(16, 32).to(torch.float8_e4m3fn).t()
+    row_scales, column_scales = torch.rand(5, 1), torch.rand(16, 1)
+    wide = torch.full((5, 64), 7.0, dtype=torch.bfloat16)
+    with Copies() as copies:
+        scaled_mm.multiply(wide[:, 24:40], rows, columns, row_scales, column_scales)
+    wanted = ((rows.double() @ columns.double()) * row_scales * column_scales.t()).bfloat16()
+    assert torch.equal(wide[:, 24:40], wanted)
+    assert bool((wide[:, :24] == 7).all())
+    assert bool((wide[:, 40:] == 7).all())
+    assert (torch.complex128 in copies.dtypes) is packs
+
+
+def product(rows: int, size: int) -> torch.Tensor:
+    """`paths.fp8` of one weight and the first of some rows, with a scratch of ``size`` bytes."""
+    weight = Weight.random(SHAPE)
+    kept = paths.Weight(weight.kept_words(), weight.kept_scales(), paths.fp8_scales(weight.scales, 4))
+    x = torch.randn(200, K, generator=torch.Generator().manual_seed(0)).bfloat16()[:rows]
+    scratch.release()
+    scratch.reserve(CPU, size)
+    return paths.fp8(x, kept, SHAPE)
+
+
+def test_a_weight_has_a_buffer_of_its_own_once_that_is_no_larger_than_a_parts_result(gemm: Hopper) -> None:
+    seen = gemm(True)
+    wanted = product(200, K * N)
+    assert seen.widths == [N]
+    # In the bytes of 128 columns: parts of 128, 128 and 64 columns, results of 256 bytes a row.
+    for rows, widths in ((159, [128, 128, 64]), (160, [N]), (200, [N])):
+        seen.widths.clear()
+        with Copies() as copies:
+            found = product(rows, 128 * K)
+        assert torch.equal(found.view(torch.int16), wanted[:rows].view(torch.int16)), rows
+        assert seen.widths == widths
+        assert copies.dtypes.count(torch.complex128) == (3 if len(widths) > 1 else 0)
+
+
+def test_a_weight_goes_through_the_scratch_in_parts_where_a_gemm_writes_them_in_place(gemm: Hopper) -> None:
+    seen = gemm(False)
+    wanted = product(200, K * N)
+    seen.widths.clear()
+    found = product(200, 128 * K)
+    assert torch.equal(found.view(torch.int16), wanted.view(torch.int16))
+    assert seen.widths == [128, 128, 64]

@@ -26,7 +26,7 @@ from bench.mini.engine import divergence, serve, together
 from gptq_hybrid.checkpoint._atomic import write_text_atomic
 
 _MINI = Path(__file__).parents[1] / "mini"
-_PROMPT, _NEW, _A_DOMAIN = 64, 32, 10
+_PROMPT, NEW, A_DOMAIN = 64, 32, 10
 
 
 def prompts(tokenizer: Any, a_domain: int) -> dict[str, list[list[int]]]:
@@ -118,7 +118,7 @@ def _run_task(task: str, checkpoint: Path, out: Path, given: Path) -> None:
     found: dict[str, list[list[int]]] = json.loads(given.read_text())
     result: Any
     if task == "tokens":
-        served = serve(checkpoint, found, _NEW)
+        served = serve(checkpoint, found, NEW)
         whole = together(list(served.values()))
         result = {"tokens": whole.tokens, "acceptance_length": whole.length}
     else:
@@ -126,7 +126,7 @@ def _run_task(task: str, checkpoint: Path, out: Path, given: Path) -> None:
     out.write_text(json.dumps(result))
 
 
-def _errors(found: list[torch.Tensor], exact: list[torch.Tensor]) -> dict[str, float]:
+def errors(found: list[torch.Tensor], exact: list[torch.Tensor]) -> dict[str, float]:
     """Of log-probabilities, in nats."""
     difference = torch.cat(found) - torch.cat(exact)
     return {"rms": difference.square().mean().sqrt().item(), "largest": difference.abs().max().item()}
@@ -137,7 +137,7 @@ def compare(checkpoint: Path, work: Path) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     given = work / "prompts.json"
-    by_domain = prompts(AutoTokenizer.from_pretrained(_MINI / "checkpoint"), _A_DOMAIN)
+    by_domain = prompts(AutoTokenizer.from_pretrained(_MINI / "checkpoint"), A_DOMAIN)
     given.write_text(json.dumps(by_domain))
     flat = [ids for rows in by_domain.values() for ids in rows]
     denied = work / "denied"
@@ -160,11 +160,11 @@ def compare(checkpoint: Path, work: Path) -> dict[str, Any]:
         | {"device": "cpu"},
         "prompts": len(flat),
         "prompt_tokens": _PROMPT,
-        "new_tokens": _NEW,
+        "new_tokens": NEW,
         "log_probability_error": {
-            "vllm with the plugin": _errors([torch.tensor(row) for row in ours], reference),
-            "transformers in BF16": _errors([log_probabilities(rounded, ids) for ids in flat], reference),
-            "vllm, g_idx ignored": _errors([torch.tensor(row) for row in ignored], reference),
+            "vllm with the plugin": errors([torch.tensor(row) for row in ours], reference),
+            "transformers in BF16": errors([log_probabilities(rounded, ids) for ids in flat], reference),
+            "vllm, g_idx ignored": errors([torch.tensor(row) for row in ignored], reference),
         },
         "greedy": {
             "equal": len(flat) - len(parted),

@@ -1,4 +1,4 @@
-"""Tables and the picture of README.md, from `gemm.json`, `engine.json` and `agreement.json`.
+"""Tables and the picture of README.md, from `gemm.json`, `engine.json`, `agreement.json` and `served.json`.
 
     python -m bench.act_order.report [--check] [--no-picture]
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.act_order import tables
-from bench.act_order.results import AGREEMENT, ENGINE, GEMM, MODULES, extras
+from bench.act_order.results import AGREEMENT, ENGINE, GEMM, MODULES, SERVED, extras
 from bench.pages import Page
 from bench.results import Json
 
@@ -25,6 +25,7 @@ TABLES: dict[str, tuple[Path, Callable[[Json], str]]] = {
     "times": (GEMM, tables.gemm_times),
     "engine": (ENGINE, tables.engine_table),
     "agreement": (AGREEMENT, tables.agreement_table),
+    "served": (SERVED, tables.served_table),
 }
 
 

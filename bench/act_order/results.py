@@ -1,7 +1,8 @@
 """What was measured and what follows from it: no torch here, so that the report runs anywhere.
 
 `gemm.json` holds microseconds a call by module, rows (M) and variant; `engine.json` milliseconds a decode step by
-variant and batch; `agreement.json` what a served act-order checkpoint computes, beside its dequantized weights.
+variant and batch; `agreement.json` (a CPU) and `served.json` (a GPU) what a served act-order checkpoint computes,
+beside its dequantized weights.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 GEMM, ENGINE, AGREEMENT = HERE / "gemm.json", HERE / "engine.json", HERE / "agreement.json"
+SERVED = HERE / "served.json"
 VARIANTS = ("none", "stock", "ours", "ours-gathered")
 # Ours may cost at most this share of what stock act order costs.
 TARGET = 0.5

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from typing import Any
+
 from bench.act_order.results import (
     MODULES,
     TARGET,
@@ -160,4 +164,63 @@ def agreement_table(result: Json) -> str:
             "float32 prefers its own token by at most "
             f"{gap:.1f} standard deviations of what BF16 changes about the logits.",
         ]
+    )
+
+
+def quantization(run: Mapping[str, Any]) -> str:
+    """What vLLM's log says that the checkpoint is served as.
+
+    Raises:
+        ValueError: no line says it.
+    """
+    found = re.search(r"quantization=(\w+)", "\n".join(run["log"]))
+    if found is None:
+        raise ValueError(
+            "no line of vLLM's log says quantization=: serve again with python -m bench.act_order.served"
+        )
+    return found[1]
+
+
+def served_table(result: Json) -> str:
+    """A row a way: who serves it, errors of log-probabilities, replies that are alike, tokens a step.
+
+    Raises:
+        ValueError: there is no comparison yet.
+    """
+    runs, compared = result["runs"], result.get("compared")
+    if compared is None:
+        raise ValueError(
+            "served.json has no comparison: run python -m bench.act_order.served with --reference"
+        )
+    rows = []
+    for way, found in compared["ways"].items():
+        error, run = found["log_probability_error"], runs.get(way)
+        rows.append(
+            [
+                way,
+                "" if run is None else quantization(run),
+                f"{error['rms']:.4f}",
+                f"{error['largest']:.3f}",
+                str(len(found["prompts off"])),
+                str(found["replies as float32"]),
+                str(found.get("replies as stock", "")),
+                "" if run is None else f"{run['acceptance_length']:.3f}",
+            ]
+        )
+    header = [
+        "",
+        "vLLM's `quantization`",
+        "root mean square",
+        "largest",
+        "prompts off",
+        "replies as float32",
+        "as stock's",
+        "tokens a step",
+    ]
+    environment = next(iter(runs.values()))["environment"]
+    return (
+        f"{table(header, rows)}\n\n{where(environment)}; errors against float32, nats a token, "
+        "without prompts that are off by more than 1 nat (root mean square) in stock; "
+        f"{compared['prompts']} prompts of {compared['prompt_tokens']} tokens, greedy replies of "
+        f"{result['settings']['new']}, two MTP drafts."
     )

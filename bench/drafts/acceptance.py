@@ -1,15 +1,16 @@
 """What cheaper drafts cost in acceptance, and that they change nothing else: a trained model, real text.
 
-    python -m bench.drafts.acceptance CHECKPOINT OUT.json [--ways none bf16 w4 w8 w8:4096]
+    python -m bench.drafts.acceptance CHECKPOINT OUT.json [--ways none bf16 w4 w8 w8:4096 w8:4096:v2]
 
 CHECKPOINT is made from bench/mini (BF16, or quantized), with a draft_vocab.json for the ways that cut the
-vocabulary. A way is a form of weights, and after a colon how many tokens may be drafted; `none` is no speculation,
-`bf16` vLLM's own drafts. Each is an engine of its own, and OUT.json is written after each; ways already in it are
-kept unless named, and of a way the task that is not asked for.
+vocabulary. A way is a form of weights, and after a colon how many tokens may be drafted (0: all); `none` is no
+speculation, `bf16` vLLM's own drafts. With `:v2` at the end vLLM runs it in its V2 model runner, else in the one it
+takes by itself (of 0.26 V1). Each is an engine of its own, and OUT.json is written after each; ways already in it
+are kept unless named, and of a way the task that is not asked for.
 
 Greedy: held-out text, all domains, two drafts a step: acceptance by position, tokens a step, and whether the tokens
-are those of `none`. Sampled: temperature 1, a few prompts drawn many times; tokens two and three, which drafts
-had a part in, counted against those of `none`.
+are those of `none`. Sampled: temperature 1, a prompt of each domain drawn many times; tokens two and three, which
+drafts had a part in, counted against those of `none`.
 """
 
 from __future__ import annotations
@@ -25,34 +26,48 @@ from pathlib import Path
 from typing import Any
 
 from bench.act_order.agreement import prompts
+from bench.drafts.compact import save
 from bench.mini.engine import _counters
-from bench.results import Json, load, save
+from bench.results import Json, load
 
 DRAFTS, _NEW, _A_DOMAIN = 2, 64, 8
-# Of sampling: prompts, their tokens (each draw computes them anew), and tokens drawn: one without drafts, two with.
-_SAMPLED_PROMPTS, _SAMPLED_LENGTH, _SAMPLED_NEW = 8, 8, 3
+# Of sampling: tokens of a prompt (each draw computes them anew), and tokens drawn: one without drafts, two with.
+_SAMPLED_LENGTH, _SAMPLED_NEW = 8, 3
 TASKS = ("greedy", "sampled")
 WAYS = ("none", "bf16", "w4", "w8")
+_V2 = ":v2"
 
 
 def options(way: str) -> Json:
     """The plugin's options of a way."""
-    form, _, count = way.partition(":")
+    form, _, count = way.removesuffix(_V2).partition(":")
     return {"draft": "bf16" if form == "none" else form, "draft_vocab": int(count or 0)}
+
+
+def _drafts(way: str) -> bool:
+    return way.partition(":")[0] != "none"
 
 
 def start(checkpoint: Path, way: str, seed: int) -> Any:
     """The engine in this process, with the plugin, which vLLM loads by its entry point."""
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    if way.endswith(_V2):
+        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
     import torch
     from vllm import LLM
 
     on_gpu: Json = {}
     if torch.cuda.is_available():
-        on_gpu = {"gdn_prefill_backend": "triton", "attention_backend": "TRITON_ATTN"}
+        # Little of the card, so that others can be at work on it beside this one.
+        on_gpu = {
+            "gdn_prefill_backend": "triton",
+            "attention_backend": "TRITON_ATTN",
+            "gpu_memory_utilization": 0.1,
+            "kv_cache_memory_bytes": 4 << 30,
+        }
     speculation: Json = {}
-    if way != "none":
+    if _drafts(way):
         speculation = {"speculative_config": {"method": "mtp", "num_speculative_tokens": DRAFTS}}
     return LLM(
         model=str(checkpoint),
@@ -89,13 +104,13 @@ def greedy(llm: Any, given: dict[str, list[list[int]]], *, drafts: bool) -> Json
 
 
 def sampled(llm: Any, given: dict[str, list[list[int]]], samples: int) -> dict[str, dict[str, int]]:
-    """Of each of a few prompts: how often which second and third token were drawn at temperature 1.
+    """Of a prompt of each domain: how often which second and third token were drawn at temperature 1.
 
     The first comes from the prompt; these two have been drafted, where anything is.
     """
     from vllm import SamplingParams
 
-    few = {domain: rows[0] for domain, rows in list(given.items())[:: max(1, len(given) // _SAMPLED_PROMPTS)]}
+    few = {domain: rows[0] for domain, rows in given.items()}
     each = -(-samples // len(few))
     sampling = SamplingParams(temperature=1.0, max_tokens=_SAMPLED_NEW, ignore_eos=True)
     found = {}
@@ -130,7 +145,7 @@ def run(
         if task not in tasks:
             continue
         found[task] = (
-            greedy(llm, given, drafts=way != "none") if task == "greedy" else sampled(llm, given, samples)
+            greedy(llm, given, drafts=_drafts(way)) if task == "greedy" else sampled(llm, given, samples)
         )
         print(f"{way}: {task}, {time.perf_counter() - begin:.0f} s", flush=True)
         yield found

@@ -18,11 +18,10 @@ MTP_LINEARS = {
     "down": (5120, 17408),
 }
 HEAD_WIDTH, VOCABULARY = 5120, 248320
-_GROUP = 128
 # Layers of `none-4`, and of the 27B.
 _FEW, _ALL = 4, 64
 _WITHOUT = ("none", "none-4")
-_BITS = {"bf16": 16.0, "fp8": 8.0, "w4": 4.0 + 16.0 / _GROUP, "w8": 8.0 + 16.0 / _GROUP}
+_BITS = {"bf16": 16.0, "fp8": 8.0, "w4": 4.0 + 16.0 / 32, "w8": 8.0 + 16.0 / 128}
 
 
 def step_ms(run: Mapping[str, Any], batch: str) -> float:

@@ -14,6 +14,7 @@ from bench.act_order.results import (
     ENGINE,
     GEMM,
     MODULES,
+    SERVED,
     engine_extras,
     extras,
     form_of,
@@ -104,13 +105,13 @@ def test_engine_extras_are_of_medians(engine_result: dict[str, Any]) -> None:
 
 def test_readme_holds_the_tables_of_the_results() -> None:
     text = README.read_text(encoding="utf-8")
-    assert filled(text, {path: load(path) for path in (GEMM, ENGINE, AGREEMENT)}) == text, (
+    assert filled(text, {path: load(path) for path in (GEMM, ENGINE, AGREEMENT, SERVED)}) == text, (
         "run python -m bench.act_order.report"
     )
 
 
 def test_report_shows_measured_figures(gemm_result: dict[str, Any], engine_result: dict[str, Any]) -> None:
-    results = {GEMM: gemm_result, ENGINE: engine_result, AGREEMENT: load(AGREEMENT)}
+    results = {GEMM: gemm_result, ENGINE: engine_result, AGREEMENT: load(AGREEMENT), SERVED: load(SERVED)}
     text = filled(README.read_text(encoding="utf-8"), results)
     assert "Not measured yet" not in text
     assert "| 1 | 7.68 | +1.536 | +0.384 | 0.25 |" in text

@@ -95,6 +95,8 @@ def test_only_tokens_that_stock_drafts_keep_count_against_others() -> None:
         ("none", {"draft": "bf16", "draft_vocab": 0}),
         ("w4", {"draft": "w4", "draft_vocab": 0}),
         ("fp8:4096", {"draft": "fp8", "draft_vocab": 4096}),
+        ("w8:7000:v2", {"draft": "w8", "draft_vocab": 7000}),
+        ("w8:v2", {"draft": "w8", "draft_vocab": 0}),
     ],
 )
 def test_a_way_says_form_and_vocabulary(way: str, wanted: dict[str, Any]) -> None:
@@ -108,7 +110,7 @@ def test_bytes_of_a_draft_are_those_of_the_27b() -> None:
     assert stock["linears"] == pytest.approx(0.849e9, rel=1e-3)
     assert stock["head"] == pytest.approx(2.543e9, rel=1e-3)
     few = engine_tables.bytes_of_a_draft("w4:65536")
-    assert few["head"] == pytest.approx(stock["head"] * 65536 / 248320 * 4.125 / 16, rel=1e-6)
+    assert few["head"] == pytest.approx(stock["head"] * 65536 / 248320 * 4.5 / 16, rel=1e-6)
 
 
 def timed(ms: float) -> dict[str, Any]:

@@ -95,8 +95,8 @@ def test_four_bits_are_close_and_differ() -> None:
     wide = DraftHead(Dense(), VOCABULARY, IDS, "bf16").logits(hidden())[:, IDS].float()
     found = DraftHead(Dense(), VOCABULARY, IDS, "w4").logits(hidden())[:, IDS].float()
     error = (found - wide).square().mean().sqrt() / wide.square().mean().sqrt()
-    # Of normal weights in groups of 128 the searched scales leave 9 to 11 % of root mean square.
-    assert 0.05 < error < 0.13
+    # Of normal weights in groups of 32 the searched scales leave 8 % of root mean square, in groups of 128 10 %.
+    assert 0.07 < error < 0.09
 
 
 def test_something_that_is_no_head_is_named() -> None:

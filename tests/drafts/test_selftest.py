@@ -12,13 +12,15 @@ from vllm_qwen36_plugin.drafts.rounding import quantize  # noqa: E402
 from vllm_qwen36_plugin.drafts.selftest import LIMITS, require_agreement  # noqa: E402
 from vllm_qwen36_plugin.packed import dequantize_words  # noqa: E402
 
-GROUP = 128
+# Of the 27B's weights in each form, as methods.on_load has them; e4m3 has a scale a row.
+GROUPS = {"w4": 32, "w8": 128}
 
 
-def weight(outliers: bool = False) -> torch.Tensor:
+def weight(outliers: int = 0) -> torch.Tensor:
+    """Normally distributed, one of so many in a row six times as large."""
     made = torch.randn(192, 512, generator=torch.Generator().manual_seed(1))
     if outliers:
-        made[:, ::GROUP] *= 6
+        made[:, ::outliers] *= 6
     return made.bfloat16()
 
 
@@ -28,7 +30,7 @@ def rounded(dense: torch.Tensor, form: str) -> torch.Tensor:
         scales = dense.float().abs().amax(1, keepdim=True) / 448
         return ((dense.float() / scales).to(torch.float8_e4m3fn).float() * scales).bfloat16()
     bits = int(form[1:])
-    words, scales = quantize(dense, GROUP, bits)
+    words, scales = quantize(dense, GROUPS[form], bits)
     return dequantize_words(words, scales, bits).bfloat16()
 
 
@@ -39,16 +41,16 @@ def error(dense: torch.Tensor, form: str) -> float:
     return float((x.float() @ rounded(dense, form).float().t() - want).norm() / want.norm())
 
 
-@pytest.mark.parametrize("outliers", [False, True])
+@pytest.mark.parametrize("outliers", [0, 32, 128])
 @pytest.mark.parametrize("form", LIMITS)
-def test_rounding_takes_two_thirds_of_the_limit_at_most(form: Any, outliers: bool) -> None:
+def test_rounding_takes_two_thirds_of_the_limit_at_most(form: Any, outliers: int) -> None:
     dense = weight(outliers)
     assert error(dense, form) < LIMITS[form] * 2 / 3
     made = rounded(dense, form)
     require_agreement(dense, lambda x: x @ made.t(), form)
 
 
-@pytest.mark.parametrize(("form", "size"), [("w8", 0.006), ("fp8", 0.026), ("w4", 0.10)])
+@pytest.mark.parametrize(("form", "size"), [("w8", 0.006), ("fp8", 0.026), ("w4", 0.08)])
 def test_rounding_of_a_normal_weight_is_of_the_size_that_is_said(form: str, size: float) -> None:
     assert error(weight(), form) == pytest.approx(size, rel=0.25)
 

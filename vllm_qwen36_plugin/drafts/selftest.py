@@ -11,8 +11,8 @@ from vllm_qwen36_plugin.prefill.dispatch import trial
 from .settings import Form
 
 _ROWS = 4
-# Of the result's size. Rounding a normally distributed weight makes 0.006 in 8 bits, 0.026 in e4m3, and 0.10 in
-# 4 bits and groups of 128; at most two thirds of these limits where one weight of a group is six times as large;
+# Of the result's size. Rounding a normally distributed weight makes 0.006 in 8 bits, 0.026 in e4m3, and 0.08 in
+# 4 bits and groups of 32; at most two thirds of these limits where one weight of a group is six times as large;
 # scales, zero points or an order that are read wrongly make more (all in tests/drafts/test_selftest.py).
 LIMITS: dict[Form, float] = {"w8": 0.05, "fp8": 0.15, "w4": 0.35}
 

@@ -1,0 +1,207 @@
+"""An act-order checkpoint in `vllm serve` on a GPU whose vLLM has act order of its own: the plugin's against that.
+
+    python -m bench.act_order.served CHECKPOINT OUT.json [--ways plugin gptq_marlin stock]   # vLLM up to 0.29
+    python -m bench.act_order.served CHECKPOINT OUT.json --reference     # needs gptqmodel; a CPU will do
+
+CHECKPOINT is made from bench/mini with the recipe `reference`. Ways, every one a server of its own, with two MTP
+drafts and whatever else the plugin does by default:
+
+    plugin        no flag: which of the two is taken is the plugin's choice
+    gptq_marlin   the same with `--quantization gptq_marlin`, which keeps vLLM's act order
+    stock         without plugins
+
+Prompts, log-probabilities and greedy replies are as in ``agreement``; ``--reference`` adds to what is in OUT.json
+how it compares with transformers on the weights that gptqmodel dequantizes, in float32 and in BF16.
+
+With MTP, vLLM 0.26 computes log-probabilities of prompts after it made drafts (``_bookkeeping_sync`` after
+``propose_draft_token_ids``), and those of the first prompt of each 64 came out wrong, without plugins too.
+Prompts that are off in `stock` are left out of the errors of every way; which are off is kept for each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.act_order.agreement import A_DOMAIN, NEW, prompts
+from bench.drafts.compact import save
+from bench.results import Json, load, merge
+
+WAYS: dict[str, tuple[list[str], dict[str, str]]] = {
+    "plugin": ([], {}),
+    "gptq_marlin": (["--quantization", "gptq_marlin"], {}),
+    "stock": ([], {"VLLM_PLUGINS": ""}),
+}
+_ARGUMENTS = (
+    "--dtype", "bfloat16", "--max-model-len", "512", "--max-num-seqs", "64",
+    "--gpu-memory-utilization", "0.1", "--kv-cache-memory-bytes", str(4 << 30),
+    "--gdn-prefill-backend", "triton", "--attention-backend", "TRITON_ATTN",
+    "--limit-mm-per-prompt", '{"image": 0, "video": 0}',
+    "--speculative-config", '{"method": "mtp", "num_speculative_tokens": 2}',
+)  # fmt: skip
+# A first start on a card tunes kernels for minutes.
+_PATIENCE = 400.0
+# Of a log-probability: 1e-5 nats is a thousandth of what BF16 changes.
+_DIGITS = 5
+BF16 = "transformers in BF16"
+# Root mean square of a prompt, nats, above which its log-probabilities are of something else; BF16 makes 0.02.
+_OFF = 1.0
+
+
+def answers(server: Any, given: list[list[int]]) -> Json:
+    """Of each prompt: vLLM's log-probability of its tokens but the first, and the greedy reply's token ids."""
+    ask = {"model": server.model, "prompt": given, "temperature": 0}
+    scored = server.post("/v1/completions", {**ask, "max_tokens": 1, "prompt_logprobs": 0})["choices"]
+    replied = server.post(
+        "/v1/completions", {**ask, "max_tokens": NEW, "ignore_eos": True, "return_token_ids": True}
+    )["choices"]
+    return {
+        "log_probabilities": [
+            [
+                round(row[str(token)]["logprob"], _DIGITS)
+                for row, token in zip(c["prompt_logprobs"][1:], ids[1:], strict=True)
+            ]
+            for c, ids in zip(sorted(scored, key=lambda c: c["index"]), given, strict=True)
+        ],
+        "replies": [c["token_ids"] for c in sorted(replied, key=lambda c: c["index"])],
+    }
+
+
+def serve(checkpoint: Path, way: str) -> Json:
+    """One way: what it answers, what it accepted, and what its log says of how it is served."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from gptq_hybrid.demo.server import vllm_server
+    from gptq_hybrid.evaluate._environment import environment
+
+    given = [
+        ids for rows in prompts(AutoTokenizer.from_pretrained(checkpoint), A_DOMAIN).values() for ids in rows
+    ]
+    flags, variables = WAYS[way]
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder, "vllm.log")
+        with vllm_server(
+            [str(checkpoint), *_ARGUMENTS, *flags], log=log, environment=variables, timeout=_PATIENCE
+        ) as server:
+            found = answers(server, given)
+            counted = server.acceptance()
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    said = [line.partition("] ")[2] for line in lines if "qwen36" in line or "quantization=" in line]
+    return {
+        "environment": environment("cuda:0" if torch.cuda.is_available() else "cpu"),
+        "flags": flags,
+        "acceptance_length": round(counted.length, 4),
+        "log": [line[:600] for line in said],
+        **found,
+    }
+
+
+def compared(checkpoint: Path, result: Json) -> Json:
+    """Each way and transformers in BF16 against float32, and ways against each other.
+
+    Raises:
+        ValueError: a way was asked other prompts than these.
+    """
+    from transformers import AutoTokenizer
+
+    from bench.act_order.agreement import continued, dense_models, log_probabilities
+
+    given = [
+        ids for rows in prompts(AutoTokenizer.from_pretrained(checkpoint), A_DOMAIN).values() for ids in rows
+    ]
+    exact, rounded = dense_models(checkpoint)
+    of_model = {
+        name: {
+            "log_probabilities": [log_probabilities(model, ids).tolist() for ids in given],
+            "replies": [continued(model, ids, NEW)[len(ids) :] for ids in given],
+        }
+        for name, model in (("exact", exact), (BF16, rounded))
+    }
+    # Servers are told to go on behind the end of a text, transformers is not.
+    ends = set(exact.generation_config.eos_token_id)
+    return {
+        "prompts": len(given),
+        "prompt_tokens": len(given[0]),
+        "ways": against(of_model.pop("exact"), {**of_model, **result["runs"]}, ends),
+    }
+
+
+def against(exact: Mapping[str, Any], runs: Mapping[str, Mapping[str, Any]], ends: Collection[int]) -> Json:
+    """Of each run: errors of its log-probabilities in nats, and how many replies are those of ``exact`` and others.
+
+    Replies count up to the first token of ``ends``, that included. Prompts that are off in `stock` are not in the
+    errors; ``prompts off`` names those of each run by their place.
+
+    Raises:
+        ValueError: a run has other prompts, or another number of tokens in one, than ``exact``.
+    """
+    import torch
+
+    from bench.act_order.agreement import errors
+
+    reference = [torch.tensor(row) for row in exact["log_probabilities"]]
+    said = {way: [_until(ids, ends) for ids in run["replies"]] for way, run in runs.items()}
+    wanted = [_until(ids, ends) for ids in exact["replies"]]
+    scored = {way: [torch.tensor(row) for row in run["log_probabilities"]] for way, run in runs.items()}
+    off: dict[str, list[int]] = {}
+    for way, rows in scored.items():
+        if [len(row) for row in rows] != [len(row) for row in reference]:
+            raise ValueError(f"{way} was asked other prompts than the reference: serve it again")
+        pairs = enumerate(zip(rows, reference, strict=True))
+        off[way] = [place for place, (row, want) in pairs if errors([row], [want])["rms"] > _OFF]
+    kept = [place for place in range(len(reference)) if place not in off.get("stock", [])]
+    found: Json = {}
+    for way, rows in scored.items():
+        found[way] = {
+            "log_probability_error": errors([rows[p] for p in kept], [reference[p] for p in kept]),
+            "prompts off": off[way],
+            "replies as float32": _alike(said[way], wanted),
+            **{
+                f"replies as {other}": _alike(said[way], replies)
+                for other, replies in said.items()
+                if other != way
+            },
+        }
+    return found
+
+
+def _until(ids: list[int], ends: Collection[int]) -> list[int]:
+    last = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+    return ids[: last + 1]
+
+
+def _alike(one: Sequence[list[int]], other: Sequence[list[int]]) -> int:
+    return sum(a == b for a, b in zip(one, other, strict=True))
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--reference", action="store_true")
+    args = parser.parse_args()
+    if args.reference:
+        result = load(args.out)
+        if not result:
+            parser.error(f"{args.out} is not there: serve first")
+        result["compared"] = compared(args.checkpoint, result)
+        save(args.out, result)
+        print(json.dumps(result["compared"], indent=1))
+        return
+    for way in args.ways:
+        run = serve(args.checkpoint, way)
+        save(args.out, merge(args.out, {"new": NEW, "a_domain": A_DOMAIN}, list(WAYS), way, run))
+        print(f"{way}: acceptance length {run['acceptance_length']}", *run["log"], sep="\n  ", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.act_order.agreement import prompts
-from bench.drafts.compact import save
+from bench.compact import save
 from bench.mini.engine import _counters
 from bench.results import Json, load
 

@@ -1,4 +1,4 @@
-"""`bench/drafts/compact`: results that are small on disk and read as they were written."""
+"""`bench/compact`: results that are small on disk and read as they were written."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.compact import dumps, save
 from bench.drafts import report
-from bench.drafts.compact import dumps, save
 from bench.results import load
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()

@@ -11,6 +11,7 @@ from ._gptqmodel import IncompatibleError, prepare_environment, supports_shared_
 from ._hessian import Products, gram, hessian_products
 from ._inverse import direct_inverse
 from ._module_record import ModuleRecord
+from ._moves import pinned_layers
 from ._packing import gpu_packing
 from ._records import record_modules
 from ._resume import RunInterruptedError, checkpoint_config, finished_layers, resumable, why_not_resumable
@@ -34,6 +35,7 @@ __all__ = [
     "hessian_products",
     "keep_log",
     "mixer_once",
+    "pinned_layers",
     "prepare_environment",
     "record_modules",
     "refuse_batches",

@@ -35,6 +35,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from ._gptqmodel import moved
+from ._pinned import pinned
 
 if TYPE_CHECKING:
     import torch
@@ -72,11 +73,10 @@ class _Memo:
     room: int | None
     batches: int
     inputs: dict[int, torch.Tensor] = field(default_factory=dict)
-    pinned: torch.Tensor | None = None
+    block: torch.Tensor | None = None
 
     def put(self, batch: int, value: torch.Tensor) -> None:
         """Keep ``value``, ``[rows, tokens, features]``, where there is room for that many like it."""
-
         value = value.detach()
         if value.is_cuda and value.nbytes * self.batches > self._room(value.device):
             # Both copies are queued on one stream, so the way back waits for the way there.
@@ -86,12 +86,10 @@ class _Memo:
 
     def _host(self, value: torch.Tensor) -> torch.Tensor:
         """Pinned memory like ``value``, the next piece of a block that holds many."""
-        import torch
-
-        if self.pinned is None or self.pinned.nbytes < value.nbytes:
+        if self.block is None or self.block.nbytes < value.nbytes:
             size = max(value.nbytes, min(_PINNED, value.nbytes * (self.batches - len(self.inputs))))
-            self.pinned = torch.empty(size, dtype=torch.uint8, pin_memory=True)
-        piece, self.pinned = self.pinned[: value.nbytes], self.pinned[value.nbytes :]
+            self.block = pinned(size)
+        piece, self.block = self.block[: value.nbytes], self.block[value.nbytes :]
         return piece.view(value.dtype).view(value.shape)
 
     def _room(self, device: torch.device) -> int:

@@ -12,18 +12,20 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from ._gptqmodel import moved
+from ._pinned import pinned
 
 if TYPE_CHECKING:
     import torch
 
 
 def to_pinned(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy in pinned memory, of a tensor on a GPU, without waiting for it; others as they are."""
-    import torch
-
+    """A contiguous copy in pinned memory, of a tensor on a GPU, without waiting for it; others as they are."""
     if not tensor.is_cuda:
         return tensor
-    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+    if not tensor.nbytes:
+        return tensor.cpu()
+    host = pinned(tensor.nbytes).view(tensor.dtype).view(tensor.shape)
+    return host.copy_(tensor, non_blocking=True)
 
 
 @contextmanager

@@ -180,60 +180,63 @@ class OnGpu:
     is_cuda = True
 
 
+@pytest.fixture
+def blocks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What is asked for as pinned memory."""
+    import torch
+
+    from gptq_hybrid.compat import _forward
+
+    given: list[Any] = []
+
+    def pinned(size: int) -> Any:
+        given.append(torch.empty(size, dtype=torch.uint8))
+        return given[-1]
+
+    monkeypatch.setattr(_forward, "pinned", pinned)
+    return given
+
+
+def on_gpu(value: Any) -> Any:
+    import torch
+
+    class Fake(OnGpu, torch.Tensor):
+        pass
+
+    return value.as_subclass(Fake)
+
+
 @pytest.mark.parametrize(("room", "moved"), [(2 * 24, False), (2 * 24 - 1, True)])
 def test_what_all_batches_need_decides_between_the_gpu_and_main_memory(
-    room: int, moved: bool, monkeypatch: pytest.MonkeyPatch
+    room: int, moved: bool, blocks: list[Any]
 ) -> None:
     import torch
 
     from gptq_hybrid.compat import _forward
 
-    class Fake(OnGpu, torch.Tensor):
-        pass
-
-    pinned: list[Any] = []
-    empty = torch.empty
-
-    def pin(size: int, *, dtype: Any, pin_memory: bool) -> Any:
-        assert pin_memory
-        pinned.append(empty(size, dtype=dtype))
-        return pinned[-1]
-
-    monkeypatch.setattr(torch, "empty", pin)
     value = torch.arange(12, dtype=torch.bfloat16).reshape(1, 3, 4)
     memo = _forward._Memo(object(), object(), room, batches=2)
-    memo.put(0, value.as_subclass(Fake))
+    memo.put(0, on_gpu(value))
     assert not memo.complete
-    assert len(pinned) == moved
+    assert len(blocks) == moved
     assert torch.equal(torch.Tensor(memo.inputs[0].float()), value.float())
-    assert memo.inputs[0].data_ptr() == (pinned[0] if moved else value).data_ptr()
+    assert memo.inputs[0].data_ptr() == (blocks[0] if moved else value).data_ptr()
 
 
-@pytest.mark.parametrize(("block", "blocks"), [(1 << 30, [72]), (48, [48, 24]), (1, [24, 24, 24])])
+@pytest.mark.parametrize(("block", "sizes"), [(1 << 30, [72]), (48, [48, 24]), (1, [24, 24, 24])])
 def test_pinned_memory_is_taken_in_blocks_of_many_batches(
-    block: int, blocks: list[int], monkeypatch: pytest.MonkeyPatch
+    block: int, sizes: list[int], blocks: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
 
     from gptq_hybrid.compat import _forward
 
-    class Fake(OnGpu, torch.Tensor):
-        pass
-
-    sizes: list[int] = []
-    empty = torch.empty
-
-    def pin(size: int, *, dtype: Any, pin_memory: bool) -> Any:
-        sizes.append(size)
-        return empty(size, dtype=dtype)
-
-    monkeypatch.setattr(torch, "empty", pin)
     monkeypatch.setattr(_forward, "_PINNED", block)
     memo = _forward._Memo(object(), object(), room=0, batches=3)
     values = [torch.full((1, 3, 4), float(number), dtype=torch.bfloat16) for number in range(3)]
     for number, value in enumerate(values):
-        memo.put(number, value.as_subclass(Fake))
+        memo.put(number, on_gpu(value))
     assert memo.complete
-    assert sizes == blocks
+    assert [found.nbytes for found in blocks] == sizes
     for number, value in enumerate(values):
         assert torch.equal(torch.Tensor(memo.inputs[number].float()), value.float())

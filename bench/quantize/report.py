@@ -14,8 +14,8 @@ from bench.pages import Page
 from bench.quantize import tables
 
 _HERE = Path(__file__).parent
-REFERENCE, DEFAULT, MEMORY, HESSIAN = (
-    _HERE / f"{name}.json" for name in ("run", "default", "memory", "hessian")
+REFERENCE, DEFAULT, MEMORY, HESSIAN, QUALITY = (
+    _HERE / f"{name}.json" for name in ("run", "default", "memory", "hessian", "quality")
 )
 PAGE = Page(
     _HERE / "README.md",
@@ -24,6 +24,7 @@ PAGE = Page(
         "default": (DEFAULT, tables.report),
         "memory": (MEMORY, tables.memory_table),
         "hessian": (HESSIAN, tables.hessian_table),
+        "quality": (QUALITY, tables.quality_table),
     },
     _HERE / "run.png",
     REFERENCE,

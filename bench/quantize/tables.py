@@ -209,6 +209,26 @@ def hessian_table(result: Json) -> str:
     return f"{table(header, rows)}\n\n{where(result['environment'])}; {of}."
 
 
+def quality_table(result: Json) -> str:
+    """KLD to the original of both ways, and their difference, with 95 % intervals."""
+
+    def shown(estimate: Json) -> str:
+        return f"{estimate['value']:.5f} [{estimate['low']:.5f}, {estimate['high']:.5f}]"
+
+    rows = [
+        [name, shown(found["kld_mean"]), f"{100 * found['top1']['value']:.2f}"]
+        for name, found in result["checkpoints"].items()
+    ]
+    (kld,) = [one for one in result["difference"]["differences"] if one["measure"] == "kld_mean"]
+    off = kld["difference"]
+    less = f"{off['value']:+.6f} [{off['low']:+.6f}, {off['high']:+.6f}], p = {kld['p']:.2f}"
+    of = f"{result['settings']['documents']} documents, {result['settings']['tokens']:,} tokens"
+    return (
+        f"{table(['inverse', 'KLD, nats a token', 'top-1, %'], rows)}\n\n"
+        f"The second less the first: {less}. {where(result['environment'])}; {of}."
+    )
+
+
 def report(result: Json) -> str:
     """All of a run, to print."""
     parts = [variants_table(result), stages_table(result), passes_table(result)]

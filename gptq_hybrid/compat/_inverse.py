@@ -61,8 +61,10 @@ def invert_lower_(matrix: torch.Tensor) -> None:
 
 
 @contextmanager
-def direct_inverse() -> Iterator[None]:
+def direct_inverse(*, anywhere: bool = False) -> Iterator[None]:
     """Have GPTQ on a GPU factor a Hessian's inverse directly; one that needs more damping goes gptqmodel's way.
+
+    ``anywhere``: on a CPU too.
 
     Raises:
         IncompatibleError: ``GPTQ.hessian_inverse`` is gone.
@@ -76,7 +78,7 @@ def direct_inverse() -> Iterator[None]:
     @wraps(original)
     def hessian_inverse(self: Any, H: torch.Tensor) -> Any:  # noqa: N803
         damp = float(self.qcfg.damp_percent)
-        factor = inverse_factor(H, damp) if H.is_cuda else None
+        factor = inverse_factor(H, damp) if anywhere or H.is_cuda else None
         return original(self, H) if factor is None else (factor, damp)
 
     GPTQ.hessian_inverse = hessian_inverse

@@ -134,6 +134,30 @@ def test_memory_is_compared_with_stocks() -> None:
     assert "Hidden states on the GPU." in text
 
 
+def test_both_inverses_and_their_difference_are_shown() -> None:
+    def estimate(value: float) -> Any:
+        return {"value": value, "low": value - 0.001, "high": value + 0.001}
+
+    found = {
+        "environment": {"device": "CPU"},
+        "settings": {"documents": 90, "tokens": 37321},
+        "checkpoints": {
+            way: {"kld_mean": estimate(kld), "top1": estimate(0.92)}
+            for way, kld in (("gptqmodel", 0.02), ("direct", 0.021))
+        },
+        "difference": {
+            "differences": [
+                {"measure": "top1", "difference": estimate(0.5), "p": 0.1},
+                {"measure": "kld_mean", "difference": estimate(0.001), "p": 0.98},
+            ]
+        },
+    }
+    text = tables.quality_table(found)
+    assert "| direct | 0.02100 [0.02000, 0.02200] | 92.00 |" in text
+    assert "+0.001000 [+0.000000, +0.002000], p = 0.98" in text
+    assert "37,321 tokens" in text
+
+
 def test_aims_are_met_or_missed_by_the_figures() -> None:
     found = tables.aims(result(stock=figures(10), ours=figures(3), fast=figures(6.1, loss=1.02, gpu=21.0)))
     assert [line.rpartition(" ")[2] for line in found] == ["met"] * 4 + ["missed"] * 4

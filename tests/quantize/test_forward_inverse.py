@@ -73,10 +73,16 @@ class OnGpu:
 
 
 @pytest.mark.parametrize(
-    ("gpu", "definite", "direct"), [(True, True, True), (True, False, False), (False, True, False)]
+    ("gpu", "definite", "anywhere", "direct"),
+    [
+        (True, True, False, True),
+        (True, False, False, False),
+        (False, True, False, False),
+        (False, True, True, True),
+    ],
 )
 def test_gptqmodels_way_is_taken_off_a_gpu_and_where_more_damping_is_needed(
-    gpu: bool, definite: bool, direct: bool, monkeypatch: pytest.MonkeyPatch
+    gpu: bool, definite: bool, anywhere: bool, direct: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
     from gptqmodel.quantization.gptq import GPTQ
@@ -88,7 +94,7 @@ def test_gptqmodels_way_is_taken_off_a_gpu_and_where_more_damping_is_needed(
     monkeypatch.setattr(GPTQ, "hessian_inverse", lambda solver, matrix: theirs)
     matrix = hessian(8, 40, 0) if definite else -torch.eye(8)
     solver = SimpleNamespace(qcfg=SimpleNamespace(damp_percent=0.01))
-    with direct_inverse():
+    with direct_inverse(anywhere=anywhere):
         found = GPTQ.hessian_inverse(solver, matrix.as_subclass(Fake) if gpu else matrix)
     if direct:
         assert found[1] == 0.01

@@ -76,8 +76,8 @@ def _stream(device: torch.device) -> Any:
 def gpu_packing() -> Iterator[None]:
     """Have ``pack_block`` of gptqmodel's linears compute on the GPU, where there is one.
 
-    Other linears than dense ones, other widths than 2, 4 and 8 bit, and a ``g_idx`` that is out of range go
-    gptqmodel's own way.
+    Other linears than dense ones, other widths than 2, 4 and 8 bit, a ``g_idx`` that is out of range, and what a
+    full GPU has no room for go gptqmodel's own way.
 
     Raises:
         IncompatibleError: ``PackableQuantLinear.pack_block`` is gone, or takes something else.
@@ -110,8 +110,12 @@ def gpu_packing() -> Iterator[None]:
             original(self, linear, scales, zeros, g_idx, *args, **kwargs)
             return
         device = torch.device("cuda", torch.cuda.current_device())
-        with torch.inference_mode(), torch.cuda.stream(_stream(device)):
-            qweight, qzeros = packed(linear.weight.detach(), scales, zeros, g_idx, int(self.bits), device)
+        try:
+            with torch.inference_mode(), torch.cuda.stream(_stream(device)):
+                qweight, qzeros = packed(linear.weight.detach(), scales, zeros, g_idx, int(self.bits), device)
+        except torch.OutOfMemoryError:
+            original(self, linear, scales, zeros, g_idx, *args, **kwargs)
+            return
         # In gptqmodel's order, which becomes that of the file.
         self.register_buffer("g_idx", g_idx.cpu())
         self.register_buffer("scales", scales.T.contiguous().to(torch.float16))

@@ -121,7 +121,9 @@ def test_a_module_gets_the_buffers_it_gets_from_gptqmodel_in_the_same_order(
             assert torch.equal(found, tensor), name
 
 
-@pytest.mark.parametrize("what", ["planar", "3 bit", "a group that is not there", "a convolution"])
+@pytest.mark.parametrize(
+    "what", ["planar", "3 bit", "a group that is not there", "a convolution", "a full GPU"]
+)
 def test_what_it_was_not_written_for_goes_gptqmodels_way(
     as_on_a_gpu: list[Any], what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +138,10 @@ def test_what_it_was_not_written_for_goes_gptqmodels_way(
         went.append(self)
 
     monkeypatch.setattr(PackableQuantLinear, "pack_block", pack_block)
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
     linear, scales, zeros, g_idx = linear_and_scales(32, 64, 2, 4, 0)
     module = SimpleNamespace(bits=4, planar=False, pack_dtype=torch.int32)
     if what == "planar":
@@ -144,8 +150,10 @@ def test_what_it_was_not_written_for_goes_gptqmodels_way(
         module.bits = 3
     elif what == "a group that is not there":
         g_idx[5] = 2
-    else:
+    elif what == "a convolution":
         linear = torch.nn.Conv1d(32, 32, 1)
+    else:
+        monkeypatch.setattr(_packing, "packed", full)
     with gpu_packing():
         PackableQuantLinear.pack_block(module, linear, scales, zeros, g_idx)
     assert went == [module]

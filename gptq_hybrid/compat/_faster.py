@@ -44,8 +44,7 @@ def faster(*, products: Products = "ieee", room: int | None = None) -> Iterator[
         stack.enter_context(swift_solver())
         stack.enter_context(swift_search())
         stack.enter_context(block_kernel())
-        stack.enter_context(pinned_layers())
-        stack.enter_context(gpu_packing())
+        stack.enter_context(gpu_packing(stack.enter_context(pinned_layers())))
         stack.enter_context(hessian_products(products))
         if products != "ieee":
             stack.enter_context(direct_inverse())

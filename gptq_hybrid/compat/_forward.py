@@ -35,7 +35,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from ._gptqmodel import moved
-from ._pinned import pinned
+from ._pinned import pinned, release
 
 if TYPE_CHECKING:
     import torch
@@ -181,7 +181,9 @@ def mixer_once(*, room: int | None = None) -> Iterator[ForwardCounts]:
         yield counts
     finally:
         ForwardExecutor.run_single = original
+        # The last layer has no replay that would drop what was kept of it.
         memo = None
+        release()
 
 
 @contextmanager

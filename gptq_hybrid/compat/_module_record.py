@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -59,10 +60,19 @@ def energy(rows: torch.Tensor, hessian: torch.Tensor, less: torch.Tensor | None 
     import torch
 
     total = torch.zeros((), dtype=torch.float64, device=hessian.device)
-    if less is None and rows.dtype == torch.bfloat16 and rows.is_cuda and hessian.is_cuda:
+    if (
+        less is None
+        and rows.dtype == torch.bfloat16
+        and rows.is_cuda
+        and hessian.is_cuda
+        and _has_out_dtype()
+    ):
         for start in range(0, hessian.shape[1], _COLUMNS):
             columns = slice(start, start + _COLUMNS)
-            total += (product(rows, hessian[:, columns]) * rows[:, columns]).sum(dtype=torch.float64)
+            parts = in_two_parts(hessian[:, columns])
+            for first in range(0, rows.shape[0], _COLUMNS):
+                part = rows[first : first + _COLUMNS]
+                total += (product(part, *parts) * part[:, columns]).sum(dtype=torch.float64)
         return float(total)
     for start in range(0, rows.shape[0], _ROWS):
         part = rows[start : start + _ROWS].to(device=hessian.device, dtype=torch.float32)
@@ -72,12 +82,16 @@ def energy(rows: torch.Tensor, hessian: torch.Tensor, less: torch.Tensor | None 
     return float(total)
 
 
-def product(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """BF16 ``rows`` times an FP32 ``matrix`` in two BF16 parts: FP32."""
+def in_two_parts(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """An FP32 matrix as a sum of two of BF16, with 16 bits of it."""
     import torch
 
     high = matrix.to(torch.bfloat16)
-    low = (matrix - high.float()).to(torch.bfloat16)
+    return high, (matrix - high.float()).to(torch.bfloat16)
+
+
+def product(rows: torch.Tensor, high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
+    """BF16 ``rows`` times a matrix in two BF16 parts: FP32."""
     return _mm(rows, high).add_(_mm(rows, low))
 
 
@@ -87,3 +101,11 @@ def _mm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     if left.is_cuda:
         return torch.mm(left, right, out_dtype=torch.float32)
     return left.float() @ right.float()
+
+
+@cache
+def _has_out_dtype() -> bool:
+    """Whether this PyTorch (2.8 and later) multiplies 16-bit numbers into FP32 ones."""
+    import torch
+
+    return "dtype" in torch.ops.aten.mm.overloads()

@@ -12,9 +12,11 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, wraps
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from ._gptqmodel import moved
+from ._moves import Departures
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +37,7 @@ def packed(
     """``qweight`` and ``qzeros`` of a weight that holds quantized values already.
 
     Args:
-        weight: ``[out_features, in_features]``, floating, of any device.
+        weight: ``[out_features, in_features]``, floating, in main memory.
         scales: ``[out_features, groups]``, FP32. A scale of 0 counts as 1e-6, as in gptqmodel's packer.
         zeros: like ``scales``, whole numbers.
         g_idx: ``[in_features]``, each from 0 to ``groups - 1``.
@@ -73,11 +75,11 @@ def _stream(device: torch.device) -> Any:
 
 
 @contextmanager
-def gpu_packing() -> Iterator[None]:
-    """Have ``pack_block`` of gptqmodel's linears compute on the GPU, where there is one.
+def gpu_packing(left: Departures) -> Iterator[None]:
+    """Have ``pack_block`` of gptqmodel's linears compute on the GPU that their layer ``left``.
 
-    Other linears than dense ones, other widths than 2, 4 and 8 bit, a ``g_idx`` that is out of range, and what a
-    full GPU has no room for go gptqmodel's own way.
+    Before a layer left one it is gptqmodel's. Other linears than dense ones in main memory, other widths than 2, 4
+    and 8 bit, a ``g_idx`` that is out of range, and what a full GPU has no room for go gptqmodel's own way too.
 
     Raises:
         IncompatibleError: ``PackableQuantLinear.pack_block`` is gone, or takes something else.
@@ -92,13 +94,20 @@ def gpu_packing() -> Iterator[None]:
     if original is None or tuple(inspect.signature(original).parameters) != _ARGUMENTS:
         raise moved(f"PackableQuantLinear.pack_block is expected to take {', '.join(_ARGUMENTS)}")
 
+    lock = Lock()
+
     @wraps(original)
     def pack_block(
         self: Any, linear: Any, scales: Any, zeros: Any, g_idx: Any, *args: Any, **kwargs: Any
     ) -> None:
+        device = left.device
+        if device is None:
+            original(self, linear, scales, zeros, g_idx, *args, **kwargs)
+            return
         usual = (
-            torch.cuda.is_available()
-            and isinstance(linear, torch.nn.Linear)
+            isinstance(linear, torch.nn.Linear)
+            and not linear.weight.is_cuda
+            and g_idx.numel() == linear.weight.shape[1]
             and self.bits in (2, 4, 8)
             and not self.planar
             and self.pack_dtype == torch.int32
@@ -109,11 +118,13 @@ def gpu_packing() -> Iterator[None]:
         if not usual:
             original(self, linear, scales, zeros, g_idx, *args, **kwargs)
             return
-        device = torch.device("cuda", torch.cuda.current_device())
         try:
-            with torch.inference_mode(), torch.cuda.stream(_stream(device)):
+            # One at a time, for the sake of the memory: gptqmodel has up to twelve threads here.
+            with lock, torch.inference_mode(), torch.cuda.stream(_stream(device)):
                 qweight, qzeros = packed(linear.weight.detach(), scales, zeros, g_idx, int(self.bits), device)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if "out of memory" not in str(error).lower():
+                raise
             original(self, linear, scales, zeros, g_idx, *args, **kwargs)
             return
         # In gptqmodel's order, which becomes that of the file.

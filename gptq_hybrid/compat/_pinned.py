@@ -23,6 +23,15 @@ def pinned(size: int) -> torch.Tensor:
         return torch.empty(size, dtype=torch.uint8)
 
 
+def release() -> None:
+    """Give back pinned memory that nothing uses; PyTorch itself keeps all that it ever had."""
+    import torch
+
+    empty = getattr(torch._C, "_host_emptyCache", None)
+    if empty is not None and torch.cuda.is_available():
+        empty()
+
+
 @cache
 def _warn(reason: str) -> None:
     _log.warning("no pinned memory, so copies to and from the GPU take longer: %s", reason)

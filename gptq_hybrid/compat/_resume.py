@@ -37,6 +37,7 @@ from ._module_record import ModuleRecord
 
 _RECORDS = "gptq_hybrid_records"
 _ORDER = "gptq_hybrid_order"
+_WAY = "gptq_hybrid_way"
 _ANEW = "Begin anew with --restart."
 
 
@@ -94,12 +95,14 @@ def resumable(
     records: dict[str, ModuleRecord],
     source_identity: Callable[[Path], Mapping[str, str]] | None = None,
     on_stop: Callable[[], None] | None = None,
+    way: str = "",
 ) -> Iterator[None]:
     """Let gptqmodel keep, and continue from, the state of a run of the hybrid while the block runs.
 
     ``records`` goes into each state, and is filled from the one that is continued. ``source_identity(folder)``
     tells sources apart. ``on_stop()`` is called at the first Ctrl-C or SIGTERM, after which the run goes on to the
-    end of its layer; a second one interrupts it at once.
+    end of its layer; a second one interrupts it at once. ``way``: how it is computed, of which a state is not
+    continued in another.
 
     Raises:
         IncompatibleError: gptqmodel's parts are not those this was written against.
@@ -126,12 +129,18 @@ def resumable(
             state, artifacts = super().capture()
             # Text, as gptqmodel's codec takes no floats that are not finite.
             state[_RECORDS] = json.dumps([asdict(record) for record in records.values()])
+            state[_WAY] = way
             state[_ORDER] = {
                 name: [*self.model.model.get_submodule(name)._buffers] for name in state["specs"]
             }
             return state, artifacts
 
         def restore(self, state: dict[str, Any], artifacts: dict[str, Any]) -> None:
+            if state[_WAY] != way:
+                raise HybridError(
+                    f"the earlier run was computed by {state[_WAY]!r}, and this one is by {way!r}",
+                    remedy="Set `faster` and `products` of the model as they were, or begin anew.",
+                )
             kept = [ModuleRecord(**found) for found in json.loads(state[_RECORDS])]
             super().restore(state, artifacts)
             for name, order in state[_ORDER].items():

@@ -23,6 +23,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ._gptqmodel import moved
+from ._pinned import pinned
 
 if TYPE_CHECKING:
     import torch
@@ -154,7 +155,8 @@ def numbers_on(device: torch.device, numbers: list[int]) -> torch.Tensor:
         return torch.tensor(numbers, dtype=torch.int32, device=device)
     if not any(numbers):
         return torch.zeros(len(numbers), dtype=torch.int32, device=device)
-    return torch.tensor(numbers, dtype=torch.int32, pin_memory=True).to(device, non_blocking=True)
+    host = torch.tensor(numbers, dtype=torch.int32)
+    return pinned(host.nbytes).view(torch.int32).copy_(host).to(device, non_blocking=True)
 
 
 @contextmanager

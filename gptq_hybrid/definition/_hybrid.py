@@ -136,7 +136,8 @@ class HybridDefinition:
             records = stack.enter_context(record_modules())
             stack.enter_context(without_stray_logs())
             if asked.arguments.get("checkpoint") is not None:
-                stack.enter_context(resumable(records, source_identity, self.on_stop))
+                way = f"faster, products {self.products}" if self.faster else "gptqmodel alone"
+                stack.enter_context(resumable(records, source_identity, self.on_stop, way))
             out = super().quantize(*args, **kwargs)  # type: ignore[misc]
         keep_log(self, out)
         self.module_records: dict[str, ModuleRecord] = records

@@ -7,9 +7,10 @@ from typing import Any
 
 from gptq_hybrid.checkpoint import Checkpoint, HybridError, TensorLayout, layout_for
 from gptq_hybrid.checkpoint.quantization import dynamic_rule
+from gptq_hybrid.compat import room_on_gpu
 from gptq_hybrid.memory import free_memory
 
-from ._estimate import hidden_state_bytes
+from ._estimate import hidden_state_bytes, kept_bytes
 
 # --samples and --max-length bound the tokens from above; most documents are shorter. What a quarter of the
 # bound does not fit into is too small for certain; the tokens drawn decide the rest.
@@ -45,7 +46,8 @@ def refuse_native(needed: int, *, bound: bool, room: int | None = None, beside: 
     """Raise if ``needed`` bytes do not fit.
 
     ``bound``: they are what the run can need at most, and only a quarter of them must fit. ``room``: bytes
-    there are; None for the main memory that is free. ``beside``: bytes that hidden states take of it.
+    there are; None for the main memory that is free. ``beside``: bytes that hidden states, and what else is kept
+    of a layer, take of it.
 
     Raises:
         HybridError: they do not; the message names what to change.
@@ -57,7 +59,7 @@ def refuse_native(needed: int, *, bound: bool, room: int | None = None, beside: 
     where = "main memory is free" if room is None else "GPU memory is there"
     # Both grow with the tokens.
     times = -(-total // max(available, 1))
-    hidden = f" and {beside / 2**30:.1f} GiB of hidden states" if beside else ""
+    hidden = f" and {beside / 2**30:.1f} GiB of hidden states and the like" if beside else ""
     raise HybridError(
         f"GPTAQ keeps {'at most ' if bound else ''}{needed / 2**30:.1f} GiB of the unquantized model's inputs"
         f"{hidden}, and {available / 2**30:.1f} GiB of {where}",
@@ -85,7 +87,14 @@ def refuse_run(
         import torch
 
         room, beside = gpu_room(settings), 0
+        layout = layout_for(checkpoint.config)
         if room is None and (hidden_on_cpu or not torch.cuda.is_available()):
             beside = hidden_state_bytes(int(checkpoint.text_config["hidden_size"]), 1, tokens)
+        kept = kept_bytes(layout, tokens)
+        on_gpu = torch.cuda.is_available() and kept <= room_on_gpu(
+            torch.cuda.get_device_properties(0).total_memory
+        )
+        if room is None and not on_gpu:
+            beside += kept
         refuse_native(needed, bound=bound, room=room, beside=beside)
     return needed

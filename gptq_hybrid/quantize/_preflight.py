@@ -44,9 +44,9 @@ if TYPE_CHECKING:
 _GIB = 1 << 30
 # gptqmodel's largest, by default.
 _SHARD = 4 * _GIB
-# Of main memory whatever the calibration: libraries, a layer's weights, and those that are being packed. gptqmodel
-# took 24.2 GiB with 20 of hidden states, 512 × 2,048 tokens (bench/quantize/memory.json).
-_PROCESS = 4 * _GIB
+# Of main memory whatever the calibration: libraries, a layer's weights, and those that are being packed. 4.7 GiB
+# were seen on a slice of the 27B with nothing else in main memory (bench/quantize/run.json).
+_PROCESS = 6 * _GIB
 # Keep this share of a device free for kernels, the CUDA context and fragmentation.
 _HEADROOM = 0.9
 
@@ -102,7 +102,7 @@ def preflight(request: QuantizeRequest) -> Preflight:
             "act order: stock vLLM 0.30 and later refuse the result; vllm-qwen36-plugin serves it on one GPU, "
             "permuting the input of its layers. The recipes static-mse and static need no such step"
         )
-    memory, on_cpu = _check_memory(checkpoint, layout, request, warnings)
+    memory, on_cpu, in_main = _check_memory(checkpoint, layout, request, warnings)
     hidden = hidden_state_bytes(
         int(checkpoint.text_config["hidden_size"]), request.samples, request.max_length
     )
@@ -112,6 +112,7 @@ def preflight(request: QuantizeRequest) -> Preflight:
         packed=packed_modules_bytes(layout, settings),
         dense=dense_state_bytes(layout, settings),
         hidden_on_cpu=on_cpu,
+        beside=in_main,
     )
     facts += _check_disk(request.target, _peak_on_disk(layout, request, output), resume)
     facts.append(("state", resume.said(request, layer_count(layout))))
@@ -197,7 +198,8 @@ def _check_disk(target: Path, output: int, resume: ResumePlan) -> list[tuple[str
 
 def _check_memory(
     checkpoint: Checkpoint, layout: TensorLayout, request: QuantizeRequest, warnings: list[str]
-) -> tuple[list[tuple[str, str]], bool]:
+) -> tuple[list[tuple[str, str]], bool, int]:
+    """What is said of memory; whether hidden states stay in main memory; bytes of that which the run takes."""
     import torch
 
     hidden = hidden_state_bytes(
@@ -206,8 +208,10 @@ def _check_memory(
     native = native_bytes(layout, request.recipe.settings, request.samples * request.max_length)
     working = working_bytes(layout, gptaq=native > 0)
     kept = kept_bytes(layout, request.samples * request.max_length)
+    process = _PROCESS + dense_state_bytes(layout, request.recipe.settings)
     if not torch.cuda.is_available():
-        return [("memory", f"CPU only; about {_size(hidden + kept + working)} of RAM (estimate)")], False
+        needed = hidden + kept + working
+        return [("memory", f"CPU only; about {_size(needed)} of RAM (estimate)")], False, needed
     name, total = torch.cuda.get_device_name(0), torch.cuda.get_device_properties(0).total_memory
     room = int(total * _HEADROOM)
     on_cpu = hidden + working + (native if gpu_room(request.recipe.settings) else 0) > room
@@ -218,14 +222,14 @@ def _check_memory(
     facts = [("memory", f"about {_size(on_gpu)} of {_size(total)} on {name} (estimate)")]
     if on_cpu:
         facts.append(("", f"calibration activations, about {_size(hidden)}, stay in main memory"))
-    in_main = _PROCESS + (hidden if on_cpu else 0) + (0 if kept_on_gpu else kept)
+    in_main = process + (hidden if on_cpu else 0) + (0 if kept_on_gpu else kept)
     facts.append(("main memory", f"about {_size(in_main)} (estimate) of {_size(free_memory())} free"))
     if in_main > free_memory():
         warnings.append(
             f"the run takes about {_size(in_main)} of main memory, and {_size(free_memory())} are free: use fewer "
             "--samples, or it will swap or be killed"
         )
-    return facts, on_cpu
+    return facts, on_cpu, in_main
 
 
 def _check_native(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # What computes, and so decides the last bits of a sum.
 _LIBRARIES = ("gptqmodel", "torch", "transformers", "triton", "flash-linear-attention", "causal-conv1d")
 # Folders of this package whose code runs while layers are quantized.
-_CODE = ("compat", "definition")
+_CODE = ("compat", "definition", "packing")
 _SHOWN = 90
 _ABSENT = "absent"
 

@@ -44,13 +44,13 @@ class ResumePlan:
 
 
 def plan_resume(
-    request: QuantizeRequest, *, inputs: int, packed: int, dense: int, hidden_on_cpu: bool
+    request: QuantizeRequest, *, inputs: int, packed: int, dense: int, hidden_on_cpu: bool, beside: int
 ) -> ResumePlan:
     """What a run does about its state.
 
     ``inputs``: bytes of a layer's inputs over the calibration; ``packed``: of the quantized modules;
     ``dense``: of other tensors in a state (see :func:`~gptq_hybrid.resume.state_size`); ``hidden_on_cpu``: a run
-    on a GPU keeps hidden states in main memory.
+    on a GPU keeps hidden states in main memory; ``beside``: bytes of it that the run takes without a state.
 
     Raises:
         HybridError: there is a state, and it is of another run or damaged.
@@ -67,10 +67,12 @@ def plan_resume(
         done = state.layers()
         if done:
             state.refuse_other(before_calibration(request, hidden_on_cpu=hidden_on_cpu), partial=True)
-    # Beside the state, its run needs the inputs and outputs of a layer there.
-    needed = size.memory + (2 * inputs if hidden_on_cpu else 0)
+    needed = size.memory + beside
     if reason is None and not done and needed > free_memory():
-        reason = f"a state takes {_size(needed)} of main memory to write, and {_size(free_memory())} are free"
+        reason = (
+            f"writing a state takes {_size(size.memory)} of main memory beside the run's {_size(beside)}, and "
+            f"{_size(free_memory())} are free"
+        )
     return ResumePlan(None, reason) if reason is not None else ResumePlan(size, done=done)
 
 

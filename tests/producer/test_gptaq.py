@@ -104,7 +104,7 @@ def test_hidden_states_in_main_memory_count_too(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(native, "free_memory", lambda: 100 << 30)
     native.refuse_native(96 << 30, bound=False)
     with pytest.raises(
-        HybridError, match=r"96\.0 GiB .* and 20\.0 GiB of hidden states, and 100\.0 GiB"
+        HybridError, match=r"96\.0 GiB .* and 20\.0 GiB of hidden states and the like, and 100\.0 GiB"
     ) as caught:
         native.refuse_native(96 << 30, bound=False, beside=20 << 30)
     assert "2 times fewer tokens" in str(caught.value)

@@ -141,11 +141,11 @@ def test_main_memory_is_stated_with_what_lies_there_and_warned_of_where_it_is_no
     large, small = 100 * (hidden + kept + working), (hidden + working) // 2
     card(large, 1 << 50)
     found = preflight(request)
-    assert dict(found.facts)["main memory"].startswith("about 4.0 GiB")
+    assert dict(found.facts)["main memory"].startswith("about 6.0 GiB")
     assert not found.calibration_on_cpu
     card(small, 1 << 30)
     found = preflight(request)
-    both = (4 * 2**30 + hidden + kept) / 2**30
+    both = (6 * 2**30 + hidden + kept) / 2**30
     assert dict(found.facts)["main memory"] == f"about {both:.1f} GiB (estimate) of 1.0 GiB free"
     assert found.calibration_on_cpu
     assert any(f"about {both:.1f} GiB of main memory" in warning for warning in found.warnings)

@@ -99,6 +99,8 @@ def quantize(
             model = GPTQModel.load(str(original.path), chosen.quantize_config())
             # By itself it enters all of them.
             model.faster = speedups == (by_itself,)
+            # Of what differs on a GPU in the last digits.
+            model.products = "ieee"
             with mixers_counted() as ran, ExitStack() as stack:
                 entered = [stack.enter_context(speedup()) for speedup in speedups]
                 model.quantize([dict(row) for row in calibration[:ROWS]], batch_size=batch)
@@ -119,10 +121,10 @@ def test_rows_are_of_unequal_length(calibration: list[dict[str, list[int]]]) -> 
         ("static", 3, mixer_once),
         ("static-mse", 3, swift_solver),
         ("static-mse", 3, swift_search),
-        ("static", 3, by_itself),
+        ("reference", 3, by_itself),
         ("static-mse", 3, by_itself),
         # The unquantized model's passes come before the quantized one's in every layer.
-        ("static, GPTAQ", 1, mixer_once),
+        ("static, GPTAQ", 1, by_itself),
     ],
 )
 def test_a_speedup_leaves_every_byte_as_it_was(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptq_hybrid.compat._module_record import energy, product
+from gptq_hybrid.compat._module_record import energy, in_two_parts, product
 
 
 @settings(max_examples=25, deadline=None)
@@ -22,7 +22,7 @@ def test_a_product_in_two_parts_has_sixteen_bits(rows: int, columns: int, seed: 
     exact = weight.double() @ hessian.double()
     # Of the sum of magnitudes: a part of BF16 leaves 2**-9, two leave 2**-17, and FP32 sums some 2**-22.
     size = weight.double().abs() @ hessian.double().abs()
-    assert ((product(weight, hessian).double() - exact).abs() <= size * 2.0**-16).all()
+    assert ((product(weight, *in_two_parts(hessian)).double() - exact).abs() <= size * 2.0**-16).all()
 
 
 def test_one_part_would_not_do() -> None:
@@ -30,7 +30,7 @@ def test_one_part_would_not_do() -> None:
 
     hessian = torch.full((1, 1), 1 + 2.0**-8)
     weight = torch.ones(1, 1).bfloat16()
-    assert float(product(weight, hessian)) == 1 + 2.0**-8
+    assert float(product(weight, *in_two_parts(hessian))) == 1 + 2.0**-8
     assert float(weight.float() @ hessian.bfloat16().float()) != 1 + 2.0**-8
 
 
@@ -47,19 +47,19 @@ def test_on_a_gpu_the_energy_is_the_same_to_six_digits(columns: int, monkeypatch
     class Fake(OnGpu, torch.Tensor):
         pass
 
-    went: list[int] = []
+    went: list[tuple[int, int]] = []
     original = _module_record.product
 
-    def counted(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-        went.append(matrix.shape[1])
-        return original(rows.as_subclass(torch.Tensor), matrix.as_subclass(torch.Tensor))
+    def counted(rows: torch.Tensor, *parts: torch.Tensor) -> torch.Tensor:
+        went.append((rows.shape[0], parts[0].shape[1]))
+        return original(*(part.as_subclass(torch.Tensor) for part in (rows, *parts)))
 
     monkeypatch.setattr(_module_record, "product", counted)
     monkeypatch.setattr(_module_record, "_COLUMNS", 30)
     inputs = torch.randn(200, columns, generator=torch.Generator().manual_seed(0))
     hessian = inputs.T @ inputs
-    weight = torch.randn(7, columns, generator=torch.Generator().manual_seed(1)).bfloat16()
+    weight = torch.randn(47, columns, generator=torch.Generator().manual_seed(1)).bfloat16()
     found = energy(weight.as_subclass(Fake), hessian.as_subclass(Fake))
-    assert sum(went) == columns
-    assert len(went) == -(-columns // 30)
+    assert sum(rows * some for rows, some in went) == 47 * columns
+    assert len(went) == 2 * -(-columns // 30)
     assert found == pytest.approx(energy(weight, hessian), rel=1e-6)

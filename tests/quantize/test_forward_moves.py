@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -52,24 +53,74 @@ def test_a_tensor_is_copied_whole(shape: tuple[int, ...], turned: bool, pinned: 
     assert found.is_contiguous()
 
 
-def test_what_is_in_main_memory_stays_where_it_is(pinned: list[int]) -> None:
+@dataclass
+class Model:
+    """What of gptqmodel's model is looked at, around one layer that says it is on a GPU."""
+
+    model: Any
+    quantize_config: Any
+
+    @classmethod
+    def of_a_layer(cls, dynamic: dict[str, Any]) -> Model:
+        import torch
+        from gptqmodel import QuantizeConfig
+
+        layer = torch.nn.Module()
+        for name, size in (("q_proj", 64), ("k_proj", 64), ("small", 8)):
+            linear = torch.nn.Linear(size, 64, bias=False, dtype=torch.bfloat16)
+            linear.weight = torch.nn.Parameter(on_gpu(linear.weight.detach()))
+            layer.add_module(name, linear)
+        layer.norm = torch.nn.LayerNorm(64)
+        whole = torch.nn.Module()
+        whole.layers = torch.nn.ModuleList([torch.nn.Module(), layer])
+        return cls(whole, QuantizeConfig(bits=4, group_size=64, dynamic=dynamic))
+
+
+def test_weights_that_are_soon_packed_are_copied_waited_for_and_the_rest_left_to_gptqmodel(
+    pinned: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
+    from gptqmodel.models.base import BaseQModel
 
-    value = torch.ones(3)
-    assert _moves.to_pinned(value) is value
-    assert pinned == []
+    model = Model.of_a_layer({r"-:^layers\.1\.k_proj$": {}})
+    layer = model.model.layers[1]
+    went: list[Any] = []
+
+    def post_quantize(self: Any, module: Any) -> Any:
+        went.append({name: type(one.weight.data).__name__ for name, one in module.named_children()})
+        return module
+
+    monkeypatch.setattr(BaseQModel, "post_quantize", post_quantize)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: went.append(device))
+    monkeypatch.setattr(_moves, "_LEAST", 2 * 64 * 64)
+    monkeypatch.setattr(torch.nn.Parameter, "is_cuda", property(lambda self: True), raising=False)
+    before = {name: one.weight.detach().float().clone() for name, one in layer.named_children()}
+    with pinned_layers() as left:
+        assert left.device is None
+        assert BaseQModel.post_quantize(model, layer) is layer
+    # One linear: another is left in BF16 by its rule, one is small, and a norm is none.
+    assert pinned == [2 * 64 * 64]
+    assert left.device is not None
+    assert went[0] == left.device
+    assert went[1].keys() == before.keys()
+    for name, one in layer.named_children():
+        assert torch.equal(torch.Tensor(one.weight.detach().float()), torch.Tensor(before[name]))
 
 
-def test_a_layer_goes_on_to_what_gptqmodel_does_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_in_main_memory_is_gptqmodels_alone(
+    pinned: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
     from gptqmodel.models.base import BaseQModel
 
     went: list[Any] = []
     monkeypatch.setattr(BaseQModel, "post_quantize", lambda self, module: went.append(module) or module)
-    before, layer = BaseQModel.post_quantize, torch.nn.Linear(2, 2)
-    with pinned_layers():
-        assert BaseQModel.post_quantize(object(), layer) is layer
+    before, layer = BaseQModel.post_quantize, torch.nn.Linear(2048, 2048)
+    with pinned_layers() as left:
+        assert BaseQModel.post_quantize(Model(layer, None), layer) is layer
     assert went == [layer]
+    assert pinned == []
+    assert left.device is None
     assert BaseQModel.post_quantize is before
 
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptq_hybrid.compat import IncompatibleError, _packing, gpu_packing
+from gptq_hybrid.compat._moves import Departures
 
 
 def linear_and_scales(rows: int, columns: int, groups: int, bits: int, seed: int) -> tuple[Any, ...]:
@@ -74,6 +75,14 @@ def test_words_are_those_of_gptqmodels_packer(
     assert qzeros.is_contiguous()
 
 
+def on_a_gpu() -> Departures:
+    import torch
+
+    left = Departures()
+    left.device = torch.device("cuda", 0)
+    return left
+
+
 class Stream:
     def __init__(self, device: Any) -> None: ...
 
@@ -92,8 +101,6 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         calls.append(args)
         return computed(*args[:-1], torch.device("cpu"))
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
     monkeypatch.setattr(_packing, "_stream", Stream)
     monkeypatch.setattr(_packing, "packed", packed)
@@ -109,7 +116,7 @@ def test_a_module_gets_the_buffers_it_gets_from_gptqmodel_in_the_same_order(
     made = linear_and_scales(32, 64, 2, 4, seed)
     theirs, ours = packer(4, 32, 64), packer(4, 32, 64)
     theirs.pack_block(*made)
-    with gpu_packing():
+    with gpu_packing(on_a_gpu()):
         ours.pack_block(*made)
     assert len(as_on_a_gpu) == 1
     assert [*ours._buffers] == [*theirs._buffers]
@@ -122,7 +129,8 @@ def test_a_module_gets_the_buffers_it_gets_from_gptqmodel_in_the_same_order(
 
 
 @pytest.mark.parametrize(
-    "what", ["planar", "3 bit", "a group that is not there", "a convolution", "a full GPU"]
+    "what",
+    ["planar", "3 bit", "a group that is not there", "inputs without a group", "a convolution", "a full GPU"],
 )
 def test_what_it_was_not_written_for_goes_gptqmodels_way(
     as_on_a_gpu: list[Any], what: str, monkeypatch: pytest.MonkeyPatch
@@ -150,28 +158,39 @@ def test_what_it_was_not_written_for_goes_gptqmodels_way(
         module.bits = 3
     elif what == "a group that is not there":
         g_idx[5] = 2
+    elif what == "inputs without a group":
+        g_idx = g_idx[:-1]
     elif what == "a convolution":
         linear = torch.nn.Conv1d(32, 32, 1)
     else:
         monkeypatch.setattr(_packing, "packed", full)
-    with gpu_packing():
+    with gpu_packing(on_a_gpu()):
         PackableQuantLinear.pack_block(module, linear, scales, zeros, g_idx)
     assert went == [module]
     assert not as_on_a_gpu
 
 
-def test_without_a_gpu_it_is_gptqmodels_packer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_before_a_layer_left_a_gpu_it_is_gptqmodels_packer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_packing, "packed", None)
     made = linear_and_scales(32, 64, 2, 4, 0)
     module = packer(4, 32, 64)
-    with gpu_packing():
+    with gpu_packing(Departures()):
         module.pack_block(*made)
     assert module.qweight.shape == (8, 32)
+
+
+def test_another_failure_is_not_hidden(as_on_a_gpu: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(_packing, "packed", broken)
+    with gpu_packing(on_a_gpu()), pytest.raises(RuntimeError, match="illegal memory access"):
+        packer(4, 32, 64).pack_block(*linear_and_scales(32, 64, 2, 4, 0))
 
 
 def test_a_packer_that_takes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from gptqmodel.nn_modules.qlinear import PackableQuantLinear
 
     monkeypatch.setattr(PackableQuantLinear, "pack_block", lambda self, linear, tensors: None)
-    with pytest.raises(IncompatibleError, match="pack_block is expected to take"), gpu_packing():
+    with pytest.raises(IncompatibleError, match="pack_block is expected to take"), gpu_packing(on_a_gpu()):
         pass

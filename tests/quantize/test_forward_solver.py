@@ -133,3 +133,27 @@ def test_groups_of_columns_are_int32_in_their_order(numbers: list[int]) -> None:
     found = _solver.numbers_on(torch.device("cpu"), numbers)
     assert found.dtype == torch.int32
     assert found.tolist() == numbers
+
+
+@pytest.mark.parametrize("numbers", [[0, 0, 0], [0, 3, 1]])
+def test_on_a_gpu_zeros_are_made_there_and_others_copied_from_pinned_memory(
+    numbers: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    asked: list[Any] = []
+    zeros, to = torch.zeros, torch.Tensor.to
+
+    def pinned(size: int) -> Any:
+        asked.append(size)
+        return torch.empty(size, dtype=torch.uint8)
+
+    monkeypatch.setattr(_solver, "pinned", pinned)
+    monkeypatch.setattr(torch, "zeros", lambda *size, dtype, device: zeros(*size, dtype=dtype))
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda self, device, non_blocking: asked.append(non_blocking) or to(self, "cpu")
+    )
+    found = _solver.numbers_on(torch.device("cuda"), numbers)
+    assert found.tolist() == numbers
+    assert found.dtype == torch.int32
+    assert asked == ([12, True] if any(numbers) else [])

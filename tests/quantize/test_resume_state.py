@@ -26,6 +26,7 @@ from gptq_hybrid.resume import (
     differences,
     of_calibration,
     open_state,
+    plan_resume,
     source_identity,
     state_folder,
     state_size,
@@ -266,3 +267,34 @@ def test_a_state_adapter_of_another_version_is_not_patched(monkeypatch: pytest.M
     monkeypatch.setattr(gptq_checkpoint.QuantizationCheckpointAdapter, "VERSION", 4)
     with pytest.raises(IncompatibleError, match="version 4; 3 is expected"), resumable({}):
         pass
+
+
+def test_a_run_computed_one_way_is_not_continued_in_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gptqmodel.looper import gptq_checkpoint
+
+    upstream = gptq_checkpoint.QuantizationCheckpointAdapter
+    restored: list[Any] = []
+    monkeypatch.setattr(upstream, "capture", lambda self: ({"specs": []}, {}))
+    monkeypatch.setattr(upstream, "restore", lambda self, state, artifacts: restored.append(state))
+    with resumable({}, way="products half"):
+        adapter = gptq_checkpoint.QuantizationCheckpointAdapter
+        state, _ = adapter.__new__(adapter).capture()
+        adapter.__new__(adapter).restore(state, {})
+    with resumable({}, way="gptqmodel alone"):
+        adapter = gptq_checkpoint.QuantizationCheckpointAdapter
+        with pytest.raises(HybridError, match="by 'products half', and this one is by 'gptqmodel alone'"):
+            adapter.__new__(adapter).restore(state, {})
+    assert restored == [state]
+
+
+def test_a_state_has_to_fit_beside_what_its_run_takes(
+    request_: QuantizeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = 3 << 30
+    monkeypatch.setattr("gptq_hybrid.resume._plan.free_memory", lambda: free)
+    asked = {"inputs": 1 << 28, "packed": 0, "dense": 0, "hidden_on_cpu": False}
+    state = state_size(1 << 28, 0).memory
+    assert plan_resume(request_, **asked, beside=free - state).size is not None
+    refused = plan_resume(request_, **asked, beside=free - state + 1)
+    assert refused.size is None
+    assert "beside the run's 2.5 GiB" in refused.reason

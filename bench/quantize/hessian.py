@@ -70,13 +70,22 @@ def ways(cuda: bool) -> dict[str, Callable[[], AbstractContextManager[None]]]:
         double = matrix.double()
         return (double.T @ double).float()
 
+    def in_tf32(matrix: torch.Tensor) -> torch.Tensor:
+        full, matmul = matrix.to(torch.float32), torch.backends.cuda.matmul
+        # gptqmodel sets this one; PyTorch refuses to read `allow_tf32` after that.
+        before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+        try:
+            return full.T @ full
+        finally:
+            matmul.fp32_precision = before
+
     found: dict[str, Callable[[], AbstractContextManager[None]]] = {
         BASE: lambda: replaced(in_float64),
         "ieee": lambda: hessian_products("ieee"),
         "bf16 sums": lambda: replaced(lambda matrix: (matrix.T @ matrix).to(torch.float32)),
     }
     if cuda:
-        found |= {"tf32": lambda: hessian_products("tf32"), "half": lambda: hessian_products("half")}
+        found |= {"tf32": lambda: replaced(in_tf32), "half": lambda: hessian_products("half")}
     return found
 
 

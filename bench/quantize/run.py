@@ -9,7 +9,7 @@ Variants, every one a process of its own over the same slice and the same random
     definition   with this project's: fewer subsets, Hessians and inverses shared
     ours         and with what gives the same bytes faster: the mixer once a layer, the solver without waits, and
                  with a Triton kernel for the sweep where gptqmodel's own cannot be built
-    fast         and with Hessians of 16-bit products (--products: half or tf32), other in the last digits
+    fast         and with Hessians of 16-bit products and a direct inverse, other in the last digits
 
 The first layer has the compiling of kernels in it and the last one no replay: neither is in the figures "a layer".
 OUT.json is written after each part of a run, so one that is cut off keeps what it has (``"complete": false``).
@@ -52,13 +52,13 @@ def prepare(variant: str, args: argparse.Namespace, stack: ExitStack) -> Any:
     if variant == "stock":
         return None
     import gptq_hybrid
-    from gptq_hybrid.compat import faster
+    from gptq_hybrid.compat import Products, faster
 
     gptq_hybrid.register()
     if variant == "definition":
         return None
     room = None if args.room is None else int(args.room * 2**30)
-    products = args.products if variant == "fast" else "ieee"
+    products: Products = "half" if variant == "fast" else "ieee"
     return stack.enter_context(faster(products=products, room=room))
 
 
@@ -172,7 +172,7 @@ def digest(folder: Path) -> str:
 def settings(args: argparse.Namespace) -> Json:
     """What runs must share to be compared."""
     names = (
-        "layers", "samples", "length", "batch", "mixed", "recipe", "tiny", "calibration_on_cpu", "products", "room",
+        "layers", "samples", "length", "batch", "mixed", "recipe", "tiny", "calibration_on_cpu", "room",
     )  # fmt: skip
     return {name: getattr(args, name) for name in names}
 
@@ -191,7 +191,6 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
         "--mixed", action="store_true", help="rows of unequal length (stock fails on batches)"
     )
     parser.add_argument("--recipe", default="reference")
-    parser.add_argument("--products", default="half", choices=("half", "tf32"), help="of the variant `fast`")
     parser.add_argument("--room", type=float, help="GiB of the GPU for what `ours` keeps of a layer")
     parser.add_argument(
         "--calibration-on-cpu", action="store_true", help="hidden states in main memory, for all variants"

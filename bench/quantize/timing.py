@@ -34,7 +34,7 @@ class Watch:
         self.passes: list[Json] = []
         self.losses: dict[str, float | str] = {}
         self.solvers: list[tuple[float, float]] = []
-        self.inverse = self.moves = self.finalize = 0.0
+        self.sums = {"inverse": 0.0, "moves": 0.0, "finalize": 0.0}
         self._lock = Lock()
         self._products: list[Any] = []
         self._product_seconds = 0.0
@@ -60,11 +60,11 @@ class Watch:
                 wrap(mixer, "forward", self._counted)
             wrap(ForwardExecutor, "run_single", self._pass)
             wrap(GPTQ, "add_batch", self._product)
-            wrap(GPTQ, "hessian_inverse", self._inverted)
+            wrap(GPTQ, "hessian_inverse", self._timed("inverse"))
             wrap(GPTQ, "quantize", self._solved)
-            wrap(BaseQModel, "pre_quantize", self._moved)
-            wrap(BaseQModel, "post_quantize", self._moved)
-            wrap(GPTQProcessor, "submodule_finalize", self._finalized)
+            wrap(BaseQModel, "pre_quantize", self._timed("moves"))
+            wrap(BaseQModel, "post_quantize", self._timed("moves"))
+            wrap(GPTQProcessor, "submodule_finalize", self._timed("finalize", idle=False))
             yield
 
     def _counted(self, inner: Any) -> Any:
@@ -118,28 +118,24 @@ class Watch:
 
         return add_batch
 
-    def _inverted(self, inner: Any) -> Any:
-        def hessian_inverse(*args: Any, **kwargs: Any) -> Any:
-            wait()
-            begin = time.perf_counter()
-            out = inner(*args, **kwargs)
-            wait()
-            with self._lock:
-                self.inverse += time.perf_counter() - begin
-            return out
+    def _timed(self, stage: str, *, idle: bool = True) -> Callable[[Any], Any]:
+        """Adds what a call takes to ``stage``; ``idle``: with the GPU idle at both ends."""
 
-        return hessian_inverse
+        def make(inner: Any) -> Any:
+            def timed(*args: Any, **kwargs: Any) -> Any:
+                if idle:
+                    wait()
+                begin = time.perf_counter()
+                out = inner(*args, **kwargs)
+                if idle:
+                    wait()
+                with self._lock:
+                    self.sums[stage] += time.perf_counter() - begin
+                return out
 
-    def _moved(self, inner: Any) -> Any:
-        def move(*args: Any, **kwargs: Any) -> Any:
-            wait()
-            begin = time.perf_counter()
-            out = inner(*args, **kwargs)
-            wait()
-            self.moves += time.perf_counter() - begin
-            return out
+            return timed
 
-        return move
+        return make
 
     def _solved(self, inner: Any) -> Any:
         from gptq_hybrid.compat._module_record import module_name
@@ -156,16 +152,6 @@ class Watch:
 
         return quantize
 
-    def _finalized(self, inner: Any) -> Any:
-        def submodule_finalize(*args: Any, **kwargs: Any) -> Any:
-            begin = time.perf_counter()
-            out = inner(*args, **kwargs)
-            with self._lock:
-                self.finalize += time.perf_counter() - begin
-            return out
-
-        return submodule_finalize
-
     def stages(self) -> dict[str, float]:
         """Seconds by stage but for ``save``.
 
@@ -177,9 +163,7 @@ class Watch:
             "forward": sum(one["seconds"] for one in self.passes) - hessian,
             "hessian": hessian,
             "solver": covered(self.solvers),
-            "inverse": self.inverse,
-            "moves": self.moves,
-            "finalize": self.finalize,
+            **self.sums,
         }
         return {name: round(seconds, 3) for name, seconds in found.items()}
 

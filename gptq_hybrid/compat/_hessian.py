@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from gptq_hybrid.checkpoint import HybridError
@@ -26,10 +25,8 @@ from ._gptqmodel import moved
 if TYPE_CHECKING:
     import torch
 
-# "ieee": gptqmodel's own. "tf32": the same call with TF32 on. "half": the 16-bit inputs themselves, FP32 sums.
-Products = Literal["ieee", "tf32", "half"]
-
-_setting = Lock()
+# "ieee": gptqmodel's own. "half": the 16-bit inputs themselves, FP32 sums.
+Products = Literal["ieee", "half"]
 
 
 def gram(matrix: torch.Tensor, products: Products) -> torch.Tensor:
@@ -42,19 +39,7 @@ def gram(matrix: torch.Tensor, products: Products) -> torch.Tensor:
     if not matrix.is_cuda or products == "ieee":
         full = matrix.to(torch.float32)
         return full.T @ full
-    if products == "half":
-        return torch.mm(matrix.T, matrix, out_dtype=torch.float32)
-    full = matrix.to(torch.float32)
-    # gptqmodel sets this one; PyTorch refuses to read `allow_tf32` after that. No solver is at work meanwhile, but
-    # with several GPUs passes of other threads are.
-    matmul = torch.backends.cuda.matmul
-    with _setting:
-        before = matmul.fp32_precision
-        matmul.fp32_precision = "tf32"
-        try:
-            return full.T @ full
-        finally:
-            matmul.fp32_precision = before
+    return torch.mm(matrix.T, matrix, out_dtype=torch.float32)
 
 
 @contextmanager

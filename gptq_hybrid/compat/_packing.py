@@ -1,9 +1,10 @@
 """Packing quantized weights on the GPU, to the bytes of gptqmodel's CPU packer.
 
-gptqmodel 7.6.0 packs a module on one core while the next modules are quantized: 1.05 s for the 27B's `down_proj` by
-its C++ extension (AMD EPYC), 4 s a layer, which is as long as the whole layer takes on an H200 with the rest of
-:func:`~gptq_hybrid.compat.faster`; threads that wait for Python's lock then slow down the sweep (2.7 s of it became
-4.3 s over five layers). Its own ``pack_impl="gpu"`` launches nine kernels for every 32 inputs.
+gptqmodel 7.6.0 packs a module on one core while the next modules are quantized. Finishing the modules of five
+layers of the 27B kept threads busy for 53 s, of a run of 28 s on an H200 with the rest of
+:func:`~gptq_hybrid.compat.faster`, and threads that wait for Python's lock slowed down the sweep: 2.7 s of it
+became 4.3 s (bench/quantize/run-before.json). Its own ``pack_impl="gpu"`` launches nine kernels for every 32
+inputs.
 """
 
 from __future__ import annotations

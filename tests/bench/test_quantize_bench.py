@@ -37,7 +37,7 @@ def test_what_changes_the_figures_is_part_of_the_settings() -> None:
     usual = run.settings(run.parsed(["out.json"]))
     for more in (
         ["--layers", "6"], ["--samples", "9"], ["--length", "64"], ["--batch", "4"], ["--mixed"], ["--tiny"],
-        ["--recipe", "static"], ["--calibration-on-cpu"], ["--products", "tf32"], ["--room", "2"],
+        ["--recipe", "static"], ["--calibration-on-cpu"], ["--room", "2"],
     ):  # fmt: skip
         assert run.settings(run.parsed(["out.json", *more])) != usual
     assert run.settings(run.parsed(["out.json", "--slice", "there", "--seconds", "9"])) == usual

@@ -1,5 +1,4 @@
-"""Tables and the picture of README.md, from `run.json` (the recipe `reference`), `default.json`, `memory.json` and
-`hessian.json`.
+"""Tables and the picture of README.md, from the results beside it; `run.json` is the recipe `reference`.
 
     python -m bench.quantize.report [--check] [--no-picture]
 
@@ -14,14 +13,16 @@ from bench.pages import Page
 from bench.quantize import tables
 
 _HERE = Path(__file__).parent
-REFERENCE, DEFAULT, MEMORY, HESSIAN, QUALITY = (
-    _HERE / f"{name}.json" for name in ("run", "default", "memory", "hessian", "quality")
+REFERENCE, DEFAULT, BYTES, MEMORY, KILL, HESSIAN, QUALITY = (
+    _HERE / f"{name}.json" for name in ("run", "default", "bytes", "memory", "kill", "hessian", "quality")
 )
 PAGE = Page(
     _HERE / "README.md",
     {
         "reference": (REFERENCE, tables.report),
         "default": (DEFAULT, tables.report),
+        "bytes": (BYTES, tables.bytes_table),
+        "kill": (KILL, tables.kill_table),
         "memory": (MEMORY, tables.memory_table),
         "hessian": (HESSIAN, tables.hessian_table),
         "quality": (QUALITY, tables.quality_table),

@@ -16,6 +16,7 @@ STAGES = ("forward", "hessian", "solver", "inverse", "moves", "finalize")
 _IN_TURN = ("forward", "hessian", "solver", "moves")
 # Aims, as shares of stock.
 TIME_TARGET, SOLVE_TARGET, MEMORY_TARGET, LOSS_TARGET = 0.35, 0.6, 1.0, 0.01
+_MEMORY_ROWS = 512
 
 
 def layer_seconds(run: Json) -> float:
@@ -164,7 +165,9 @@ def aims(result: Json) -> list[str]:
             ("time a layer", layer_seconds(run) / layer_seconds(stock), TIME_TARGET),
             ("solver", solve_seconds(run) / solve_seconds(stock), SOLVE_TARGET),
         ]
-        if stock["memory"].get("gpu_gib") and run["memory"].get("gpu_gib"):
+        # Set for so many rows: with fewer, what a card has room for is kept there.
+        enough = result["settings"]["samples"] >= _MEMORY_ROWS
+        if enough and stock["memory"].get("gpu_gib") and run["memory"].get("gpu_gib"):
             checks.append(
                 ("GPU memory", run["memory"]["gpu_gib"] / stock["memory"]["gpu_gib"], MEMORY_TARGET)
             )
@@ -182,8 +185,9 @@ def same_bytes(result: Json) -> list[str]:
     """Whether variants that claim the same bytes as gptqmodel have them."""
     runs = {name: run["bytes"] for name, run in result["runs"].items() if "bytes" in run}
     found = []
-    for name, before in (("definition", "stock"), ("ours", "definition")):
-        if name in runs and before in runs:
+    for name in ("definition", "ours"):
+        before = next((other for other in ("definition", "stock") if other != name and other in runs), None)
+        if name in runs and before is not None:
             equal = "the same bytes" if runs[name] == runs[before] else "OTHER BYTES"
             found.append(f"{name} and {before}: {equal} ({runs[name]})")
     return found
@@ -227,6 +231,46 @@ def quality_table(result: Json) -> str:
         f"{table(['inverse', 'KLD, nats a token', 'top-1, %'], rows)}\n\n"
         f"The second less the first: {less}. {where(result['environment'])}; {of}."
     )
+
+
+def bytes_table(result: Json) -> str:
+    """Seconds of a solver and a layer of variants that are held against each other byte for byte."""
+    runs = complete(result)
+    rows = [
+        [name, f"{layer_seconds(run):.2f}", f"{solve_seconds(run):.1f}", run["bytes"].replace(", ", ": ")]
+        for name, run in runs.items()
+    ]
+    lines = "\n".join(f"- {line}" for line in same_bytes(result))
+    header = ["variant", "s a layer", "solver, s", "packed tensors, and their digest"]
+    return f"{table(header, rows)}\n\n{_made_with(result)}\n\n{lines}"
+
+
+def kill_table(result: Json) -> str:
+    """Runs of the command, what kills left, and which files of the targets differ."""
+    kills = iter(result["kills"])
+    rows = []
+    for name, seconds in result["seconds"].items():
+        cells = [name, f"{seconds:.0f}"]
+        if name.startswith("killed"):
+            kill = next(kills)
+            cells += [str(kill["exit"]), str(kill["layers"]), "yes" if kill["target"] else "no"]
+        else:
+            cells += ["0", "", "yes"]
+        rows.append(cells)
+    given = result["settings"]
+    body = table(["run", "s", "exit code", "layers kept", "target there"], rows)
+    count = len(result["files"])
+    differ = {
+        "A run and its repetition": result["again_differs"],
+        "A run and the continued one": result["continued_differs"],
+    }
+    lines = "\n".join(
+        f"- {what}: of {count} files these differ: {', '.join(names) or 'none'}"
+        for what, names in differ.items()
+    )
+    size = "the tiny model" if given["tiny"] else "the 27B"
+    of = f"{given['layers']} layers of {size}, {given['samples']} rows of at most {given['length']} tokens"
+    return f"{body}\n\n{lines}\n\n{where(result['environment'])}; {of}, recipe `{given['recipe']}`."
 
 
 def report(result: Json) -> str:

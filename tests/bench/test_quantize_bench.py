@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench.quantize import report, run, tables
+from bench.quantize import kill, report, run, tables
 from bench.quantize.slice import slice_config, write_slice
 from bench.quantize.timing import Watch, covered
 from gptq_hybrid.checkpoint import layout_for
@@ -159,15 +159,53 @@ def test_both_inverses_and_their_difference_are_shown() -> None:
 
 
 def test_aims_are_met_or_missed_by_the_figures() -> None:
-    found = tables.aims(result(stock=figures(10), ours=figures(3), fast=figures(6.1, loss=1.02, gpu=21.0)))
-    assert [line.rpartition(" ")[2] for line in found] == ["met"] * 4 + ["missed"] * 4
-    assert "GPU memory" not in " ".join(
-        tables.aims(result(stock=figures(1, gpu=None), ours=figures(1, gpu=None)))
-    )
+    given = result(stock=figures(10), ours=figures(3), fast=figures(6.1, loss=1.02, gpu=21.0))
+    assert "GPU memory" not in " ".join(tables.aims(given))
+    given["settings"]["samples"] = 512
+    assert [line.rpartition(" ")[2] for line in tables.aims(given)] == ["met"] * 4 + ["missed"] * 4
+    for found in given["runs"].values():
+        found["memory"] = {"cpu_gib": 3.0}
+    assert "GPU memory" not in " ".join(tables.aims(given))
     assert tables.aims(result(ours=figures(3))) == []
     tiny = result(stock=figures(10), ours=figures(3))
     tiny["settings"]["tiny"] = True
     assert tables.aims(tiny) == []
+
+
+def test_ours_is_held_against_stock_where_the_definition_alone_was_not_run() -> None:
+    (line,) = tables.same_bytes(result(stock=figures(1), ours=figures(1), fast=figures(1, text="c")))
+    assert line == "ours and stock: the same bytes (a)"
+    text = tables.bytes_table(
+        result(stock=figures(1, text="2 tensors, aa"), ours=figures(1, text="2 tensors, bb"))
+    )
+    assert "| ours | 1.00 | 1.0 | 2 tensors: bb |" in text
+    assert "ours and stock: OTHER BYTES" in text
+
+
+def test_kills_and_what_differs_after_them_are_shown() -> None:
+    found = {
+        "environment": {"device": "some card"},
+        "settings": {"layers": 5, "samples": 64, "length": 512, "recipe": "reference", "tiny": False},
+        "kills": [{"exit": -9, "layers": 1, "target": False}, {"exit": -9, "layers": 3, "target": False}],
+        "seconds": {"whole": 60.0, "again": 61.0, "killed-0": 20.0, "killed-1": 30.0, "continued": 25.0},
+        "files": ["model.safetensors", "quant_log.csv"],
+        "again_differs": [],
+        "continued_differs": ["model.safetensors"],
+    }
+    text = tables.kill_table(found)
+    assert "| killed-1 | 30 | -9 | 3 | no |" in text
+    assert "| continued | 25 | 0 |  | yes |" in text
+    assert "A run and its repetition: of 2 files these differ: none" in text
+    assert "the continued one: of 2 files these differ: model.safetensors" in text
+
+
+def test_files_differ_by_bytes_or_by_being_there(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder, files in ((one, {"a": "1", "b": "1", "c": "1"}), (other, {"a": "1", "b": "2", "d": "1"})):
+        folder.mkdir()
+        for name, text in files.items():
+            (folder / name).write_text(text)
+    assert kill.differing(one, other) == ["b", "c", "d"]
 
 
 def test_other_bytes_are_said_aloud() -> None:

@@ -10,6 +10,9 @@ every one a process of its own:
     stock, machete           vLLM alone, with that kernel
     bf16                     vLLM alone, unquantized
 
+With --graphs passes of up to 1,024 tokens are CUDA graphs too, whose launches cost the host next to nothing. A
+graph keeps the way that it was recorded with: `exact` and `fp8` are processes of their own there, over Marlin.
+
 With --serving no times are taken: the requests of --load, with MTP and prefix caching on.
 
 OUT.json is written after each figure, so a run that is cut off keeps what it has (``"complete": false``). Variants
@@ -30,7 +33,7 @@ from typing import Any
 from bench.prefill import engine_timing as timing
 from bench.prefill.engine_dummy import fill_on_load, write_checkpoint
 from bench.prefill.engine_facts import engine_facts, environment, plugin_facts
-from bench.prefill.engine_results import MACHETE_PLUGIN, PLUGIN, VARIANTS, lengths
+from bench.prefill.engine_results import GRAPHED, MACHETE_PLUGIN, PLUGIN, VARIANTS, lengths
 from bench.prefill.engine_tables import report
 from bench.prefill.engine_ways import OneWay, Ways, kernel_names, layers_by_shape
 from bench.results import Json, merge
@@ -40,9 +43,12 @@ _BATCHES, _STEPS = (1, 16), 128
 # What matters most comes first: a run may be cut off.
 _CASES = ("1024", "8192", "2048", "512", "4096", "4x512", "173+390+634+851")
 _TOKENS = 8192
+# Sizes that vLLM records by itself end at 512.
+_GRAPHS, _GRAPH_CASES = (1, 2, 4, 16, 256, 512, 1024), ("1024", "512", "256")
 _LOAD = {"count": 64, "least": 30, "most": 3000, "new": 32}
 # A CPU gets through these; between them they take every way.
 _TINY_CASES, _TINY_TOKENS, _TINY_STEPS = ("64", "24", "96", "3x16"), 512, 4
+_OURS = (PLUGIN, MACHETE_PLUGIN, *GRAPHED)
 _TINY_LOAD = {"count": 20, "least": 10, "most": 150, "new": 4}
 
 
@@ -58,7 +64,7 @@ def start(variant: str, args: argparse.Namespace, folder: Path) -> Any:
             "gpu_memory_utilization": args.memory,
             "attention_backend": args.attention,
             "gdn_prefill_backend": "triton",
-            "compilation_config": {"cudagraph_capture_sizes": [1, 2, 4, 16]},
+            "compilation_config": {"cudagraph_capture_sizes": list(_GRAPHS if args.graphs else _GRAPHS[:4])},
         }
     if args.tiny or args.serving:
         extra["enforce_eager"] = True
@@ -67,9 +73,9 @@ def start(variant: str, args: argparse.Namespace, folder: Path) -> Any:
     tokens = _TINY_TOKENS if args.tiny else _TOKENS
     # The variant is in vLLM's key of compiled graphs, which knows nothing of kernels.
     options: dict[str, Any] = {"prefill_bench": variant}
-    if variant in (PLUGIN, MACHETE_PLUGIN):
+    if variant in _OURS:
         # Drafts as without the plugin: what they verify in one call would differ otherwise.
-        options["qwen36"] = {"prefill": "fp8", "draft": "bf16"}
+        options["qwen36"] = {"prefill": variant if variant in GRAPHED else "fp8", "draft": "bf16"}
     return LLM(
         model=str(checkpoint),
         load_format="dummy",
@@ -98,7 +104,7 @@ def set_up(variant: str, folder: Path, tiny: bool) -> None:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     if variant not in ("machete", MACHETE_PLUGIN):
         os.environ["VLLM_DISABLED_KERNELS"] = "MacheteLinearKernel"
-    if variant in (PLUGIN, MACHETE_PLUGIN):
+    if variant in _OURS:
         import vllm_qwen36_plugin
 
         os.environ["QWEN36_CACHE"] = str(folder / "cache")
@@ -133,10 +139,11 @@ def run(variant: str, args: argparse.Namespace, folder: Path) -> None:
     keep(environment=environment(), seconds=seconds, **engine_facts(llm, preparation.memory))
     if loaded:
         keep(kernels=kernel_names(loaded[-1]))
-    if variant in (PLUGIN, MACHETE_PLUGIN):
+    if variant in _OURS:
         from vllm_qwen36_plugin.prefill import dispatch
 
-        ways = Ways(dispatch.linears(), layers_by_shape(loaded[-1]))
+        if variant not in GRAPHED:
+            ways = Ways(dispatch.linears(), layers_by_shape(loaded[-1]))
         facts = plugin_facts(loaded[-1])
         keep(seconds={**seconds, "measuring": facts.pop("measuring")}, plugin=facts)
     print(
@@ -160,7 +167,7 @@ def run(variant: str, args: argparse.Namespace, folder: Path) -> None:
 
 def take(llm: Any, ways: OneWay | Ways, args: argparse.Namespace, vocabulary: int, keep: Any) -> None:
     """First tokens by way and case, then decode steps by batch."""
-    cases = _TINY_CASES if args.tiny else _CASES
+    cases = _TINY_CASES if args.tiny else _GRAPH_CASES if args.graphs else _CASES
     keep(first_choice=timing.first_choice(llm, ways, cases[0], vocabulary))
     gc.collect()
     gc.freeze()
@@ -206,6 +213,7 @@ def settings(args: argparse.Namespace) -> Json:
         "tokens": _TINY_TOKENS if args.tiny else _TOKENS,
         "steps": _steps(args),
         "serving": args.serving,
+        "graphs": args.graphs,
     }
 
 
@@ -224,8 +232,16 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--serving", action="store_true", help="the load alone: two MTP drafts, prefix caching, not compiled"
     )
+    parser.add_argument(
+        "--graphs", action="store_true", help="CUDA graphs for prefill too; variants stock, exact, fp8"
+    )
     parser.add_argument("--tiny", action="store_true", help="a small model, eager: to try this out on a CPU")
     args = parser.parse_args(arguments)
+    in_turns = {PLUGIN, MACHETE_PLUGIN} & set(args.variants)
+    if in_turns and args.graphs:
+        parser.error(
+            f"{', '.join(sorted(in_turns))}: its ways take turns, and a graph has one; name exact, fp8"
+        )
     if args.machete:
         args.variants = [MACHETE_PLUGIN if name == PLUGIN else name for name in args.variants]
     return args

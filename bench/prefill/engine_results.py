@@ -16,8 +16,10 @@ from statistics import median
 from bench.results import Json
 
 PLUGIN, MACHETE_PLUGIN = "plugin", "plugin-machete"
-VARIANTS = (PLUGIN, MACHETE_PLUGIN, "stock", "machete", "bf16")
+VARIANTS = (PLUGIN, MACHETE_PLUGIN, "stock", "exact", "fp8", "machete", "bf16")
 WAYS = ("stock", "exact", "fp8")
+# With --graphs a pass is recorded with the way it goes, so that each way is a process.
+GRAPHED = ("exact", "fp8")
 # What the plugin's processes are held against: the same kernel without it.
 WITHOUT = {PLUGIN: "stock", MACHETE_PLUGIN: "machete"}
 Column = tuple[str, str]

@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 from bench.prefill.engine_notes import environments, noted
 from bench.prefill.engine_results import (
+    GRAPHED,
     PLUGIN,
     Column,
+    cases,
     comparable,
     first_token_kernels_ms,
     kernels_ms,
@@ -55,11 +57,42 @@ def targets_table(result: Json) -> str:
     runs = result["runs"]
     if comparable(result, PLUGIN, "stock"):
         for batch in runs[PLUGIN].get("step_ms", {}):
-            both = [(take(runs[PLUGIN], batch), take(runs["stock"], batch)) for take in (step_ms, kernels_ms)]
-            ratios = [None if one is None or not other else one / other for one, other in both]
-            rows.append([f"decode step, batch {batch}", "", f"{STEP:.2f}", *(_met(r, STEP) for r in ratios)])
+            ratios = _of_a_step(runs[PLUGIN], runs["stock"], batch)
+            if ratios[1] is not None:
+                rows.append(
+                    [f"decode step, batch {batch}", "", f"{STEP:.2f}", *(_met(r, STEP) for r in ratios)]
+                )
     header = ["", "tokens", "at most", "on the clock", "of kernels"]
     return noted(table(header, rows), environments(result))
+
+
+def graphs_table(result: Json) -> str:
+    """The same of ``--graphs``, where every way is a process, for each number of tokens that was recorded."""
+    runs, rows = result["runs"], []
+    most = {(target.way, target.case): target.most for target in TARGETS if target.base == "stock"}
+    ways = [way for way in GRAPHED if comparable(result, way, "stock")]
+    for case in cases(result):
+        for way in ways:
+            wanted = most.get((way, case))
+            ratios = (
+                ttft_ratio(result, (way, way), ("stock", "stock"), case),
+                _of_kernels(result, (way, way), ("stock", "stock"), case),
+            )
+            at_most = "" if wanted is None else f"{wanted:.2f}"
+            rows.append([f"first token, {way} / stock", case, at_most, *(_met(r, wanted) for r in ratios)])
+    for way in ways:
+        for batch in runs[way].get("step_ms", {}):
+            ratios = _of_a_step(runs[way], runs["stock"], batch)
+            what = f"decode step, {way} / stock, batch {batch}"
+            rows.append([what, "", f"{STEP:.2f}", *(_met(r, STEP) for r in ratios)])
+    header = ["", "tokens", "at most", "on the clock", "of kernels"]
+    return noted(table(header, rows), environments(result))
+
+
+def _of_a_step(run: Json, base: Json, batch: str) -> tuple[float | None, float | None]:
+    both = [(take(run, batch), take(base, batch)) for take in (step_ms, kernels_ms)]
+    clock, kernels = (None if one is None or not other else one / other for one, other in both)
+    return clock, kernels
 
 
 def _of_kernels(result: Json, ours: Column, base: Column, case: str) -> float | None:
@@ -69,5 +102,5 @@ def _of_kernels(result: Json, ours: Column, base: Column, case: str) -> float | 
     return None if one is None or not other else one / other
 
 
-def _met(ratio: float | None, most: float) -> str:
-    return "" if ratio is None else f"{ratio:.3f}{', met' if ratio <= most else ''}"
+def _met(ratio: float | None, most: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.3f}{', met' if most is not None and ratio <= most else ''}"

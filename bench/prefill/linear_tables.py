@@ -167,6 +167,28 @@ def sizes_table(result: Json) -> str:
     return f"{body}\n\n{environment(result)}. Over the same path with {size} MiB."
 
 
+def e4m3_table(result: Json) -> str:
+    """TFLOP/s by module, rows and GEMM, and of all linears of a pass."""
+    from bench.prefill.e4m3 import SHAPES
+
+    names = list(dict.fromkeys(name for row in result["rows"] for name in row["tflops"]))
+    rows = []
+    for m in dict.fromkeys(row["m"] for row in result["rows"]):
+        each = {row["module"]: row["tflops"] for row in result["rows"] if row["m"] == m}
+        rows += [
+            [module, str(m), *(str(tflops.get(name, "")) for name in names)]
+            for module, tflops in each.items()
+        ]
+        work = {module: n * k * layers for module, (n, k, layers) in SHAPES.items() if module in each}
+        cells = []
+        for name in names:
+            of = {module: each[module].get(name) for module in work}
+            whole = [work[module] / rate for module, rate in of.items() if isinstance(rate, int | float)]
+            cells.append(f"{sum(work.values()) / sum(whole):.0f}" if len(whole) == len(work) else "")
+        rows.append(["all of a pass", str(m), *cells])
+    return f"{table(['module', 'M', *names], rows)}\n\n{where(result['environment'])}. TFLOP/s."
+
+
 def roofline_table(result: Json) -> str:
     """How far the paths are from what the card was seen to do."""
     dense = [

@@ -18,11 +18,15 @@ from bench.results import Json
 HERE = Path(__file__).parent
 README, PICTURE = HERE / "README.md", HERE / "linear.png"
 LINEAR, LINEAR_FP16, ENGINE = HERE / "linear.json", HERE / "linear-fp16.json", HERE / "engine.json"
-ENGINE_H100 = HERE / "engine-h100.json"
-QUALITY, SERVING = HERE / "quality.json", HERE / "serving.json"
+ENGINE_H100, TRITON, GRAPHS = (HERE / f"{name}.json" for name in ("engine-h100", "engine-triton", "graphs"))
+QUALITY = HERE / "quality.json"
+SERVING, SERVING_H100, LINEAR_H100 = (
+    HERE / f"{name}.json" for name in ("serving", "serving-h100", "linear-h100")
+)
 TABLES: dict[str, tuple[Path, Callable[[Json], str]]] = {
     "pass": (LINEAR, linear_tables.pass_table),
     "pass-fp16": (LINEAR_FP16, linear_tables.pass_table),
+    "pass-h100": (LINEAR_H100, linear_tables.pass_table),
     "worst": (LINEAR, linear_tables.worst_table),
     "expansion": (LINEAR, linear_tables.expansion_table),
     "sizes": (LINEAR, linear_tables.sizes_table),
@@ -30,8 +34,13 @@ TABLES: dict[str, tuple[Path, Callable[[Json], str]]] = {
     "shapes": (LINEAR, linear_tables.shape_table),
     "targets": (ENGINE, engine_targets.targets_table),
     "engine": (ENGINE, engine_tables.report),
+    "graphs": (GRAPHS, engine_targets.graphs_table),
+    "graphs-ttft": (GRAPHS, engine_tables.ttft_table),
+    "triton": (TRITON, engine_targets.targets_table),
     "engine-h100": (ENGINE_H100, engine_tables.report),
     "load": (SERVING, engine_tables.load_table),
+    "load-h100": (SERVING_H100, engine_tables.load_table),
+    "e4m3": (HERE / "e4m3.json", linear_tables.e4m3_table),
     "quality": (QUALITY, quality_tables.report),
 }
 

@@ -31,6 +31,13 @@ def test_machete_flag_renames_the_plugin_variant() -> None:
     ]
 
 
+def test_ways_that_take_turns_are_not_recorded_in_graphs(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        engine.parsed(["x", "--graphs"])
+    assert "name exact, fp8" in capsys.readouterr().err
+    assert engine.parsed(["x", "--graphs", "--variants", "stock", "exact"]).graphs
+
+
 def test_checkpoint_of_the_bf16_original_says_nothing_of_quantization(tmp_path: Path) -> None:
     packed = read_json_object(write_checkpoint(tmp_path / "packed", 4, quantized=True) / "config.json")
     dense = read_json_object(write_checkpoint(tmp_path / "dense", 4, quantized=False) / "config.json")

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from bench.prefill import engine_kernels, engine_tables, engine_targets
-from bench.prefill.report import ENGINE, ENGINE_H100
+from bench.prefill.engine_results import cases
+from bench.prefill.report import ENGINE, ENGINE_H100, GRAPHS, TRITON
 from bench.results import Json, load
 
 PLACE = {"device": "NVIDIA H200", "vllm": "0.26.0", "torch": "2.11.0"}
@@ -122,8 +123,33 @@ def committed(path: Path) -> Json:
     return found
 
 
-@pytest.mark.parametrize("path", [ENGINE, ENGINE_H100], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [TRITON, ENGINE_H100, GRAPHS], ids=lambda path: path.stem)
 def test_committed_runs_are_whole_and_had_no_problems(path: Path) -> None:
     runs = committed(path)["runs"]
-    assert {"plugin", "stock", "bf16"} <= set(runs)
+    assert ({"stock", "exact", "fp8"} if path == GRAPHS else {"plugin", "stock", "bf16"}) <= set(runs)
     assert all(run["complete"] and "problems" not in run for run in runs.values())
+
+
+def test_a_committed_run_that_was_cut_off_has_its_first_tokens_and_says_so() -> None:
+    result = committed(ENGINE)
+    runs = result["runs"]
+    assert not any("problems" in run for run in runs.values())
+    assert [name for name, run in runs.items() if not run["complete"]] == ["plugin"]
+    whole = set(cases(result))
+    assert all(set(by) == whole for run in runs.values() for by in run["ttft_ms"].values())
+    assert all(run["ttft_gpu_ms"]["8192"] for run in runs.values())
+    text = engine_targets.targets_table(result)
+    assert "cut off before the end: plugin" in text
+    assert "decode step" not in text
+
+
+def test_with_graphs_a_way_is_held_against_the_process_without_it() -> None:
+    ways = {name: run({name: (total, {})}, {name: total}) for name, total in (("stock", 40.0), ("fp8", 20.0))}
+    for found in ways.values():
+        found["ttft_ms"] = {way: {"1024": by["8192"]} for way, by in found["ttft_ms"].items()}
+        found["ttft_gpu_ms"] = {"1024": found["ttft_gpu_ms"]["8192"]}
+    ways["fp8"]["step_gpu_ms"]["1"]["total"] = 2.1
+    table = engine_targets.graphs_table({"settings": {"layers": 16, "tiny": False}, "runs": ways})
+    assert "| first token, fp8 / stock | 1024 | 0.52 | 0.500, met | 0.500, met |" in table
+    assert "| decode step, fp8 / stock, batch 1 |  | 1.01 | 1.000, met | 1.050 |" in table
+    assert "exact" not in table

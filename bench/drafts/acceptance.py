@@ -123,7 +123,7 @@ def sampled(llm: Any, given: dict[str, list[list[int]]], samples: int) -> dict[s
 
 
 def run(
-    checkpoint: Path, way: str, before: Json, tasks: Sequence[str], samples: int, seed: int
+    checkpoint: Path, way: str, before: Json, tasks: Sequence[str], samples: int, each: int, seed: int
 ) -> Iterator[Json]:
     """The figures asked for of one way, greedy ones first; others stay as they were ``before``."""
     import torch
@@ -131,7 +131,7 @@ def run(
 
     from gptq_hybrid.evaluate._environment import environment
 
-    given = prompts(AutoTokenizer.from_pretrained(checkpoint), _A_DOMAIN)
+    given = prompts(AutoTokenizer.from_pretrained(checkpoint), each)
     llm = start(checkpoint, way, seed)
     found: Json = {
         "greedy": {},
@@ -161,13 +161,14 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=list(WAYS))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--samples", type=int, default=20000, help="draws of all prompts together")
+    parser.add_argument("--each", type=int, default=_A_DOMAIN, help="documents of a domain, greedy")
     parser.add_argument("--one", help="this way only, in this process")
     args = parser.parse_args()
     if args.one:
         # Another seed for each way: with the same noise two ways would agree better than chance.
         before = (load(args.out) or {"runs": {}})["runs"].get(args.one, {})
         seed = 1 + sum(args.one.encode())
-        for found in run(args.checkpoint, args.one, before, args.tasks, args.samples, seed):
+        for found in run(args.checkpoint, args.one, before, args.tasks, args.samples, args.each, seed):
             result = load(args.out) or {"runs": {}}
             result["runs"][args.one] = found
             save(args.out, result)

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from bench.drafts.engine_tables import bytes_by_form
 from bench.drafts.frequencies import homogeneity
 from bench.results import Json
 from bench.tables import table
+
+# Tokens of Qwen3.5 that hold as much of held-out text as 7,000 of the mini model's.
+_LIKE_THE_MINIS = 65536
 
 
 def tokens_a_step(run: Mapping[str, Any]) -> float:
@@ -82,6 +86,24 @@ def report(result: Json) -> str:
     where = next(iter(runs.values()))["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in where.items())
     return f"{table(header, rows)}\n\n{versions}."
+
+
+def parts_table(result: Json) -> str:
+    """What `parts.py` computed: ratios with standard errors, and what a draft of the 27B would read."""
+    given, rows = result["settings"], []
+    for name, mix in result["mixes"].items():
+        ratios = [
+            "{:.3f} ({:.4f})".format(*mix[key]) for key in ("few_over_few", "few_over_all", "all_over_all")
+        ]
+        read = sum(bytes_by_form(mix["forms"], _LIKE_THE_MINIS).values())
+        rows.append([name, *ratios, f"{read / 1e6:.0f}"])
+    few = f"{given['tokens']:,} tokens"
+    header = ["drafter", f"over BF16, both over {few}", f"over {few}, over BF16 over all", "over all, both",
+              f"a draft of the 27B over {_LIKE_THE_MINIS:,}, MB"]  # fmt: skip
+    return (
+        f"{table(header, rows)}\n\nComputed in float32 along {given['replies']:,} greedy replies of {given['new']} "
+        f"tokens; tokens a step, standard errors in brackets."
+    )
 
 
 def _p(none: Mapping[str, Any], run: Mapping[str, Any]) -> str:

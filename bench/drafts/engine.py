@@ -1,12 +1,13 @@
 """What drafts cost a decode step of the 27B: none, vLLM's own, and the plugin's. One GPU.
 
-    python -m bench.drafts.engine OUT.json [--layers 16] [--variants none stock w8 w8:65536] [--seconds 580]
+    python -m bench.drafts.engine OUT.json [--layers 16] [--variants none stock auto w8:65536] [--seconds 580]
 
 The 27B with so many of its layers, made-up weights, W4A16 by Marlin (Machete is turned off, so a Hopper card runs
 what an Ada card would), compiled, CUDA graphs, two MTP drafts a step. Every variant is a process of its own:
 
     none, none-4, stock      vLLM alone: without MTP, the same with 4 layers, and with MTP
-    w4, w8, fp8, w8:65536 …  the plugin's drafts: form of their weights, and after a colon the tokens drafted from
+    auto, w4, w8, w8:65536 … the plugin's drafts: form of their weights, and after a colon the tokens drafted from;
+                             `auto`, the default, has W8 linears and the model's own output head
 
 What drafts cost is a variant less `none`; what 64 layers would add to each follows from `none` and `none-4`.
 Made-up heads agree on next to nothing, and steps are counted by vLLM's own metrics. OUT.json is written after each
@@ -31,8 +32,10 @@ from bench.mini.engine import _counters
 from bench.results import Json, merge
 from bench.variants import add_arguments, main
 
-VARIANTS = ("none", "none-4", "stock", "w4", "w8", "fp8", "bf16:65536", "w4:65536", "w8:65536", "fp8:65536")
-_USUAL = ("none", "none-4", "stock", "w8", "w8:65536")
+VARIANTS = (
+    "none", "none-4", "stock", "auto", "w4", "w8", "fp8", "bf16:65536", "w4:65536", "w8:65536", "fp8:65536",
+)  # fmt: skip
+_USUAL = ("none", "none-4", "stock", "auto", "w8:65536")
 _BATCHES, _NEW, _TINY_NEW = (1, 16), 128, 8
 # vLLM alone.
 _PLAIN = ("none", "none-4", "stock")

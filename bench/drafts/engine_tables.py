@@ -21,7 +21,11 @@ HEAD_WIDTH, VOCABULARY = 5120, 248320
 # Layers of `none-4`, and of the 27B.
 _FEW, _ALL = 4, 64
 _WITHOUT = ("none", "none-4")
+# Forms of linears and head where drafts come from the model's own head.
+_OWN_HEAD = {"stock": ("bf16", "bf16"), "auto": ("w8", "bf16")}
 _BITS = {"bf16": 16.0, "fp8": 8.0, "w4": 4.0 + 16.0 / 32, "w8": 8.0 + 16.0 / 128}
+# Linears that a form has in another.
+_OTHERWISE = {("w4", "fc"): "w8"}
 
 
 def step_ms(run: Mapping[str, Any], batch: str) -> float:
@@ -38,10 +42,16 @@ def gpu_ms(run: Mapping[str, Any], batch: str) -> float | None:
 
 def bytes_of_a_draft(way: str) -> dict[str, int]:
     """Bytes of weights that one draft reads: of the MTP layer's linears, and of the output head."""
-    form, _, count = ("bf16" if way == "stock" else way).partition(":")
-    rows = int(count) if count else VOCABULARY
-    linears = sum(n * k for n, k in MTP_LINEARS.values())
-    return {"linears": int(linears * _BITS[form] / 8), "head": int(rows * HEAD_WIDTH * _BITS[form] / 8)}
+    form, _, count = way.partition(":")
+    of_linears, of_head = _OWN_HEAD.get(form, (form, form))
+    forms = {name: _OTHERWISE.get((of_linears, name), of_linears) for name in MTP_LINEARS}
+    return bytes_by_form({**forms, "head": of_head}, int(count) if count else VOCABULARY)
+
+
+def bytes_by_form(forms: Mapping[str, str], tokens: int) -> dict[str, int]:
+    """The same by the form of each linear, and of a ``head`` over so many tokens."""
+    linears = sum(n * k * _BITS[forms[name]] for name, (n, k) in MTP_LINEARS.items())
+    return {"linears": int(linears / 8), "head": int(tokens * HEAD_WIDTH * _BITS[forms["head"]] / 8)}
 
 
 def report(result: Json) -> str:

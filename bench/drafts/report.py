@@ -1,4 +1,4 @@
-"""Tables and the picture of README.md, from `acceptance.json`, `acceptance-gpu.json` and `engine.json`.
+"""Tables and the picture of README.md, from the results beside it.
 
     python -m bench.drafts.report [--check] [--no-picture]
 
@@ -21,7 +21,9 @@ README, PICTURE, ENGINE = HERE / "README.md", HERE / "engine.png", HERE / "engin
 TABLES: dict[str, tuple[Path, Callable[[Json], str]]] = {
     "acceptance": (HERE / "acceptance.json", acceptance_tables.report),
     "acceptance-gpu": (HERE / "acceptance-gpu.json", acceptance_tables.report),
+    "parts": (HERE / "parts.json", acceptance_tables.parts_table),
     "engine": (ENGINE, engine_tables.report),
+    "engine-h100": (HERE / "engine-h100.json", engine_tables.report),
 }
 
 

@@ -109,8 +109,13 @@ def test_bytes_of_a_draft_are_those_of_the_27b() -> None:
     assert stock == engine_tables.bytes_of_a_draft("bf16")
     assert stock["linears"] == pytest.approx(0.849e9, rel=1e-3)
     assert stock["head"] == pytest.approx(2.543e9, rel=1e-3)
+    auto = engine_tables.bytes_of_a_draft("auto")
+    assert auto["head"] == stock["head"]
+    assert auto["linears"] == engine_tables.bytes_of_a_draft("w8")["linears"]
     few = engine_tables.bytes_of_a_draft("w4:65536")
     assert few["head"] == pytest.approx(stock["head"] * 65536 / 248320 * 4.5 / 16, rel=1e-6)
+    # 424.7 M weights in 4.5 bits, and 3.625 more for each of fc's.
+    assert few["linears"] == pytest.approx(stock["linears"] * 4.5 / 16 + 5120 * 10240 * 3.625 / 8, rel=1e-6)
 
 
 def timed(ms: float) -> dict[str, Any]:

@@ -221,6 +221,30 @@ def test_a_linear_whose_results_are_off_stays_dense(
     assert made.vllm_config.additional_config[SALT]["drafts"] == "0 linears quantized"
 
 
+def test_in_w4_the_layers_own_linears_have_four_bits_and_what_feeds_it_eight(
+    drafter: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.model_executor import parameter
+
+    from vllm_qwen36_plugin.cpu_int4 import models  # noqa: F401 - offers kernels for packed weights
+
+    monkeypatch.setattr(parameter, "get_tensor_model_parallel_rank", lambda: 0)
+    monkeypatch.setattr(parameter, "get_tensor_model_parallel_world_size", lambda: 1)
+    monkeypatch.setattr(module, "UnquantizedLinearMethod", Plain)
+    made = drafter("w4")
+    made.model.fc, made.model.o_proj = Linear("mtp.fc"), Linear("mtp.o_proj")
+    # In 8 bits rounding makes 0.006, in 4 it makes 0.08.
+    within = {made.model.fc: (0.004, 0.012), made.model.o_proj: (0.05, 0.11)}
+    dense = {layer: layer.weight.data.clone() for layer in within}
+    made._quantize_linears(made._drafts)
+    x = torch.randn(16, WIDTH).bfloat16()
+    for layer, (least, most) in within.items():
+        layer.quant_method.process_weights_after_loading(layer)
+        want = x.float() @ dense[layer].float().t()
+        error = (layer.quant_method.apply(layer, x).float() - want).norm() / want.norm()
+        assert least < error < most
+
+
 def test_a_head_whose_logits_are_off_is_not_used(
     drafter: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, shown: Callable[[], str]
 ) -> None:

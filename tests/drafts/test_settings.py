@@ -49,6 +49,14 @@ def test_four_bits_come_with_the_usual_vocabulary(device: tuple[str, Any]) -> No
     assert found({"draft": "w4"}, device) == DraftSettings("w4", None, None)
 
 
+@pytest.mark.parametrize(("form", "of_fc"), [("bf16", "bf16"), ("fp8", "fp8"), ("w8", "w8"), ("w4", "w8")])
+def test_one_linear_has_eight_bits_where_the_others_have_four(form: Any, of_fc: str) -> None:
+    asked = DraftSettings(form, 0, None)
+    assert asked.form_of("fc") == of_fc
+    for name in ("layers.0.self_attn.qkv_proj", "layers.0.self_attn.o_proj", "layers.0.mlp.down_proj"):
+        assert asked.form_of(name) == form
+
+
 @pytest.mark.parametrize("device", [ADA, CPU])
 def test_a_number_of_tokens_is_kept_whatever_the_weights(device: tuple[str, Any]) -> None:
     assert found({"draft_vocab": 4096}, device).vocabulary == 4096

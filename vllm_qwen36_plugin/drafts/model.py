@@ -51,13 +51,14 @@ class Qwen3_5MTP(_CheckedQwen3_5MTP):  # noqa: N801 - vLLM's name for it
         self._drafts = settings
 
     def _quantize_linears(self, settings: DraftSettings) -> None:
-        for layer in self.model.modules():
+        for name, layer in self.model.named_modules():
             if not isinstance(layer, LinearBase) or type(layer.quant_method) is not UnquantizedLinearMethod:
                 continue
-            method = on_load(layer.weight, settings.form)
+            form = settings.form_of(name)
+            method = on_load(layer.weight, form)
             if method is not None:
                 self._report.linear(layer)
-                layer.quant_method = OrAsItWas(method, layer.quant_method, settings.form, self._left)
+                layer.quant_method = OrAsItWas(method, layer.quant_method, form, self._left)
 
     def _left(self, layer: torch.nn.Module, error: Exception) -> None:
         logger.warning(

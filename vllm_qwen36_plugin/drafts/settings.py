@@ -13,6 +13,10 @@ Form = Literal["bf16", "fp8", "w4", "w8"]
 # Qwen3.5 and 3.6 holds 94.5 % in its first 32,768 and 98.3 % in these (bench/draft_vocab); their rows of the output
 # head take 189 MB in W4, of 2.5 GB.
 USUAL_VOCABULARY = 65536
+# Linears of the MTP layer that W4 keeps in W8. What a draft knows of the model's hidden state goes through `fc`,
+# and the layer only adds to it. In 4 bits it loses the small model's drafts 0.5 % of their tokens a step, more than
+# any other weight (bench/drafts/README.md); in 8 a draft of the 27B over 65,536 tokens reads 451 MB, not 428.
+_W8_IN_W4 = ("fc",)
 # Ampere: the oldest with BF16, and with every kernel of vLLM's for 8 bits.
 _LEAST_FOR_AUTO = (8, 0)
 
@@ -32,6 +36,10 @@ class DraftSettings:
     def stock(self) -> bool:
         """Whether drafts are left as vLLM makes them."""
         return self.form == "bf16" and self.vocabulary == 0
+
+    def form_of(self, linear: str) -> Form:
+        """Of a linear of the MTP layer, by its name in vLLM's draft model: ``form``, or W8 for some in W4."""
+        return "w8" if self.form == "w4" and linear in _W8_IN_W4 else self.form
 
 
 def settings_for(

@@ -56,8 +56,9 @@ def copy_columns(out: torch.Tensor, whole: torch.Tensor) -> None:
     """``out.copy_(whole)`` for two matrices of one shape and dtype, ``out`` being some columns of a wider one.
 
     PyTorch copies such a block one element at a time: on an H200 17,408 of 34,816 columns of 16 bits at 1.7 TB/s
-    read and written. Where rows begin and end at multiples of 16 bytes it is told that elements have 16: an eighth of
-    the loads and stores, at 4.2 TB/s (0.55 ms for 1.4 in a first token of 1,024 tokens, 16 layers, bench/prefill).
+    read and written. Where rows begin and end at multiples of 16 bytes it is told that elements have 16: an eighth
+    of the loads and stores, at 4.2 TB/s (0.55 ms for 1.4 in a first token of 1,024 tokens, 16 layers,
+    bench/prefill).
     """
     if _of_sixteens(out) and _of_sixteens(whole):
         out, whole = out.view(torch.complex128), whole.view(torch.complex128)

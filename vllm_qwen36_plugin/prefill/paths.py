@@ -57,8 +57,8 @@ def _fp8_tiles(out: torch.Tensor, shape: Shape) -> list[scratch.Tile]:
     A GEMM that cannot write some columns of ``out`` writes each part's to a buffer, which is then copied. From as
     many rows on as make that buffer as large as all of W, W has it, and nothing is copied: of the 27B's linears
     gate_up with 128 MiB of scratch, 170 MiB of its own from 5,120 rows on, where at 8,192 a part's result took 272.
-    That saves 10.8 of 178 ms of kernels (bench/prefill, 8,192 tokens, 16 layers, one H200). The numbers are the same:
-    above 128 rows vLLM 0.26 chooses a tile on Hopper by rows and k alone.
+    That saves 10.8 of 178 ms of kernels (bench/prefill, 8,192 tokens, 16 layers, one H200). The numbers are the
+    same: above 128 rows vLLM 0.26 chooses a tile on Hopper by rows and k alone.
     """
     tiles = scratch.tiles(out.device, shape.k, shape.n, FP8)
     result = out.shape[0] * tiles[0].last * out.element_size()

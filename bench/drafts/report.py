@@ -21,6 +21,7 @@ README, PICTURE, ENGINE = HERE / "README.md", HERE / "engine.png", HERE / "engin
 TABLES: dict[str, tuple[Path, Callable[[Json], str]]] = {
     "acceptance": (HERE / "acceptance.json", acceptance_tables.report),
     "acceptance-gpu": (HERE / "acceptance-gpu.json", acceptance_tables.report),
+    "acceptance-more": (HERE / "acceptance-more.json", acceptance_tables.report),
     "parts": (HERE / "parts.json", acceptance_tables.parts_table),
     "engine": (ENGINE, engine_tables.report),
     "engine-h100": (HERE / "engine-h100.json", engine_tables.report),

@@ -137,13 +137,8 @@ class Drafter:
 
 
 def _steps(tokens: list[int], first: list[int], second: list[int]) -> tuple[int, int]:
-    steps = accepted = 0
-    last = _PROMPT  # of what the target has given
-    while last + 2 < len(tokens):
-        right = first[last - 1] == tokens[last + 1]
-        now = right + (right and second[last - 1] == tokens[last + 2])
-        steps, accepted, last = steps + 1, accepted + now, last + 1 + now
-    return steps, accepted
+    accepted = evaluate.accepted_drafts(tokens, _PROMPT, first, second)
+    return len(accepted), sum(accepted)
 
 
 def over(counts: torch.Tensor, base: torch.Tensor) -> tuple[float, float]:

@@ -100,6 +100,11 @@ def acceptance(model: MiniModel, tokens: list[int], prompt: int, end: int) -> li
     first, second = (
         model.lm_head(h)[0].argmax(-1).tolist() for h in model.drafts(hidden, rows, ids[:, 1:-1], ids[:, 2:])
     )
+    return accepted_drafts(tokens, prompt, first, second)
+
+
+def accepted_drafts(tokens: list[int], prompt: int, first: list[int], second: list[int]) -> list[int]:
+    """Accepted drafts (0 to 2) of every step; ``first`` and ``second`` are drafted at each place, one and two on."""
     accepted, last = [], prompt  # index of the newest token the target has given
     while last + 2 < len(tokens):
         right = first[last - 1] == tokens[last + 1]

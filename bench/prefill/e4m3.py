@@ -20,15 +20,6 @@ from typing import Any
 
 from bench.results import Json, save
 
-# n, k; and layers of the 27B that have it.
-SHAPES = {
-    "gate_up": (34816, 5120, 64),
-    "down": (5120, 17408, 64),
-    "qkv": (14336, 5120, 16),
-    "qkvz": (16384, 5120, 48),
-    "o/out": (5120, 6144, 64),
-}
-
 
 def rates(m: int, n: int, k: int) -> Json:
     """TFLOP/s by GEMM; text where one refuses."""
@@ -74,11 +65,13 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1024, 2048, 8192])
     args = parser.parse_args()
     from bench.prefill.engine_facts import environment
+    from bench.prefill.layers import MODULES
 
     result: Json = {"environment": environment(), "rows": []}
     for m in args.rows:
-        for module, (n, k, _) in SHAPES.items():
-            result["rows"].append({"m": m, "module": module, "tflops": rates(m, n, k)})
+        for module in MODULES:
+            of = {"m": m, "n": module.n, "k": module.k, "module": module.name}
+            result["rows"].append(of | {"tflops": rates(m, module.n, module.k)})
             print(result["rows"][-1], flush=True)
             save(args.out, result)
 

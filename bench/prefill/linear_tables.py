@@ -169,17 +169,16 @@ def sizes_table(result: Json) -> str:
 
 def e4m3_table(result: Json) -> str:
     """TFLOP/s by module, rows and GEMM, and of all linears of a pass."""
-    from bench.prefill.e4m3 import SHAPES
-
     names = list(dict.fromkeys(name for row in result["rows"] for name in row["tflops"]))
     rows = []
     for m in dict.fromkeys(row["m"] for row in result["rows"]):
-        each = {row["module"]: row["tflops"] for row in result["rows"] if row["m"] == m}
+        of_m = [row for row in result["rows"] if row["m"] == m]
+        each = {row["module"]: row["tflops"] for row in of_m}
         rows += [
             [module, str(m), *(str(tflops.get(name, "")) for name in names)]
             for module, tflops in each.items()
         ]
-        work = {module: n * k * layers for module, (n, k, layers) in SHAPES.items() if module in each}
+        work = {row["module"]: row["n"] * row["k"] * LAYERS[row["module"]] for row in of_m}
         cells = []
         for name in names:
             of = {module: each[module].get(name) for module in work}

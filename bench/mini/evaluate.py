@@ -104,7 +104,7 @@ def acceptance(model: MiniModel, tokens: list[int], prompt: int, end: int) -> li
 
 
 def accepted_drafts(tokens: list[int], prompt: int, first: list[int], second: list[int]) -> list[int]:
-    """Accepted drafts (0 to 2) of every step; ``first`` and ``second`` are drafted at each place, one and two on."""
+    """Accepted drafts (0 to 2) of every step; ``first`` is drafted at each place, one on, ``second`` two on."""
     accepted, last = [], prompt  # index of the newest token the target has given
     while last + 2 < len(tokens):
         right = first[last - 1] == tokens[last + 1]

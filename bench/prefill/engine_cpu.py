@@ -54,9 +54,10 @@ def install() -> None:
     offer_first("CPU", PackedOnCpu)
     offer_first("CPU", kernel.RowDispatchKernel)
     paths.expand = _expand  # type: ignore[attr-defined]
-    scaled_mm.quantize_rows = _quantize_rows
+    paths.quantize_rows = _quantize_rows  # type: ignore[attr-defined]
     scaled_mm.multiply = _multiply
-    scaled_mm.writes_strided = lambda device: True  # type: ignore[assignment]
+    scaled_mm.works = lambda device, gemm: gemm == "vllm"  # type: ignore[assignment]
+    scaled_mm.writes_strided = lambda device, gemm: True  # type: ignore[assignment]
     prepare._fp8_possible = lambda device: True
     prepare.Preparation._starts = lambda *_: Starts(_EXACT, _FP8)  # type: ignore[method-assign]
 
@@ -91,5 +92,6 @@ def _multiply(
     columns: torch.Tensor,
     row_scales: torch.Tensor,
     column_scales: torch.Tensor,
+    gemm: str,
 ) -> None:
-    out.copy_((rows.float() @ columns.float()) * row_scales * column_scales.t())
+    out.copy_((rows.float() @ columns.float()) * row_scales * column_scales)

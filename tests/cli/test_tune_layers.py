@@ -157,6 +157,22 @@ def test_a_path_that_fails_its_test_is_not_timed(measured: Measured, monkeypatch
     assert note.startswith(f"exact is off for {shape.key}: ")
 
 
+def test_the_profile_has_the_gemm_that_was_faster(
+    measured: Measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def times_of(*given: Any) -> measure.Times:
+        given[0].gemms = ("vllm", "torch")
+        gemms = {"fp8_vllm": 20.0, "fp8_torch": 10.0}
+        return measured(*given) | {name: dict.fromkeys(ROWS, us) for name, us in gemms.items()}
+
+    monkeypatch.setattr(measure, "times_of", times_of)
+    found = run([Linears(256, 512, 4, 128, ("down_proj",), 8)])
+    (shape,) = found.linears
+    assert found.profile.starts[shape] == Starts(1024, 64, "torch")
+    assert found.profile.times_us[shape]["fp8"] == dict.fromkeys(ROWS, 10.0)
+    assert found.as_json()["profile"]["shapes"][shape.key]["fp8_gemm"] == "torch"
+
+
 def test_scratch_that_holds_no_part_of_a_weight(measured: Measured) -> None:
     found = run([Linears(17408, 128, 4, 128, ("down_proj",), 1)])
     assert "64 columns of 17408 rows need" in found.notes[0]

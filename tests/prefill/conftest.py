@@ -56,12 +56,26 @@ def interpreted() -> Any:
     """
     pytest.importorskip("torch")
     pytest.importorskip("triton")
-    from triton.runtime import interpreter
-
     from vllm_qwen36_plugin.prefill import expand
 
-    name = f"{expand.__package__}._expand_interpreted"
-    spec = importlib.util.spec_from_file_location(name, expand.__file__)
+    return _interpreted(expand, "expand")
+
+
+@pytest.fixture(scope="session")
+def interpreted_rows() -> Any:
+    """`rows` likewise, as ``interpreted_rows.quantize_rows``."""
+    pytest.importorskip("torch")
+    pytest.importorskip("triton")
+    from vllm_qwen36_plugin.prefill import rows
+
+    return _interpreted(rows, "quantize_rows")
+
+
+def _interpreted(stock: Any, function: str) -> Any:
+    from triton.runtime import interpreter
+
+    name = f"{stock.__name__}_interpreted"
+    spec = importlib.util.spec_from_file_location(name, stock.__file__)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -69,15 +83,15 @@ def interpreted() -> Any:
         patch.setenv("TRITON_INTERPRET", "1")
         patch.setitem(sys.modules, name, module)
         spec.loader.exec_module(module)
-    stock = module.expand
+    call = getattr(module, function)
 
-    def run(*args: Any, **kwargs: Any) -> None:
+    def run(*args: Any, **kwargs: Any) -> Any:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TRITON_INTERPRET", "1")
             patch.setattr(interpreter, "_convert_float", _convert_float)
-            stock(*args, **kwargs)
+            return call(*args, **kwargs)
 
-    vars(module)["expand"] = run
+    vars(module)[function] = run
     return module
 
 
@@ -114,9 +128,10 @@ def gpu(clean: None, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: stand_in.NAME)
     monkeypatch.setattr(prepare, "shipped_profiles", lambda: fake.shipped)
     monkeypatch.setattr(prepare, "_fp8_possible", lambda device: fake.fp8)
-    monkeypatch.setattr(scaled_mm, "quantize_rows", fake.quantize_rows)
+    monkeypatch.setattr(paths, "quantize_rows", fake.quantize_rows)
     monkeypatch.setattr(scaled_mm, "multiply", fake.multiply)
-    monkeypatch.setattr(scaled_mm, "writes_strided", lambda device: True)
+    monkeypatch.setattr(scaled_mm, "works", lambda device, gemm: gemm in fake.gemms)
+    monkeypatch.setattr(scaled_mm, "writes_strided", lambda device, gemm: True)
     monkeypatch.setattr(paths, "expand", expand_by_places)
     return fake
 

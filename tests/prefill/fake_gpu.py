@@ -37,6 +37,8 @@ class FakeGpu:
     measured: list[tuple[Shape, list[int], list[str]]] = field(default_factory=list)
     broken: Exception | None = None
     fp8: bool = True
+    gemms: tuple[str, ...] = ("vllm",)
+    off: tuple[str, ...] = ()
 
     def card(self, device: torch.device, scratch_mib: int) -> Card:
         return Card(NAME, self.driver, {"torch": "1"}, scratch_mib)
@@ -69,7 +71,8 @@ class FakeGpu:
         columns: torch.Tensor,
         row_scales: torch.Tensor,
         column_scales: torch.Tensor,
+        gemm: str = "vllm",
     ) -> None:
-        """As `cutlass_scaled_mm`."""
+        """As either GEMM, or off by a third where that is said to be broken."""
         product = (rows.float() @ columns.float()) * row_scales * column_scales.reshape(1, -1)
-        out.copy_(product.to(out.dtype))
+        out.copy_((product * (4 / 3 if gemm in self.off else 1)).to(out.dtype))

@@ -40,6 +40,13 @@ def test_each_shape_says_what_serves_it_from_how_many_rows() -> None:
     )
 
 
+def test_another_gemm_than_vllms_is_named_with_the_path_that_has_it() -> None:
+    line = table_line([linear(34816, Starts(512, 256, "torch"))], FP8, "x")
+    assert "5120x34816 fp8 by torch's GEMM from 256 and exact from 512 (" in line
+    line = table_line([linear(34816, Starts(512, None, "torch"))], FP8, "x")
+    assert "5120x34816 exact from 512 (" in line
+
+
 def test_a_path_that_may_not_be_taken_is_not_named() -> None:
     line = table_line([linear(34816, Starts(512, 256), ("exact",))], FP8, "x")
     assert "5120x34816 exact from 512 (" in line

@@ -126,6 +126,16 @@ class Gemm:
     packs: bool = True
     widths: list[int] = field(default_factory=list)
 
+    def torchs(self, rows: torch.Tensor, columns: torch.Tensor, **given: Any) -> torch.Tensor:
+        """As `torch._scaled_mm`, with a scale a row and a column."""
+        out = given["out"]
+        assert given["use_fast_accum"]
+        assert given["out_dtype"] == out.dtype
+        assert given["scale_a"].shape == (len(rows), 1)
+        assert given["scale_b"].shape == (1, columns.shape[1])
+        self(out, rows, columns, given["scale_a"], given["scale_b"], None)
+        return out  # type: ignore[no-any-return]
+
     def __call__(
         self,
         out: torch.Tensor,
@@ -153,14 +163,16 @@ def gemm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hopper]:
         found = Gemm(packs)
         monkeypatch.setattr(torch.ops._C, "cutlass_scaled_mm", found, raising=False)
         scaled_mm.writes_strided.cache_clear()
-        assert scaled_mm.writes_strided(CPU) is not packs
+        assert scaled_mm.writes_strided(CPU, "vllm") is not packs
         found.widths.clear()
         return found
 
     scratch.release()
-    monkeypatch.setattr(scaled_mm, "quantize_rows", FakeGpu().quantize_rows)
+    scaled_mm.works.cache_clear()
+    monkeypatch.setattr(paths, "quantize_rows", FakeGpu().quantize_rows)
     monkeypatch.setattr(paths, "expand", expand_by_places)
     yield put
+    scaled_mm.works.cache_clear()
     scaled_mm.writes_strided.cache_clear()
     scratch.release()
 
@@ -181,14 +193,14 @@ def test_a_product_is_written_to_its_columns_and_nowhere_else(gemm: Hopper, pack
     assert (torch.complex128 in copies.dtypes) is packs
 
 
-def product(rows: int, size: int) -> torch.Tensor:
+def product(rows: int, size: int, gemm: Any = "vllm") -> torch.Tensor:
     """`paths.fp8` of one weight and the first of some rows, with a scratch of ``size`` bytes."""
     weight = Weight.random(SHAPE)
     kept = paths.Weight(weight.kept_words(), weight.kept_scales(), paths.fp8_scales(weight.scales, 4))
     x = torch.randn(200, K, generator=torch.Generator().manual_seed(0)).bfloat16()[:rows]
     scratch.release()
     scratch.reserve(CPU, size)
-    return paths.fp8(x, kept, SHAPE)
+    return paths.fp8(x, kept, SHAPE, gemm)
 
 
 def test_a_weight_has_a_buffer_of_its_own_once_that_is_no_larger_than_a_parts_result(gemm: Hopper) -> None:
@@ -212,3 +224,48 @@ def test_a_weight_goes_through_the_scratch_in_parts_where_a_gemm_writes_them_in_
     found = product(200, 128 * K)
     assert torch.equal(found.view(torch.int16), wanted.view(torch.int16))
     assert seen.widths == [128, 128, 64]
+
+
+def test_the_other_gemm_writes_parts_in_place_where_vllms_does_not(
+    gemm: Hopper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vllms, torchs = gemm(True), Gemm(packs=False)
+    monkeypatch.setattr(torch, "_scaled_mm", torchs.torchs)
+    assert scaled_mm.works(CPU, "torch")
+    vllms.widths.clear()
+    wanted = product(200, K * N)
+    assert vllms.widths == [N]
+    torchs.widths.clear()
+    with Copies() as copies:
+        found = product(200, 128 * K, "torch")
+    assert torch.equal(found.view(torch.int16), wanted.view(torch.int16))
+    assert torchs.widths == [128, 128, 64]
+    assert vllms.widths == [N]
+    assert torch.complex128 not in copies.dtypes
+
+
+def packs(*given: Any, **named: Any) -> Any:
+    return Gemm(packs=True).torchs(*given, **named)
+
+
+def refuses(*_: Any, **__: Any) -> None:
+    raise RuntimeError("only supported on sm_90")
+
+
+def lacks_out(rows: Any, columns: Any, scale_a: Any, scale_b: Any) -> None: ...
+
+
+def writes_elsewhere(*_: Any, **__: Any) -> None: ...
+
+
+@pytest.mark.parametrize("other", [packs, refuses, lacks_out, writes_elsewhere, None])
+def test_a_gemm_that_is_not_what_is_expected_is_not_taken(
+    gemm: Hopper, monkeypatch: pytest.MonkeyPatch, other: Any
+) -> None:
+    gemm(True)
+    if other is None:
+        monkeypatch.delattr(torch, "_scaled_mm")
+    else:
+        monkeypatch.setattr(torch, "_scaled_mm", other)
+    assert not scaled_mm.works(CPU, "torch")
+    assert scaled_mm.works(CPU, "vllm")

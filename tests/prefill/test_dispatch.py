@@ -53,8 +53,10 @@ class Path:
     def __init__(self) -> None:
         self.calls: list[int] = []
         self.weights: list[Any] = []
+        self.gemms: list[str] = []
 
-    def __call__(self, x: torch.Tensor, weight: Any, shape: Shape) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, weight: Any, shape: Shape, *gemm: str) -> torch.Tensor:
+        self.gemms += gemm
         assert x.is_contiguous()
         self.calls.append(x.shape[0])
         self.weights.append(weight)
@@ -64,14 +66,14 @@ class Path:
 @pytest.fixture
 def exact(monkeypatch: pytest.MonkeyPatch) -> Path:
     path = Path()
-    monkeypatch.setitem(dispatch._PATHS, "exact", path)
+    monkeypatch.setattr(dispatch, "exact", path)
     return path
 
 
 @pytest.fixture
 def fp8(monkeypatch: pytest.MonkeyPatch) -> Path:
     path = Path()
-    monkeypatch.setitem(dispatch._PATHS, "fp8", path)
+    monkeypatch.setattr(dispatch, "fp8", path)
     return path
 
 
@@ -248,13 +250,14 @@ def test_a_bias_goes_to_the_stock_kernel_which_permutes_it(exact: Path) -> None:
 
 def test_a_path_gets_the_calls_own_weight_and_contiguous_rows(exact: Path, fp8: Path) -> None:
     first, second = Layer(1), Layer(2)
-    entered(second, starts=Starts(64, 128), order=("fp8", "exact"))
+    entered(second, starts=Starts(64, 128, "torch"), order=("fp8", "exact"))
     wide = torch.cat([rows(200), rows(200, 1)], dim=1)
     for layer in (first, second):
         for count in (64, 200):
             x = wide[:count, : SHAPE.k]
             assert torch.equal(layer(x), x @ layer.dense.t())
     assert (exact.calls, fp8.calls) == ([64, 64], [200, 200])
+    assert (exact.gemms, fp8.gemms) == ([], ["torch", "torch"])
     scales = torch.ones(2, SHAPE.n)
     dispatch.op()(rows(128), [first.scales, first.words], scales, None, SHAPE.key, SHAPE.n)
     assert fp8.weights[-1].fp8.data_ptr() == scales.data_ptr()

@@ -22,10 +22,12 @@ if not torch.cuda.is_available():
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("clean")]
 
+from vllm_qwen36_plugin.compat import scaled_mm  # noqa: E402
 from vllm_qwen36_plugin.compat.linear_kernels import offer_first  # noqa: E402
 from vllm_qwen36_plugin.prefill import measure, paths, prepare, scratch  # noqa: E402
 from vllm_qwen36_plugin.prefill.kernel import FP8_SCALES, RowDispatchKernel  # noqa: E402
-from vllm_qwen36_plugin.prefill.profile import Starts, cached, read  # noqa: E402
+from vllm_qwen36_plugin.prefill.profile import GEMMS, GemmName, Starts, cached, read  # noqa: E402
+from vllm_qwen36_plugin.prefill.rows import quantize_rows  # noqa: E402
 
 from . import real_gpu, warm  # noqa: E402
 from .real_gpu import Loaded, Server, fp8_here  # noqa: E402
@@ -108,13 +110,13 @@ def assert_products(loaded: Loaded, counts: tuple[int, ...] = ROWS) -> None:
     entry = loaded.entry
     orders: list[tuple[Any, ...]] = [(), ("exact",)]
     if hasattr(loaded.layer, FP8_SCALES):
-        orders.append(("fp8",))
+        orders += [("fp8", gemm) for gemm in entry.gemms]
     for count in counts:
         x = rows_of(count, loaded)
         wanted = x.float() @ dense
         size = float(wanted.square().mean().sqrt())
         for order in orders:
-            entry.order, entry.starts = order, Starts(1, 1)
+            entry.order, entry.starts = order[:1], Starts(1, 1, *order[1:])
             entry.served.clear()
             found = loaded(x)
             way = order[0] if order else "stock"
@@ -175,6 +177,13 @@ def test_a_small_scratch_gives_the_same_numbers(serve: Serve, stock: str) -> Non
     assert_products(loaded, (17, 1000))
 
 
+def gemms_here(loaded: Loaded) -> tuple[GemmName, ...]:
+    """Those that passed; on Hopper both do."""
+    if real_gpu.capability() == (9, 0):
+        assert loaded.entry.gemms == GEMMS
+    return loaded.entry.gemms
+
+
 @pytest.mark.parametrize("rows", [1000, 3000])
 def test_fp8_in_parts_gives_the_numbers_of_fp8_whole(serve: Serve, rows: int) -> None:
     """Where parts are copied, and where a Hopper GPU gives the weight a buffer of its own (from 2,304 rows on)."""
@@ -184,11 +193,40 @@ def test_fp8_in_parts_gives_the_numbers_of_fp8_whole(serve: Serve, rows: int) ->
     device = loaded.words.device
     assert len(scratch.tiles(device, 1536, 1536, paths.FP8)) == 3
     x = rows_of(rows, loaded)
-    found = loaded.entry.run("fp8", x, loaded.weight())
+    found = {gemm: loaded.entry.run("fp8", x, loaded.weight(), gemm) for gemm in gemms_here(loaded)}
     scratch.reserve(device, 4 << 20)
     assert len(scratch.tiles(device, 1536, 1536, paths.FP8)) == 1
-    assert off(found, loaded.entry.run("fp8", x, loaded.weight()).float()) < 1e-3
-    assert off(found, x.float() @ loaded.dense().float().t()) < 0.06
+    wanted = x.float() @ loaded.dense().float().t()
+    for gemm, product in found.items():
+        assert off(product, loaded.entry.run("fp8", x, loaded.weight(), gemm).float()) < 1e-3, gemm
+        assert off(product, wanted) < 0.06, gemm
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("k", [64, 1000, 5120, 6144, 8704, 17408])
+def test_rows_are_quantized_as_by_vllms_op(k: int, dtype: torch.dtype) -> None:
+    if not fp8_here():
+        pytest.skip("this GPU does not multiply e4m3")
+    x = torch.randn(70, k, dtype=dtype, device=real_gpu.DEVICE) * torch.logspace(
+        -4, 3, 70, dtype=dtype, device=real_gpu.DEVICE
+    ).unsqueeze(1)
+    x[3] = 0
+    x[4, 1:] = 0
+    x[5, -1] = float("nan")
+    x[6, 0] = float("inf")
+    for _ in range(2):  # looked up by Triton, and past it
+        rows, scales = quantize_rows(x)
+        theirs, their_scales = scaled_mm.quantize_rows(x)
+        assert torch.equal(scales, their_scales)
+        assert bool(rows[5, -1].isnan())
+        assert not bool(rows[6, 0].float().isfinite())
+        good = [row for row in range(70) if row not in (5, 6)]
+        found, wanted = rows[good].float(), theirs[good].float()
+        assert torch.equal(rows[5, :-1].float(), theirs[5, :-1].float())
+        # A quotient on the edge of two values may fall to either: it is a product here.
+        apart = (found - wanted).abs() > 0
+        assert float(apart.float().mean()) < 2e-3
+        assert bool((found[apart] - wanted[apart]).abs().le(wanted[apart].abs() / 8 + 2**-9).all())
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
@@ -273,8 +311,8 @@ def test_rows_that_are_no_numbers_leave_all_others_alone(serve: Serve, stock: st
     good = torch.ones(300, dtype=torch.bool, device=real_gpu.DEVICE)
     good[[3, 70, 299]] = False
     assert torch.equal(found[good], clean[good])
-    if path == "exact":
-        assert not bool(found[~good].isfinite().any())
+    # e4m3 has no infinity: what is none of the numbers becomes NaN.
+    assert not bool(found[~good].isfinite().any())
 
 
 def test_rows_of_another_stride_and_shape_are_served(serve: Serve) -> None:
@@ -378,7 +416,8 @@ def test_it_is_measured_once_and_kept(serve: Serve, monkeypatch: pytest.MonkeyPa
     assert where.gpu == torch.cuda.get_device_name()
     assert kept.starts == {loaded.shape: loaded.entry.starts}
     times = kept.times_us[loaded.shape]
-    assert set(times) == {"stock", *loaded.entry.order}
+    gemms = {f"fp8_{gemm}" for gemm in gemms_here(loaded)} if len(loaded.entry.gemms) > 1 else set()
+    assert set(times) == {"stock", *loaded.entry.order, *gemms}
     for by_rows in times.values():
         assert list(by_rows) == [rows for rows in measure.ROWS if rows <= 512]
         assert all(0.5 < us < 1e5 for us in by_rows.values())

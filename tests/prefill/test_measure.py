@@ -54,11 +54,12 @@ def test_no_rows_are_no_start() -> None:
 
 def test_a_profile_says_where_when_and_how_long() -> None:
     found = times(stock=(10, 20, 40, 80), exact=(30, 30, 30, 30))
-    profile = measure.profile_of(SHAPE, found, CARD, 3.21)
+    profile = measure.profile_of(SHAPE, found, Starts(512, fp8_gemm="torch"), CARD, 3.21)
     first, date, last = profile.source.split(", ")
     assert (first, last) == ("measured: NVIDIA Test GPU", "in 3.2 s")
     assert len(date.split("-")) == 3
-    assert (profile.starts, profile.card, profile.times_us) == ({SHAPE: Starts(512)}, CARD, {SHAPE: found})
+    assert profile.starts == {SHAPE: Starts(512, fp8_gemm="torch")}
+    assert (profile.card, profile.times_us) == (CARD, {SHAPE: found})
     assert from_json(to_json(profile), "x") == profile
 
 
@@ -110,6 +111,7 @@ class Linear:
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
+        self.gemms: tuple[str, ...] = ("vllm",)
         self.calls: list[tuple[str, int]] = []
 
     def weight(self, tensors: Any, fp8_scales: Any) -> Any:
@@ -118,9 +120,10 @@ class Linear:
     def stock(self, x: torch.Tensor, tensors: Any) -> None:
         self._take("stock", x, len(x) / 1e3)
 
-    def run(self, path: str, x: torch.Tensor, weight: Any) -> None:
+    def run(self, path: str, x: torch.Tensor, weight: Any, gemm: str | None) -> None:
         assert weight.fp8 == "scales"
-        self._take(path, x, {"exact": 0.3, "fp8": 0.15}[path])
+        name = path if gemm is None else f"{path}_{gemm}"
+        self._take(name, x, {"exact": 0.3, "fp8": 0.15, "fp8_vllm": 0.15, "fp8_torch": 0.12}[name])
 
     def _take(self, name: str, x: torch.Tensor, milliseconds: float) -> None:
         assert x.dtype == torch.bfloat16
@@ -175,3 +178,47 @@ def test_a_path_that_may_not_be_taken_is_not_run(clock: Clock) -> None:
     found = measure.times_of(linear, [words], None, (128,), [])  # type: ignore[arg-type]
     assert list(found) == ["stock"]
     assert {name for name, _ in linear.calls} == {"stock"}
+
+
+def test_each_gemm_that_fp8_may_have_is_timed(clock: Clock) -> None:
+    linear = Linear(clock)
+    linear.gemms = ("vllm", "torch")
+    words = torch.zeros(1, dtype=torch.int32)
+    found = measure.times_of(linear, [words], "scales", (128,), ["exact", "fp8"])  # type: ignore[arg-type]
+    assert found["fp8_vllm"] == {128: pytest.approx(150)}
+    assert found["fp8_torch"] == {128: pytest.approx(120)}
+    assert set(found) == {"stock", "exact", "fp8_vllm", "fp8_torch"}
+
+
+def test_a_gemm_that_is_the_only_one_and_not_vllms_is_known_by_its_name(clock: Clock) -> None:
+    linear = Linear(clock)
+    linear.gemms = ("torch",)
+    words = torch.zeros(1, dtype=torch.int32)
+    found = measure.times_of(linear, [words], "scales", (128,), ["fp8"])  # type: ignore[arg-type]
+    assert set(found) == {"stock", "fp8_torch"}
+    # 120 µs for 128.
+    assert measure.settled(found)[1] == Starts(None, 128, "torch")
+
+
+@pytest.mark.parametrize(
+    ("vllm", "torchs", "gemm", "start"),
+    [
+        ((15, 15, 15, 15), (14, 14, 14, 14), "torch", 256),
+        ((15, 15, 15, 15), (16, 16, 16, 16), "vllm", 256),
+        # As shares of the stock kernel's time: 0.1 for 1.0 at 128 rows outweighs 0.2 for 0.1 at 1,024.
+        ((1, 15, 15, 20), (10, 15, 15, 10), "vllm", 128),
+        ((15, 15, 15, 15), (16, 14, 12, 2), "torch", 256),
+    ],
+)
+def test_fp8_has_the_gemm_that_takes_less_of_the_stock_kernels_time(
+    vllm: Any, torchs: Any, gemm: str, start: int
+) -> None:
+    raw = times(stock=(10, 20, 40, 80), fp8_vllm=vllm, fp8_torch=torchs)
+    found, starts = measure.settled(raw)
+    assert starts == Starts(None, start, gemm)  # type: ignore[arg-type]
+    assert found == {**raw, "fp8": raw[f"fp8_{gemm}"]}
+
+
+def test_times_of_one_gemm_are_left_as_they_are() -> None:
+    raw = times(stock=(10, 20, 40, 80), exact=(30, 30, 30, 30), fp8=(15, 15, 15, 15))
+    assert measure.settled(raw) == (raw, Starts(512, 256))

@@ -88,6 +88,32 @@ def test_shapes_measured_one_after_another_are_all_kept(gpu: FakeGpu) -> None:
     assert len(gpu.measured) == 2
 
 
+@pytest.mark.parametrize(("there", "gemm"), [(("vllm", "torch"), "torch"), (("vllm",), "vllm")])
+def test_a_profiles_gemm_is_taken_where_there_is_one(gpu: FakeGpu, there: tuple[str, ...], gemm: str) -> None:
+    gpu.gemms = there
+    profile_file(cache_file(gpu), {SHAPE: Starts(512, 256, "torch")})
+    assert Model(FP8).load().starts == Starts(512, 256, gemm)  # type: ignore[arg-type]
+    assert gpu.measured == []
+
+
+def test_the_gemm_that_measured_best_is_kept_for_the_next_start(
+    gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu.gemms = ("vllm", "torch")
+
+    def times_of(linear: Any, tensors: Any, scales: Any, rows: Any, paths: Any) -> measure.Times:
+        assert (linear.gemms, paths) == (gpu.gemms, ["exact", "fp8"])
+        found = FakeGpu().times_of(linear, tensors, scales, rows, ["exact", "fp8"])
+        return found | {
+            "fp8_vllm": found["fp8"],
+            "fp8_torch": {count: us * 0.9 for count, us in found.pop("fp8").items()},
+        }
+
+    monkeypatch.setattr(measure, "times_of", times_of)
+    assert Model(FP8).load().starts == Starts(512, 256, "torch")
+    assert read(cache_file(gpu)).starts == {SHAPE: Starts(512, 256, "torch")}
+
+
 def test_another_driver_or_scratch_is_measured_anew(gpu: FakeGpu) -> None:
     Model().load()
     gpu.driver = "2"

@@ -60,7 +60,7 @@ def test_a_weight_that_does_not_unpack_to_what_was_loaded_keeps_the_stock_kernel
 def test_one_path_that_fails_its_test_leaves_the_other(
     gpu: FakeGpu, shown: Shown, monkeypatch: pytest.MonkeyPatch, broken: Any
 ) -> None:
-    monkeypatch.setitem(dispatch._PATHS, broken, lambda x, weight, shape: x.new_zeros(len(x), shape.n))
+    monkeypatch.setattr(dispatch, broken, lambda x, weight, shape, *_: x.new_zeros(len(x), shape.n))
     linear = Model(FP8).load()
     left = {"exact": "fp8", "fp8": "exact"}[broken]
     assert linear.order == (left,)
@@ -68,6 +68,33 @@ def test_one_path_that_fails_its_test_leaves_the_other(
     assert gpu.measured == [(SHAPE, list(measure.ROWS), [left])]
     (line,) = shown().splitlines()
     assert line.startswith(f"WARNING vllm-qwen36-plugin: {broken} is off for {SHAPE.key}: 1 rows are off by ")
+
+
+def test_fp8_may_have_each_gemm_that_passes(gpu: FakeGpu, shown: Shown) -> None:
+    gpu.gemms = ("vllm", "torch")
+    first, second = Model(FP8).load(), Model(FP8).load()
+    assert first.gemms == second.gemms == ("vllm", "torch")
+    assert shown() == ""
+
+
+@pytest.mark.parametrize(("off", "left"), [("torch", "vllm"), ("vllm", "torch")])
+def test_a_gemm_that_fails_its_test_leaves_fp8_the_other(
+    gpu: FakeGpu, shown: Shown, off: str, left: str
+) -> None:
+    gpu.gemms, gpu.off = ("vllm", "torch"), (off,)
+    linear = Model(FP8).load()
+    assert linear.order == ("fp8", "exact")
+    assert (linear.gemms, linear.starts.fp8_gemm) == ((left,), left)
+    (line,) = shown().splitlines()
+    by = "" if off == "vllm" else " by torch's GEMM"
+    assert line.startswith(f"WARNING vllm-qwen36-plugin: fp8{by} is off for {SHAPE.key}: 1 rows are off by ")
+
+
+def test_fp8_without_a_sound_gemm_is_off(gpu: FakeGpu, shown: Shown) -> None:
+    gpu.gemms = gpu.off = ("vllm", "torch")
+    linear = Model(FP8).load()
+    assert linear.order == ("exact",)
+    assert len(shown().splitlines()) == 2
 
 
 def test_a_path_that_raises_is_off_too(gpu: FakeGpu, shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:

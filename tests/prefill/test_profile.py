@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from vllm_qwen36_plugin.prefill import profile as module
 from vllm_qwen36_plugin.prefill.profile import (
+    FORMAT,
     Card,
     Profile,
     ProfileError,
@@ -154,7 +155,7 @@ def without(key: str) -> dict[str, Any]:
         [],
         None,
         {},
-        {"format": 1},
+        {"format": FORMAT},
         {**to_json(MEASURED), "shapes": ["marlin"]},
         {**to_json(MEASURED), "shapes": {"gate_up": {}}},
         {**to_json(MEASURED), "card": {"gpu": "L40S"}},
@@ -168,6 +169,9 @@ def without(key: str) -> dict[str, Any]:
         changed(times_us={"stock": {"128": None}}),
         changed(times_us=[1]),
         without("fp8"),
+        without("fp8_gemm"),
+        changed(fp8_gemm="cutlass"),
+        changed(fp8_gemm=None),
         without("times_us"),
     ],
 )
@@ -181,10 +185,10 @@ def test_what_is_no_profile_is_an_error_that_names_the_file_and_its_maker(data: 
 
 def test_another_format_says_to_measure_again(tmp_path: Path) -> None:
     path = tmp_path / "profile.json"
-    path.write_text(json.dumps({**to_json(MEASURED), "format": 2}))
+    path.write_text(json.dumps({**to_json(MEASURED), "format": 1}))
     with pytest.raises(ProfileError) as caught:
         read(path)
-    assert str(caught.value) == f"{path} has format 2, not 1: run qwen36 tune again"
+    assert str(caught.value) == f"{path} has format 1, not 2: run qwen36 tune again"
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"\xff\xfe"])

@@ -145,17 +145,17 @@ def test_a_weight_of_zeros_passes(path: str) -> None:
 
 
 def test_a_wrong_product_of_right_weights_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    stock = dispatch._PATHS["exact"]
+    stock = dispatch.exact
     most = {1: 1.0, 129: 1.0, 517: 1.05}
-    monkeypatch.setitem(dispatch._PATHS, "exact", lambda x, *rest: stock(x, *rest) * most[len(x)])
+    monkeypatch.setattr(dispatch, "exact", lambda x, *rest: stock(x, *rest) * most[len(x)])
     found = problem("exact", Weight.random(SHAPE))
     assert found is not None
     assert found.startswith("517 rows are off by ")
 
 
 def test_a_product_that_is_no_number_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(
-        dispatch._PATHS, "exact", lambda x, weight, shape: x.new_full((len(x), shape.n), float("nan"))
+    monkeypatch.setattr(
+        dispatch, "exact", lambda x, weight, shape: x.new_full((len(x), shape.n), float("nan"))
     )
     found = problem("exact", Weight.random(SHAPE))
     assert found is not None
@@ -176,13 +176,11 @@ def test_wrong_fp8_scales_do_not_pass(wrong: Any) -> None:
 def test_rows_quantized_with_a_scale_too_coarse_do_not_pass(
     gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vllm_qwen36_plugin.compat import scaled_mm
-
     def coarse(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         rows, scales = gpu.quantize_rows(x / 2**14)
         return rows, scales * 2**14 * 1.1
 
-    monkeypatch.setattr(scaled_mm, "quantize_rows", coarse)
+    monkeypatch.setattr(paths, "quantize_rows", coarse)
     found = problem("fp8", Weight.random(SHAPE))
     assert found is not None
     assert "rows are off by" in found

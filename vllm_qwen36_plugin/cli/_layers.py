@@ -83,7 +83,7 @@ def tune(
     where = measure.card(device, scratch_mib)
     took = time.perf_counter() - begin
     source = f"measured: {where.gpu}, {time.strftime('%Y-%m-%d')}, by qwen36 tune in {took:.0f} s"
-    starts = {shape: measure.starts_of(times) for shape, times in timing.times.items()}
+    starts = {shape: timing.seen[shape].starts for shape in timing.times}
     return Tuned(Profile(source, starts, where, timing.times), found, tuple(notes))
 
 
@@ -120,11 +120,12 @@ class _Timing(prepare.Preparation):
             spent = time.perf_counter() - begin
             if spent * (len(rounds) + 1) / len(rounds) > self.seconds:
                 break
-        self.times[linear.shape] = {
+        medians = {
             path: {rows: median(times[path][rows] for times in rounds) for rows in self.rows}
             for path in rounds[0]
         }
-        return measure.starts_of(self.times[linear.shape])
+        self.times[linear.shape], starts = measure.settled(medians)
+        return starts
 
 
 def _layer(kind: Linears, dtype: torch.dtype, device: torch.device) -> tuple[torch.nn.Module, Any]:

@@ -1,13 +1,18 @@
-"""vLLM's own FP8 GEMM and the quantization of its rows. Same ops in 0.19.1 to 0.33.0."""
+"""GEMMs in e4m3, vLLM's and PyTorch's, and vLLM's quantization of rows. Its ops are those of 0.19.1 to 0.33.0."""
 
 from __future__ import annotations
 
 from functools import cache
+from typing import Literal
 
 import torch
 
+from vllm_qwen36_plugin._log import logger
 from vllm_qwen36_plugin.errors import CompatError
 
+# ``vllm``: CUTLASS, as vLLM builds it. ``torch``: what `torch._scaled_mm` takes for a scale a row and a column;
+# cuBLAS on Hopper.
+Gemm = Literal["vllm", "torch"]
 _OPS = ("cutlass_scaled_mm", "dynamic_per_token_scaled_fp8_quant")
 
 
@@ -39,12 +44,29 @@ def multiply(
     columns: torch.Tensor,
     row_scales: torch.Tensor,
     column_scales: torch.Tensor,
+    gemm: Gemm = "vllm",
 ) -> None:
     """``out = (rows * row_scales) @ (columns * column_scales)``.
 
-    ``out`` ``[m, n]`` may be some columns of a wider matrix; ``columns`` ``[k, n]`` with k contiguous.
+    Args:
+        out: ``[m, n]``, BF16 or FP16; may be some columns of a wider matrix.
+        rows: e4m3 ``[m, k]``.
+        columns: e4m3 ``[k, n]`` with k contiguous.
+        row_scales: float32 ``[m, 1]``.
+        column_scales: float32 ``[1, n]``.
+        gemm: which; one that `works`. Both add as fast as the hardware can, with no more than 14 bits in between.
     """
-    if out.is_contiguous() or writes_strided(out.device):
+    if gemm == "torch":
+        torch._scaled_mm(
+            rows,
+            columns,
+            scale_a=row_scales,
+            scale_b=column_scales,
+            out_dtype=out.dtype,
+            use_fast_accum=True,
+            out=out,
+        )
+    elif out.is_contiguous() or writes_strided(out.device, gemm):
         torch.ops._C.cutlass_scaled_mm(out, rows, columns, row_scales, column_scales, None)
     else:
         whole = torch.empty(out.shape, dtype=out.dtype, device=out.device)
@@ -75,8 +97,8 @@ def _of_sixteens(block: torch.Tensor) -> bool:
 
 
 @cache
-def writes_strided(device: torch.device) -> bool:
-    """Whether the GEMM leaves the rest of a wider matrix alone when told to write some columns of it.
+def writes_strided(device: torch.device, gemm: Gemm) -> bool:
+    """Whether a GEMM leaves the rest of a wider matrix alone when told to write some columns of it.
 
     vLLM 0.26.0's kernels for Hopper write as if the columns were all there are. Tried once a GPU, on 64 rows.
     """
@@ -84,7 +106,26 @@ def writes_strided(device: torch.device) -> bool:
     rows = torch.ones(64, 64, dtype=torch.float32, device=device).to(torch.float8_e4m3fn)
     scales = torch.ones(64, 1, dtype=torch.float32, device=device)
     wide = torch.zeros(64, 128, dtype=torch.bfloat16, device=device)
-    torch.ops._C.cutlass_scaled_mm(wide[:, 64:], rows, rows.t(), scales, scales, None)
+    if gemm == "torch":
+        multiply(wide[:, 64:], rows, rows.t(), scales, scales.t(), gemm)
+    else:
+        torch.ops._C.cutlass_scaled_mm(wide[:, 64:], rows, rows.t(), scales, scales, None)
     expected = torch.zeros_like(wide)
     expected[:, 64:] = 64
     return bool(torch.equal(wide, expected))
+
+
+@cache
+def works(device: torch.device, gemm: Gemm) -> bool:
+    """Whether a GEMM is there for this GPU. Not before `check`.
+
+    PyTorch's is a private function: it is taken where it does what is expected of it, parts of a wider matrix
+    included (tried once a GPU; 2.11 does on an H200).
+    """
+    if gemm == "vllm":
+        return True
+    try:
+        return writes_strided(device, gemm)
+    except (AttributeError, TypeError, RuntimeError) as reason:
+        logger.debug("vllm-qwen36-plugin: no GEMM in e4m3 by PyTorch: %s", reason)
+        return False

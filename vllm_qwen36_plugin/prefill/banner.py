@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .dispatch import Linear
+    from .profile import GemmName
     from .settings import Settings
+
+
+def by_gemm(gemm: GemmName) -> str:
+    """What tells ``fp8`` by another library's GEMM from that by vLLM's."""
+    return "" if gemm == "vllm" else f" by {gemm}'s GEMM"
 
 
 def table_line(linears: Iterable[Linear], settings: Settings, known_from: str) -> str:
@@ -18,7 +24,7 @@ def table_line(linears: Iterable[Linear], settings: Settings, known_from: str) -
     several = len({linear.shape.bits for linear in linears}) > 1
     for linear in linears:
         taken = [
-            f"{path} from {start}"
+            f"{path}{by_gemm(linear.starts.fp8_gemm) if path == 'fp8' else ''} from {start}"
             for path in linear.order
             if (start := getattr(linear.starts, path)) is not None
         ]

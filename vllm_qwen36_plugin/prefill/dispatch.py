@@ -22,12 +22,11 @@ from typing import Any
 import torch
 
 from .paths import Weight, exact, fp8
-from .profile import PathName, Starts
+from .profile import GemmName, PathName, Starts
 from .replay import Replay, Template
 from .shape import Shape
 
 NAMESPACE, OP, PLAIN_OP = "qwen36", "w4a16_linear", "w4a16_plain"
-_PATHS: dict[PathName, Callable[[torch.Tensor, Weight, Shape], torch.Tensor]] = {"exact": exact, "fp8": fp8}
 # Kept: the op lives as long as its library.
 _libraries: list[Any] = []
 # Told once, at the next call of the op, that the table has changed: all shapes are in it then.
@@ -38,7 +37,8 @@ _on_first_call: list[Callable[[], None]] = []
 class Linear:
     """All layers of one shape: the stock kernel, which of a layer's tensors it reads, and when to pass it by.
 
-    ``order``: paths to try, the one that is wanted most first; ``starts`` their rows. ``replay``: the stock
+    ``order``: paths to try, the one that is wanted most first; ``starts`` their rows. ``gemms``: those that ``fp8``
+    may multiply with. ``replay``: the stock
     kernel's own call of its op, where it is known (`replays`).
     """
 
@@ -50,6 +50,7 @@ class Linear:
     layer: weakref.ref[torch.nn.Module]
     starts: Starts = field(default_factory=Starts)
     order: tuple[PathName, ...] = ()
+    gemms: tuple[GemmName, ...] = ("vllm",)
     served: Counter[str] = field(default_factory=Counter)
     rest: dict[str, Any] = field(default_factory=dict)
     template: Template | None = None
@@ -93,9 +94,13 @@ class Linear:
         """The same by vLLM's own Python, always."""
         return self.kernel.apply_weights(_StandIn(self, tensors), x, bias)
 
-    def run(self, path: PathName, x: torch.Tensor, weight: Weight) -> torch.Tensor:
-        """One path, whatever the number of rows."""
-        return _PATHS[path](x, weight, self.shape)
+    def run(
+        self, path: PathName, x: torch.Tensor, weight: Weight, gemm: GemmName | None = None
+    ) -> torch.Tensor:
+        """One path, whatever the number of rows; ``fp8`` by the GEMM that was found best, or another."""
+        if path == "exact":
+            return exact(x, weight, self.shape)
+        return fp8(x, weight, self.shape, gemm or self.starts.fp8_gemm)
 
 
 class _StandIn:

@@ -14,29 +14,35 @@ import torch
 import triton
 import triton.language as tl
 
-# 2**23 as a float's bits; a small integer or-ed to it is that integer plus 2**23.
-_MAGIC = tl.constexpr(0x4B000000)
+from .launch import launcher
+
 # Values along k that a program writes, of 64 columns: 16,384, or 128 a thread.
 BLOCK_K = 256
 _BLOCK_N = 64
 _WARPS = 4
-# What launches a kernel that Triton has compiled. Its own look-up takes 60 µs a launch on the host of an H100
-# (Triton 3.6); a pass through 64 layers launches 512 of these.
+# By what Triton compiles another kernel for.
 _launchers: dict[tuple[Any, ...], Callable[..., None]] = {}
 
 
 @triton.jit
-def _lane(words, lane, BITS: tl.constexpr, scale):  # type: ignore[no-untyped-def]
-    """Value number ``lane`` of each word, less the middle of its range, times ``scale``: float32."""
-    value = (words >> (lane * BITS)) & ((1 << BITS) - 1)
-    exact = (value | _MAGIC).to(tl.float32, bitcast=True) - (8388608.0 + (1 << (BITS - 1)))
+def _lane(words, LANE: tl.constexpr, BITS: tl.constexpr, scale):  # type: ignore[no-untyped-def]
+    """Value number ``LANE`` of each word, less the middle of its range, times ``scale``: float32.
+
+    It stays where it is in the word; the exponent is chosen so that it counts ones there. Without the shift that
+    brings it to the low bits 17,408 x 5,120 e4m3 from Marlin's layout take 46.5 µs on an H200 for 50.5.
+    """
+    HIGH: tl.constexpr = LANE * BITS >= 16  # beyond the mantissa
+    AT: tl.constexpr = LANE * BITS % 16
+    MIDDLE: tl.constexpr = (1 << (23 - AT)) + (1 << (BITS - 1))
+    value = (words >> 16 if HIGH else words) & (((1 << BITS) - 1) << AT)
+    exact = (value | ((150 - AT) << 23)).to(tl.float32, bitcast=True) - MIDDLE
     return exact * scale
 
 
 @triton.jit
-def _pair(words, lane, K1: tl.constexpr, BITS: tl.constexpr, scale, OUT: tl.constexpr):  # type: ignore[no-untyped-def]
+def _pair(words, LANE: tl.constexpr, K1: tl.constexpr, BITS: tl.constexpr, scale, OUT: tl.constexpr):  # type: ignore[no-untyped-def]
     """Rows k and k + 1, side by side in a last dimension."""
-    return tl.join(_lane(words, lane, BITS, scale).to(OUT), _lane(words, lane + K1, BITS, scale).to(OUT))
+    return tl.join(_lane(words, LANE, BITS, scale).to(OUT), _lane(words, LANE + K1, BITS, scale).to(OUT))
 
 
 @triton.jit
@@ -173,19 +179,4 @@ def expand(
     tensors = (words, scales, words if inverse is None else inverse, out)
     compiled = _expand[across, along, 1](*tensors, k, n, first, *constants, num_warps=_WARPS)
     if hasattr(compiled, "function"):
-        _launchers[kind] = _launcher(compiled, constants)
-
-
-def _launcher(compiled: Any, constants: tuple[Any, ...]) -> Callable[..., None]:
-    """Launches on a device's current stream: ``(programs along k, along n, device index, *arguments)``.
-
-    Past what Triton does at each launch besides: a closure, the device, hooks of profilers, which are left out.
-    Inductor launches its kernels by the same call.
-    """
-    run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
-    stream_of = triton.runtime.driver.active.get_current_stream
-
-    def launch(across: int, along: int, device: int, *arguments: Any) -> None:
-        run(across, along, 1, stream_of(device), function, metadata, None, None, None, *arguments, *constants)
-
-    return launch
+        _launchers[kind] = launcher(compiled, constants)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from statistics import median
@@ -12,7 +13,7 @@ from statistics import median
 import torch
 
 from .dispatch import Linear
-from .profile import PATHS, Card, PathName, Profile, Starts, first_win
+from .profile import GEMMS, PATHS, Card, GemmName, PathName, Profile, Starts, first_win
 from .shape import Shape
 
 # A path must be so much faster before it takes over: what is measured here scatters by 1 to 2 %.
@@ -64,15 +65,22 @@ def times_of(
 ) -> Times:
     """Microseconds a call of the stock kernel and each path, medians, by number of rows.
 
-    ``tick`` is called after each number of rows.
+    Where ``fp8`` may have another GEMM than vLLM's, ``fp8_vllm`` and so on in its place (`settled`). ``tick`` is
+    called after each number of rows.
     """
     weight = linear.weight(tensors, fp8_scales)
-    found: Times = {name: {} for name in ("stock", *paths)}
+    ways: dict[str, tuple[PathName, GemmName | None]] = {}
+    for path in paths:
+        if path == "fp8" and linear.gemms != ("vllm",):
+            ways |= {f"fp8_{gemm}": (path, gemm) for gemm in linear.gemms}
+        else:
+            ways[path] = path, None
+    found: Times = {name: {} for name in ("stock", *ways)}
     dtype = getattr(torch, linear.shape.dtype)
     for count in rows:
         x = torch.randn(count, linear.shape.k, dtype=dtype, device=weight.words.device)
         calls: dict[str, Callable[[], object]] = {"stock": partial(linear.stock, x, tensors)}
-        calls |= {path: partial(linear.run, path, x, weight) for path in paths}
+        calls |= {name: partial(linear.run, path, x, weight, gemm) for name, (path, gemm) in ways.items()}
         for name, us in _in_turns(calls).items():
             found[name][count] = us
         tick()
@@ -112,6 +120,20 @@ def _in_turns(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
     }
 
 
+def settled(times: Times) -> tuple[Times, Starts]:
+    """Those times with one ``fp8``, and from how many rows each path wins.
+
+    Of several GEMMs it has the one that takes the least share of the stock kernel's time, over all numbers of rows.
+    """
+    rivals = {gemm: times[f"fp8_{gemm}"] for gemm in GEMMS if f"fp8_{gemm}" in times}
+    if not rivals:
+        return times, starts_of(times)
+    stock = times["stock"]
+    gemm = min(rivals, key=lambda each: sum(us / stock[rows] for rows, us in rivals[each].items()))
+    times = {**times, "fp8": rivals[gemm]}
+    return times, replace(starts_of(times), fp8_gemm=gemm)
+
+
 def starts_of(times: Times) -> Starts:
     """From how many rows each measured path wins. FP8 must beat whatever else serves those rows."""
     exact = first_win(times["stock"], times.get("exact", {}), MARGIN)
@@ -121,11 +143,11 @@ def starts_of(times: Times) -> Starts:
     return Starts(exact, first_win(best, times.get("fp8", {}), MARGIN))
 
 
-def profile_of(shape: Shape, times: Times, where: Card, took: float) -> Profile:
+def profile_of(shape: Shape, times: Times, starts: Starts, where: Card, took: float) -> Profile:
     """A profile of one shape's times; ``took``: seconds of measuring up to now."""
     stamp = time.strftime("%Y-%m-%d")
     source = f"measured: {where.gpu}, {stamp}, in {took:.1f} s"
-    return Profile(source, {shape: starts_of(times)}, where, {shape: times})
+    return Profile(source, {shape: starts}, where, {shape: times})
 
 
 def measured_paths(linear: Linear) -> list[PathName]:

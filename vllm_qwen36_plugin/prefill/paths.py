@@ -11,6 +11,8 @@ from vllm_qwen36_plugin.compat import scaled_mm
 
 from . import scratch
 from .expand import expand
+from .profile import GemmName
+from .rows import quantize_rows
 from .shape import Shape
 
 FP8 = torch.float8_e4m3fn
@@ -36,34 +38,34 @@ def exact(x: torch.Tensor, weight: Weight, shape: Shape) -> torch.Tensor:
     return out
 
 
-def fp8(x: torch.Tensor, weight: Weight, shape: Shape) -> torch.Tensor:
+def fp8(x: torch.Tensor, weight: Weight, shape: Shape, gemm: GemmName = "vllm") -> torch.Tensor:
     """The same with both operands in e4m3: a scale a row of ``x``, and a scale a column of W."""
     if weight.fp8 is None:
         raise ValueError("no FP8 scales were made for this weight")
     out = x.new_empty(x.shape[0], shape.n)
-    rows, row_scales = scaled_mm.quantize_rows(x)
-    inverse, column_scales = weight.fp8.unbind()
-    tiles = _fp8_tiles(out, shape)
-    parts = zip(_parts(out, tiles, 1), _parts(column_scales[:, None], tiles, 0), strict=True)
+    rows, row_scales = quantize_rows(x)
+    inverse, column_scales = weight.fp8.split(1)
+    tiles = _fp8_tiles(out, shape, gemm)
+    parts = zip(_parts(out, tiles, 1), _parts(column_scales, tiles, 1), strict=True)
     for tile, (part, scales) in zip(tiles, parts, strict=True):
         unpack(weight, tile.dense, tile.first, shape, inverse)
-        scaled_mm.multiply(part, rows, tile.transposed, row_scales, scales)
+        scaled_mm.multiply(part, rows, tile.transposed, row_scales, scales, gemm)
     return out
 
 
-def _fp8_tiles(out: torch.Tensor, shape: Shape) -> list[scratch.Tile]:
+def _fp8_tiles(out: torch.Tensor, shape: Shape, gemm: GemmName) -> list[scratch.Tile]:
     """Where W goes: parts in the scratch, or a buffer of its own where that takes less memory than their results.
 
-    A GEMM that cannot write some columns of ``out`` writes each part's to a buffer, which is then copied. From as
-    many rows on as make that buffer as large as all of W, W has it, and nothing is copied: of the 27B's linears
-    gate_up with 128 MiB of scratch, 170 MiB of its own from 5,120 rows on, where at 8,192 a part's result took 272.
-    That saves 10.8 of 178 ms of kernels (bench/prefill, 8,192 tokens, 16 layers, one H200). The numbers are the
-    same: above 128 rows vLLM 0.26 chooses a tile on Hopper by rows and k alone.
+    A GEMM that cannot write some columns of ``out``, vLLM's on Hopper, writes each part's to a buffer, which is
+    copied. From as many rows on as make that buffer as large as all of W, W has it, and nothing is copied: of the
+    27B's linears gate_up with 128 MiB of scratch, 170 MiB of its own from 5,120 rows on, where at 8,192 a part's
+    result took 272. That saves 10.8 of 178 ms of kernels (bench/prefill, 8,192 tokens, 16 layers, one H200). The
+    numbers are the same: above 128 rows vLLM 0.26 chooses a tile on Hopper by rows and k alone.
     """
     tiles = scratch.tiles(out.device, shape.k, shape.n, FP8)
     result = out.shape[0] * tiles[0].last * out.element_size()
     whole = shape.k * shape.n * FP8.itemsize
-    if len(tiles) == 1 or whole > result or scaled_mm.writes_strided(out.device):
+    if len(tiles) == 1 or whole > result or scaled_mm.writes_strided(out.device, gemm):
         return tiles
     dense = out.new_empty(shape.n, shape.k, dtype=FP8)
     return [scratch.Tile(0, shape.n, dense, dense.t())]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from vllm_qwen36_plugin.errors import CompatError
 from vllm_qwen36_plugin.options import PluginOptions
 
 from . import dispatch, measure, scratch
-from .banner import table_line
+from .banner import by_gemm, table_line
 from .layouts import marlin_scale_places
 from .paths import fp8_scales
 from .profile import (
+    GEMMS,
+    GemmName,
     PathName,
     Profile,
     ProfileError,
@@ -97,7 +99,8 @@ class Preparation:
         """Put a layer's shape into the table: as known, or after its test and a look for its times."""
         before = self.seen.get(linear.shape)
         if before is not None:
-            linear.starts, linear.order, linear.served = before.starts, before.order, before.served
+            linear.starts, linear.order, linear.gemms = before.starts, before.order, before.gemms
+            linear.served = before.served
             linear.replays(before.template)
         elif original is not None:
             whole = linear.shape.k * linear.shape.n * tensors[linear.scales].element_size()
@@ -105,6 +108,9 @@ class Preparation:
             linear.replays(self._template(linear, tensors))
             linear.order = self._tested(linear, original, tensors, fp8)
             linear.starts = self._starts(linear, tensors, fp8)
+            if linear.starts.fp8_gemm not in linear.gemms:
+                # Of a profile from elsewhere, or of none.
+                linear.starts = replace(linear.starts, fp8_gemm=linear.gemms[0])
             if tensors[linear.words].is_cuda:
                 release_workspaces()
         self.seen[linear.shape] = dispatch.put(linear)
@@ -140,14 +146,25 @@ class Preparation:
                     "prefill=fp8 needs a GPU that multiplies e4m3 (Ada or later) and vLLM's kernel for it"
                 )
                 continue
-            try:
-                problem = problem_with(path, linear, original, tensors, fp8)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the stock kernel is there
-                problem = repr(error)
-            if problem is None:
+            ways: tuple[GemmName, ...] = ("vllm",)
+            if path == "fp8":
+                device = tensors[linear.words].device
+                ways = tuple(gemm for gemm in GEMMS if scaled_mm.works(device, gemm))
+            good: list[GemmName] = []
+            for gemm in ways:
+                try:
+                    problem = problem_with(path, linear, original, tensors, fp8, gemm)
+                except Exception as error:  # noqa: BLE001 - whatever it is, the stock kernel is there
+                    problem = repr(error)
+                if problem is None:
+                    good.append(gemm)
+                else:
+                    name, key = path + by_gemm(gemm), linear.shape.key
+                    logger.warning("vllm-qwen36-plugin: %s is off for %s: %s", name, key, problem)
+            if good:
                 passed.append(path)
-            else:
-                logger.warning("vllm-qwen36-plugin: %s is off for %s: %s", path, linear.shape.key, problem)
+            if path == "fp8" and good:
+                linear.gemms = tuple(good)
         return tuple(passed)
 
     def _starts(
@@ -213,18 +230,20 @@ class Preparation:
     ) -> Starts:
         begin = time.perf_counter()
         rows = [count for count in measure.ROWS if count <= self.most_rows]
-        times = measure.times_of(linear, tensors, fp8, rows, measure.measured_paths(linear))
+        times, starts = measure.settled(
+            measure.times_of(linear, tensors, fp8, rows, measure.measured_paths(linear))
+        )
         took = time.perf_counter() - begin
         self.spent += took
         where = self._card(tensors[linear.words].device)
         known = self._known(tensors[linear.words].device)
-        self.known = known.merged(measure.profile_of(linear.shape, times, where, self.spent))
+        self.known = known.merged(measure.profile_of(linear.shape, times, starts, where, self.spent))
         self.known_from = self.known.source
         try:
             write(cached(where), self.known)
         except OSError as error:
             _warn_once(f"the profile of this GPU is not kept: {error}")
-        return self.known.starts[linear.shape]
+        return starts
 
     def _card(self, device: torch.device) -> Any:
         return measure.card(device, self.settings.scratch_bytes >> 20)

@@ -8,13 +8,16 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from .shape import Shape
 
 PathName = Literal["exact", "fp8"]
 PATHS: tuple[PathName, ...] = ("exact", "fp8")
-FORMAT = 1
+# As `compat.scaled_mm.Gemm`, which needs torch.
+GemmName = Literal["vllm", "torch"]
+GEMMS: tuple[GemmName, ...] = get_args(GemmName)
+FORMAT = 2
 _ENV = "QWEN36_CACHE"
 
 
@@ -24,10 +27,11 @@ class ProfileError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Starts:
-    """Rows from which on a path is faster than the stock kernel; None: never."""
+    """Rows from which on a path is faster than the stock kernel; None: never. And whose GEMM ``fp8`` takes."""
 
     exact: int | None = None
     fp8: int | None = None
+    fp8_gemm: GemmName = "vllm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +138,8 @@ def from_json(data: Any, where: str) -> Profile:
             raise ProfileError(f"{where} has format {data['format']!r}, not {FORMAT}: run qwen36 tune again")
         shapes = {Shape.parse(key): entry for key, entry in data["shapes"].items()}
         starts = {
-            shape: Starts(**{path: _rows(entry[path]) for path in PATHS}) for shape, entry in shapes.items()
+            shape: Starts(_rows(entry["exact"]), _rows(entry["fp8"]), _gemm(entry["fp8_gemm"]))
+            for shape, entry in shapes.items()
         }
         times = {
             shape: {
@@ -154,6 +159,12 @@ def _rows(value: Any) -> int | None:
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
         return value
     raise ValueError(f"{value!r} is no number of rows")
+
+
+def _gemm(value: Any) -> GemmName:
+    if value not in GEMMS:
+        raise ValueError(f"{value!r} is none of {', '.join(GEMMS)}")
+    return value  # type: ignore[no-any-return]
 
 
 def read(path: Path) -> Profile:

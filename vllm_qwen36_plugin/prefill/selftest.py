@@ -14,7 +14,7 @@ from vllm_qwen36_plugin.packed import dequantize_words
 from . import replay, scratch
 from .dispatch import Linear
 from .paths import unpack
-from .profile import PathName
+from .profile import GemmName, PathName
 
 # Neither tiles nor vectors of 8 or 16 divide these.
 ROWS = (1, 129, 517)
@@ -47,8 +47,9 @@ def problem_with(
     original: Original,
     tensors: Sequence[torch.Tensor],
     fp8_scales: torch.Tensor | None,
+    gemm: GemmName | None = None,
 ) -> str | None:
-    """What is wrong with a path for this layer; None if nothing is."""
+    """What is wrong with a path for this layer, ``fp8`` by one of its GEMMs; None if nothing is."""
     weight = linear.weight(tensors, fp8_scales)
     shape = linear.shape
     dtype = getattr(torch, shape.dtype)
@@ -67,7 +68,7 @@ def problem_with(
     for rows in ROWS:
         x = torch.randn(rows, shape.k, dtype=dtype, device=weight.words.device, generator=generator)
         expected = x.float() @ reference.t()
-        found = linear.run(path, x, weight)[:, -columns:].float()
+        found = linear.run(path, x, weight, gemm)[:, -columns:].float()
         error = float((found - expected).square().mean().sqrt())
         size = float(expected.square().mean().sqrt())
         # Where the checkpoint itself has no finite result, there is nothing to be off from.

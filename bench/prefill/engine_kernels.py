@@ -5,7 +5,15 @@ from __future__ import annotations
 import re
 
 from bench.prefill.engine_notes import environments, label, noted
-from bench.prefill.engine_results import WITHOUT, Column, by_size, columns, comparable, first_token_kernels_ms
+from bench.prefill.engine_results import (
+    WITHOUT,
+    Column,
+    by_size,
+    columns,
+    comparable,
+    first_token_kernels_ms,
+    stock_column,
+)
 from bench.results import Json
 from bench.tables import table
 
@@ -13,7 +21,7 @@ from bench.tables import table
 _KINDS = {
     "attention": "attention|flash",
     "unpacking": "^_expand$",
-    "activations to e4m3": "scaled_fp8_quant",
+    "activations to e4m3": "scaled_fp8_quant|^_quantize_rows$",
     "copies of results": "direct_copy_kernel",
     "GEMMs": "marlin::Marlin|machete|nvjet|cutlass",
 }
@@ -52,7 +60,9 @@ def kinds_table(result: Json) -> str:
             rows.append([case, kind, *cells])
         totals = [first_token_kernels_ms(result, column, case) for column in shown]
         rows.append([case, "all", *("" if total is None else f"{total:.1f}" for total in totals)])
-        rows.append([case, "over vLLM's without the plugin", *(_over(result, c, case) for c in shown)])
+        turns = any(column in WITHOUT and stock_column(result, column)[0] == column for column, _ in shown)
+        against = "over vLLM's, in turns" if turns else "over vLLM's without the plugin"
+        rows.append([case, against, *(_over(result, c, case) for c in shown)])
     note = (
         "ms of kernels to the first token; GEMMs with the output head; beyond the 24 longest all are others"
     )
@@ -70,10 +80,12 @@ def _cell(ms: float) -> str:
 
 
 def _over(result: Json, column: Column, case: str) -> str:
-    base = WITHOUT.get(column[0])
-    if base is None or not comparable(result, column[0], base):
+    if column[0] not in WITHOUT:
         return ""
-    ours, theirs = (first_token_kernels_ms(result, one, case) for one in (column, (base, base)))
+    base = stock_column(result, column[0])
+    if column == base or not comparable(result, column[0], base[0]):
+        return ""
+    ours, theirs = (first_token_kernels_ms(result, one, case) for one in (column, base))
     return "" if ours is None or not theirs else f"{ours / theirs:.3f}"
 
 

@@ -22,6 +22,8 @@ WAYS = ("stock", "exact", "fp8")
 GRAPHED = ("exact", "fp8")
 # What the plugin's processes are held against: the same kernel without it.
 WITHOUT = {PLUGIN: "stock", MACHETE_PLUGIN: "machete"}
+# In a process of the plugin, every linear by vLLM's kernel.
+IN_TURNS = "stock"
 Column = tuple[str, str]
 
 
@@ -71,6 +73,12 @@ def ttft_ratio(result: Json, column: Column, base: Column, case: str) -> float |
         return None
     times, against = ttft_ms(result, column, case), ttft_ms(result, base, case)
     return times / against if times is not None and against else None
+
+
+def stock_column(result: Json, variant: str) -> Column:
+    """vLLM's kernel that a plugin's process is held against: in a process without it if there is one, or in turns."""
+    base = WITHOUT[variant]
+    return (base, base) if base in result["runs"] else (variant, IN_TURNS)
 
 
 def first_token_kernels_ms(result: Json, column: Column, case: str) -> float | None:

@@ -8,12 +8,14 @@ from bench.prefill.engine_notes import environments, noted
 from bench.prefill.engine_results import (
     GRAPHED,
     PLUGIN,
+    WITHOUT,
     Column,
     cases,
     comparable,
     first_token_kernels_ms,
     kernels_ms,
     step_ms,
+    stock_column,
     ttft_ratio,
 )
 from bench.results import Json
@@ -48,9 +50,11 @@ def targets_table(result: Json) -> str:
     for target in TARGETS:
         ours: Column = (PLUGIN, target.way)
         base: Column = (target.base, target.base)
+        if target.base == WITHOUT[PLUGIN]:
+            base = stock_column(result, PLUGIN)
         clock = ttft_ratio(result, ours, base, target.case)
         kernels = _of_kernels(result, ours, base, target.case)
-        what = f"first token, {target.way} / {target.base}"
+        what = f"first token, {target.way} / {target.base}{', in turns' if base[0] == PLUGIN else ''}"
         rows.append(
             [what, target.case, f"{target.most:.2f}", *(_met(r, target.most) for r in (clock, kernels))]
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.pages import Page
-from bench.prefill import engine_tables, engine_targets, linear_tables, quality_tables
+from bench.prefill import engine_gemms, engine_tables, engine_targets, linear_tables, quality_tables
 from bench.results import Json
 
 HERE = Path(__file__).parent
@@ -40,6 +40,7 @@ TABLES: dict[str, tuple[Path, Callable[[Json], str]]] = {
     "engine-h100": (ENGINE_H100, engine_tables.report),
     "load": (SERVING, engine_tables.load_table),
     "load-h100": (SERVING_H100, engine_tables.load_table),
+    "gemms": (ENGINE, engine_gemms.gemms_table),
     "e4m3": (HERE / "e4m3.json", linear_tables.e4m3_table),
     "quality": (QUALITY, quality_tables.report),
 }

@@ -56,8 +56,8 @@ def install() -> None:
     paths.expand = _expand  # type: ignore[attr-defined]
     paths.quantize_rows = _quantize_rows  # type: ignore[attr-defined]
     scaled_mm.multiply = _multiply
-    scaled_mm.works = lambda device, gemm: gemm == "vllm"  # type: ignore[assignment]
-    scaled_mm.writes_strided = lambda device, gemm: True  # type: ignore[assignment]
+    scaled_mm.works = lambda device, dtype, gemm: gemm == "vllm"  # type: ignore[assignment]
+    scaled_mm.writes_strided = lambda device, dtype, gemm: True  # type: ignore[assignment]
     prepare._fp8_possible = lambda device: True
     prepare.Preparation._starts = lambda *_: Starts(_EXACT, _FP8)  # type: ignore[method-assign]
 

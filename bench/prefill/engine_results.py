@@ -76,7 +76,7 @@ def ttft_ratio(result: Json, column: Column, base: Column, case: str) -> float |
 
 
 def stock_column(result: Json, variant: str) -> Column:
-    """vLLM's kernel that a plugin's process is held against: in a process without it if there is one, or in turns."""
+    """vLLM's kernel that a plugin's process is held against: in a process without it if there is one, or turns."""
     base = WITHOUT[variant]
     return (base, base) if base in result["runs"] else (variant, IN_TURNS)
 

@@ -130,8 +130,8 @@ def gpu(clean: None, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(prepare, "_fp8_possible", lambda device: fake.fp8)
     monkeypatch.setattr(paths, "quantize_rows", fake.quantize_rows)
     monkeypatch.setattr(scaled_mm, "multiply", fake.multiply)
-    monkeypatch.setattr(scaled_mm, "works", lambda device, gemm: gemm in fake.gemms)
-    monkeypatch.setattr(scaled_mm, "writes_strided", lambda device, gemm: True)
+    monkeypatch.setattr(scaled_mm, "works", lambda device, dtype, gemm: gemm in fake.gemms)
+    monkeypatch.setattr(scaled_mm, "writes_strided", lambda device, dtype, gemm: True)
     monkeypatch.setattr(paths, "expand", expand_by_places)
     return fake
 

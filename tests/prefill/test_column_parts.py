@@ -163,7 +163,7 @@ def gemm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hopper]:
         found = Gemm(packs)
         monkeypatch.setattr(torch.ops._C, "cutlass_scaled_mm", found, raising=False)
         scaled_mm.writes_strided.cache_clear()
-        assert scaled_mm.writes_strided(CPU, "vllm") is not packs
+        assert scaled_mm.writes_strided(CPU, torch.bfloat16, "vllm") is not packs
         found.widths.clear()
         return found
 
@@ -231,7 +231,7 @@ def test_the_other_gemm_writes_parts_in_place_where_vllms_does_not(
 ) -> None:
     vllms, torchs = gemm(True), Gemm(packs=False)
     monkeypatch.setattr(torch, "_scaled_mm", torchs.torchs)
-    assert scaled_mm.works(CPU, "torch")
+    assert scaled_mm.works(CPU, torch.bfloat16, "torch")
     vllms.widths.clear()
     wanted = product(200, K * N)
     assert vllms.widths == [N]
@@ -242,6 +242,21 @@ def test_the_other_gemm_writes_parts_in_place_where_vllms_does_not(
     assert torchs.widths == [128, 128, 64]
     assert vllms.widths == [N]
     assert torch.complex128 not in copies.dtypes
+
+
+def test_a_gemm_may_be_there_for_results_of_one_type_alone(
+    gemm: Hopper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gemm(True)
+
+    def bfloat16_alone(*given: Any, **named: Any) -> Any:
+        if named["out_dtype"] != torch.bfloat16:
+            raise RuntimeError("only bf16 high precision output types are supported for row-wise scaling")
+        return Gemm(packs=False).torchs(*given, **named)
+
+    monkeypatch.setattr(torch, "_scaled_mm", bfloat16_alone)
+    assert scaled_mm.works(CPU, torch.bfloat16, "torch")
+    assert not scaled_mm.works(CPU, torch.float16, "torch")
 
 
 def packs(*given: Any, **named: Any) -> Any:
@@ -267,5 +282,5 @@ def test_a_gemm_that_is_not_what_is_expected_is_not_taken(
         monkeypatch.delattr(torch, "_scaled_mm")
     else:
         monkeypatch.setattr(torch, "_scaled_mm", other)
-    assert not scaled_mm.works(CPU, "torch")
-    assert scaled_mm.works(CPU, "vllm")
+    assert not scaled_mm.works(CPU, torch.bfloat16, "torch")
+    assert scaled_mm.works(CPU, torch.bfloat16, "vllm")

@@ -53,7 +53,7 @@ def multiply(
         rows: e4m3 ``[m, k]``.
         columns: e4m3 ``[k, n]`` with k contiguous.
         row_scales: float32 ``[m, 1]``.
-        column_scales: float32 ``[1, n]``.
+        column_scales: float32 ``[1, n]``; for vLLM's ``[n, 1]`` too.
         gemm: which; one that `works`. Both add as fast as the hardware can, with no more than 14 bits in between.
     """
     if gemm == "torch":
@@ -66,7 +66,7 @@ def multiply(
             use_fast_accum=True,
             out=out,
         )
-    elif out.is_contiguous() or writes_strided(out.device, gemm):
+    elif out.is_contiguous() or writes_strided(out.device, out.dtype, gemm):
         torch.ops._C.cutlass_scaled_mm(out, rows, columns, row_scales, column_scales, None)
     else:
         whole = torch.empty(out.shape, dtype=out.dtype, device=out.device)
@@ -97,15 +97,16 @@ def _of_sixteens(block: torch.Tensor) -> bool:
 
 
 @cache
-def writes_strided(device: torch.device, gemm: Gemm) -> bool:
+def writes_strided(device: torch.device, dtype: torch.dtype, gemm: Gemm) -> bool:
     """Whether a GEMM leaves the rest of a wider matrix alone when told to write some columns of it.
 
-    vLLM 0.26.0's kernels for Hopper write as if the columns were all there are. Tried once a GPU, on 64 rows.
+    vLLM 0.26.0's kernels for Hopper write as if the columns were all there are. Tried once a GPU and type of
+    result, on 64 rows.
     """
     # vLLM's default dtype is the model's while it loads one.
     rows = torch.ones(64, 64, dtype=torch.float32, device=device).to(torch.float8_e4m3fn)
     scales = torch.ones(64, 1, dtype=torch.float32, device=device)
-    wide = torch.zeros(64, 128, dtype=torch.bfloat16, device=device)
+    wide = torch.zeros(64, 128, dtype=dtype, device=device)
     if gemm == "torch":
         multiply(wide[:, 64:], rows, rows.t(), scales, scales.t(), gemm)
     else:
@@ -116,16 +117,16 @@ def writes_strided(device: torch.device, gemm: Gemm) -> bool:
 
 
 @cache
-def works(device: torch.device, gemm: Gemm) -> bool:
-    """Whether a GEMM is there for this GPU. Not before `check`.
+def works(device: torch.device, dtype: torch.dtype, gemm: Gemm) -> bool:
+    """Whether a GEMM is there for this GPU and results of this type. Not before `check`.
 
     PyTorch's is a private function: it is taken where it does what is expected of it, parts of a wider matrix
-    included (tried once a GPU; 2.11 does on an H200).
+    included (tried once; 2.11 does on an H200, in BF16 and FP16).
     """
     if gemm == "vllm":
         return True
     try:
-        return writes_strided(device, gemm)
+        return writes_strided(device, dtype, gemm)
     except (AttributeError, TypeError, RuntimeError) as reason:
         logger.debug("vllm-qwen36-plugin: no GEMM in e4m3 by PyTorch: %s", reason)
         return False

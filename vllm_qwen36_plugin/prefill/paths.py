@@ -65,7 +65,7 @@ def _fp8_tiles(out: torch.Tensor, shape: Shape, gemm: GemmName) -> list[scratch.
     tiles = scratch.tiles(out.device, shape.k, shape.n, FP8)
     result = out.shape[0] * tiles[0].last * out.element_size()
     whole = shape.k * shape.n * FP8.itemsize
-    if len(tiles) == 1 or whole > result or scaled_mm.writes_strided(out.device, gemm):
+    if len(tiles) == 1 or whole > result or scaled_mm.writes_strided(out.device, out.dtype, gemm):
         return tiles
     dense = out.new_empty(shape.n, shape.k, dtype=FP8)
     return [scratch.Tile(0, shape.n, dense, dense.t())]

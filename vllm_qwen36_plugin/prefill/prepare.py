@@ -148,8 +148,8 @@ class Preparation:
                 continue
             ways: tuple[GemmName, ...] = ("vllm",)
             if path == "fp8":
-                device = tensors[linear.words].device
-                ways = tuple(gemm for gemm in GEMMS if scaled_mm.works(device, gemm))
+                device, dtype = tensors[linear.words].device, getattr(torch, linear.shape.dtype)
+                ways = tuple(gemm for gemm in GEMMS if scaled_mm.works(device, dtype, gemm))
             good: list[GemmName] = []
             for gemm in ways:
                 try:

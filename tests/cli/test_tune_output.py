@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,21 @@ def test_a_section_a_shape_with_times_and_starts() -> None:
     assert cells[4096][-2:] == ["vLLM", "fp8"]
 
 
-def test_it_fits_110_columns() -> None:
-    assert max(len(line) for line in shown(made_up()).splitlines()) <= 110
+def by_torch(tuned: Tuned) -> Tuned:
+    """The same, with the other GEMM for every shape."""
+    starts = {shape: replace(each, fp8_gemm="torch") for shape, each in tuned.profile.starts.items()}
+    return replace(tuned, profile=replace(tuned.profile, starts=starts))
+
+
+def test_another_gemm_than_vllms_is_named() -> None:
+    section, _ = gate_up(by_torch(made_up()))
+    assert "fp8 by torch's GEMM from 1,000 rows" in section
+    assert "torch" not in gate_up(by_torch(made_up(slow=True)))[0]
+
+
+@pytest.mark.parametrize("tuned", [made_up(), by_torch(made_up())], ids=["vllm", "torch"])
+def test_it_fits_110_columns(tuned: Tuned) -> None:
+    assert max(len(line) for line in shown(tuned).splitlines()) <= 110
 
 
 def test_without_fp8() -> None:

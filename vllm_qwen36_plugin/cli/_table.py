@@ -14,6 +14,7 @@ from rich.text import Text
 from gptq_hybrid._tables import report_table
 from gptq_hybrid.cli._findings import plain
 from vllm_qwen36_plugin.options import SECTION, PluginOptions
+from vllm_qwen36_plugin.prefill.banner import by_gemm
 from vllm_qwen36_plugin.prefill.shape import Shape
 
 from ._result import MODES, Tuned
@@ -75,9 +76,9 @@ def _labels(tuned: Tuned, shape: Shape) -> list[str]:
     )
     found = [linears.name, f"{shape.k} × {shape.n}, {bits}", f"{linears.count} × {kernel_name(shape)}"]
     for path in tuned.paths[1:]:
-        start = getattr(starts, path)
+        start, name = getattr(starts, path), path + (by_gemm(starts.fp8_gemm) if path == "fp8" else "")
         if path in tuned.profile.times_us[shape]:
-            found.append(f"{path} never" if start is None else f"{path} from {start:,} rows")
+            found.append(f"{path} never" if start is None else f"{name} from {start:,} rows")
     return found
 
 

@@ -72,7 +72,9 @@ def test_one_path_that_fails_its_test_leaves_the_other(
 
 def test_fp8_may_have_each_gemm_that_passes(gpu: FakeGpu, shown: Shown) -> None:
     gpu.gemms = ("vllm", "torch")
-    first, second = Model(FP8).load(), Model(FP8).load()
+    model = Model(FP8)
+    first, second = model.load(), model.load()
+    assert first is not second
     assert first.gemms == second.gemms == ("vllm", "torch")
     assert shown() == ""
 

@@ -1,6 +1,6 @@
 """On a GPU: vLLM's own repacking and GEMMs, through the kernel that vLLM is offered.
 
-    python -m pytest tests/prefill/test_gpu.py -m gpu
+    python -m pytest tests/prefill -m gpu
 
 Needs torch, vLLM, pytest and this repository, and any GPU: Machete is tested on Hopper, e4m3 on Ada and later.
 """
@@ -22,18 +22,17 @@ if not torch.cuda.is_available():
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("clean")]
 
-from vllm_qwen36_plugin.compat import scaled_mm  # noqa: E402
 from vllm_qwen36_plugin.compat.linear_kernels import offer_first  # noqa: E402
 from vllm_qwen36_plugin.prefill import measure, paths, prepare, scratch  # noqa: E402
 from vllm_qwen36_plugin.prefill.kernel import FP8_SCALES, RowDispatchKernel  # noqa: E402
 from vllm_qwen36_plugin.prefill.profile import GEMMS, GemmName, Starts, cached, read  # noqa: E402
-from vllm_qwen36_plugin.prefill.rows import quantize_rows  # noqa: E402
 
 from . import real_gpu, warm  # noqa: E402
 from .real_gpu import Loaded, Server, fp8_here  # noqa: E402
 from .warm import EVERY, STOCK  # noqa: E402
 
 Shown = Callable[[], str]
+Serve = Callable[..., Server]
 LARGE = {
     "qkv": (5120, 14336),
     "qkvz": (5120, 16384),
@@ -42,9 +41,6 @@ LARGE = {
     "down": (17408, 5120),
 }
 ROWS = (1, 17, 129, 1000, 4096)
-
-
-Serve = Callable[..., Server]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -200,33 +196,6 @@ def test_fp8_in_parts_gives_the_numbers_of_fp8_whole(serve: Serve, rows: int) ->
     for gemm, product in found.items():
         assert off(product, loaded.entry.run("fp8", x, loaded.weight(), gemm).float()) < 1e-3, gemm
         assert off(product, wanted) < 0.06, gemm
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("k", [64, 1000, 5120, 6144, 8704, 17408])
-def test_rows_are_quantized_as_by_vllms_op(k: int, dtype: torch.dtype) -> None:
-    if not fp8_here():
-        pytest.skip("this GPU does not multiply e4m3")
-    x = torch.randn(70, k, dtype=dtype, device=real_gpu.DEVICE) * torch.logspace(
-        -4, 3, 70, dtype=dtype, device=real_gpu.DEVICE
-    ).unsqueeze(1)
-    x[3] = 0
-    x[4, 1:] = 0
-    x[5, -1] = float("nan")
-    x[6, 0] = float("inf")
-    for _ in range(2):  # looked up by Triton, and past it
-        rows, scales = quantize_rows(x)
-        theirs, their_scales = scaled_mm.quantize_rows(x)
-        assert torch.equal(scales, their_scales)
-        assert bool(rows[5, -1].isnan())
-        assert not bool(rows[6, 0].float().isfinite())
-        good = [row for row in range(70) if row not in (5, 6)]
-        found, wanted = rows[good].float(), theirs[good].float()
-        assert torch.equal(rows[5, :-1].float(), theirs[5, :-1].float())
-        # A quotient on the edge of two values may fall to either: it is a product here.
-        apart = (found - wanted).abs() > 0
-        assert float(apart.float().mean()) < 2e-3
-        assert bool((found[apart] - wanted[apart]).abs().le(wanted[apart].abs() / 8 + 2**-9).all())
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])

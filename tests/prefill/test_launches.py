@@ -49,14 +49,19 @@ class Triton:
         return launch
 
 
+def stand_in(monkeypatch: pytest.MonkeyPatch, module: Any, kernel: str) -> Triton:
+    """For a module's kernel, with none launched yet."""
+    found = Triton()
+    monkeypatch.setattr(module, kernel, found)
+    active = SimpleNamespace(get_current_stream=lambda device: ("stream", device))
+    monkeypatch.setattr(module.triton.runtime, "driver", SimpleNamespace(active=active))
+    monkeypatch.setattr(module, "_launchers", {})
+    return found
+
+
 @pytest.fixture
 def triton(monkeypatch: pytest.MonkeyPatch) -> Triton:
-    stand_in = Triton()
-    monkeypatch.setattr(expand, "_expand", stand_in)
-    active = SimpleNamespace(get_current_stream=lambda device: ("stream", device))
-    monkeypatch.setattr(expand.triton.runtime, "driver", SimpleNamespace(active=active))
-    monkeypatch.setattr(expand, "_launchers", {})
-    return stand_in
+    return stand_in(monkeypatch, expand, "_expand")
 
 
 def launch(**changes: Any) -> tuple[Any, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from hypothesis import strategies as st  # noqa: E402
 from vllm_qwen36_plugin.prefill import rows as module  # noqa: E402
 
 from .test_compiles import ADA, HOPPER, Launch, resources  # noqa: E402
-from .test_launches import Triton  # noqa: E402
+from .test_launches import Triton, stand_in  # noqa: E402
 
 FP8 = torch.float8_e4m3fn
 LEAST = 1 / (448 * 512)
@@ -112,12 +111,7 @@ def test_it_compiles_spills_nothing_and_loads_sixteen_bytes_at_a_time(
 
 @pytest.fixture
 def triton(monkeypatch: pytest.MonkeyPatch) -> Triton:
-    stand_in = Triton()
-    monkeypatch.setattr(module, "_quantize_rows", stand_in)
-    active = SimpleNamespace(get_current_stream=lambda device: ("stream", device))
-    monkeypatch.setattr(module.triton.runtime, "driver", SimpleNamespace(active=active))
-    monkeypatch.setattr(module, "_launchers", {})
-    return stand_in
+    return stand_in(monkeypatch, module, "_quantize_rows")
 
 
 @pytest.mark.parametrize("k", LENGTHS)

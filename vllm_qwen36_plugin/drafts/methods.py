@@ -22,7 +22,7 @@ from .settings import Form
 
 _BITS = {"w4": 4, "w8": 8}
 # Of a form, the first that divides a weight's inputs. With all in 4 bits bench/mini's drafts keep 0.977 of BF16's
-# tokens a step in groups of 128 and 0.992 in groups of 32 (120 replies), for 9 % more bytes.
+# tokens a step in groups of 128 and 0.992 in groups of 32 (bench/drafts/groups.json), for 9 % more bytes.
 _GROUPS = {"w4": (32,), "w8": (128, 64, 32)}
 # Largest finite e4m3.
 _FP8_MOST = 448.0

@@ -25,6 +25,7 @@ class Model:
     def __init__(self, settings: Settings = AUTO, most_rows: int = 8192) -> None:
         self.preparation = Preparation(settings, most_rows, {}, None, "")
         self.layers: list[torch.nn.Module] = []
+        self.scales: list[torch.Tensor | None] = []
 
     def load(self, shape: Shape = SHAPE, *, damaged: bool = False) -> dispatch.Linear:
         """One layer; a damaged one does not hold what was loaded."""
@@ -37,6 +38,7 @@ class Model:
         linear = dispatch.Linear(shape, DenseKernel(shape), ("scales", "words"), 1, 0, weakref.ref(layer))
         tensors = [weight.kept_scales(), weight.kept_words()]
         fp8 = self.preparation.fp8_scales(linear, tensors)
+        self.scales.append(fp8)
         self.preparation.enter(linear, tensors, fp8, original)
         assert dispatch.get(shape.key) is linear
         return linear

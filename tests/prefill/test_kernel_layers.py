@@ -57,6 +57,18 @@ def test_a_loaded_layer_gives_the_product_by_every_way(
         assert linear.served[path] == 1
 
 
+def test_scratch_leaves_room_for_the_fp8_scales_of_every_layer_that_was_built(
+    serving: Serving, stock_is: Any
+) -> None:
+    count = (1 << 20) // 4 // (SHAPE.n * 8)
+    with serving(prefill="fp8", prefill_scratch_mib=1):
+        layers = [Layer(SHAPE) for _ in range(count)]
+        wide = Layer(Shape("marlin", 256, 4096, 4, 32, "bfloat16")).load()
+        layers[0].load()
+    scales = sum(layer.kernel.shape.n * 8 for layer in (*layers, wide))
+    assert 0 < scratch.reserved(torch.device("cpu")) <= (1 << 20) - scales
+
+
 def test_rows_in_more_dimensions_count_together(serving: Serving, stock_is: Any) -> None:
     with serving():
         layer = Layer(SHAPE).load()

@@ -130,6 +130,42 @@ def test_scratch_is_no_larger_than_the_user_says(gpu: FakeGpu) -> None:
     assert scratch.reserved(torch.device("cpu")) == 64 * 128 * 2
 
 
+WIDE = Shape("marlin", 128, 512, 4, 32, "bfloat16")
+
+
+def test_fp8_scales_of_all_layers_come_out_of_what_the_user_set(gpu: FakeGpu) -> None:
+    given = 256 * 128 * 2
+    exact, fp8 = (Model(replace(settings, scratch_bytes=given)) for settings in (AUTO, FP8))
+    for model in (exact, fp8):
+        for _ in range(4):
+            model.preparation.expect(WIDE)
+    exact.load(WIDE)
+    assert scratch.reserved(torch.device("cpu")) == given
+    scratch.release()
+    assert fp8.load(WIDE).order == ("fp8", "exact")
+    scales = fp8.scales[0]
+    assert scales is not None
+    kept = 4 * scales.numel() * scales.element_size()
+    # With what a draft's layer may add.
+    assert 0 < given - scratch.reserved(torch.device("cpu")) - kept * 17 // 16 < given // 2
+
+
+def test_scales_take_half_of_it_at_most(gpu: FakeGpu) -> None:
+    model = Model(replace(FP8, scratch_bytes=256 * 128 * 2))
+    for _ in range(100):
+        model.preparation.expect(WIDE)
+    assert model.load(WIDE).order == ("fp8", "exact")
+    assert scratch.reserved(torch.device("cpu")) == 128 * 128 * 2
+
+
+def test_no_scales_are_kept_by_a_gpu_that_has_no_fp8(gpu: FakeGpu) -> None:
+    gpu.fp8 = False
+    model = Model(replace(FP8, scratch_bytes=256 * 128 * 2))
+    model.preparation.expect(WIDE)
+    assert model.load(WIDE).order == ("exact",)
+    assert scratch.reserved(torch.device("cpu")) == 256 * 128 * 2
+
+
 def test_fp8_asked_for_on_a_gpu_that_has_none_is_said_once(gpu: FakeGpu, shown: Shown) -> None:
     gpu.fp8 = False
     model = Model(FP8)

@@ -54,6 +54,42 @@ def test_parts_are_few_and_of_like_width(k: int, n: int, itemsize: int, columns:
         assert widths[0] % align == 0
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    shapes=st.lists(st.tuples(sizes["k"], sizes["n"]), min_size=1, max_size=3), size=st.integers(0, 1 << 27)
+)
+def test_a_buffer_of_the_largest_part_makes_the_parts_that_all_of_it_would(
+    shapes: list[tuple[int, int]], size: int
+) -> None:
+    least = max(scratch.largest_tile(k, n, (1, 2), size) for k, n in shapes)
+    assert least <= size
+    for k, n in shapes:
+        for itemsize in (1, 2):
+            if size >= LEAST * k * itemsize:
+                assert scratch.column_tiles(k, n, itemsize, least) == scratch.column_tiles(
+                    k, n, itemsize, size
+                )
+
+
+def test_the_27bs_fp8_scales_cost_its_e4m3_parts_nothing() -> None:
+    """FP8 scales of 64 layers come out of the default scratch; `Preparation` leaves so much."""
+    attention, delta, both = 14336, 16384, 5120 + 34816 + 5120
+    scales = 8 * (16 * (attention + both) + 48 * (delta + both))
+    given = 128 << 20
+    left = given - scales - scales // 16
+    assert scales == 31_195_136
+    shapes = [(5120, attention), (5120, delta), (6144, 5120), (5120, 34816), (17408, 5120)]
+    for k, n in shapes:
+        assert scratch.column_tiles(k, n, 1, left) == scratch.column_tiles(k, n, 1, given)
+    assert max(scratch.largest_tile(k, n, (2,), given) for k, n in shapes) == 115 << 20
+    assert max(scratch.largest_tile(k, n, (1, 2), left) for k, n in shapes) == 85 << 20
+
+
+def test_no_part_where_not_even_64_columns_fit() -> None:
+    assert scratch.largest_tile(5120, 14336, (2,), 64 * 5120 * 2 - 1) == 0
+    assert scratch.largest_tile(5120, 14336, (1, 2), 64 * 5120 * 2 - 1) == 64 * 5120
+
+
 def test_the_27bs_widest_linear_in_the_default_scratch() -> None:
     parts = scratch.column_tiles(5120, 34816, 2, 128 << 20)
     assert parts == [(0, 11776), (11776, 11776), (23552, 11264)]

@@ -78,6 +78,7 @@ class RowDispatchKernel(MPLinearKernel):  # type: ignore[misc]
         self.shape = _shape(c, stock)
         # That of now: where vLLM loads weights again, it has no config to say what the user asked for.
         self._preparation = Preparation.now()
+        self._preparation.expect(self.shape)
         self.names: list[str] = []
         self.has_fp8 = False
         # Not in apply_weights: torch.compile with dynamic=True makes symbols of integers, which format no string.

@@ -16,6 +16,8 @@ from .rows import quantize_rows
 from .shape import Shape
 
 FP8 = torch.float8_e4m3fn
+# Of each column: its scale and the inverse, in float32.
+FP8_SCALE_BYTES = 8
 # Largest finite e4m3.
 _FP8_MOST = 448.0
 

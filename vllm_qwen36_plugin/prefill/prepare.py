@@ -19,7 +19,7 @@ from vllm_qwen36_plugin.options import PluginOptions
 from . import dispatch, measure, scratch
 from .banner import by_gemm, table_line
 from .layouts import marlin_scale_places
-from .paths import fp8_scales
+from .paths import FP8_SCALE_BYTES, fp8_scales
 from .profile import (
     GEMMS,
     GemmName,
@@ -40,6 +40,8 @@ from .shipped import shipped_profiles
 
 # Seconds that start-up may spend on measuring, all shapes together.
 BUDGET = 10.0
+# Of a model's FP8 scales, what an MTP layer may add, which is loaded later: one part in so many (at 27B in 60).
+_LATER = 16
 _current: list[Preparation] = []
 
 
@@ -53,7 +55,10 @@ def settings_now() -> Settings:
 
 @dataclass(slots=True)
 class Preparation:
-    """One model's: which shapes were seen, what is known of this GPU, how long measuring has taken."""
+    """One model's: which shapes were seen, what is known of this GPU, how long measuring has taken.
+
+    ``columns``: of all its linears, each of which may get FP8 scales.
+    """
 
     settings: Settings
     most_rows: int
@@ -61,6 +66,7 @@ class Preparation:
     known: Profile | None
     known_from: str
     spent: float = 0.0
+    columns: int = 0
 
     @classmethod
     def now(cls) -> Preparation:
@@ -72,6 +78,10 @@ class Preparation:
         if not _current or (_current[-1].settings, _current[-1].most_rows) != (settings, rows):
             _current[:] = [cls(settings, rows, {}, None, "")]
         return _current[-1]
+
+    def expect(self, shape: Shape) -> None:
+        """Count in a linear that was built: all are, before the first one's weights are prepared."""
+        self.columns += shape.n
 
     def is_new(self, shape: Shape) -> bool:
         """Whether no layer of this shape has been prepared with these settings."""
@@ -103,8 +113,7 @@ class Preparation:
             linear.served = before.served
             linear.replays(before.template)
         elif original is not None:
-            whole = linear.shape.k * linear.shape.n * tensors[linear.scales].element_size()
-            scratch.reserve(tensors[linear.words].device, min(self.settings.scratch_bytes, whole))
+            self._reserve(linear.shape, tensors[linear.words].device, tensors[linear.scales].element_size())
             linear.replays(self._template(linear, tensors))
             linear.order = self._tested(linear, original, tensors, fp8)
             linear.starts = self._starts(linear, tensors, fp8)
@@ -115,6 +124,22 @@ class Preparation:
                 release_workspaces()
         self.seen[linear.shape] = dispatch.put(linear)
         dispatch.at_next_call(_say)
+
+    def _reserve(self, shape: Shape, device: torch.device, itemsize: int) -> None:
+        """Have room for a shape's largest part, and no more: with FP8 scales, within what the user set.
+
+        At 27B: of 128 MiB 115 for ``exact``; with ``fp8`` 85 beside 30 of scales (and 0.5 of an MTP layer's,
+        which is loaded later), where parts in e4m3 are what they would be in 128.
+        """
+        given, sizes = self.settings.scratch_bytes, [itemsize]
+        limit = given
+        if "fp8" in self.settings.order and _fp8_possible(device):
+            kept = self.columns * FP8_SCALE_BYTES
+            # Half at least: with few MiB set, the scales are left to be on top.
+            limit = max(given - kept - kept // _LATER, given // 2)
+            sizes.append(1)
+        # Of what does not fit, a path says how much it needs.
+        scratch.reserve(device, scratch.largest_tile(shape.k, shape.n, sizes, limit) or limit)
 
     def _template(self, linear: dispatch.Linear, tensors: Sequence[torch.Tensor]) -> Template | None:
         """How to call the stock kernel's op without its Python; None where that is not the same."""

@@ -6,6 +6,7 @@ graphs hold its address.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -61,6 +62,20 @@ def tiles(device: torch.device, k: int, n: int, dtype: torch.dtype) -> list[Tile
             dense = buffer[: columns * k * dtype.itemsize].view(dtype).view(columns, k)
             found.append(Tile(first, first + columns, dense, dense.t()))
         _tiles[device, k, n, dtype] = found
+    return found
+
+
+def largest_tile(k: int, n: int, itemsizes: Iterable[int], size: int) -> int:
+    """Bytes of the largest part of W ``[k, n]`` that goes through ``size`` bytes, over values of these sizes.
+
+    In a buffer of so many bytes, or of any number up to ``size``, the parts are the same. 0 where not even 64
+    columns fit.
+    """
+    found = 0
+    for itemsize in itemsizes:
+        if size >= _LEAST * k * itemsize:
+            _, columns = column_tiles(k, n, itemsize, size)[0]
+            found = max(found, columns * k * itemsize)
     return found
 
 

@@ -4,11 +4,12 @@
 
 For each shape, with random weights of both signs, repacked by vLLM's own kernel:
 
-    expand, fill      writing the dense weight of one tile of the scratch, and filling that many bytes with a
-    constant stock             vLLM's kernel exact, fp8        each path, for any number of rows plugin,
-    plugin_fp8  what is served with prefill=auto and prefill=fp8: the op, with the starts found at start-up
-    cublas            a dense weight that was there all along exact@32, …       exact with so many MiB of
-    scratch (--sizes), at 1,024 rows and more
+    expand, fill         writing the dense weight of one tile of the scratch; filling so many bytes
+    stock                vLLM's kernel
+    exact, fp8           each path, for any number of rows
+    plugin, plugin_fp8   what is served with prefill=auto and prefill=fp8: the op, with the starts found at start-up
+    cublas               a dense weight that was there all along
+    exact@32, …          a path with so many MiB of scratch (--sizes), at 1,024 rows and more
 
 Microseconds a call in a CUDA graph, so without the host's share, which `host_us` has: a call of the op,
 nothing waited for. Medians of rounds in which the variants take turns. Errors are root mean squares against

@@ -73,6 +73,19 @@ def test_the_worst_is_over_all_shapes_and_rows(result: dict[str, Any]) -> None:
     assert not others
 
 
+def test_the_worst_elsewhere_leaves_out_what_stock_serves(result: dict[str, Any]) -> None:
+    below, above = result["shapes"][2]["rows"]
+    below["times"] = {**below["times"], "plugin": {"us": 130.0}, "plugin_fp8": {"us": 140.0}}
+    above["times"] = {**above["times"], "plugin": {"us": 70.0}, "plugin_fp8": {"us": 80.0}}
+    (exact, where), (fp8, _) = linear_tables.worst(result, elsewhere=True)
+    assert (exact, fp8) == (pytest.approx(0.7), pytest.approx(0.8))
+    assert "M = 1024" in where
+    result["shapes"][2]["starts"] = {"exact": None, "fp8": 16}
+    (exact, _), (fp8, where) = linear_tables.worst(result, elsewhere=True)
+    assert (exact, fp8) == (pytest.approx(0.6), pytest.approx(1.4))
+    assert "M = 16" in where
+
+
 def test_expansion_is_held_against_the_bytes_it_moves(result: dict[str, Any]) -> None:
     text = linear_tables.expansion_table(result)
     # 30 over 20 is 1.50; half a byte and a scale of 2/128 read for two bytes written make 1.26 times as many.

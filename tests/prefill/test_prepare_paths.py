@@ -150,6 +150,15 @@ def test_fp8_scales_of_all_layers_come_out_of_what_the_user_set(gpu: FakeGpu) ->
     assert 0 < given - scratch.reserved(torch.device("cpu")) - kept * 17 // 16 < given // 2
 
 
+def test_the_buffer_holds_the_largest_part_of_either_path(gpu: FakeGpu) -> None:
+    """Here one in e4m3: a part in BF16 is of whole tiles of 256 columns, 512 of the 544 that would fit."""
+    shape = Shape("marlin", 128, 1088, 4, 32, "bfloat16")
+    Model(replace(FP8, scratch_bytes=1088 * 128)).load(shape)
+    assert scratch.reserved(torch.device("cpu")) == 1088 * 128
+    assert len(scratch.tiles(torch.device("cpu"), 128, 1088, torch.float8_e4m3fn)) == 1
+    assert len(scratch.tiles(torch.device("cpu"), 128, 1088, torch.bfloat16)) == 3
+
+
 def test_scales_take_half_of_it_at_most(gpu: FakeGpu) -> None:
     model = Model(replace(FP8, scratch_bytes=256 * 128 * 2))
     for _ in range(100):

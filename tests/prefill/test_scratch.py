@@ -72,12 +72,13 @@ def test_a_buffer_of_the_largest_part_makes_the_parts_that_all_of_it_would(
 
 
 def test_the_27bs_fp8_scales_cost_its_e4m3_parts_nothing() -> None:
-    """FP8 scales of 64 layers come out of the default scratch; `Preparation` leaves so much."""
+    """Those of 64 layers come out of the default scratch, and those of an MTP layer fit beside them."""
     attention, delta, both = 14336, 16384, 5120 + 34816 + 5120
     scales = 8 * (16 * (attention + both) + 48 * (delta + both))
     given = 128 << 20
-    left = given - scales - scales // 16
-    assert scales == 31_195_136
+    left = scratch.beside(scales, given)
+    assert (scales, left >> 20) == (31_195_136, 96)
+    assert left + scales + 8 * (5120 + attention + both) <= given
     shapes = [(5120, attention), (5120, delta), (6144, 5120), (5120, 34816), (17408, 5120)]
     for k, n in shapes:
         assert scratch.column_tiles(k, n, 1, left) == scratch.column_tiles(k, n, 1, given)

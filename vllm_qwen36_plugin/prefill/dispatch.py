@@ -37,9 +37,8 @@ _on_first_call: list[Callable[[], None]] = []
 class Linear:
     """All layers of one shape: the stock kernel, which of a layer's tensors it reads, and when to pass it by.
 
-    ``order``: paths to try, the one that is wanted most first; ``starts`` their rows. ``gemms``: those that
-    ``fp8`` may multiply with. ``replay``: the stock
-    kernel's own call of its op, where it is known (`replays`).
+    ``order``: paths to try, the one that is wanted most first; ``starts`` their rows. ``gemms``: those that ``fp8``
+    may multiply with. ``replay``: the stock kernel's own call of its op, where it is known (`replays`).
     """
 
     shape: Shape

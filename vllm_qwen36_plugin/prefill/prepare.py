@@ -40,8 +40,6 @@ from .shipped import shipped_profiles
 
 # Seconds that start-up may spend on measuring, all shapes together.
 BUDGET = 10.0
-# Of a model's FP8 scales, what an MTP layer may add, which is loaded later: one part in so many (at 27B in 60).
-_LATER = 16
 _current: list[Preparation] = []
 
 
@@ -126,20 +124,12 @@ class Preparation:
         dispatch.at_next_call(_say)
 
     def _reserve(self, shape: Shape, device: torch.device, itemsize: int) -> None:
-        """Have room for a shape's largest part, and no more: with FP8 scales, within what the user set.
-
-        At 27B: of 128 MiB 115 for ``exact``; with ``fp8`` 85 beside 30 of scales (and 0.5 of an MTP layer's,
-        which is loaded later), where parts in e4m3 are what they would be in 128.
-        """
-        given, sizes = self.settings.scratch_bytes, [itemsize]
-        limit = given
+        """Have room for a shape's largest part, and no more: with FP8 scales, within what the user set."""
+        size, itemsizes = self.settings.scratch_bytes, [itemsize]
         if "fp8" in self.settings.order and _fp8_possible(device):
-            kept = self.columns * FP8_SCALE_BYTES
-            # Half at least: with few MiB set, the scales are left to be on top.
-            limit = max(given - kept - kept // _LATER, given // 2)
-            sizes.append(1)
+            size, itemsizes = scratch.beside(self.columns * FP8_SCALE_BYTES, size), [itemsize, 1]
         # Of what does not fit, a path says how much it needs.
-        scratch.reserve(device, scratch.largest_tile(shape.k, shape.n, sizes, limit) or limit)
+        scratch.reserve(device, scratch.largest_tile(shape.k, shape.n, itemsizes, size) or size)
 
     def _template(self, linear: dispatch.Linear, tensors: Sequence[torch.Tensor]) -> Template | None:
         """How to call the stock kernel's op without its Python; None where that is not the same."""

@@ -71,6 +71,15 @@ def answers(server: Any, given: list[list[int]]) -> Json:
     }
 
 
+def said_of(log: str, checkpoint: Path) -> list[str]:
+    """The lines of a log that say who serves, from the message on, and nothing of where the checkpoint lies."""
+    return [
+        line.partition("] ")[2].replace(str(checkpoint), "CHECKPOINT")[:600]
+        for line in log.splitlines()
+        if "qwen36" in line or "quantization=" in line
+    ]
+
+
 def serve(checkpoint: Path, way: str) -> Json:
     """One way: what it answers, what it accepted, and what its log says of how it is served."""
     import torch
@@ -90,13 +99,12 @@ def serve(checkpoint: Path, way: str) -> Json:
         ) as server:
             found = answers(server, given)
             counted = server.acceptance()
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    said = [line.partition("] ")[2] for line in lines if "qwen36" in line or "quantization=" in line]
+        said = said_of(log.read_text(encoding="utf-8", errors="replace"), checkpoint)
     return {
         "environment": environment("cuda:0" if torch.cuda.is_available() else "cpu"),
         "flags": flags,
         "acceptance_length": round(counted.length, 4),
-        "log": [line[:600] for line in said],
+        "log": said,
         **found,
     }
 

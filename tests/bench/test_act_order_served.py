@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 pytest.importorskip("torch")
 
 from bench.act_order.results import SERVED
-from bench.act_order.served import BF16, WAYS, against
+from bench.act_order.served import BF16, WAYS, against, said_of
 from bench.act_order.tables import quantization, served_table
 from bench.results import load
 
@@ -95,6 +96,18 @@ def test_a_row_says_who_served_and_how_near_it_came() -> None:
     assert f"| {BF16} |  | 0.0000 | 0.000 | 0 | 2 | 1 |  |" in lines
     assert lines[-1].startswith("a card, vllm 0.26.0; errors against float32, nats a token")
     assert "; 2 prompts of 3 tokens, greedy replies of 2" in lines[-1]
+
+
+def test_what_is_kept_of_a_log_says_who_served_and_not_from_where() -> None:
+    log = """\
+(EngineCore pid=7) INFO 11-28 [core.py:1] model='/a/b', quantization=qwen36_gptq, tokenizer='/a/b'
+(EngineCore pid=7) INFO 11-28 [core.py:2] /a/b was loaded
+(APIServer pid=8) INFO 11-28 [front.py:3] vllm-qwen36-plugin active
+"""
+    assert said_of(log, Path("/a/b")) == [
+        "model='CHECKPOINT', quantization=qwen36_gptq, tokenizer='CHECKPOINT'",
+        "vllm-qwen36-plugin active",
+    ]
 
 
 def test_a_log_that_does_not_say_who_served_is_an_error() -> None:

@@ -18,7 +18,7 @@ def register() -> None:
     before or after gptqmodel is imported.
 
     Raises:
-        gptq_hybrid.compat.IncompatibleError: this gptqmodel lacks something the definition builds on.
+        gptq_hybrid.upstream.IncompatibleError: this gptqmodel lacks something the definition builds on.
     """
     from .definition import register_definitions
 

@@ -19,7 +19,7 @@ class _Lines(logging.Handler):
 @contextmanager
 def lines_from(least: int) -> Iterator[Callable[[], str]]:
     """Of level ``least`` on, a line each; the same whether vLLM has configured logging or not."""
-    from vllm_qwen36_plugin._log import logger
+    from vllm_qwen36_plugin.log import logger
 
     handler, level = _Lines(), logger.level
     logger.addHandler(handler)

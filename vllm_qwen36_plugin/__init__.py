@@ -13,7 +13,7 @@ def register() -> None:
     the model-inspection subprocess. A feature that cannot be installed is off, with one warning naming it.
     """
     try:
-        from ._register import install_features
+        from .features import install_features
 
         install_features()
     except Exception as error:  # noqa: BLE001 - raised here, it would end every vLLM command for every model

@@ -11,12 +11,12 @@ from typing import Any
 from vllm.model_executor.models import qwen3_5
 from vllm.platforms import current_platform
 
-from ._architectures import TARGETS
 from .act_order.built import introduced
+from .architectures import TARGETS
 
 # Importing them offers their kernels.
 if current_platform.is_cpu():
-    from .cpu_int4 import models as _cpu_int4  # noqa: F401
+    from .cpu import models as _cpu_int4  # noqa: F401
 elif current_platform.is_cuda():
     from .prefill import models as _prefill  # noqa: F401
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gptq_hybrid.checkpoint import hookimpl
-from gptq_hybrid.checkpoint.gpu import GpuProfile
+from gptq_hybrid.hooks import GpuProfile, hookimpl
 from vllm_qwen36_plugin.profiles import ADA_PROFILES
 
 if TYPE_CHECKING:
@@ -31,6 +30,6 @@ def qwen36_prefill_profiles() -> list[ShippedProfile]:
 
 @hookimpl
 def qwen36_commands(app: typer.Typer) -> None:
-    from .cli._tune import tune_command
+    from .cli import add_commands
 
-    app.command("tune")(tune_command)
+    add_commands(app)

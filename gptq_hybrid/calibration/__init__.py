@@ -1,11 +1,11 @@
 """Calibration rows and evaluation documents: where they come from and how they become token ids."""
 
 from ._documents import Document, EncodedDocument, encode_documents, load_documents
-from ._encode import encode_rows
 from ._load import Calibration, load_calibration
 from ._mix import mix_names
 from ._pack import DEFAULT_PACK
 from ._sources import BUILTIN_SOURCES, DEFAULT_CALIBRATION, load_rows
+from .encode import encode_rows
 
 __all__ = [
     "BUILTIN_SOURCES",

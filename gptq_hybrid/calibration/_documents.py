@@ -9,13 +9,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from gptq_hybrid.checkpoint import HybridError
+from gptq_hybrid.common.errors import HybridError
 
-from ._encode import MIN_TOKENS, encode_row, tokens_key
 from ._files import JSONL_ENDINGS, jsonl_files, jsonl_folder, on_disk, read_jsonl
 from ._mix import Part, is_mix, load_mix
-from ._rows import Row, drawn, row_key
 from ._sources import DEFAULT_CALIBRATION, find_source, held_out, source_rows
+from .encode import MIN_TOKENS, encode_row, tokens_key
+from .rows import Row, drawn, row_key
 
 # What is read of a source that is no file, unless a limit says otherwise: a data set has no end in sight.
 _STREAMED = 64

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Literal
 from zlib import crc32
 
-from ._rows import Row, normalized, row_key, row_text
+from .rows import Row, normalized, row_key, row_text
 
 # Words compared in runs of this many. Scripts without spaces between words are taken character by character.
 _RUN = 5

@@ -10,9 +10,9 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from gptq_hybrid.checkpoint import HybridError
+from gptq_hybrid.common.errors import HybridError
 
-from ._rows import Row, check_row
+from .rows import Row, check_row
 
 JSONL_ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".jsonl.xz")
 TEXT_ENDINGS = (".txt", ".md", ".rst", ".text")

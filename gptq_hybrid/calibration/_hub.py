@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from gptq_hybrid.checkpoint import HybridError
 from gptq_hybrid.checkpoint.files import is_hub_id
+from gptq_hybrid.common.errors import HybridError
 
 from ._files import on_disk
 

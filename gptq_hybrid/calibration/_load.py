@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptq_hybrid.checkpoint import HybridError
+from gptq_hybrid.common.errors import HybridError
 
 from ._documents import load_documents
 from ._duplicates import Seen
-from ._encode import MIN_TOKENS, as_calibration
 from ._files import JSONL_ENDINGS, jsonl_folder
 from ._manifest import Request, build_manifest
 from ._mix import Part, is_mix, load_mix
 from ._pack import DEFAULT_PACK, end_of_text, pack_rows
 from ._select import NEAR_EXCLUDED, Selection, select
+from .encode import MIN_TOKENS, as_calibration
 
 # Of an evaluation document. Calibration rows are compared up to their maximal length.
 _EXCLUDED_WORDS = 65_536

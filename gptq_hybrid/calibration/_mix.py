@@ -10,10 +10,10 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from gptq_hybrid.checkpoint import HybridError
+from gptq_hybrid.common.errors import HybridError
 
 from ._files import FILE_ENDINGS, on_disk
-from ._rows import Row
+from .rows import Row
 
 _PREFIX = "mix:"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gptq_hybrid.checkpoint import HybridError
+from gptq_hybrid.common.errors import HybridError
 
 # Off: in a packed row the recurrent state and the attention of one document go on into the next, so every
 # document but the first is calibrated in a context it would not be served in; and no measurement says yet

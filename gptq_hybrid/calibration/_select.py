@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ._duplicates import Seen
-from ._encode import MIN_TOKENS, RejectedRowError, encode_row
 from ._mix import Part
-from ._rows import Row
 from ._sources import find_source, held_out, source_rows
+from .encode import MIN_TOKENS, RejectedRowError, encode_row
+from .rows import Row
 
 # Share of five-word runs from which a row counts as seen in another; less is asked of evaluation documents,
 # where a miss costs more than a row.

@@ -7,9 +7,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from gptq_hybrid.checkpoint import HybridError
-from gptq_hybrid.checkpoint.calibration import CalibrationSource
-from gptq_hybrid.checkpoint.plugins import calibration_sources
+from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.hooks import CalibrationSource, contributions
 
 from ._files import (
     JSONL_ENDINGS,
@@ -24,12 +23,17 @@ from ._files import (
 )
 from ._hub import describe_hub, hub_rows, is_hub_spec
 from ._mix import is_mix, load_mix
-from ._rows import Row, check_row, drawn, row_key
+from .rows import Row, check_row, drawn, row_key
 
 # In bench/quality, chat alone (the reference artifact's) cost 15 % more divergence than a mix.
 DEFAULT_CALIBRATION = "mix:broad"
 # So many rows in a row without one that is of use, and the source is taken for something else.
 _PATIENCE = 100
+
+
+def calibration_sources() -> list[CalibrationSource]:
+    """Return every source, built in or of a plugin; later ones win over earlier ones."""
+    return contributions("qwen36_calibration_sources")
 
 
 def find_source(spec: str) -> CalibrationSource:

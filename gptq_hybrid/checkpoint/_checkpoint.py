@@ -9,15 +9,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ._draft_vocab import DRAFT_VOCAB_FILE, DraftVocab, parse_draft_vocab, refuse_foreign, vocab_size_of
-from ._json import fetch_json_object
-from ._safetensors import Header, TensorInfo, read_headers
-from ._vocabulary import read_vocabulary
-from .errors import CheckpointError, TransferError
+from gptq_hybrid.common.errors import CheckpointError, TransferError
+
+from .draft_vocab_file import (
+    DRAFT_VOCAB_FILE,
+    DraftVocab,
+    parse_draft_vocab,
+    refuse_foreign,
+    vocab_size_of,
+)
 from .files import Files, LocalFiles, Range
+from .headers import Header, TensorInfo, read_headers
+from .json_files import fetch_json_object
+from .vocabulary import read_vocabulary
 
 INDEX_NAME = "model.safetensors.index.json"
 MTP_FILE = "mtp.safetensors"
+# What the checkpoint was calibrated on.
+CALIBRATION_FILE = "calibration.json"
 # vLLM skips these names when it globs *.safetensors.
 _NOT_SHARDS = frozenset({"consolidated.safetensors", "training_args.safetensors"})
 # Where a place cannot be listed, the names under which weights that no index names are usually found.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .errors import CheckpointError
+from gptq_hybrid.common.errors import CheckpointError
 
 # A pattern of the kinds in use takes microseconds; one made to backtrack takes years.
 _TIMEOUT = 1.0

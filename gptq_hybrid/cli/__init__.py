@@ -1,5 +1,5 @@
 """The ``qwen36`` command. Commands of other packages join through the ``qwen36_commands`` hook."""
 
-from ._app import build_app, main
+from .app import build_app, main
 
 __all__ = ["build_app", "main"]

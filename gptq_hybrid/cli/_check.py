@@ -8,18 +8,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from gptq_hybrid.checkpoint import (
-    DRAFT_VOCAB_FILE,
-    Checkpoint,
-    CheckpointError,
-    DraftVocab,
-    Report,
-    check,
-    check_rules,
-)
-from gptq_hybrid.checkpoint.serving import serve_line
+from gptq_hybrid.checkpoint import DRAFT_VOCAB_FILE, Checkpoint, DraftVocab
+from gptq_hybrid.common.errors import CheckpointError
+from gptq_hybrid.common.tables import plain
+from gptq_hybrid.doctor import Report, check, check_rules
+from gptq_hybrid.doctor.serve_line import serve_line
 
-from ._findings import findings_table, plain, rules_table
+from ._findings import findings_table, rules_table
 
 
 def _list_rules(show: bool) -> None:

@@ -15,9 +15,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gptq_hybrid.checkpoint import HybridError
-
-from ._quiet import output_to_log
+from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.common.quiet import output_to_log
 
 if TYPE_CHECKING:
     from gptq_hybrid.demo.run import DemoReport
@@ -71,7 +70,7 @@ def _leave_on_signal(temporary: Path | None) -> None:
 
     Not by KeyboardInterrupt: the libraries below swallow one that is raised while they import.
     """
-    from gptq_hybrid.demo.server import kill_servers
+    from gptq_hybrid.common.vllm_server import kill_servers
 
     screen = os.dup(2)
 

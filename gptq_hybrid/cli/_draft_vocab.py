@@ -11,19 +11,12 @@ import typer
 from rich.console import Console
 from rich.progress import TaskID
 
-from gptq_hybrid._tables import report_table
 from gptq_hybrid.calibration import DEFAULT_CALIBRATION, load_calibration
-from gptq_hybrid.checkpoint import (
-    DRAFT_VOCAB_FILE,
-    CheckpointError,
-    DraftVocab,
-    HybridError,
-    write_draft_vocab,
-)
-
-from ._findings import plain
-from ._options import AsJson
-from ._quantize import counting_bars
+from gptq_hybrid.checkpoint import DRAFT_VOCAB_FILE, DraftVocab, write_draft_vocab
+from gptq_hybrid.common.errors import CheckpointError, HybridError
+from gptq_hybrid.common.options import AsJson
+from gptq_hybrid.common.progress import counting_bars
+from gptq_hybrid.common.tables import plain, report_table
 
 
 def draft_vocab_command(

@@ -13,21 +13,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
     TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 
 from gptq_hybrid.calibration import DEFAULT_CALIBRATION
-from gptq_hybrid.checkpoint import HybridError
+from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.common.options import AsJson
+from gptq_hybrid.common.progress import counting_bars
+from gptq_hybrid.common.quiet import output_to_log
 
-from ._options import AsJson, BatchTokens, Device, Drafts, Limit, MaxLength, Reference, Seed
+from ._options import (
+    BatchTokens,
+    Device,
+    Drafts,
+    Limit,
+    MaxLength,
+    Reference,
+    Seed,
+)
 from ._quantize import resolve_source
-from ._quiet import output_to_log
 
 if TYPE_CHECKING:
     from gptq_hybrid.evaluate import EvalRequest, Evaluation, TaskRequest
@@ -185,7 +189,8 @@ def _evaluated(request: EvalRequest, on_progress: OnProgress) -> Evaluation:
 
 
 def _with_tasks(found: Evaluation, asked: TaskRequest, on_progress: OnProgress) -> Evaluation:
-    from gptq_hybrid.evaluate import environment, evaluate_tasks
+    from gptq_hybrid.common.machine import environment
+    from gptq_hybrid.evaluate import evaluate_tasks
 
     results = evaluate_tasks(asked, on_progress=on_progress)
     machine = found.environment or environment(results.settings["device"])
@@ -228,14 +233,7 @@ def _progress(*, to_stderr: bool) -> Iterator[OnProgress]:
     """A bar for each thing that is reported; everything else that is printed goes to a log."""
     with (
         output_to_log("eval", stderr=to_stderr) as terminal,
-        Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=terminal,
-        ) as progress,
+        counting_bars(terminal) as progress,
     ):
         bars: dict[str, TaskID] = {}
 

@@ -5,17 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 from rich.table import Table
 
-from gptq_hybrid.checkpoint import Finding, Rule, Severity
+from gptq_hybrid.common.tables import plain
+from gptq_hybrid.doctor import Finding, Rule, Severity
 
 _COLOUR = {Severity.ERROR: "red", Severity.WARNING: "yellow"}
-
-
-def plain(text: str) -> str:
-    """Text of a checkpoint, safe to print: no markup, and no control character to move the cursor with."""
-    return escape("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text))
 
 
 def findings_table(findings: Iterable[Finding]) -> Table:

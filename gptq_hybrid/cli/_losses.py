@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ._findings import plain
-from ._options import AsJson
+from gptq_hybrid.common.options import AsJson
+from gptq_hybrid.common.tables import plain
 
 
 def losses_command(

@@ -15,4 +15,3 @@ BatchTokens = Annotated[
     int | None, typer.Option(min=16, help="Tokens run at once.  [default: 8192 on a GPU, 4096 on a CPU]")
 ]
 Seed = Annotated[int, typer.Option(help="For drawing documents and for the intervals.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]

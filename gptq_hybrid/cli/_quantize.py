@@ -8,26 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
 from rich.table import Table
 
 from gptq_hybrid.calibration import DEFAULT_CALIBRATION, DEFAULT_PACK, mix_names
-from gptq_hybrid.checkpoint import HybridError
-from gptq_hybrid.checkpoint.serving import profile_for, serve_line
+from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.common.progress import counting_bars
+from gptq_hybrid.common.quiet import output_to_log
+from gptq_hybrid.doctor.serve_line import profile_for, serve_line
 from gptq_hybrid.recipes import DEFAULT_RECIPE, load_recipe, recipe_names
 from gptq_hybrid.writer import Limits
 
-from ._quiet import output_to_log
-
 if TYPE_CHECKING:
-    from gptq_hybrid.checkpoint.gpu import GpuProfile
+    from gptq_hybrid.hooks import GpuProfile
     from gptq_hybrid.quantize import QuantizeResult
 
 
@@ -171,18 +163,6 @@ def resolve_source(source: str) -> Path:
             f"{source} is neither a folder here nor a repository that can be fetched: {error}",
             remedy="Give the folder that holds config.json, or check the name and the network.",
         ) from error
-
-
-def counting_bars(console: Console) -> Progress:
-    """Bars that count up to a total."""
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-    )
 
 
 def calibration_table(manifest: Mapping[str, Any]) -> Table:

@@ -9,9 +9,11 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gptq_hybrid.checkpoint import Repair, Severity, repair
+from gptq_hybrid.common.tables import plain
+from gptq_hybrid.doctor import Severity
+from gptq_hybrid.doctor.repair import Repair, repair
 
-from ._findings import findings_table, plain
+from ._findings import findings_table
 
 FAULTY = 1
 

@@ -8,21 +8,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
-from gptq_hybrid.checkpoint import Checkpoint, HybridError, layout_for
+from gptq_hybrid.checkpoint import Checkpoint, layout_for
+from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.common.options import AsJson
+from gptq_hybrid.common.progress import counting_bars
+from gptq_hybrid.common.quiet import output_to_log
 from gptq_hybrid.recipes import DEFAULT_RECIPE
 
-from ._options import AsJson, BatchTokens, Device, Drafts, Limit, MaxLength, Reference, Seed
+from ._options import (
+    BatchTokens,
+    Device,
+    Drafts,
+    Limit,
+    MaxLength,
+    Reference,
+    Seed,
+)
 from ._quantize import resolve_source
-from ._quiet import output_to_log
 
 if TYPE_CHECKING:
     from gptq_hybrid.recipes import Recipe
@@ -161,7 +164,7 @@ def _refuse_budget(budget: str, request: ScanRequest, recipe: Recipe) -> None:
 
 
 def _summary(found: Scan, request: ScanRequest) -> Sensitivity:
-    from gptq_hybrid.evaluate._inputs import name_of
+    from gptq_hybrid.evaluate.inputs import name_of
     from gptq_hybrid.sensitivity import summarize_scan
 
     return summarize_scan(
@@ -193,16 +196,9 @@ def _with_progress(request: ScanRequest, *, to_stderr: bool) -> Scan:
 
     with (
         output_to_log("sensitivity", stderr=to_stderr) as terminal,
-        Progress(
-            TextColumn("layers × variants"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=terminal,
-        ) as progress,
+        counting_bars(terminal) as progress,
     ):
-        task = progress.add_task("scan", total=None)
+        task = progress.add_task("layers × variants", total=None)
         return scan(
             request, on_progress=lambda done, total: progress.update(task, completed=done, total=total)
         )

@@ -11,20 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptq_hybrid.checkpoint import (
+    CALIBRATION_FILE,
     DRAFT_VOCAB_FILE,
     DraftVocab,
-    HybridError,
-    find_mtp,
     layout_for,
     read_json_object,
     write_draft_vocab,
 )
-from gptq_hybrid.checkpoint.calibration import CALIBRATION_FILE
-from gptq_hybrid.compat import (
+from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.doctor import find_mtp
+from gptq_hybrid.quantize.state import source_identity
+from gptq_hybrid.recipes.packaging import Packaging, refuse_impossible
+from gptq_hybrid.upstream import (
     IncompatibleError,
     ModuleRecord,
-    Products,
-    faster,
     keep_log,
     record_modules,
     refuse_batches,
@@ -32,8 +32,8 @@ from gptq_hybrid.compat import (
     supports_shared_input_tags,
     without_stray_logs,
 )
-from gptq_hybrid.resume import source_identity
-from gptq_hybrid.writer import CheckpointPlan, Limits, Packaging, refuse_impossible, write_checkpoint
+from gptq_hybrid.upstream.speedups import Products, faster
+from gptq_hybrid.writer import CheckpointPlan, Limits, write_checkpoint
 
 from ._mask import causal_mask
 from ._module_tree import hybrid_tree
@@ -49,15 +49,15 @@ class HybridDefinition:
 
     ``keep_mtp`` (default True): set it to False between ``load`` and ``quantize``
     for a checkpoint without its MTP head. ``module_records`` holds a
-    :class:`~gptq_hybrid.compat.ModuleRecord` by module name after ``quantize``.
+    :class:`~gptq_hybrid.upstream.ModuleRecord` by module name after ``quantize``.
     ``calibration_manifest`` (of ``gptq_hybrid.calibration.load_calibration``), where
     set, is saved as ``calibration.json``, ``draft_vocab`` (of ``gptq_hybrid.draft_vocab.draft_vocab_of``) as
     ``draft_vocab.json``. ``packaging``
-    (:class:`~gptq_hybrid.writer.Packaging`): whether the writer packs the output
+    (:class:`~gptq_hybrid.recipes.packaging.Packaging`): whether the writer packs the output
     head and the MTP head, and leaves the vision tower out; set it before ``quantize``. ``limits``: past which
     ``save`` refuses.
     ``on_stop()``, where set, is called when a run with a ``checkpoint`` is asked to stop (Ctrl-C, SIGTERM).
-    ``faster`` (default True): quantize within :func:`~gptq_hybrid.compat.faster`, with its ``products``: on a GPU
+    ``faster`` (default True): quantize within :func:`~gptq_hybrid.upstream.speedups.faster`, with its ``products``: on a GPU
     ``"half"`` (the default) differs from gptqmodel in the last digits of Hessians, ``"ieee"`` in no byte.
     """
 

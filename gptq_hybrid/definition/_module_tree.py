@@ -10,7 +10,7 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any
 
-from gptq_hybrid.compat._gptqmodel import moved
+from gptq_hybrid.upstream.gptqmodel import moved
 
 # in_proj_qkv and in_proj_z read the same hidden states and become one parameter in
 # vLLM, so they form one group; upstream quantizes them one after the other.

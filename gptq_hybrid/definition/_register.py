@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gptq_hybrid.compat import prepare_environment
-from gptq_hybrid.compat._gptqmodel import installed_version, moved
+from gptq_hybrid.upstream import prepare_environment
+from gptq_hybrid.upstream.gptqmodel import installed_version, moved
 
 MODEL_TYPES = ("qwen3_5", "qwen3_5_text")
 

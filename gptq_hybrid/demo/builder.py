@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from gptq_hybrid.demo import _config
-from gptq_hybrid.demo._tokenizer import LOOP_PIECES, build_tokenizer, loop_ids
+from gptq_hybrid.demo import config as _config
+from gptq_hybrid.demo.tokenizer import LOOP_PIECES, build_tokenizer, loop_ids
 
 if TYPE_CHECKING:
-    from gptq_hybrid.demo._weights import Tensors
+    from gptq_hybrid.demo.weights import Tensors
 
 MtpLayout = Literal["inline", "separate", "unindexed", "none"]
 MTP_FILE = "mtp.safetensors"
@@ -93,7 +93,7 @@ def build_demo_checkpoint(path: Path, spec: DemoSpec | None = None) -> DemoCheck
     layout is the real model's: BF16 shards with an index, tokenizer, chat template, generation and processor
     configuration.
     """
-    from gptq_hybrid.demo import _weights
+    from gptq_hybrid.demo import weights as _weights
 
     spec = spec or DemoSpec()
     path.mkdir(parents=True, exist_ok=True)

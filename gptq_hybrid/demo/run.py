@@ -8,14 +8,22 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from gptq_hybrid.checkpoint import MTP_FILE, Checkpoint, inspect, installed_vllm, write_json_atomic
-from gptq_hybrid.checkpoint.serving import serve_arguments
-from gptq_hybrid.checkpoint.vllm_versions import plugin_installed
+from gptq_hybrid.checkpoint import MTP_FILE, Checkpoint
+from gptq_hybrid.common.atomic import write_json_atomic
+from gptq_hybrid.common.vllm_server import (
+    Acceptance,
+    Server,
+    cpu_arguments,
+    cpu_environment,
+    vllm_server,
+)
+from gptq_hybrid.doctor import inspect, installed_vllm
+from gptq_hybrid.doctor.serve_line import serve_arguments
+from gptq_hybrid.doctor.vllm_releases import plugin_installed
 from gptq_hybrid.quantize import QuantizeRequest, QuantizeResult, quantize
 from gptq_hybrid.recipes import load_recipe
 
 from .builder import DemoCheckpoint, build_demo_checkpoint
-from .server import Acceptance, Server, cpu_arguments, cpu_environment, vllm_server
 
 PROMPTS = (
     "What are you?",

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from gptq_hybrid.checkpoint import DraftVocab
-from gptq_hybrid.checkpoint._draft_vocab import shipped_for, vocab_size_of
-from gptq_hybrid.checkpoint._json import fetch_json_object
-from gptq_hybrid.checkpoint._vocabulary import Vocabulary, end_tokens, read_vocabulary
+from gptq_hybrid.checkpoint.draft_vocab_file import shipped_for, vocab_size_of
 from gptq_hybrid.checkpoint.files import LocalFiles
+from gptq_hybrid.checkpoint.json_files import fetch_json_object
+from gptq_hybrid.checkpoint.vocabulary import Vocabulary, end_tokens, read_vocabulary
 
 from ._count import FOLDS, Counts, ReplyMarks
 from ._rank import Numbers, expected, held_out_shares, rank

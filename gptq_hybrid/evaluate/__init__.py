@@ -1,19 +1,29 @@
 """How far a quantized checkpoint is from its original, by domain and with intervals."""
 
-from ._bootstrap import Estimate
-from ._compare import Comparison, Difference, DomainComparison, compare
-from ._documents import ScoresError
-from ._environment import environment
+from gptq_hybrid.common.machine import environment
+from gptq_hybrid.common.typed_json import FormatError
+
 from ._evaluation import Evaluation, Statistics, evaluation
-from ._inputs import name_of
-from ._json import FormatError, as_json, from_json, read_evaluation, write_evaluation
+from ._json import as_json, from_json, read_evaluation, write_evaluation
 from ._plot import plot
 from ._run import DTYPES, EvalRequest, Scored, evaluate, score
 from ._scores import DocumentScores
-from ._summary import Acceptance, CheckpointSummary, Summary, summarize
-from ._table import comparison_table, drafts_table, quality_table, tables
 from ._task_table import task_tables
-from ._tasks import BACKENDS, TaskDifference, TaskRequest, TaskResults, TaskScore, check_tasks, evaluate_tasks
+from .bootstrap import Estimate
+from .compare import Comparison, Difference, DomainComparison, compare
+from .documents import ScoresError
+from .inputs import name_of
+from .summary import Acceptance, CheckpointSummary, Summary, summarize
+from .table import comparison_table, drafts_table, quality_table, tables
+from .tasks import (
+    BACKENDS,
+    TaskDifference,
+    TaskRequest,
+    TaskResults,
+    TaskScore,
+    check_tasks,
+    evaluate_tasks,
+)
 
 __all__ = [
     "BACKENDS",

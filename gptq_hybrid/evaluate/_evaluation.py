@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
-from ._bootstrap import LEVEL, RESAMPLES
-from ._compare import Comparison, compare
-from ._documents import ScoresError
 from ._scores import DocumentScores
-from ._summary import CheckpointSummary, summarize
-from ._tasks import TaskResults
+from .bootstrap import LEVEL, RESAMPLES
+from .compare import Comparison, compare
+from .documents import ScoresError
+from .summary import CheckpointSummary, summarize
+from .tasks import TaskResults
 
 SCHEMA = 1
 INTERVAL = "bootstrap over documents within domains (n - 1 drawn), percentiles widened to Student's t"

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-from gptq_hybrid.checkpoint._atomic import fsync_path
+from gptq_hybrid.common import figures
+from gptq_hybrid.common.extras import need
 
-from ._bootstrap import Estimate
 from ._evaluation import Evaluation
-from ._needs import need
-from ._summary import CheckpointSummary, Summary
+from .bootstrap import Estimate
+from .summary import CheckpointSummary, Summary
 
-# Okabe & Ito (2008): told apart with every common colour blindness; markers repeat the distinction.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = ("o", "s", "^", "D", "v", "P")
 _BAND = 0.72  # of the height of a domain's row, shared by the checkpoints
 
 Get = Callable[[Summary], Estimate | None]
@@ -68,14 +63,14 @@ def plot(evaluation: Evaluation, path: Path, *, title: str | None = None) -> Non
     drawn = [(line, line.get_gid()) for line in axes[-1].get_lines() if line.get_gid()]
     figure.legend(
         [line for line, _ in drawn],
-        [_text(name) for _, name in drawn],
+        [figures.text(name) for _, name in drawn],
         loc="outside lower left",
         ncols=1,
         frameon=False,
         fontsize=9,
     )
-    figure.suptitle(_text(title or _title(evaluation)), fontsize=10, x=0.01, ha="left")
-    _save(figure, path)
+    figure.suptitle(figures.text(title or _title(evaluation)), fontsize=10, x=0.01, ha="left")
+    figures.save(figure, path)
 
 
 def _rows(checkpoint: CheckpointSummary) -> list[Summary]:
@@ -97,8 +92,10 @@ def _panel(ax: Any, checkpoints: tuple[CheckpointSummary, ...], get: Get, get_re
         _series(ax, checkpoints[0], get_reference, offsets[0], "black", "|", "reference")
         offsets = offsets[1:]
     for i, (checkpoint, offset) in enumerate(zip(checkpoints, offsets, strict=True)):
-        marker = _MARKERS[(i + i // len(_COLOURS)) % len(_MARKERS)]
-        _series(ax, checkpoint, get, offset, _COLOURS[i % len(_COLOURS)], marker, checkpoint.name)
+        marker = figures.MARKERS[(i + i // len(figures.COLOURS)) % len(figures.MARKERS)]
+        _series(
+            ax, checkpoint, get, offset, figures.COLOURS[i % len(figures.COLOURS)], marker, checkpoint.name
+        )
 
 
 def _series(
@@ -121,7 +118,7 @@ def _series(
 
 
 def _dress(ax: Any, names: list[str]) -> None:
-    ax.set_yticks(range(len(names)), [_text(name) for name in names])
+    ax.set_yticks(range(len(names)), [figures.text(name) for name in names])
     ax.set_ylim(len(names) - 0.5, -0.5)
     for i in range(0, len(names), 2):
         ax.axhspan(i - 0.5, i + 0.5, color="0.955", zorder=0, linewidth=0)
@@ -153,11 +150,6 @@ def _logarithmic(ax: Any, checkpoints: tuple[CheckpointSummary, ...]) -> None:
     ax.xaxis.set_minor_locator(NullLocator())
 
 
-def _text(text: str) -> str:
-    """Names of folders, without what matplotlib would take for a formula."""
-    return text.replace("$", r"\$")
-
-
 def _title(evaluation: Evaluation) -> str:
     overall = evaluation.checkpoints[0].overall
     where = str(evaluation.environment.get("device", ""))
@@ -169,16 +161,3 @@ def _title(evaluation: Evaluation) -> str:
         ),
     ]
     return "\n".join(line for line in lines if line)
-
-
-def _save(figure: Any, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
-    try:
-        with temporary.open("wb") as handle:
-            figure.savefig(handle, format="png", dpi=130)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync_path(path.parent)

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 
 from gptq_hybrid.calibration import EncodedDocument
-from gptq_hybrid.checkpoint import HybridError
+from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.common.extras import need
+from gptq_hybrid.common.machine import environment
 from gptq_hybrid.streaming import Batch, CheckpointWeights, OutputHead, TextStack, make_batches
 
-from ._environment import environment
 from ._evaluation import Evaluation, evaluation
-from ._inputs import (
+from ._scores import DocumentScores
+from .inputs import (
     REFERENCE,
     device_of,
     documents_of,
@@ -27,11 +29,9 @@ from ._inputs import (
     refuse_other_model,
     refuse_quantized_reference,
 )
-from ._needs import need
-from ._pass import Pass, PassSettings, run_pass
-from ._scores import DocumentScores
-from ._states import StateStore, fingerprint, state_key
-from ._tokens import score_documents
+from .passes import Pass, PassSettings, run_pass
+from .states import StateStore, fingerprint, state_key
+from .tokens import score_documents
 
 # Tokens run through a layer at once. At the 27B's sizes the Gated-DeltaNet layer holds about 0.4 MB a token in
 # float32 while it runs.

@@ -6,9 +6,9 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from gptq_hybrid._tables import report_table
+from gptq_hybrid.common.tables import report_table
 
-from ._tasks import TaskDifference, TaskResults, TaskScore
+from .tasks import TaskDifference, TaskResults, TaskScore
 
 
 def task_tables(results: TaskResults) -> list[RenderableType]:

@@ -5,10 +5,10 @@ Works from the log alone, gptqmodel's own included as far as its columns go; nee
 
 from ._flags import FLAGS, STARVED_BELOW, flags_of, outliers
 from ._json import as_json
-from ._log import LOG_NAME, LossLog, read_log
 from ._modules import ModuleLoss
 from ._plot import plot_losses
 from ._table import kinds_table, summary
+from .columns import LOG_NAME, LossLog, read_log
 
 __all__ = [
     "FLAGS",

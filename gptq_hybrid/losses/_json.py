@@ -6,8 +6,8 @@ import dataclasses
 from typing import Any
 
 from ._flags import FLAGS, flags_of, outliers
-from ._log import LossLog
 from ._modules import measure_of
+from .columns import LossLog
 
 SCHEMA = 1
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from gptq_hybrid.compat import ModuleRecord
+    from gptq_hybrid.upstream import ModuleRecord
 
 Measure = Literal["relative_error", "loss"]
 
@@ -23,7 +23,7 @@ class ModuleLoss:
         tokens: calibration tokens seen.
         columns: inputs of the module.
 
-    The others are as in :class:`~gptq_hybrid.compat.ModuleRecord`.
+    The others are as in :class:`~gptq_hybrid.upstream.ModuleRecord`.
     """
 
     layer: int | None

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gptq_hybrid.checkpoint import HybridError
+from gptq_hybrid.common import figures
+from gptq_hybrid.common.errors import HybridError
 
 from ._flags import FLAGS, flags_of
-from ._log import LossLog
 from ._modules import Measure, ModuleLoss, measure_of, value_of
+from .columns import LossLog
 
 _LABELS = {
     "relative_error": "relative error of the output",
@@ -38,8 +39,7 @@ def plot_losses(log: LossLog, path: Path) -> None:
             remedy="Run without --plot to see what the log says.",
         )
     # Here, for it imports torch: 4 s that reading a log need not take.
-    from gptq_hybrid.evaluate._needs import need
-    from gptq_hybrid.evaluate._plot import _save, _text
+    from gptq_hybrid.common.extras import need
 
     need("matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -54,13 +54,13 @@ def plot_losses(log: LossLog, path: Path) -> None:
     for ax, block in zip(axes, blocks, strict=True):
         ax.set_yscale("log")
         _panel(ax, [m for m in drawn if _block(m) == block], measure, flags)
-        ax.set_title(_text(block or "others"), fontsize=9, loc="left")
+        ax.set_title(figures.text(block or "others"), fontsize=9, loc="left")
     axes[-1].set_xlabel("layer", fontsize=9)
     axes[-1].xaxis.get_major_locator().set_params(integer=True)
     figure.supylabel(_LABELS[measure], fontsize=9)
-    figure.suptitle(_text(_title(log, flags)), fontsize=9, x=0.01, ha="left")
+    figure.suptitle(figures.text(_title(log, flags)), fontsize=9, x=0.01, ha="left")
     path.parent.mkdir(parents=True, exist_ok=True)
-    _save(figure, path)
+    figures.save(figure, path)
 
 
 def _block(module: ModuleLoss) -> str:
@@ -70,20 +70,19 @@ def _block(module: ModuleLoss) -> str:
 def _panel(
     ax: Any, modules: Sequence[ModuleLoss], measure: Measure, flags: dict[str, tuple[str, ...]]
 ) -> None:
-    from gptq_hybrid.evaluate._plot import _COLOURS, _MARKERS, _text
 
     for i, kind in enumerate(dict.fromkeys(m.kind for m in modules)):
         group = sorted((m for m in modules if m.kind == kind), key=lambda m: m.layer or 0)
-        colour = _COLOURS[i % len(_COLOURS)]
+        colour = figures.COLOURS[i % len(figures.COLOURS)]
         points = [(m, v) for m in group if (v := value_of(m, measure)) is not None and v > 0]
         ax.plot(
             [m.layer for m, _ in points],
             [v for _, v in points],
             color=colour,
             linewidth=0.9,
-            marker=_MARKERS[i % len(_MARKERS)],
+            marker=figures.MARKERS[i % len(figures.MARKERS)],
             markersize=3.5,
-            label=_text(kind.rpartition(".")[2]),
+            label=figures.text(kind.rpartition(".")[2]),
         )
         ringed = [(m, v) for m, v in points if "outlier" in flags[m.name]]
         _marks(ax, [m for m, _ in ringed], [v for _, v in ringed], "o", "outlier")

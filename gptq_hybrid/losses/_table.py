@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from gptq_hybrid._tables import report_table
+from gptq_hybrid.common.tables import report_table
 
 from ._flags import FLAGS, flags_of, outliers
 from ._modules import Measure, ModuleLoss, measure_of, value_of

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gptq_hybrid.checkpoint import Checkpoint, HybridError, TensorLayout, layout_for
+from gptq_hybrid.checkpoint import Checkpoint, TensorLayout, layout_for
 from gptq_hybrid.checkpoint.quantization import dynamic_rule
-from gptq_hybrid.compat import room_on_gpu
-from gptq_hybrid.memory import free_memory
-
-from ._estimate import hidden_state_bytes, kept_bytes
+from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.common.memory import free_memory
+from gptq_hybrid.recipes.sizes import hidden_state_bytes, kept_bytes
+from gptq_hybrid.upstream.speedups import room_on_gpu
 
 # --samples and --max-length bound the tokens from above; most documents are shorter. What a quarter of the
 # bound does not fit into is too small for certain; the tokens drawn decide the rest.

@@ -11,22 +11,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptq_hybrid.checkpoint import (
-    Checkpoint,
-    HybridError,
-    Severity,
-    TensorLayout,
-    find_mtp,
-    layout_for,
-    run_rules,
-)
-from gptq_hybrid.compat import refuse_batches, room_on_gpu
-from gptq_hybrid.compat._gptqmodel import installed_version
-from gptq_hybrid.memory import free_memory
-from gptq_hybrid.resume import ResumePlan, folder_bytes, plan_resume, state_folder
-from gptq_hybrid.writer import Packaging, refuse_impossible
-
-from ._estimate import (
+from gptq_hybrid.checkpoint import Checkpoint, TensorLayout, layout_for
+from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.common.memory import free_memory
+from gptq_hybrid.doctor import Severity, find_mtp, run_rules
+from gptq_hybrid.quantize.state import ResumePlan, folder_bytes, plan_resume, state_folder
+from gptq_hybrid.recipes.packaging import Packaging, refuse_impossible
+from gptq_hybrid.recipes.sizes import (
     choices,
     dense_state_bytes,
     hidden_state_bytes,
@@ -36,6 +27,10 @@ from ._estimate import (
     quantized_bytes,
     working_bytes,
 )
+from gptq_hybrid.upstream import refuse_batches
+from gptq_hybrid.upstream.gptqmodel import installed_version
+from gptq_hybrid.upstream.speedups import room_on_gpu
+
 from ._native import gpu_room, native_bytes, refuse_run
 
 if TYPE_CHECKING:

@@ -11,14 +11,21 @@ from typing import Any
 
 import gptq_hybrid
 from gptq_hybrid.calibration import DEFAULT_CALIBRATION, DEFAULT_PACK, Calibration, load_calibration
-from gptq_hybrid.checkpoint import Checkpoint, DraftVocab, HybridError, layout_for
-from gptq_hybrid.compat import ModuleRecord, checkpoint_config
+from gptq_hybrid.checkpoint import Checkpoint, DraftVocab, layout_for
+from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.draft_vocab import draft_vocab_of
+from gptq_hybrid.quantize.state import (
+    ResumePlan,
+    RunState,
+    before_calibration,
+    of_calibration,
+    open_state,
+)
 from gptq_hybrid.recipes import DEFAULT_RECIPE, Recipe, load_recipe
-from gptq_hybrid.resume import ResumePlan, RunState, before_calibration, of_calibration, open_state
+from gptq_hybrid.recipes.sizes import layer_count
+from gptq_hybrid.upstream import ModuleRecord, checkpoint_config
 from gptq_hybrid.writer import Limits, Verdict, judge, write_records
 
-from ._estimate import layer_count
 from ._native import refuse_run
 from ._preflight import preflight
 
@@ -96,7 +103,7 @@ def quantize(
     (or SIGTERM) while layers are quantized, when the run goes on to the end of its layer.
 
     Killed at any time, a run of the same request goes on after the last state in ``DST.partial``
-    (:mod:`gptq_hybrid.resume`) and writes the same files. That folder is there from the calibration on, and
+    (:mod:`gptq_hybrid.quantize.state`) and writes the same files. That folder is there from the calibration on, and
     goes with the target's arrival.
 
     Raises:

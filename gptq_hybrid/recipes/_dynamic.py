@@ -12,8 +12,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from gptq_hybrid.checkpoint import HybridError, TensorLayout
+from gptq_hybrid.checkpoint import TensorLayout
 from gptq_hybrid.checkpoint.formats import vllm_name
+from gptq_hybrid.common.errors import HybridError
 
 # Bits that vLLM's GPTQ kernels load; 16 leaves a module in BF16.
 _CHOICES = (4, 8, 16)

@@ -10,8 +10,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from gptq_hybrid.checkpoint import HybridError
-from gptq_hybrid.writer import Packaging
+from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.recipes.packaging import Packaging
 
 # Least divergence of the W4 recipes in bench/quality, over four calibration seeds.
 DEFAULT_RECIPE = "static-mse"
@@ -55,7 +55,7 @@ class Recipe:
 
         settings = {**self.settings, **overrides}
         if isinstance(settings.get("gptaq"), dict):
-            from gptq_hybrid.compat import gptaq_config
+            from gptq_hybrid.upstream import gptaq_config
 
             # gptqmodel's own default would keep them on the GPU: 96 GiB at the 27B.
             settings["gptaq"] = gptaq_config({"device": "cpu", **settings["gptaq"]})

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gptq_hybrid.checkpoint import HybridError, LinearSpec, TensorLayout
+from gptq_hybrid.checkpoint import LinearSpec, TensorLayout
 from gptq_hybrid.checkpoint.formats.gptq import settings as module_settings
 from gptq_hybrid.checkpoint.quantization import dynamic_rule
-from gptq_hybrid.quantize._estimate import packed_bytes, quantized_bytes
+from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.recipes import Recipe
+from gptq_hybrid.recipes.sizes import packed_bytes, quantized_bytes
 
 from ._result import Module, Sensitivity
 

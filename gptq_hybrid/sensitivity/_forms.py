@@ -6,11 +6,12 @@ from typing import Protocol
 
 import torch
 
-from gptq_hybrid.checkpoint import HybridError, LinearSpec
+from gptq_hybrid.checkpoint import LinearSpec
 from gptq_hybrid.checkpoint.formats.gptq import settings
-from gptq_hybrid.evaluate._states import state_key
+from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.evaluate.states import state_key
 from gptq_hybrid.packing import quantize_rtn
-from gptq_hybrid.quantize._estimate import packed_bytes
+from gptq_hybrid.recipes.sizes import packed_bytes
 from gptq_hybrid.streaming import CheckpointWeights
 
 from ._units import Unit

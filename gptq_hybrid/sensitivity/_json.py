@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gptq_hybrid.checkpoint import read_json_object, write_json_atomic
-from gptq_hybrid.evaluate import FormatError
-from gptq_hybrid.evaluate._json import _object
+from gptq_hybrid.checkpoint import read_json_object
+from gptq_hybrid.common.atomic import write_json_atomic
+from gptq_hybrid.common.typed_json import FormatError, read_object
 
 from ._result import SCHEMA, Sensitivity
 
@@ -35,8 +35,5 @@ def read_sensitivity(path: Path) -> Sensitivity:
             f"{path} is no sensitivity scan of schema {SCHEMA}; its schema is {content.get('schema')!r}.",
             remedy=_AGAIN,
         )
-    try:
-        found: Sensitivity = _object(Sensitivity, content, str(path), "")
-    except FormatError as error:
-        raise FormatError(error.message, remedy=_AGAIN) from error
-    return found
+    result: Sensitivity = read_object(Sensitivity, content, str(path), remedy=_AGAIN)
+    return result

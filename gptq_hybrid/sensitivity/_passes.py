@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gptq_hybrid.evaluate._pass import own_drafts
+from gptq_hybrid.evaluate.passes import own_drafts
 from gptq_hybrid.streaming import Batch, CheckpointWeights, DraftHead, OutputHead, Overlay, States, TextStack
 
 from ._forms import Form

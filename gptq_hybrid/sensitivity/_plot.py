@@ -6,8 +6,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from gptq_hybrid.evaluate._needs import need
-from gptq_hybrid.evaluate._plot import _save, _text
+from gptq_hybrid.common import figures
+from gptq_hybrid.common.extras import need
 
 from ._result import Sensitivity
 
@@ -41,7 +41,7 @@ def plot_sensitivity(result: Sensitivity, path: Path) -> None:
         norm = _scale(values, np)
         shown = np.ma.masked_invalid(np.clip(values, norm.vmin, norm.vmax))
         image = ax.imshow(shown, cmap=_colours(), norm=norm, aspect="auto", interpolation="nearest")
-        ax.set_yticks(range(len(kinds)), [_text(kind) for kind in kinds], fontsize=8)
+        ax.set_yticks(range(len(kinds)), [figures.text(kind) for kind in kinds], fontsize=8)
         ax.set_title(_form(result, form), fontsize=9, loc="left")
         _lines(ax, len(kinds), depth + 2)
         bar = figure.colorbar(image, ax=ax, pad=0.01, fraction=0.05)
@@ -51,9 +51,9 @@ def plot_sensitivity(result: Sensitivity, path: Path) -> None:
     numbers = list(range(0, depth, step))
     axes[-1].set_xticks([*numbers, depth + 1], [*map(str, numbers), "head"], fontsize=8)
     axes[-1].set_xlabel("layer", fontsize=9)
-    figure.suptitle(_text(_title(result, int(width * 14))), fontsize=9, x=0.01, ha="left")
+    figure.suptitle(figures.text(_title(result, int(width * 14))), fontsize=9, x=0.01, ha="left")
     path.parent.mkdir(parents=True, exist_ok=True)
-    _save(figure, path)
+    figures.save(figure, path)
 
 
 def _scale(values: Any, np: Any) -> Any:
@@ -111,8 +111,8 @@ def _form(result: Sensitivity, form: str) -> str:
         )
     together = next((t for t in result.together if t.form == form), None)
     if together is None:
-        return _text(what)
-    return _text(f"{what}: sum {together.kld_sum.value:.3g}, all together {together.kld.value:.3g}")
+        return figures.text(what)
+    return figures.text(f"{what}: sum {together.kld_sum.value:.3g}, all together {together.kld.value:.3g}")
 
 
 def _title(result: Sensitivity, columns: int) -> str:

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from gptq_hybrid.checkpoint import HybridError, TensorLayout, write_text_atomic
+from gptq_hybrid.checkpoint import TensorLayout
+from gptq_hybrid.common.atomic import write_text_atomic
+from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.recipes import Recipe, dynamic_rules, load_recipe
-from gptq_hybrid.writer import Packaging
+from gptq_hybrid.recipes.packaging import Packaging
 
 from ._budget import Choice, base_bits
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from gptq_hybrid.calibration import EncodedDocument
-from gptq_hybrid.checkpoint import HybridError
+from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.evaluate import Estimate, Statistics
-from gptq_hybrid.evaluate._bootstrap import RESAMPLES, Array, draws_of, interval, ratio, resample
-from gptq_hybrid.evaluate._documents import mean_of_domains
+from gptq_hybrid.evaluate.bootstrap import RESAMPLES, Array, draws_of, interval, ratio, resample
+from gptq_hybrid.evaluate.documents import mean_of_domains
 
 from ._forms import Form
 from ._scan import EVERYTHING, REFERENCE_DRAFTS, Scan, variant_key

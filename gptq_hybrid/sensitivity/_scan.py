@@ -12,19 +12,19 @@ import torch
 from numpy.typing import NDArray
 
 from gptq_hybrid.calibration import EncodedDocument
-from gptq_hybrid.checkpoint import HybridError
+from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.common.extras import need
+from gptq_hybrid.common.machine import environment
+from gptq_hybrid.common.memory import free_memory
 from gptq_hybrid.evaluate import DTYPES
-from gptq_hybrid.evaluate._environment import environment
-from gptq_hybrid.evaluate._inputs import (
+from gptq_hybrid.evaluate.inputs import (
     device_of,
     documents_of,
     exact_float32,
     refuse_other_model,
     refuse_quantized_reference,
 )
-from gptq_hybrid.evaluate._needs import need
-from gptq_hybrid.evaluate._states import fingerprint, state_key
-from gptq_hybrid.memory import free_memory
+from gptq_hybrid.evaluate.states import fingerprint, state_key
 from gptq_hybrid.streaming import Batch, CheckpointWeights, make_batches
 
 from ._forms import Form, Rounded, Stored

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gptq_hybrid.evaluate._pass import chunk_of
+from gptq_hybrid.evaluate.passes import chunk_of
 from gptq_hybrid.streaming import Batch, OutputHead, States
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptq_hybrid.checkpoint import read_json_object, write_json_atomic
+from gptq_hybrid.checkpoint import read_json_object
+from gptq_hybrid.common.atomic import write_json_atomic
 
 
 class ResultStore:

@@ -6,9 +6,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gptq_hybrid._tables import report_table
+from gptq_hybrid.common.tables import report_table
 from gptq_hybrid.evaluate import Estimate
-from gptq_hybrid.evaluate._table import decimals_of
+from gptq_hybrid.evaluate.table import decimals_of
 
 from ._result import Measured, Module, Sensitivity
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gptq_hybrid.checkpoint import LinearSpec, TensorLayout
-from gptq_hybrid.writer import mtp_linears, output_head
+from gptq_hybrid.recipes.packaging import mtp_linears, output_head
 
 Place = Literal["layer", "head", "draft"]
 WHOLE_DRAFT = "mtp"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gptq_hybrid.checkpoint import CheckpointError
+from gptq_hybrid.common.errors import CheckpointError
 
 from ._stack import TextStack
 from ._weights import Weights

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 import torch
 from safetensors import safe_open
 
-from gptq_hybrid.checkpoint import Checkpoint, CheckpointError, TensorLayout, layout_for
+from gptq_hybrid.checkpoint import Checkpoint, TensorLayout, layout_for
 from gptq_hybrid.checkpoint.quantization import GPTQ_METHODS, dynamic_rule, method_of
+from gptq_hybrid.common.errors import CheckpointError
 from gptq_hybrid.packing import CheckpointFormat, dequantize
 
 _PARTS = ("qweight", "scales", "qzeros", "g_idx")

@@ -6,7 +6,8 @@ machine; everything else as the source has it. :class:`Packaging` asks for more:
 either head packed, no vision tower.
 """
 
-from ._packaging import Packaging, mtp_linears, output_head, refuse_impossible
+from gptq_hybrid.recipes.packaging import Packaging, mtp_linears, output_head, refuse_impossible
+
 from ._quant_log import write_records
 from ._verdict import Limits, Verdict, judge
 from ._write import CheckpointPlan, write_checkpoint

@@ -6,13 +6,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from gptq_hybrid.checkpoint import Checkpoint, HybridError, layout_for, read_json_object, write_json_atomic
+from gptq_hybrid.checkpoint import Checkpoint, layout_for, read_json_object
 from gptq_hybrid.checkpoint.files import LocalFiles
 from gptq_hybrid.checkpoint.formats.gptq import settings
-from gptq_hybrid.checkpoint.gidx import is_trivial, read_g_idx
+from gptq_hybrid.checkpoint.g_idx import is_trivial, read_g_idx
 from gptq_hybrid.checkpoint.quantization import with_mtp_excluded
-
-from ._packaging import Packaging
+from gptq_hybrid.common.atomic import write_json_atomic
+from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.recipes.packaging import Packaging
 
 # Copied from the source as they are; gptqmodel's rewritten versions are dropped
 # (it appends "Fast" to tokenizer_class, injects fix_mistral_regex, and the like).

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from gptq_hybrid.checkpoint import (
     MTP_FILE,
     Checkpoint,
-    HybridError,
     LinearSpec,
     TensorInfo,
     TensorLayout,
@@ -20,8 +19,8 @@ from gptq_hybrid.checkpoint import (
     write_verbatim,
 )
 from gptq_hybrid.checkpoint.files import LocalFiles
-
-from ._packaging import Packaging, mtp_linears, output_head
+from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.recipes.packaging import Packaging, mtp_linears, output_head
 
 if TYPE_CHECKING:
     import torch

@@ -7,10 +7,10 @@ import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from gptq_hybrid.checkpoint import write_text_atomic
-from gptq_hybrid.compat import ModuleRecord
+from gptq_hybrid.common.atomic import write_text_atomic
 from gptq_hybrid.losses import ModuleLoss, flags_of
-from gptq_hybrid.losses._log import ADDED, STOCK, with_samples
+from gptq_hybrid.losses.columns import ADDED, STOCK, with_samples
+from gptq_hybrid.upstream import ModuleRecord
 
 
 def extend_quant_log(path: Path, records: Mapping[str, ModuleRecord]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from gptq_hybrid.compat import ModuleRecord
 from gptq_hybrid.losses import ModuleLoss, flags_of
+from gptq_hybrid.upstream import ModuleRecord
 
 
 @dataclass(frozen=True, slots=True)

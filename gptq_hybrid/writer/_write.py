@@ -10,21 +10,18 @@ from typing import Any
 from gptq_hybrid.checkpoint import (
     INDEX_NAME,
     Checkpoint,
-    HybridError,
-    Severity,
-    building_directory,
-    find_mtp,
     layout_for,
     read_json_object,
-    run_rules,
     write_index,
-    write_json_atomic,
     write_mtp,
 )
-from gptq_hybrid.compat import ModuleRecord
+from gptq_hybrid.common.atomic import building_directory, write_json_atomic
+from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.doctor import Severity, find_mtp, run_rules
+from gptq_hybrid.recipes.packaging import Packaging, refuse_impossible
+from gptq_hybrid.upstream import ModuleRecord
 
 from ._configs import copy_companions, refuse_machine_paths, write_configs
-from ._packaging import Packaging, refuse_impossible
 from ._packed import packs_anything, repackage_shards, write_packed_mtp
 from ._quant_log import extend_quant_log
 from ._verdict import Limits, judge

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+from gptq_hybrid.checkpoint._draft_vocab import shipped_for
+from gptq_hybrid.checkpoint._vocabulary import Vocabulary
 
 from bench.draft_vocab.measure import mixed
 from bench.draft_vocab.tables import HERE, load, tables
 from bench.draft_vocab.texts import count_by_domain, load_tokenizer
 from bench.draft_vocab.tokenizer import merge_of, spelled
-from gptq_hybrid.checkpoint._draft_vocab import shipped_for
-from gptq_hybrid.checkpoint._vocabulary import Vocabulary
 from gptq_hybrid.draft_vocab import rank, shares
 
 ROOT = HERE.parents[1]

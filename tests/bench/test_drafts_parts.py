@@ -9,9 +9,10 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("vllm")
 
+from vllm_qwen36_plugin.drafts.settings import DraftSettings  # noqa: E402
+
 from bench.drafts import parts  # noqa: E402
 from bench.drafts.acceptance_tables import parts_table  # noqa: E402
-from vllm_qwen36_plugin.drafts.settings import DraftSettings  # noqa: E402
 
 PROMPT = parts._PROMPT
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gptq_hybrid.quantize._estimate import quantized_bytes
 
 from bench.quality.changes import change, same_seed, seed_names, small_runs
 from bench.quality.grid import BY_NAME, Experiment
@@ -19,7 +20,6 @@ from bench.quality.sizes import extra_bytes, layout_27b, size_of
 from gptq_hybrid.checkpoint.formats.gptq import settings as module_settings
 from gptq_hybrid.checkpoint.quantization import dynamic_rule
 from gptq_hybrid.evaluate import compare, summarize
-from gptq_hybrid.quantize._estimate import quantized_bytes
 from gptq_hybrid.recipes import load_recipe
 from gptq_hybrid.recipes._recipe import DEFAULT_RECIPE
 from gptq_hybrid.writer import Packaging

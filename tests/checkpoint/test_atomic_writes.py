@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gptq_hybrid.checkpoint import building_directory, write_text_atomic
+from gptq_hybrid.common.atomic import building_directory, write_text_atomic
 
 
 def test_a_finished_block_appears_under_its_name(tmp_path: Path) -> None:

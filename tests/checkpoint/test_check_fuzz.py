@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 
-from gptq_hybrid.checkpoint import INDEX_NAME, MTP_FILE, check, layout_for
+from gptq_hybrid.checkpoint import INDEX_NAME, MTP_FILE, layout_for
 from gptq_hybrid.demo.builder import DemoCheckpoint
+from gptq_hybrid.doctor import check
 from tests.corpus import Workshop
 
 RELAXED = settings(

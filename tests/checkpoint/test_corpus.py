@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gptq_hybrid.checkpoint import check, check_rules
+from gptq_hybrid.doctor import check, check_rules
 from tests.corpus import BASES, CASES, Bases, CorpusCase, Workshop
 
 RECORD = Path(__file__).parents[2] / "bench" / "doctor" / "agreement.json"

@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from gptq_hybrid.checkpoint.errors import CheckpointError
 from gptq_hybrid.checkpoint.files import HttpFiles, LocalFiles, Range
+from gptq_hybrid.common.errors import CheckpointError
 
 from .range_server import RangeServer, serving
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from gptq_hybrid.checkpoint.errors import CheckpointError
 from gptq_hybrid.checkpoint.files import HttpFiles, LocalFiles, Range, is_hub_id, open_files, open_hub
 from gptq_hybrid.checkpoint.files import _open as opening
+from gptq_hybrid.common.errors import CheckpointError
 
 from .range_server import RangeServer, serving
 

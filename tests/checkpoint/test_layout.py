@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from gptq_hybrid.checkpoint import Checkpoint, CheckpointError, UnsupportedArchitectureError, layout_for
+from gptq_hybrid.checkpoint import Checkpoint, layout_for
+from gptq_hybrid.common.errors import CheckpointError, UnsupportedArchitectureError
 from gptq_hybrid.demo.builder import DemoCheckpoint
 
 TEXT_27B: dict[str, Any] = {

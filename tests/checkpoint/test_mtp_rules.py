@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from gptq_hybrid.checkpoint import INDEX_NAME, MTP_FILE, Checkpoint, Finding, check_mtp
+from gptq_hybrid.checkpoint import INDEX_NAME, MTP_FILE, Checkpoint
 from gptq_hybrid.demo.builder import DemoCheckpoint
+from gptq_hybrid.doctor import Finding, check_mtp
 
 GATE = "mtp.layers.0.mlp.gate_proj.weight"
 

@@ -11,25 +11,14 @@ import pytest
 import typer
 
 from gptq_hybrid.calibration import load_rows
-from gptq_hybrid.checkpoint import (
-    Checkpoint,
-    Fault,
-    Finding,
-    Inspection,
-    Rule,
-    Severity,
-    check_mtp,
-    family_of,
-    get_plugin_manager,
-    hookimpl,
-    layout_for,
-)
-from gptq_hybrid.checkpoint.calibration import CalibrationSource
+from gptq_hybrid.checkpoint import Checkpoint, family_of, layout_for
 from gptq_hybrid.checkpoint.families.qwen3_5 import QWEN3_5
-from gptq_hybrid.checkpoint.plugins import gpu_profiles
-from gptq_hybrid.checkpoint.serving import profile_for
 from gptq_hybrid.cli import build_app
 from gptq_hybrid.demo.builder import DemoCheckpoint
+from gptq_hybrid.doctor import Fault, Finding, Inspection, Rule, Severity, check_mtp
+from gptq_hybrid.doctor.contributed import gpu_profiles
+from gptq_hybrid.doctor.serve_line import profile_for
+from gptq_hybrid.hooks import CalibrationSource, get_plugin_manager, hookimpl
 
 
 @pytest.fixture

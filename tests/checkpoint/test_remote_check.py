@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from gptq_hybrid.checkpoint import INDEX_NAME, MTP_FILE, check
+from gptq_hybrid.checkpoint import INDEX_NAME, MTP_FILE
 from gptq_hybrid.demo.builder import DemoCheckpoint
+from gptq_hybrid.doctor import check
 
 from .range_server import serving
 

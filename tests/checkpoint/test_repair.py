@@ -13,8 +13,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from gptq_hybrid.checkpoint import INDEX_NAME, MTP_FILE, Checkpoint, HybridError, check, repair
+from gptq_hybrid.checkpoint import INDEX_NAME, MTP_FILE, Checkpoint
+from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.demo.builder import DemoCheckpoint
+from gptq_hybrid.doctor import check
+from gptq_hybrid.doctor.repair import repair
 from tests.corpus import CASES, Bases, Workshop
 
 from .range_server import serving

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from gptq_hybrid.checkpoint import INDEX_NAME, MTP_FILE, check, repair
+from gptq_hybrid.checkpoint import INDEX_NAME, MTP_FILE
 from gptq_hybrid.demo.builder import DemoCheckpoint
+from gptq_hybrid.doctor import check
+from gptq_hybrid.doctor.repair import repair
 from tests.corpus import Workshop
 
 # A process that kills itself at the N-th call that changes the file system.

@@ -17,8 +17,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gptq_hybrid.checkpoint import INDEX_NAME, MTP_FILE, Checkpoint, HybridError, check, repair
+from gptq_hybrid.checkpoint import INDEX_NAME, MTP_FILE, Checkpoint
+from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.demo.builder import DemoCheckpoint
+from gptq_hybrid.doctor import check
+from gptq_hybrid.doctor.repair import repair
 from tests.corpus import Workshop
 
 FIRST, LAST = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from gptq_hybrid.checkpoint import MTP_FILE, Checkpoint, check, repair
+from gptq_hybrid.checkpoint import MTP_FILE, Checkpoint
 from gptq_hybrid.demo.builder import DemoCheckpoint
+from gptq_hybrid.doctor import check
+from gptq_hybrid.doctor.repair import repair
 from tests.corpus import Bases, Workshop
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from gptq_hybrid.checkpoint import CheckpointError, read_header, write_verbatim
+from gptq_hybrid.checkpoint import read_header, write_verbatim
 from gptq_hybrid.checkpoint.files import LocalFiles
+from gptq_hybrid.common.errors import CheckpointError
 
 
 def write(path: Path, header: Any, data: bytes = b"") -> Path:

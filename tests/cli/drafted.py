@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from gptq_hybrid.checkpoint import Checkpoint
-from gptq_hybrid.demo.server import Acceptance
-from vllm_qwen36_plugin.cli.drafts._plan import Cell, Plan
-from vllm_qwen36_plugin.cli.drafts._prompts import Prompt, Prompts
-from vllm_qwen36_plugin.cli.drafts._result import Measured, Repeat
+from gptq_hybrid.common.vllm_server import Acceptance
+from vllm_qwen36_plugin.tune.drafts.grid import Cell, Plan
+from vllm_qwen36_plugin.tune.drafts.prompts import Prompt, Prompts
+from vllm_qwen36_plugin.tune.drafts.result import Measured, Repeat
 
 MINI = Path(__file__).parents[2] / "bench" / "mini" / "checkpoint"
 FAKE = Path(__file__).with_name("fake_vllm.py")

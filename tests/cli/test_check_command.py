@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from gptq_hybrid.checkpoint import INDEX_NAME, MTP_FILE, check, check_rules, installed_vllm
-from gptq_hybrid.checkpoint.vllm_versions import plugin_installed
+from gptq_hybrid.checkpoint import INDEX_NAME, MTP_FILE
 from gptq_hybrid.demo.builder import DemoCheckpoint
+from gptq_hybrid.doctor import check, check_rules, installed_vllm
+from gptq_hybrid.doctor.vllm_releases import plugin_installed
 from tests.corpus import Workshop
 
 

@@ -15,10 +15,11 @@ import pytest
 
 from gptq_hybrid.cli import main
 from tests.cli.tuned import CARD, made_up
-from vllm_qwen36_plugin.cli import _machine, _tune
-from vllm_qwen36_plugin.cli._result import Tuned
 from vllm_qwen36_plugin.prefill.profile import Profile, Starts, cached, read, write
 from vllm_qwen36_plugin.prefill.shape import Shape
+from vllm_qwen36_plugin.tune.prefill import command as _tune
+from vllm_qwen36_plugin.tune.prefill import machine as _machine
+from vllm_qwen36_plugin.tune.prefill.result import Tuned
 
 Run = Callable[..., tuple[int, str, str]]
 MINI = Path(__file__).parents[2] / "bench" / "mini" / "checkpoint"

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from gptq_hybrid.cli import main
-from gptq_hybrid.demo import server
+from gptq_hybrid.common import vllm_server as server
 from tests.cli.drafted import ENVIRONMENT, FAKE, MINI
-from vllm_qwen36_plugin.cli.drafts import _command
+from vllm_qwen36_plugin.tune.drafts import command as _command
 
 Run = Callable[..., tuple[int, str, str]]
 QUICK = ("--batches", "1,4", "--context", "short", "--max-tokens", "12", "--repeats", "2", "--requests", "4")

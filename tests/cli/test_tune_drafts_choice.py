@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.cli.drafted import all_cells, plan
-from vllm_qwen36_plugin.cli.drafts._choose import LEAST_NOISE, best, choice, gain, recommend
-from vllm_qwen36_plugin.cli.drafts._plan import Plan
+from vllm_qwen36_plugin.tune.drafts.choose import LEAST_NOISE, best, choice, gain, recommend
+from vllm_qwen36_plugin.tune.drafts.grid import Plan
 
 
 def test_the_fastest_wins_where_repeats_agree() -> None:

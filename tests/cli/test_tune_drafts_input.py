@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from gptq_hybrid.checkpoint import HybridError
-from gptq_hybrid.checkpoint.gpu import GpuProfile
 from gptq_hybrid.cli import main
+from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.hooks import GpuProfile
 from tests.cli.drafted import ENVIRONMENT, MINI, mini, plan
-from vllm_qwen36_plugin.cli.drafts import _command, _run
-from vllm_qwen36_plugin.cli.drafts._plan import longest, serve_flags
+from vllm_qwen36_plugin.tune.drafts import command as _command
+from vllm_qwen36_plugin.tune.drafts import run as _run
+from vllm_qwen36_plugin.tune.drafts.grid import longest, serve_flags
 
 CARD = GpuProfile(
     "Card",

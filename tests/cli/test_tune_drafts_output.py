@@ -12,11 +12,11 @@ from rich.console import Console
 
 from tests.cli.drafted import ENVIRONMENT, all_cells, measured, plan
 from tests.cli.test_tune_drafts_choice import MIXED
-from vllm_qwen36_plugin.cli.drafts import _picture
-from vllm_qwen36_plugin.cli.drafts._choose import recommend
-from vllm_qwen36_plugin.cli.drafts._plan import Cell, Plan
-from vllm_qwen36_plugin.cli.drafts._result import Measured, Results, percentile
-from vllm_qwen36_plugin.cli.drafts._table import cells_table, meaning
+from vllm_qwen36_plugin.tune.drafts import picture as _picture
+from vllm_qwen36_plugin.tune.drafts.choose import recommend
+from vllm_qwen36_plugin.tune.drafts.grid import Cell, Plan
+from vllm_qwen36_plugin.tune.drafts.result import Measured, Results, percentile
+from vllm_qwen36_plugin.tune.drafts.table import cells_table, meaning
 
 
 def shown(asked: Plan, times: dict[tuple[int, int], list[float]]) -> str:

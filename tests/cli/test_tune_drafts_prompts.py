@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from gptq_hybrid.checkpoint import HybridError
-from vllm_qwen36_plugin.cli.drafts._prompts import Contexts, Prompt, Prompts, read_prompts
+from gptq_hybrid.common.errors import HybridError
+from vllm_qwen36_plugin.tune.drafts.prompts import Contexts, Prompt, Prompts, read_prompts
 
 
 class Characters:

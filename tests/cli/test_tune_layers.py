@@ -16,12 +16,12 @@ from vllm.model_executor.kernels import linear as kernels
 from vllm.model_executor.kernels.linear.mixed_precision.MPLinearKernel import MPLinearKernel
 from vllm.platforms import current_platform
 
-from vllm_qwen36_plugin.cli import _layers
-from vllm_qwen36_plugin.cli._result import Tuned
-from vllm_qwen36_plugin.cli._shapes import Linears, linears_of
 from vllm_qwen36_plugin.packed import dequantize_words
 from vllm_qwen36_plugin.prefill import dispatch, kernel, measure, paths, prepare
 from vllm_qwen36_plugin.prefill.profile import Card, Starts
+from vllm_qwen36_plugin.tune.prefill import layers as _layers
+from vllm_qwen36_plugin.tune.prefill.result import Tuned
+from vllm_qwen36_plugin.tune.prefill.shapes import Linears, linears_of
 
 MINI = Path(__file__).parents[2] / "bench" / "mini" / "checkpoint" / "config.json"
 ROWS = (64, 256, 1024)

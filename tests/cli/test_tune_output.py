@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 
 from tests.cli.tuned import made_up
-from vllm_qwen36_plugin.cli._picture import plot
-from vllm_qwen36_plugin.cli._result import Tuned
-from vllm_qwen36_plugin.cli._table import meaning, shown_rows, times_table
 from vllm_qwen36_plugin.options import PluginOptions
 from vllm_qwen36_plugin.prefill.profile import from_json
+from vllm_qwen36_plugin.tune.prefill.picture import plot
+from vllm_qwen36_plugin.tune.prefill.result import Tuned
+from vllm_qwen36_plugin.tune.prefill.table import meaning, shown_rows, times_table
 
 
 def shown(tuned: Tuned) -> str:
@@ -172,7 +172,7 @@ def test_json_without_fp8_has_no_figure_for_it() -> None:
 def test_a_picture_with_a_panel_a_shape(
     tuned: Tuned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vllm_qwen36_plugin.cli import _picture
+    from vllm_qwen36_plugin.tune.prefill import picture as _picture
 
     figures: list[Any] = []
     save = _picture._save  # type: ignore[attr-defined]

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from bench.full_size import CONFIG
-from gptq_hybrid.checkpoint import Checkpoint, HybridError, UnsupportedArchitectureError, layout_for
+from gptq_hybrid.checkpoint import Checkpoint, layout_for
+from gptq_hybrid.common.errors import HybridError, UnsupportedArchitectureError
 from gptq_hybrid.demo.builder import DemoCheckpoint
-from vllm_qwen36_plugin.cli._shapes import Linears, linears_at, linears_of
+from vllm_qwen36_plugin.tune.prefill.shapes import Linears, linears_at, linears_of
 
 MINI = Path(__file__).parents[2] / "bench" / "mini" / "checkpoint"
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from vllm_qwen36_plugin.cli._result import Tuned
-from vllm_qwen36_plugin.cli._shapes import linears_at
 from vllm_qwen36_plugin.prefill.measure import starts_of
 from vllm_qwen36_plugin.prefill.profile import Card, Profile
 from vllm_qwen36_plugin.prefill.shape import Shape
+from vllm_qwen36_plugin.tune.prefill.result import Tuned
+from vllm_qwen36_plugin.tune.prefill.shapes import linears_at
 
 ROWS = (64, 128, 256, 512, 1000, 1024, 1500, 2048, 3000, 4096, 8192)
 CARD = Card("NVIDIA L40S", "580.1", {"vllm": "0.26.0", "torch": "2.11.0"}, 128)

@@ -6,14 +6,14 @@ import json
 
 import torch
 
-from gptq_hybrid.checkpoint._draft_vocab import (
+from gptq_hybrid.checkpoint.draft_vocab_file import (
     DRAFT_VOCAB_FILE,
     DraftVocab,
     vocab_size_of,
     write_draft_vocab,
 )
-from gptq_hybrid.checkpoint._vocabulary import read_vocabulary
 from gptq_hybrid.checkpoint.files import LocalFiles
+from gptq_hybrid.checkpoint.vocabulary import read_vocabulary
 
 from .case import Tensors, Workshop, faulty, odd
 

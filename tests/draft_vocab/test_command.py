@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from gptq_hybrid.calibration import load_calibration
-from gptq_hybrid.checkpoint import DRAFT_VOCAB_FILE, Checkpoint, check, read_draft_vocab
+from gptq_hybrid.checkpoint import DRAFT_VOCAB_FILE, Checkpoint, read_draft_vocab
 from gptq_hybrid.demo.builder import DemoCheckpoint
+from gptq_hybrid.doctor import check
 from gptq_hybrid.draft_vocab import draft_vocab_of
 
 Run = subprocess.CompletedProcess[str]

@@ -11,16 +11,16 @@ import pytest
 
 from gptq_hybrid.checkpoint import (
     DRAFT_VOCAB_FILE,
-    CheckpointError,
     DraftVocab,
     find_draft_vocab,
     read_draft_vocab,
     shipped_draft_vocab,
     write_draft_vocab,
 )
-from gptq_hybrid.checkpoint._draft_vocab import vocab_size_of
-from gptq_hybrid.checkpoint._vocabulary import end_tokens, read_vocabulary
+from gptq_hybrid.checkpoint.draft_vocab_file import vocab_size_of
 from gptq_hybrid.checkpoint.files import LocalFiles
+from gptq_hybrid.checkpoint.vocabulary import end_tokens, read_vocabulary
+from gptq_hybrid.common.errors import CheckpointError
 from gptq_hybrid.demo.builder import DemoCheckpoint
 
 Damaged = Callable[[Path], Path]

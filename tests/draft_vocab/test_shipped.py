@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from gptq_hybrid.checkpoint._draft_vocab import parse_draft_vocab, shipped_for
-from gptq_hybrid.checkpoint._vocabulary import Vocabulary
+from gptq_hybrid.checkpoint.draft_vocab_file import parse_draft_vocab, shipped_for
+from gptq_hybrid.checkpoint.vocabulary import Vocabulary
 from gptq_hybrid.draft_vocab import Counts, _build, make_draft_vocab
 
 LISTS = sorted((files("gptq_hybrid") / "draft_vocab" / "lists").iterdir(), key=lambda entry: entry.name)

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from gptq_hybrid.checkpoint import DraftVocab, write_draft_vocab
-from gptq_hybrid.checkpoint._vocabulary import read_vocabulary
 from gptq_hybrid.checkpoint.files import LocalFiles
+from gptq_hybrid.checkpoint.vocabulary import read_vocabulary
 from gptq_hybrid.demo.builder import DemoCheckpoint
-from vllm_qwen36_plugin.before_start import SALT
-from vllm_qwen36_plugin.drafts import front
-from vllm_qwen36_plugin.drafts.front import before_start
+from vllm_qwen36_plugin.draft_head import front
+from vllm_qwen36_plugin.draft_head.front import before_start
 from vllm_qwen36_plugin.errors import OptionsError
+from vllm_qwen36_plugin.start import SALT
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("vllm")
 
-from vllm_qwen36_plugin.drafts.head import DraftHead, dense_rows  # noqa: E402
+from vllm_qwen36_plugin.draft_head.head import DraftHead, dense_rows  # noqa: E402
 
 pytestmark = pytest.mark.engine  # no engine, but vLLM is imported: some seconds
 
@@ -44,7 +44,7 @@ def one_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a worker has: its rank, and kernels for packed weights."""
     from vllm.model_executor import parameter
 
-    from vllm_qwen36_plugin.cpu_int4 import models  # noqa: F401 - offers them
+    from vllm_qwen36_plugin.cpu import models  # noqa: F401 - offers them
 
     monkeypatch.setattr(parameter, "get_tensor_model_parallel_rank", lambda: 0)
     monkeypatch.setattr(parameter, "get_tensor_model_parallel_world_size", lambda: 1)

@@ -14,12 +14,12 @@ pytest.importorskip("vllm")
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod  # noqa: E402
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase  # noqa: E402
 
-from vllm_qwen36_plugin.before_start import SALT  # noqa: E402
-from vllm_qwen36_plugin.drafts import head  # noqa: E402
-from vllm_qwen36_plugin.drafts import model as module  # noqa: E402
-from vllm_qwen36_plugin.drafts.banner import DraftReport  # noqa: E402
-from vllm_qwen36_plugin.drafts.model import Qwen3_5MTP  # noqa: E402
-from vllm_qwen36_plugin.drafts.settings import DraftSettings  # noqa: E402
+from vllm_qwen36_plugin.draft_head import head  # noqa: E402
+from vllm_qwen36_plugin.draft_head import model as module  # noqa: E402
+from vllm_qwen36_plugin.draft_head.banner import DraftReport  # noqa: E402
+from vllm_qwen36_plugin.draft_head.model import Qwen3_5MTP  # noqa: E402
+from vllm_qwen36_plugin.draft_head.settings import DraftSettings  # noqa: E402
+from vllm_qwen36_plugin.start import SALT  # noqa: E402
 
 pytestmark = pytest.mark.engine  # no engine, but vLLM is imported: some seconds
 
@@ -226,7 +226,7 @@ def test_in_w4_the_layers_own_linears_have_four_bits_and_what_feeds_it_eight(
 ) -> None:
     from vllm.model_executor import parameter
 
-    from vllm_qwen36_plugin.cpu_int4 import models  # noqa: F401 - offers kernels for packed weights
+    from vllm_qwen36_plugin.cpu import models  # noqa: F401 - offers kernels for packed weights
 
     monkeypatch.setattr(parameter, "get_tensor_model_parallel_rank", lambda: 0)
     monkeypatch.setattr(parameter, "get_tensor_model_parallel_world_size", lambda: 1)

@@ -9,8 +9,8 @@ torch = pytest.importorskip("torch")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from vllm_qwen36_plugin.drafts import rounding  # noqa: E402
-from vllm_qwen36_plugin.drafts.rounding import quantize  # noqa: E402
+from vllm_qwen36_plugin.draft_head import rounding  # noqa: E402
+from vllm_qwen36_plugin.draft_head.rounding import quantize  # noqa: E402
 from vllm_qwen36_plugin.packed import dequantize_words  # noqa: E402
 
 

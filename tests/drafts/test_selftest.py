@@ -8,8 +8,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from vllm_qwen36_plugin.drafts.rounding import quantize  # noqa: E402
-from vllm_qwen36_plugin.drafts.selftest import LIMITS, require_agreement  # noqa: E402
+from vllm_qwen36_plugin.draft_head.rounding import quantize  # noqa: E402
+from vllm_qwen36_plugin.draft_head.selftest import LIMITS, require_agreement  # noqa: E402
 from vllm_qwen36_plugin.packed import dequantize_words  # noqa: E402
 
 # Of the 27B's weights in each form, as methods.on_load has them; e4m3 has a scale a row.

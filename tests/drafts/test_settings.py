@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vllm_qwen36_plugin.drafts.settings import DraftSettings, settings_for
+from vllm_qwen36_plugin.draft_head.settings import DraftSettings, settings_for
 from vllm_qwen36_plugin.errors import OptionsError
 from vllm_qwen36_plugin.options import PluginOptions
 

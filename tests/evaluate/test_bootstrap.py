@@ -7,9 +7,16 @@ import sys
 import numpy as np
 import pytest
 
-from gptq_hybrid.checkpoint import HybridError
+from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.evaluate import summarize
-from gptq_hybrid.evaluate._bootstrap import Ranked, degrees_of_freedom, draws_of, interval, ratio, resample
+from gptq_hybrid.evaluate.bootstrap import (
+    Ranked,
+    degrees_of_freedom,
+    draws_of,
+    interval,
+    ratio,
+    resample,
+)
 from tests.evaluate.made import random_scores
 
 

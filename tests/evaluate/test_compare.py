@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gptq_hybrid.evaluate import DomainComparison, ScoresError, compare
-from gptq_hybrid.evaluate._compare import ALPHA, FLIPS, Difference, holm, sign_flip
+from gptq_hybrid.evaluate.compare import ALPHA, FLIPS, Difference, holm, sign_flip
 from tests.evaluate.made import random_scores, scores, shifted
 
 

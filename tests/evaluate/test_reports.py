@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from gptq_hybrid.checkpoint import HybridError
+from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.evaluate import (
     Estimate,
     Evaluation,
@@ -26,7 +26,7 @@ from gptq_hybrid.evaluate import (
     tables,
     write_evaluation,
 )
-from gptq_hybrid.evaluate._table import decimals_of
+from gptq_hybrid.evaluate.table import decimals_of
 from tests.evaluate.made import random_scores, scores, shifted
 
 DOMAINS = ("en", "de", "python", "a-domain-of-a-long-name")

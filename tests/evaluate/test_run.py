@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-import gptq_hybrid.evaluate._pass as pass_module
 import gptq_hybrid.evaluate._run as run_module
-from gptq_hybrid.checkpoint import HybridError
+import gptq_hybrid.evaluate.passes as pass_module
+from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.evaluate import EvalRequest, Evaluation, evaluate
 from gptq_hybrid.streaming import LayerStream
 from tests.streaming.rounded import CHECKPOINT, HELDOUT, config_of, copy_with, rounded, tensors_of
@@ -248,7 +248,7 @@ def test_a_request_that_cannot_be_met_is_refused(
 
 
 def test_checkpoints_are_called_by_what_tells_them_apart(tmp_path: Path) -> None:
-    from gptq_hybrid.evaluate._inputs import labels_of
+    from gptq_hybrid.evaluate.inputs import labels_of
 
     hub = tmp_path / "hub" / "models--Some-One--A--B" / "snapshots"
     paths = [tmp_path / "a" / "w4", tmp_path / "b" / "w4", tmp_path / "b" / "w8"]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from gptq_hybrid.checkpoint import HybridError
+from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.evaluate import (
     Evaluation,
     TaskRequest,
@@ -24,7 +24,7 @@ from gptq_hybrid.evaluate import (
     task_tables,
 )
 from gptq_hybrid.evaluate._task_worker import rows_of
-from gptq_hybrid.evaluate._tasks import paired_differences
+from gptq_hybrid.evaluate.tasks import paired_differences
 from tests.streaming.rounded import CHECKPOINT, rounded
 
 # Answers by the name of the folder; written out for the process that runs them.

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from gptq_hybrid.checkpoint import Checkpoint, HybridError
-from gptq_hybrid.evaluate._states import StateStore, fingerprint, listed, named, state_key
+from gptq_hybrid.checkpoint import Checkpoint
+from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.evaluate.states import StateStore, fingerprint, listed, named, state_key
 from tests.streaming.rounded import CHECKPOINT
 
 KEY = "0123456789abcdef" * 4
@@ -100,7 +101,7 @@ def test_while_states_are_written_nothing_else_is_beside_them(
         raise OSError("no space left")
 
     store = StateStore(tmp_path, KEY)
-    monkeypatch.setattr("gptq_hybrid.evaluate._states.save_file", cut_off)
+    monkeypatch.setattr("gptq_hybrid.evaluate.states.save_file", cut_off)
     with pytest.raises(HybridError, match="no space left"):
         store.save(TENSORS, 1)
     assert len(seen) == 1

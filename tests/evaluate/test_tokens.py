@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-import gptq_hybrid.evaluate._pass as pass_module
+import gptq_hybrid.evaluate.passes as pass_module
 from gptq_hybrid.calibration import EncodedDocument
-from gptq_hybrid.evaluate._pass import Pass
-from gptq_hybrid.evaluate._tokens import score_documents, token_scores
+from gptq_hybrid.evaluate.passes import Pass
+from gptq_hybrid.evaluate.tokens import score_documents, token_scores
 from gptq_hybrid.streaming import CheckpointWeights, OutputHead, TextStack, make_batches
 from tests.streaming.rounded import CHECKPOINT
 

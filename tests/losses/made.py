@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from gptq_hybrid.compat import ModuleRecord
+from gptq_hybrid.upstream import ModuleRecord
 
 KINDS = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "linear_attn.out_proj")
 PREFIX = "model.language_model.layers"

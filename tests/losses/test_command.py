@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from gptq_hybrid.checkpoint import HybridError
-from gptq_hybrid.cli._app import build_app
+from gptq_hybrid.cli.app import build_app
+from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.losses import _plot as plot
 from gptq_hybrid.losses import read_log
 from gptq_hybrid.writer import write_records

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from gptq_hybrid.checkpoint import HybridError
-from gptq_hybrid.compat import ModuleRecord
+from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.losses import ModuleLoss, flags_of, read_log
-from gptq_hybrid.losses._log import ADDED, STOCK
+from gptq_hybrid.losses.columns import ADDED, STOCK
+from gptq_hybrid.upstream import ModuleRecord
 from gptq_hybrid.writer import write_records
 from gptq_hybrid.writer._quant_log import extend_quant_log
 from tests.losses.made import changed, records

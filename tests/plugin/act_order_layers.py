@@ -24,8 +24,8 @@ def one_rank() -> Iterator[None]:
     from vllm.model_executor import parameter
     from vllm.platforms import current_platform
 
-    from vllm_qwen36_plugin.compat.linear_kernels import offer_first
-    from vllm_qwen36_plugin.cpu_int4.kernel import DequantizedLinearKernel
+    from vllm_qwen36_plugin.cpu.packed_weights import DequantizedLinearKernel
+    from vllm_qwen36_plugin.upstream.linear_kernels import offer_first
 
     if not current_platform.is_cpu():
         pytest.skip("checks numbers with the plugin's CPU kernel")

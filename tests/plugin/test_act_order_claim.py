@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from gptq_hybrid.checkpoint import VllmRelease
 from gptq_hybrid.checkpoint.quantization import asks_for_act_order
+from gptq_hybrid.doctor import VllmRelease
 from vllm_qwen36_plugin.act_order import claim
 
 HYBRID = SimpleNamespace(architectures=["Qwen3_5ForConditionalGeneration"])
@@ -22,7 +22,7 @@ ACT_ORDER = {**GPTQ, "desc_act": True}
 @pytest.fixture(autouse=True)
 def vllm_without_act_order(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("vllm")
-    from vllm_qwen36_plugin.compat import act_order
+    from vllm_qwen36_plugin.upstream import act_order
 
     monkeypatch.setattr(act_order, "stock_serves_act_order", lambda: False)
 
@@ -68,7 +68,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     from vllm.platforms import current_platform
 
     import gptq_hybrid.checkpoint
-    from vllm_qwen36_plugin.compat import act_order
+    from vllm_qwen36_plugin.upstream import act_order
 
     def there_is(version: str, *, cuda: bool = True, devices: int = 1) -> None:
         monkeypatch.setattr(act_order, "stock_serves_act_order", lambda: True)

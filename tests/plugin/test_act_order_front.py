@@ -13,7 +13,8 @@ import torch
 from plugin_checkpoints import BODY_FILE, CONFIG, INDEX, write_checkpoint
 from safetensors.torch import load_file, save_file
 
-from gptq_hybrid.checkpoint import VllmRelease, layout_for
+from gptq_hybrid.checkpoint import layout_for
+from gptq_hybrid.doctor import VllmRelease
 from vllm_qwen36_plugin.act_order import front
 from vllm_qwen36_plugin.act_order.claim import NAME
 from vllm_qwen36_plugin.errors import ActOrderError, OptionsError
@@ -34,7 +35,7 @@ def release(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """The vLLM that is taken to be installed, 0.32.0 unless a test calls this."""
 
     def install(version: str) -> None:
-        monkeypatch.setattr("gptq_hybrid.checkpoint.installed_vllm", lambda: VllmRelease(version))
+        monkeypatch.setattr("gptq_hybrid.doctor.installed_vllm", lambda: VllmRelease(version))
 
     install("0.32.0")
     return install

@@ -188,7 +188,7 @@ def test_a_vllm_whose_decoder_layer_has_changed_is_served_with_gathers(
 
 
 def test_vllms_decoder_layer_is_what_the_fold_expects() -> None:
-    from vllm_qwen36_plugin.compat.decoder import decoder_classes
+    from vllm_qwen36_plugin.upstream.decoder import decoder_classes
 
     layer, norm = decoder_classes()
     source = inspect.getsource(layer.__init__)

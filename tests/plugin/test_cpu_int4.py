@@ -17,7 +17,7 @@ pytestmark = pytest.mark.engine  # no engine, but vLLM's kernels are imported: s
 
 @pytest.fixture
 def kernel() -> Any:
-    from vllm_qwen36_plugin.cpu_int4 import kernel
+    from vllm_qwen36_plugin.cpu import packed_weights as kernel
 
     return kernel
 
@@ -79,7 +79,7 @@ def test_eight_bits_pass_vllms_own_question_once_they_are_allowed(monkeypatch: p
     from vllm.model_executor.layers.quantization import auto_gptq
     from vllm.scalar_type import scalar_types
 
-    from vllm_qwen36_plugin.compat.gptq_types import allow_weight_type
+    from vllm_qwen36_plugin.upstream.gptq_types import allow_weight_type
 
     asked: list[Any] = []
 
@@ -101,8 +101,8 @@ def test_eight_bits_pass_vllms_own_question_once_they_are_allowed(monkeypatch: p
 def test_a_gptq_module_without_that_question_is_a_compat_error(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.model_executor.layers.quantization import auto_gptq
 
-    from vllm_qwen36_plugin.compat.gptq_types import allow_weight_type
     from vllm_qwen36_plugin.errors import CompatError
+    from vllm_qwen36_plugin.upstream.gptq_types import allow_weight_type
 
     monkeypatch.delattr(auto_gptq, "verify_marlin_supported")
     with pytest.raises(CompatError, match="verify_marlin_supported"):
@@ -113,7 +113,7 @@ def test_importing_the_model_class_offers_the_kernel_once_and_is_vllms_own() -> 
     code = (
         "from vllm.model_executor.kernels import linear\n"
         "from vllm.platforms import PlatformEnum\n"
-        "import importlib, vllm_qwen36_plugin.cpu_int4.models as models\n"
+        "import importlib, vllm_qwen36_plugin.cpu.models as models\n"
         "importlib.reload(models)\n"
         "from vllm.model_executor.models.qwen3_5 import Qwen3_5ForConditionalGeneration as stock\n"
         "assert models.Qwen3_5ForConditionalGeneration is stock\n"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 pytest.importorskip("vllm")
 
-from vllm_qwen36_plugin.compat.cpu_sampling import expand_to_tokens, mend_sampling_with_drafts  # noqa: E402
+from vllm_qwen36_plugin.cpu.sampling import expand_to_tokens, mend_sampling_with_drafts  # noqa: E402
 from vllm_qwen36_plugin.errors import CompatError  # noqa: E402
 
 pytestmark = pytest.mark.engine  # no engine, but vLLM's kernels are imported: some seconds

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from gptq_hybrid.checkpoint import plugins
-from vllm_qwen36_plugin import _register, register
-from vllm_qwen36_plugin._architectures import MTP_DRAFT, TARGETS
-from vllm_qwen36_plugin.compat.config_map import add_config_check
+from gptq_hybrid.hooks import manager as plugins
+from vllm_qwen36_plugin import features as _register
+from vllm_qwen36_plugin import register
+from vllm_qwen36_plugin.architectures import MTP_DRAFT, TARGETS
 from vllm_qwen36_plugin.errors import CompatError
+from vllm_qwen36_plugin.upstream.config_map import add_config_check
 
 Shown = Callable[[], str]
 CONFIG, REGISTRY = "vllm.model_executor.models.config", "vllm.model_executor.models.registry"
@@ -173,7 +174,7 @@ def test_vllm_inspects_its_own_class_and_builds_ours(
     assert isinstance(entry, Entry)
     assert hash(entry) is not None  # vLLM caches by it
     assert entry.inspect_model_cls() == "inspected stock"
-    assert entry.load_model_cls() == "vllm_qwen36_plugin.drafts.registered.Qwen3_5MTP"
+    assert entry.load_model_cls() == "vllm_qwen36_plugin.draft_head.registered.Qwen3_5MTP"
 
 
 def test_a_failed_registration_keeps_vllms_own_class(
@@ -188,7 +189,7 @@ def test_a_failed_registration_keeps_vllms_own_class(
 
 
 def test_a_broken_installation_never_raises(monkeypatch: pytest.MonkeyPatch, shown: Shown) -> None:
-    monkeypatch.setitem(sys.modules, "vllm_qwen36_plugin._register", None)
+    monkeypatch.setitem(sys.modules, "vllm_qwen36_plugin.features", None)
     register()
     assert "vllm-qwen36-plugin is off" in shown()
 
@@ -226,15 +227,15 @@ def test_registering_imports_nothing_but_a_few_modules_of_its_own() -> None:
     assert set(report["register"]) == {
         # On CPUs only; torch and ctypes are all it imports, and vLLM's platform has had both.
         "vllm.utils.cpu_triton_utils",
-        "vllm_qwen36_plugin._architectures",
-        "vllm_qwen36_plugin._log",
-        "vllm_qwen36_plugin._register",
+        "vllm_qwen36_plugin.architectures",
+        "vllm_qwen36_plugin.log",
+        "vllm_qwen36_plugin.features",
         "vllm_qwen36_plugin.act_order",
         "vllm_qwen36_plugin.act_order.claim",
-        "vllm_qwen36_plugin.compat",
-        "vllm_qwen36_plugin.compat.config_map",
-        "vllm_qwen36_plugin.compat.cpu_sampling",
-        "vllm_qwen36_plugin.compat.model_registry",
+        "vllm_qwen36_plugin.upstream",
+        "vllm_qwen36_plugin.upstream.config_map",
+        "vllm_qwen36_plugin.cpu.sampling",
+        "vllm_qwen36_plugin.upstream.model_registry",
         "vllm_qwen36_plugin.errors",
     }
     assert report["cuda"] is False

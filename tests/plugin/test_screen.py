@@ -10,8 +10,8 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from vllm_qwen36_plugin.before_start.screen import refusal_in
 from vllm_qwen36_plugin.errors import MtpHeadError
+from vllm_qwen36_plugin.start.screen import refusal_in
 
 
 @dataclass
@@ -46,7 +46,7 @@ PROGRAM = """
 import sys
 from pydantic.dataclasses import dataclass
 from vllm_qwen36_plugin.errors import MtpHeadError
-from vllm_qwen36_plugin.before_start.screen import show_refusal_alone
+from vllm_qwen36_plugin.start.screen import show_refusal_alone
 
 @dataclass
 class Config:

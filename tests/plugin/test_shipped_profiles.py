@@ -8,8 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from gptq_hybrid.checkpoint import get_plugin_manager, hookimpl
-from vllm_qwen36_plugin.cli._shapes import linears_at
+from gptq_hybrid.hooks import get_plugin_manager, hookimpl
 from vllm_qwen36_plugin.prefill.profile import PATHS, PathName, ShippedProfile, Starts, shipped_for
 from vllm_qwen36_plugin.prefill.shape import Shape
 from vllm_qwen36_plugin.prefill.shipped import shipped_profiles
@@ -22,6 +21,7 @@ from vllm_qwen36_plugin.profiles.ada_prefill import (
     costs,
     start,
 )
+from vllm_qwen36_plugin.tune.prefill.shapes import linears_at
 
 SHAPES = [Shape("marlin", kind.k, kind.n, 4, 128, "bfloat16") for kind in linears_at(None)]
 NAMES = {

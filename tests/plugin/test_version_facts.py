@@ -8,8 +8,11 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from gptq_hybrid.checkpoint import HybridError, VllmRelease, formats, installed_vllm, vllm_versions
+from gptq_hybrid.checkpoint import formats
 from gptq_hybrid.checkpoint.families.qwen3_5 import QWEN3_5
+from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.doctor import VllmRelease, installed_vllm
+from gptq_hybrid.doctor import vllm_releases as vllm_versions
 
 CONFIG = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False}
 
@@ -164,7 +167,7 @@ def test_vllm_gives_each_module_the_bits_that_recipe_and_writer_mean(name: str, 
 
     from gptq_hybrid.checkpoint import layout_for
     from gptq_hybrid.recipes import dynamic_rules
-    from gptq_hybrid.writer import Packaging
+    from gptq_hybrid.recipes.packaging import Packaging
     from gptq_hybrid.writer._configs import _with_heads
     from tests.checkpoint.test_layout import CONFIG_27B
 

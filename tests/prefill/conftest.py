@@ -116,8 +116,8 @@ def gpu(clean: None, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A `FakeGpu`, with every path run on the CPU."""
     import torch
 
-    from vllm_qwen36_plugin.compat import scaled_mm
     from vllm_qwen36_plugin.prefill import measure, paths, prepare
+    from vllm_qwen36_plugin.upstream import scaled_mm
 
     from . import fake_gpu as stand_in
     from .made import expand_by_places
@@ -142,7 +142,7 @@ def serving(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Abstract
     from vllm.config import KernelConfig, set_current_vllm_config
     from vllm.model_executor import parameter
 
-    from vllm_qwen36_plugin._architectures import TARGETS
+    from vllm_qwen36_plugin.architectures import TARGETS
 
     monkeypatch.setattr(parameter, "get_tensor_model_parallel_rank", lambda: 0)
     monkeypatch.setattr(parameter, "get_tensor_model_parallel_world_size", lambda: 1)

@@ -11,12 +11,12 @@ import pytest
 import torch
 from vllm.config import VllmConfig, set_current_vllm_config
 
-from vllm_qwen36_plugin._architectures import TARGETS
-from vllm_qwen36_plugin.compat.act_order import stock_gptq
+from vllm_qwen36_plugin.architectures import TARGETS
 from vllm_qwen36_plugin.packed import dequantize_words
 from vllm_qwen36_plugin.prefill import dispatch, paths
 from vllm_qwen36_plugin.prefill.kernel import FP8_SCALES, RowDispatchKernel
 from vllm_qwen36_plugin.prefill.shape import Shape
+from vllm_qwen36_plugin.upstream.act_order import stock_gptq
 
 DEVICE = "cuda"
 

@@ -14,9 +14,9 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from vllm_qwen36_plugin.compat import scaled_mm  # noqa: E402
 from vllm_qwen36_plugin.prefill import paths, scratch  # noqa: E402
 from vllm_qwen36_plugin.prefill.shape import Shape  # noqa: E402
+from vllm_qwen36_plugin.upstream import scaled_mm  # noqa: E402
 
 from .fake_gpu import FakeGpu  # noqa: E402
 from .made import Weight, expand_by_places  # noqa: E402

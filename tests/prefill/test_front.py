@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from vllm_qwen36_plugin.before_start import SALT, salt
 from vllm_qwen36_plugin.errors import OptionsError
 from vllm_qwen36_plugin.options import PluginOptions
 from vllm_qwen36_plugin.prefill.front import before_start
 from vllm_qwen36_plugin.prefill.profile import Profile, Starts, write
 from vllm_qwen36_plugin.prefill.shape import Shape
+from vllm_qwen36_plugin.start import SALT
+from vllm_qwen36_plugin.start import graphs_key as salt
 
 
 def started(additional_config: Any) -> Any:

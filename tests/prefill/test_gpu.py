@@ -22,10 +22,10 @@ if not torch.cuda.is_available():
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("clean")]
 
-from vllm_qwen36_plugin.compat.linear_kernels import offer_first  # noqa: E402
 from vllm_qwen36_plugin.prefill import measure, paths, prepare, scratch  # noqa: E402
 from vllm_qwen36_plugin.prefill.kernel import FP8_SCALES, RowDispatchKernel  # noqa: E402
 from vllm_qwen36_plugin.prefill.profile import GEMMS, GemmName, Starts, cached, read  # noqa: E402
+from vllm_qwen36_plugin.upstream.linear_kernels import offer_first  # noqa: E402
 
 from . import real_gpu, warm  # noqa: E402
 from .real_gpu import Loaded, Server, fp8_here  # noqa: E402

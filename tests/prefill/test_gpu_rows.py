@@ -13,8 +13,8 @@ if not torch.cuda.is_available():
 
 pytestmark = pytest.mark.gpu
 
-from vllm_qwen36_plugin.compat import scaled_mm  # noqa: E402
 from vllm_qwen36_plugin.prefill.rows import quantize_rows  # noqa: E402
+from vllm_qwen36_plugin.upstream import scaled_mm  # noqa: E402
 
 from . import real_gpu  # noqa: E402
 from .real_gpu import fp8_here  # noqa: E402

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 pytest.importorskip("vllm")
 
-from vllm_qwen36_plugin._architectures import MTP_DRAFT, TARGETS  # noqa: E402
+from vllm_qwen36_plugin.architectures import MTP_DRAFT, TARGETS  # noqa: E402
 from vllm_qwen36_plugin.prefill.kernel import RowDispatchKernel  # noqa: E402
 from vllm_qwen36_plugin.prefill.shape import Shape  # noqa: E402
 

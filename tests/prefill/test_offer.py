@@ -14,8 +14,8 @@ pytest.importorskip("torch")
 pytest.importorskip("triton")
 pytest.importorskip("vllm")
 
-from vllm_qwen36_plugin.compat.linear_kernels import offer_first, stock_choice
 from vllm_qwen36_plugin.errors import CompatError
+from vllm_qwen36_plugin.upstream.linear_kernels import offer_first, stock_choice
 
 pytestmark = pytest.mark.engine  # no engine, but vLLM's kernels are imported: some seconds
 

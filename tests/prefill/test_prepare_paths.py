@@ -13,13 +13,13 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from vllm_qwen36_plugin.compat import scaled_mm  # noqa: E402
 from vllm_qwen36_plugin.errors import CompatError  # noqa: E402
 from vllm_qwen36_plugin.prefill import dispatch, measure, paths, prepare, scratch  # noqa: E402
 from vllm_qwen36_plugin.prefill.prepare import Preparation  # noqa: E402
 from vllm_qwen36_plugin.prefill.profile import Starts  # noqa: E402
 from vllm_qwen36_plugin.prefill.settings import Settings  # noqa: E402
 from vllm_qwen36_plugin.prefill.shape import Shape  # noqa: E402
+from vllm_qwen36_plugin.upstream import scaled_mm  # noqa: E402
 
 from .fake_gpu import FakeGpu  # noqa: E402
 from .loading import AUTO, OTHER, SHAPE, Model  # noqa: E402

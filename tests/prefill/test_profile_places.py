@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gptq_hybrid.checkpoint import get_plugin_manager, hookimpl
+from gptq_hybrid.hooks import get_plugin_manager, hookimpl
 from vllm_qwen36_plugin.prefill.profile import Card, Starts, cached, shipped_for
 from vllm_qwen36_plugin.prefill.shape import Shape
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gptq_hybrid.calibration import Document, encode_documents, load_documents
-from gptq_hybrid.checkpoint import HybridError
+from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.demo.builder import DemoCheckpoint
 
 CHAT = [{"role": "user", "content": "Why is the sky blue?"}, {"role": "assistant", "content": "Scattering."}]

@@ -10,7 +10,7 @@ import pytest
 from gptq_hybrid.calibration import load_rows, mix_names
 from gptq_hybrid.calibration._hub import parse_hub_spec
 from gptq_hybrid.calibration._mix import load_mix
-from gptq_hybrid.checkpoint import HybridError
+from gptq_hybrid.common.errors import HybridError
 
 PART = '[[part]]\nname = "a"\nsource = "a.jsonl"\n'
 

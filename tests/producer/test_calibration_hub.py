@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gptq_hybrid.calibration._hub import HubSpec, is_hub_spec, mapped, parse_hub_spec
-from gptq_hybrid.checkpoint import HybridError
+from gptq_hybrid.common.errors import HybridError
 
 from .dataset_hub import COMMIT, DatasetHub, dataset_hub
 

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from gptq_hybrid.calibration import load_calibration
 from gptq_hybrid.calibration._pack import end_of_text, pack_rows
-from gptq_hybrid.checkpoint import HybridError
+from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.demo.builder import DemoCheckpoint
 
 END = 0

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from gptq_hybrid.calibration._encode import RejectedRowError, encode_row
-from gptq_hybrid.calibration._rows import check_row, row_key
+from gptq_hybrid.calibration.encode import RejectedRowError, encode_row
+from gptq_hybrid.calibration.rows import check_row, row_key
 from gptq_hybrid.demo.builder import DemoCheckpoint
 
 # The parts of Qwen3.6's template that matter here, in its words' order: tools first, the thinking block of

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from gptq_hybrid.calibration import Calibration, load_calibration, load_documents, load_rows
 from gptq_hybrid.calibration._duplicates import Seen
-from gptq_hybrid.checkpoint import HybridError
+from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.demo.builder import DemoCheckpoint
 
 WORDS = (
@@ -197,7 +197,7 @@ def test_a_mix_is_a_source_too(two: Path) -> None:
 
 def test_rows_of_a_plugins_source_are_checked(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from gptq_hybrid.calibration import _sources
-    from gptq_hybrid.checkpoint.calibration import CalibrationSource
+    from gptq_hybrid.hooks import CalibrationSource
 
     rows: list[dict[str, Any]] = [{"text": passage(n)} for n in range(3)]
     source = CalibrationSource("mine", lambda spec: spec == "mine", lambda *_: [{"text": ""}, *rows])

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from gptq_hybrid.checkpoint import HybridError
-from gptq_hybrid.compat import ModuleRecord, gptaq_config, record_modules
+from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.losses import ModuleLoss, flags_of
+from gptq_hybrid.upstream import ModuleRecord, gptaq_config, record_modules
 from gptq_hybrid.writer import judge
 from tests.producer.test_records import problem, solve, solve_gptaq  # noqa: F401
 

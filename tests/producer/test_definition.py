@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from gptq_hybrid.checkpoint import Checkpoint, HybridError
-from gptq_hybrid.checkpoint.gidx import is_trivial, read_g_idx
+from gptq_hybrid.checkpoint import Checkpoint
+from gptq_hybrid.checkpoint.g_idx import is_trivial, read_g_idx
+from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.demo.builder import DemoCheckpoint
 
 
@@ -146,7 +147,7 @@ def test_fused_modules_end_with_one_g_idx(quantized: Callable[..., Any]) -> None
 
 def test_a_gptqmodel_that_moved_is_an_error_that_names_what_moved(monkeypatch: pytest.MonkeyPatch) -> None:
     import gptq_hybrid
-    from gptq_hybrid.compat import IncompatibleError
+    from gptq_hybrid.upstream import IncompatibleError
 
     gptq_hybrid.register()
     from gptqmodel.models import auto

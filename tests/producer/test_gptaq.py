@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
-from gptq_hybrid.checkpoint import Checkpoint, HybridError, inspect, layout_for
-from gptq_hybrid.checkpoint.gidx import is_trivial, read_g_idx
+from gptq_hybrid.checkpoint import Checkpoint, layout_for
+from gptq_hybrid.checkpoint.g_idx import is_trivial, read_g_idx
+from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.demo.builder import DemoCheckpoint
+from gptq_hybrid.doctor import inspect
 from gptq_hybrid.quantize import QuantizeRequest, preflight, quantize
 from gptq_hybrid.quantize import _native as native
-from gptq_hybrid.quantize._estimate import working_bytes
 from gptq_hybrid.recipes import load_recipe
+from gptq_hybrid.recipes.sizes import working_bytes
 from gptq_hybrid.writer import judge
 from tests.checkpoint.test_layout import CONFIG_27B
 

@@ -10,18 +10,19 @@ from types import SimpleNamespace
 
 import pytest
 
-from gptq_hybrid.checkpoint import Checkpoint, HybridError, layout_for
+from gptq_hybrid.checkpoint import Checkpoint, layout_for
+from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.demo.builder import DemoCheckpoint
 from gptq_hybrid.quantize import QuantizeRequest, _preflight, preflight
-from gptq_hybrid.quantize._estimate import (
+from gptq_hybrid.recipes import load_recipe
+from gptq_hybrid.recipes.packaging import Packaging, refuse_impossible
+from gptq_hybrid.recipes.sizes import (
     choices,
     hidden_state_bytes,
     kept_bytes,
     quantized_bytes,
     working_bytes,
 )
-from gptq_hybrid.recipes import load_recipe
-from gptq_hybrid.writer import Packaging, refuse_impossible
 from tests.checkpoint.test_layout import CONFIG_27B
 
 Usage = namedtuple("Usage", "total used free")

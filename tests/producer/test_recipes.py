@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptq_hybrid.checkpoint import HybridError, TensorLayout, layout_for
+from gptq_hybrid.checkpoint import TensorLayout, layout_for
 from gptq_hybrid.checkpoint.formats.gptq import settings as module_settings
 from gptq_hybrid.checkpoint.quantization import dynamic_rule
+from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.recipes import dynamic_rules, load_recipe, recipe_names
-from gptq_hybrid.writer import Packaging
+from gptq_hybrid.recipes.packaging import Packaging
 from tests.checkpoint.test_layout import CONFIG_27B
 
 LAYOUT = layout_for(CONFIG_27B)

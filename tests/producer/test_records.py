@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from gptq_hybrid.checkpoint import HybridError
-from gptq_hybrid.compat import gptaq_config, record_modules, refuse_batches
+from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.upstream import gptaq_config, record_modules, refuse_batches
 from gptq_hybrid.writer import judge
 
 

@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from gptq_hybrid.checkpoint import MTP_FILE, Checkpoint, HybridError, check, layout_for
+from gptq_hybrid.checkpoint import MTP_FILE, Checkpoint, layout_for
+from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.demo.builder import DemoCheckpoint
+from gptq_hybrid.doctor import check
 from gptq_hybrid.packing import dequantize, pack, quantize_rtn
-from gptq_hybrid.quantize._estimate import quantized_bytes
 from gptq_hybrid.recipes import load_recipe
-from gptq_hybrid.writer import Packaging, mtp_linears
+from gptq_hybrid.recipes.packaging import Packaging, mtp_linears
+from gptq_hybrid.recipes.sizes import quantized_bytes
 
 torch = pytest.importorskip("torch")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gptq_hybrid.compat import ModuleRecord
+from gptq_hybrid.upstream import ModuleRecord
 from gptq_hybrid.writer import Limits, judge
 
 GOOD = ModuleRecord("m", 256, 4096, 1e-6, 0.01, 0.002, 0, "gptq")

@@ -10,17 +10,10 @@ from typing import Any
 
 import pytest
 
-from gptq_hybrid.checkpoint import (
-    INDEX_NAME,
-    MTP_FILE,
-    Checkpoint,
-    HybridError,
-    check_mtp,
-    check_quantized,
-    find_mtp,
-    layout_for,
-)
+from gptq_hybrid.checkpoint import INDEX_NAME, MTP_FILE, Checkpoint, layout_for
+from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.demo.builder import DemoCheckpoint
+from gptq_hybrid.doctor import check_mtp, check_quantized, find_mtp
 from gptq_hybrid.losses import flags_of, read_log
 from gptq_hybrid.writer import CheckpointPlan, write_checkpoint
 from gptq_hybrid.writer._configs import refuse_machine_paths

@@ -13,17 +13,16 @@ from typing import Any
 
 import pytest
 
-from gptq_hybrid.compat import (
+from gptq_hybrid.demo.builder import DemoCheckpoint
+from gptq_hybrid.upstream import IncompatibleError, record_modules
+from gptq_hybrid.upstream.speedups import (
     ForwardCounts,
-    IncompatibleError,
     block_kernel,
     faster,
     mixer_once,
-    record_modules,
     swift_search,
     swift_solver,
 )
-from gptq_hybrid.demo.builder import DemoCheckpoint
 
 ROWS = 6
 LAYERS = 4

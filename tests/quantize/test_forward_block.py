@@ -11,7 +11,8 @@ import pytest
 torch = pytest.importorskip("torch")
 triton = pytest.importorskip("triton")
 
-from gptq_hybrid.compat import IncompatibleError, _block_kernel, block_kernel  # noqa: E402
+from gptq_hybrid.upstream import IncompatibleError  # noqa: E402
+from gptq_hybrid.upstream.speedups import _block_kernel, block_kernel  # noqa: E402
 from tests.interpreted import interpreted_copy  # noqa: E402
 
 NAMES = ("quantized", "errors", "losses", "work")

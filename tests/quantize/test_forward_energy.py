@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptq_hybrid.compat._module_record import energy, in_two_parts, product
+from gptq_hybrid.upstream._module_record import energy, in_two_parts, product
 
 
 @settings(max_examples=25, deadline=None)
@@ -42,7 +42,7 @@ class OnGpu:
 def test_on_a_gpu_the_energy_is_the_same_to_six_digits(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from gptq_hybrid.compat import _module_record
+    from gptq_hybrid.upstream import _module_record
 
     class Fake(OnGpu, torch.Tensor):
         pass

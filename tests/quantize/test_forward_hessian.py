@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptq_hybrid.checkpoint import HybridError
-from gptq_hybrid.compat import IncompatibleError, gram, hessian_products
+from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.upstream import IncompatibleError
+from gptq_hybrid.upstream.speedups import gram, hessian_products
 
 
 def bf16(seed: int, rows: int, columns: int) -> Any:
@@ -85,7 +86,7 @@ def test_only_sixteen_bit_inputs_in_one_piece_go_another_way(
     import torch
     from gptqmodel.quantization.gptq import GPTQ
 
-    from gptq_hybrid.compat import _hessian
+    from gptq_hybrid.upstream.speedups import _hessian
 
     taken: list[str] = []
     monkeypatch.setattr(GPTQ, "compute_hessian_xtx", lambda self, matrix: taken.append("upstream"))

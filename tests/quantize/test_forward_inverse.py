@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptq_hybrid.compat import IncompatibleError, _inverse, direct_inverse
+from gptq_hybrid.upstream import IncompatibleError
+from gptq_hybrid.upstream.speedups import _inverse, direct_inverse
 
 
 def hessian(size: int, rows: int, seed: int) -> Any:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from gptq_hybrid.compat import ForwardCounts, IncompatibleError, mixer_once
+from gptq_hybrid.upstream import IncompatibleError
+from gptq_hybrid.upstream.speedups import ForwardCounts, mixer_once
 
 
 class Loop:
@@ -185,7 +186,7 @@ def blocks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What is asked for as pinned memory."""
     import torch
 
-    from gptq_hybrid.compat import _forward
+    from gptq_hybrid.upstream.speedups import _forward
 
     given: list[Any] = []
 
@@ -212,7 +213,7 @@ def test_what_all_batches_need_decides_between_the_gpu_and_main_memory(
 ) -> None:
     import torch
 
-    from gptq_hybrid.compat import _forward
+    from gptq_hybrid.upstream.speedups import _forward
 
     value = torch.arange(12, dtype=torch.bfloat16).reshape(1, 3, 4)
     memo = _forward._Memo(object(), object(), room, batches=2)
@@ -229,7 +230,7 @@ def test_pinned_memory_is_taken_in_blocks_of_many_batches(
 ) -> None:
     import torch
 
-    from gptq_hybrid.compat import _forward
+    from gptq_hybrid.upstream.speedups import _forward
 
     monkeypatch.setattr(_forward, "_PINNED", block)
     memo = _forward._Memo(object(), object(), room=0, batches=3)

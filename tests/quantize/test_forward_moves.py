@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from gptq_hybrid.compat import IncompatibleError, _moves, _pinned, pinned_layers
+from gptq_hybrid.upstream import IncompatibleError
+from gptq_hybrid.upstream.speedups import _moves, _pinned, pinned_layers
 
 
 class OnGpu:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptq_hybrid.compat import IncompatibleError, _packing, gpu_packing
-from gptq_hybrid.compat._moves import Departures
+from gptq_hybrid.upstream import IncompatibleError
+from gptq_hybrid.upstream.speedups import _packing, gpu_packing
+from gptq_hybrid.upstream.speedups._moves import Departures
 
 
 def linear_and_scales(rows: int, columns: int, groups: int, bits: int, seed: int) -> tuple[Any, ...]:

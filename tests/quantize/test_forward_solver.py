@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptq_hybrid.compat import IncompatibleError, _solver, swift_search, swift_solver
+from gptq_hybrid.upstream import IncompatibleError
+from gptq_hybrid.upstream.speedups import _solver, swift_search, swift_solver
 
 
 def quantizer(mse: float, bits: int) -> Any:

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from gptq_hybrid.demo.builder import DemoCheckpoint
-from gptq_hybrid.resume import RunState, state_folder
+from gptq_hybrid.quantize.state import RunState, state_folder
 
 SEED = 20
 LAYERS = 4

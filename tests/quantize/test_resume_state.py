@@ -14,13 +14,11 @@ from typing import Any
 
 import pytest
 
-from gptq_hybrid.checkpoint import HybridError, layout_for
-from gptq_hybrid.compat import IncompatibleError, resumable
+from gptq_hybrid.checkpoint import layout_for
+from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.demo.builder import DemoCheckpoint
 from gptq_hybrid.quantize import QuantizeRequest, preflight
-from gptq_hybrid.quantize._estimate import dense_state_bytes, hidden_state_bytes, packed_modules_bytes
-from gptq_hybrid.recipes import load_recipe
-from gptq_hybrid.resume import (
+from gptq_hybrid.quantize.state import (
     RunState,
     before_calibration,
     differences,
@@ -31,6 +29,9 @@ from gptq_hybrid.resume import (
     state_folder,
     state_size,
 )
+from gptq_hybrid.recipes import load_recipe
+from gptq_hybrid.recipes.sizes import dense_state_bytes, hidden_state_bytes, packed_modules_bytes
+from gptq_hybrid.upstream import IncompatibleError, resumable
 from tests.checkpoint.test_layout import CONFIG_27B
 
 Usage = namedtuple("Usage", "total used free")
@@ -199,7 +200,7 @@ def test_gptqmodel_keeps_a_state_on_the_main_thread_only(request_: QuantizeReque
 def test_a_state_that_main_memory_cannot_hold_is_not_kept(
     request_: QuantizeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gptq_hybrid.resume._plan.free_memory", lambda: 1 << 10)
+    monkeypatch.setattr("gptq_hybrid.quantize.state._plan.free_memory", lambda: 1 << 10)
     assert "of main memory" in dict(preflight(request_).facts)["state"]
 
 
@@ -291,7 +292,7 @@ def test_a_state_has_to_fit_beside_what_its_run_takes(
     request_: QuantizeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = 3 << 30
-    monkeypatch.setattr("gptq_hybrid.resume._plan.free_memory", lambda: free)
+    monkeypatch.setattr("gptq_hybrid.quantize.state._plan.free_memory", lambda: free)
     asked = {"inputs": 1 << 28, "packed": 0, "dense": 0, "hidden_on_cpu": False}
     state = state_size(1 << 28, 0).memory
     assert plan_resume(request_, **asked, beside=free - state).size is not None

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from gptq_hybrid.checkpoint import HybridError
-from gptq_hybrid.cli._app import build_app
+from gptq_hybrid.cli.app import build_app
+from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.demo.builder import DemoCheckpoint
 from gptq_hybrid.recipes import load_recipe
 from gptq_hybrid.sensitivity import read_sensitivity

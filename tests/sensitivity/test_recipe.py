@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from gptq_hybrid.checkpoint import HybridError
-from gptq_hybrid.quantize._estimate import quantized_bytes
+from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.recipes import load_recipe
+from gptq_hybrid.recipes.sizes import quantized_bytes
 from gptq_hybrid.sensitivity import base_bits, budget_bytes, choose, refuse_base, write_recipe
 from gptq_hybrid.streaming import CheckpointWeights
 

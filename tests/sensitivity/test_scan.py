@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from gptq_hybrid.checkpoint import HybridError
+from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.demo.builder import DemoCheckpoint
 from gptq_hybrid.packing import dequantize, pack, quantize_rtn
 from gptq_hybrid.sensitivity import ScanRequest, plot_sensitivity, scan, summarize_scan, tables

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from gptq_hybrid.checkpoint import LinearSpec
-from gptq_hybrid.evaluate._pass import PassSettings, run_pass
-from gptq_hybrid.evaluate._tokens import token_scores
+from gptq_hybrid.evaluate.passes import PassSettings, run_pass
+from gptq_hybrid.evaluate.tokens import token_scores
 from gptq_hybrid.sensitivity import Unit, units_of
 from gptq_hybrid.sensitivity._forms import Rounded
 from gptq_hybrid.sensitivity._passes import Passes

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from gptq_hybrid.demo.server import Server, ServerExitedError, cpu_arguments, cpu_environment, vllm_server
+from gptq_hybrid.common.vllm_server import (
+    Server,
+    ServerExitedError,
+    cpu_arguments,
+    cpu_environment,
+    vllm_server,
+)
 from gptq_hybrid.streaming import make_batches
 from tests.streaming.rounded import rounded, short_documents
 from tests.streaming.test_forward import logits_of

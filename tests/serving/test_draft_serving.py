@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from gptq_hybrid.checkpoint import Checkpoint, DraftVocab, write_draft_vocab
-from gptq_hybrid.checkpoint._vocabulary import read_vocabulary
 from gptq_hybrid.checkpoint.files import LocalFiles
-from gptq_hybrid.checkpoint.serving import serve_arguments
+from gptq_hybrid.checkpoint.vocabulary import read_vocabulary
+from gptq_hybrid.common.vllm_server import Acceptance, cpu_arguments, cpu_environment, vllm_server
 from gptq_hybrid.demo.builder import DemoCheckpoint
-from gptq_hybrid.demo.server import Acceptance, cpu_arguments, cpu_environment, vllm_server
+from gptq_hybrid.doctor.serve_line import serve_arguments
 
 pytestmark = pytest.mark.engine
 

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from gptq_hybrid.checkpoint import DraftVocab, write_draft_vocab
-from gptq_hybrid.checkpoint._vocabulary import read_vocabulary
 from gptq_hybrid.checkpoint.files import LocalFiles
-from gptq_hybrid.demo.server import Server, vllm_server
+from gptq_hybrid.checkpoint.vocabulary import read_vocabulary
+from gptq_hybrid.common.vllm_server import Server, vllm_server
 from tests.streaming.rounded import config_of, rounded, short_documents
 
 torch = pytest.importorskip("torch")

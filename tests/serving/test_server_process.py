@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from gptq_hybrid.demo import server as module
-from gptq_hybrid.demo.server import ServerExitedError, vllm_server
+from gptq_hybrid.common import vllm_server as module
+from gptq_hybrid.common.vllm_server import ServerExitedError, vllm_server
 
 # A stand-in for `vllm`: answers /health, and starts a child that ignores SIGTERM, as an engine may.
 FAKE = textwrap.dedent("""

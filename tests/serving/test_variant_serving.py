@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from gptq_hybrid.checkpoint import Checkpoint
-from gptq_hybrid.checkpoint.serving import serve_arguments
+from gptq_hybrid.common.vllm_server import cpu_arguments, cpu_environment, vllm_server
 from gptq_hybrid.demo.builder import DemoCheckpoint
-from gptq_hybrid.demo.server import cpu_arguments, cpu_environment, vllm_server
+from gptq_hybrid.doctor.serve_line import serve_arguments
 
 pytestmark = pytest.mark.engine
 

@@ -190,7 +190,7 @@ def test_a_draft_looks_at_nothing_that_comes_later(documents: list[list[int]]) -
 
 
 def test_a_layer_that_does_not_fit_is_named(tmp_path: Path) -> None:
-    from gptq_hybrid.checkpoint import CheckpointError
+    from gptq_hybrid.common.errors import CheckpointError
 
     tensors = tensors_of(CHECKPOINT)
     name = "model.language_model.layers.2.mlp.up_proj.weight"
@@ -203,7 +203,7 @@ def test_a_layer_that_does_not_fit_is_named(tmp_path: Path) -> None:
 def test_an_error_in_a_layer_that_is_read_ahead_arrives(
     tmp_path: Path, documents: list[list[int]], packed: Callable[..., Path]
 ) -> None:
-    from gptq_hybrid.checkpoint import CheckpointError
+    from gptq_hybrid.common.errors import CheckpointError
 
     path = Path(shutil.copytree(packed(), tmp_path / "copy"))
     config = json.loads((path / "config.json").read_text())

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import gptq_hybrid.streaming._weights as weights_module
-from gptq_hybrid.checkpoint import CheckpointError
+from gptq_hybrid.common.errors import CheckpointError
 from gptq_hybrid.streaming import CheckpointWeights, DraftHead, OutputHead, Overlay, TextStack
 from tests.streaming.rounded import CHECKPOINT, config_of, copy_with, tensors_of
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from vllm_qwen36_plugin._architectures import MTP_DRAFT, TARGETS
+from vllm_qwen36_plugin.architectures import MTP_DRAFT, TARGETS
 
 NAME = "qwen36_gptq"
 # bench/act_order sets this to have ours where the rules below leave a checkpoint to vLLM.
@@ -79,7 +79,7 @@ def claims(hf_quant_cfg: Mapping[str, Any], user_quant: str | None, hf_config: A
         return False
     if CLAIM_EVERYWHERE or user_quant == NAME:
         return True
-    from vllm_qwen36_plugin.compat import act_order
+    from vllm_qwen36_plugin.upstream import act_order
 
     if not act_order.stock_serves_act_order():
         return True

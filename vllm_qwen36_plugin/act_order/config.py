@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vllm_qwen36_plugin.compat.act_order import identity_weight_mapper, stock_gptq
+from vllm_qwen36_plugin.upstream.act_order import identity_weight_mapper, stock_gptq
 
 from .claim import NAME, claims, without_act_order
 from .method import ActOrderLinearMethod

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from vllm_qwen36_plugin._log import logger
-from vllm_qwen36_plugin.before_start import (
+from vllm_qwen36_plugin.errors import ActOrderError
+from vllm_qwen36_plugin.log import logger
+from vllm_qwen36_plugin.options import PluginOptions
+from vllm_qwen36_plugin.start import (
     INDEXED_FORMATS,
     bullets,
     enter_salt,
@@ -16,15 +18,14 @@ from vllm_qwen36_plugin.before_start import (
     passed_in_parent,
     show_refusal_alone,
 )
-from vllm_qwen36_plugin.compat.draft import format_name
-from vllm_qwen36_plugin.errors import ActOrderError
-from vllm_qwen36_plugin.options import PluginOptions
+from vllm_qwen36_plugin.upstream.draft import format_name
 
 from . import claim
 from .claim import NAME
 
 if TYPE_CHECKING:
-    from gptq_hybrid.checkpoint import ActOrder, Finding, TensorInfo
+    from gptq_hybrid.checkpoint import TensorInfo
+    from gptq_hybrid.doctor import ActOrder, Finding
 
 _PASSED = "QWEN36_ACT_ORDER_PASSED"
 # Formats with a g_idx that vLLM reads, or ignores without a word.
@@ -72,7 +73,8 @@ def _problems(vllm_config: Any, options: PluginOptions) -> list[tuple[str, str]]
     name = str(model.model)
     if passed_in_parent(_PASSED, name):
         return []
-    from gptq_hybrid.checkpoint import UnsupportedArchitectureError, check_act_order, installed_vllm
+    from gptq_hybrid.common.errors import UnsupportedArchitectureError
+    from gptq_hybrid.doctor import check_act_order, installed_vllm
 
     checkpoint = open_local(name, model.revision, vllm_config.load_config.download_dir)
     if checkpoint is None:

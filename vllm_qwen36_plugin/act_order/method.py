@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vllm_qwen36_plugin._log import logger
-from vllm_qwen36_plugin.compat.act_order import stock_gptq, stock_serves_act_order
 from vllm_qwen36_plugin.errors import ActOrderError, CompatError
+from vllm_qwen36_plugin.log import logger
+from vllm_qwen36_plugin.upstream.act_order import stock_gptq, stock_serves_act_order
 
 from . import claim
 from .sorting import natural_order, permute_halves, row_order, sort_rows
@@ -240,7 +240,7 @@ def _dummy_load() -> bool:
     """Whether weights are made up, and no ``g_idx`` with them."""
     from vllm.config import get_current_vllm_config_or_none
 
-    from vllm_qwen36_plugin.compat.draft import format_name
+    from vllm_qwen36_plugin.upstream.draft import format_name
 
     config = get_current_vllm_config_or_none()
     return config is not None and format_name(config.load_config) == "dummy"

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from vllm_qwen36_plugin._log import logger
-from vllm_qwen36_plugin.compat.decoder import decoder_classes, has_plain_weight, linears_of
+from vllm_qwen36_plugin.log import logger
+from vllm_qwen36_plugin.upstream.decoder import decoder_classes, has_plain_weight, linears_of
 
 from .method import ActOrderLinearMethod
 from .norm import NormInOrder

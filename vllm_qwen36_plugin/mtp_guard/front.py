@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from vllm_qwen36_plugin._log import logger
-from vllm_qwen36_plugin.before_start import (
+from vllm_qwen36_plugin.errors import MtpHeadError
+from vllm_qwen36_plugin.log import logger
+from vllm_qwen36_plugin.options import PluginOptions
+from vllm_qwen36_plugin.start import (
     INDEXED_FORMATS,
     note_passed,
     open_local,
@@ -14,14 +16,11 @@ from vllm_qwen36_plugin.before_start import (
     passed_in_parent,
     show_refusal_alone,
 )
-from vllm_qwen36_plugin.compat.draft import MtpDraft, mtp_draft
-from vllm_qwen36_plugin.errors import MtpHeadError
-from vllm_qwen36_plugin.options import PluginOptions
-
-from .message import refusal
+from vllm_qwen36_plugin.start.refusal import refusal
+from vllm_qwen36_plugin.upstream.draft import MtpDraft, mtp_draft
 
 if TYPE_CHECKING:
-    from gptq_hybrid.checkpoint import Finding
+    from gptq_hybrid.doctor import Finding
 
 _PASSED = "QWEN36_MTP_PASSED"
 
@@ -52,12 +51,8 @@ def _problems(draft: MtpDraft, options: PluginOptions) -> list[tuple[str, str]] 
     """What is wrong with the head and what to do about it; None when it was not looked at."""
     from importlib.metadata import version
 
-    from gptq_hybrid.checkpoint import (
-        CheckpointError,
-        UnsupportedArchitectureError,
-        check_mtp,
-        installed_vllm,
-    )
+    from gptq_hybrid.common.errors import CheckpointError, UnsupportedArchitectureError
+    from gptq_hybrid.doctor import check_mtp, installed_vllm
 
     if options.mtp_check == "off":
         logger.info("vllm-qwen36-plugin: MTP check is off (mtp_check=off)")

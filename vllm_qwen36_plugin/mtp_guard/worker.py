@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from vllm.model_executor.models.qwen3_5_mtp import Qwen3_5MTP as _StockQwen3_5MTP
 
-from vllm_qwen36_plugin._log import logger
-from vllm_qwen36_plugin.compat.draft import draft_load_config, format_name
 from vllm_qwen36_plugin.errors import MtpHeadError
+from vllm_qwen36_plugin.log import logger
 from vllm_qwen36_plugin.options import PluginOptions
+from vllm_qwen36_plugin.start.refusal import refusal
+from vllm_qwen36_plugin.upstream.draft import draft_load_config, format_name
 
 from .head import (
     Arrival,
@@ -25,7 +26,6 @@ from .head import (
     not_loaded,
     packed_tensors,
 )
-from .message import refusal
 
 
 class Qwen3_5MTP(_StockQwen3_5MTP):  # type: ignore[misc]  # noqa: N801 - vLLM's name for it

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vllm_qwen36_plugin.before_start import enter_salt, options_of, show_refusal_alone
 from vllm_qwen36_plugin.errors import OptionsError
+from vllm_qwen36_plugin.start import enter_salt, options_of, show_refusal_alone
 
 from .profile import ProfileError, read
 

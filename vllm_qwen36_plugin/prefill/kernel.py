@@ -11,9 +11,9 @@ import torch
 from vllm.model_executor.kernels.linear.mixed_precision.MPLinearKernel import MPLinearKernel
 from vllm.scalar_type import scalar_types
 
-from vllm_qwen36_plugin._architectures import TARGETS
-from vllm_qwen36_plugin.compat.linear_kernels import stock_choice
+from vllm_qwen36_plugin.architectures import TARGETS
 from vllm_qwen36_plugin.packed import as_gptq
+from vllm_qwen36_plugin.upstream.linear_kernels import stock_choice
 
 from . import dispatch
 from .prepare import Preparation, settings_now

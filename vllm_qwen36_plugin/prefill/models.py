@@ -10,12 +10,12 @@ from typing import Any
 
 from vllm.model_executor.models import qwen3_5
 
-from vllm_qwen36_plugin._log import logger
+from vllm_qwen36_plugin.log import logger
 
 
 def _offer() -> None:
     try:
-        from vllm_qwen36_plugin.compat.linear_kernels import offer_first
+        from vllm_qwen36_plugin.upstream.linear_kernels import offer_first
 
         from .kernel import RowDispatchKernel
 

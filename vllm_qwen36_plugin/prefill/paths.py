@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from vllm_qwen36_plugin.compat import scaled_mm
+from vllm_qwen36_plugin.upstream import scaled_mm
 
 from . import scratch
 from .expand import expand

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from vllm_qwen36_plugin._log import logger
-from vllm_qwen36_plugin.compat import scaled_mm
-from vllm_qwen36_plugin.compat.cublas import release_workspaces
 from vllm_qwen36_plugin.errors import CompatError
+from vllm_qwen36_plugin.log import logger
 from vllm_qwen36_plugin.options import PluginOptions
+from vllm_qwen36_plugin.upstream import scaled_mm
+from vllm_qwen36_plugin.upstream.cublas import release_workspaces
 
 from . import dispatch, measure, scratch
 from .banner import by_gemm, table_line

@@ -14,7 +14,7 @@ from .shape import Shape
 
 PathName = Literal["exact", "fp8"]
 PATHS: tuple[PathName, ...] = ("exact", "fp8")
-# As `compat.scaled_mm.Gemm`, which needs torch.
+# As ``upstream.scaled_mm.Gemm``, which needs torch.
 GemmName = Literal["vllm", "torch"]
 GEMMS: tuple[GemmName, ...] = get_args(GemmName)
 FORMAT = 2
@@ -186,7 +186,7 @@ def write(path: Path, profile: Profile) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    from gptq_hybrid.checkpoint._atomic import write_json_atomic
+    from gptq_hybrid.common.atomic import write_json_atomic
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json_atomic(path, to_json(profile))

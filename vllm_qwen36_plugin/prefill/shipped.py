@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gptq_hybrid.checkpoint import get_plugin_manager
+from gptq_hybrid.hooks import get_plugin_manager
 from vllm_qwen36_plugin import hookspecs
 
 from .profile import ShippedProfile

@@ -8,7 +8,7 @@ lm_head, 0.9 vision, 0.8 MTP), 34,816 bytes of FP8 KV cache a token with MTP, an
 
 from __future__ import annotations
 
-from gptq_hybrid.checkpoint.gpu import GpuProfile
+from gptq_hybrid.hooks import GpuProfile
 
 _FP8_KV = ("--kv-cache-dtype", "fp8", "--gpu-memory-utilization", "0.95")
 _IMAGES = ("--limit-mm-per-prompt", '{"image": 4, "video": 0}')

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gptq_hybrid.checkpoint.errors import CheckpointError
 from gptq_hybrid.checkpoint.layout import Family, FusedModule, LinearSpec, TensorLayout, TensorSpec
+from gptq_hybrid.common.errors import CheckpointError
 
 # The largest models published have about 130 layers. A config is not trusted with the size of a layout.
 _MOST_LAYERS = 1024

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from gptq_hybrid.checkpoint.errors import CheckpointError
+from gptq_hybrid.common.errors import CheckpointError
 
 from ._base import Files
 from .http import HttpFiles

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote, urlsplit
 
-from gptq_hybrid.checkpoint.errors import CheckpointError, TransferError
+from gptq_hybrid.common.errors import CheckpointError, TransferError
 
 from ._base import Reads
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from gptq_hybrid.checkpoint.errors import CheckpointError, TransferError
+from gptq_hybrid.common.errors import CheckpointError, TransferError
 
 from ._base import Range, Reads, leads_out
 from ._transfer import AT_ONCE, OTHERWISE, AbsentError, LateError, Transfer, without_credentials

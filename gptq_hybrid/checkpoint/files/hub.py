@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gptq_hybrid.checkpoint.errors import CheckpointError
+from gptq_hybrid.common.errors import CheckpointError
 
 from ._base import Files
 from ._transfer import within, without_credentials

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from gptq_hybrid.checkpoint.errors import CheckpointError
+from gptq_hybrid.common.errors import CheckpointError
 
 from ._base import Range, Reads, leads_out
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gptq_hybrid.checkpoint._safetensors import TensorInfo
+from gptq_hybrid.checkpoint.headers import TensorInfo
 from gptq_hybrid.checkpoint.layout import LinearSpec
 
 FLOAT_DTYPES = frozenset({"BF16", "F16", "F32"})

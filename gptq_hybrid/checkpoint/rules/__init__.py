@@ -1,1 +1,0 @@
-"""Rules over a checkpoint, one module a topic. Each yields findings from headers and small reads."""

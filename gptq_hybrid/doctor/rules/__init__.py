@@ -1,0 +1,23 @@
+"""The rules that this project ships, in the order in which their findings are reported."""
+
+from .act_order import ACT_ORDER_RULES
+from .draft_vocab import DRAFT_VOCAB_RULES
+from .index import INDEX_RULES
+from .mtp import MTP_RULES
+from .mtp_quantization import MTP_QUANTIZATION_RULES
+from .quantization import QUANTIZATION_RULES
+from .quantized import QUANTIZED_RULES
+from .serving import SERVING_RULES
+
+BUILTIN_RULES = (
+    *INDEX_RULES,
+    *MTP_RULES,
+    *MTP_QUANTIZATION_RULES,
+    *QUANTIZATION_RULES,
+    *QUANTIZED_RULES,
+    *ACT_ORDER_RULES,
+    *SERVING_RULES,
+    *DRAFT_VOCAB_RULES,
+)
+
+__all__ = ["BUILTIN_RULES"]

@@ -1,0 +1,59 @@
+"""The exact ``vllm serve`` line for a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+from gptq_hybrid.checkpoint import Checkpoint, layout_for
+from gptq_hybrid.hooks import GpuProfile
+
+from .chat import readable_template, reasoning_parser, tool_call_parser
+from .contributed import gpu_profiles
+
+DRAFTS = 2
+_NO_IMAGES = ("--limit-mm-per-prompt", '{"image": 0, "video": 0}')
+
+
+def profile_for(device_name: str) -> GpuProfile | None:
+    """The profile of the GPU a driver calls ``device_name``, a plugin's before a built-in one."""
+    matching = [p for p in gpu_profiles() if any(name in device_name for name in p.device_names)]
+    return matching[-1] if matching else None
+
+
+def serve_arguments(
+    checkpoint: Checkpoint, profile: GpuProfile | None = None, *, drafts: int = DRAFTS, chat: bool = True
+) -> list[str]:
+    """Arguments of ``vllm serve``, checkpoint first; MTP only where the checkpoint has a head.
+
+    ``chat`` adds the parsers of thinking blocks and tool calls that the chat template calls for. A
+    checkpoint whose vision tower is absent is served for text alone.
+    """
+    name, _, revision = checkpoint.location.partition("@")
+    arguments = [name if checkpoint.files.far else checkpoint.location]
+    if checkpoint.files.far and revision:
+        arguments += ["--revision", revision]
+    layout = layout_for(checkpoint.config)
+    if drafts and layout.mtp:
+        arguments += ["--speculative-config", json.dumps({"method": "mtp", "num_speculative_tokens": drafts})]
+    template = readable_template(checkpoint) if chat else None
+    if reasoning := reasoning_parser(template):
+        arguments += ["--reasoning-parser", reasoning]
+    if tools := tool_call_parser(template):
+        arguments += ["--enable-auto-tool-choice", "--tool-call-parser", tools]
+    flags = list(profile.serve_flags if profile else ())
+    if layout.vision and not any(spec.name in checkpoint.loaded for spec in layout.vision):
+        if _NO_IMAGES[0] in flags:
+            at = flags.index(_NO_IMAGES[0])
+            del flags[at : at + 2]
+        flags += _NO_IMAGES
+    return arguments + flags
+
+
+def serve_line(
+    checkpoint: Path | Checkpoint, profile: GpuProfile | None = None, *, drafts: int = DRAFTS
+) -> str:
+    """A line to paste into a shell."""
+    opened = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)
+    return shlex.join(["vllm", "serve", *serve_arguments(opened, profile, drafts=drafts)])

@@ -1,0 +1,49 @@
+"""What a plugin contributes, where that is plain data: sources of calibration rows and profiles of GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationSource:
+    """A named source of calibration rows.
+
+    ``matches`` decides whether a ``--calibration`` value belongs to this source.
+    ``load`` takes that value, the largest number of rows that may be used, and a seed.
+    It returns at most that many rows, in an order that the seed decides:
+    ``{"messages": [{"role", "content"}, …]}`` or ``{"text": …}``, with or without
+    ``domain`` and ``licence``. A lazy iterable is read only as far as needed.
+
+    ``describe``, if set, returns what the calibration manifest notes about a value,
+    as a mapping for JSON: the commit of a data set, its licence, the SHA-256 of a
+    file. It is called after ``load`` and must hold no path.
+    """
+
+    name: str
+    matches: Callable[[str], bool]
+    load: Callable[[str, int, int], Iterable[dict[str, Any]]]
+    describe: Callable[[str], dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GpuProfile:
+    """A GPU model, and the flags of ``vllm serve`` for a 27B checkpoint on it.
+
+    Attributes:
+        name: for people.
+        device_names: parts of the name that the driver reports; any of them identifies the model.
+        compute_capability: such as ``(8, 9)`` for Ada.
+        memory_gib: memory of the card in GiB.
+        serve_flags: arguments of ``vllm serve``.
+        source: where the flags come from, ``measured: …`` or ``derived: …``.
+    """
+
+    name: str
+    device_names: tuple[str, ...]
+    compute_capability: tuple[int, int]
+    memory_gib: float
+    serve_flags: tuple[str, ...]
+    source: str

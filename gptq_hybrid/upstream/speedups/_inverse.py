@@ -1,0 +1,88 @@
+"""The factor of a Hessian's inverse by one decomposition and one inversion of a triangle.
+
+GPTQ needs the upper triangular U with UᵀU = H⁻¹. gptqmodel takes three steps: H = LLᵀ, H⁻¹ from L, H⁻¹ = UᵀU. With
+P, which reverses the order of rows or columns, PHP = MMᵀ for a lower triangular M, so H = RRᵀ with R = PMP upper
+triangular, and H⁻¹ = R⁻ᵀR⁻¹: U is R⁻¹ = P M⁻¹ P. Most of the work are then products of matrices, and no inverse is
+decomposed again; the last digits are others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+from gptq_hybrid.upstream.gptqmodel import moved
+
+if TYPE_CHECKING:
+    import torch
+
+# Up to here a triangle is inverted by solving for the identity.
+_SMALL = 512
+
+
+def inverse_factor(hessian: torch.Tensor, damp: float) -> torch.Tensor | None:
+    """U with UᵀU = (H + damp · mean(diag H) · I)⁻¹; None where that is not positive definite.
+
+    Args:
+        hessian: FP32, symmetric, ``[columns, columns]``; not changed.
+        damp: a share of the mean of its diagonal.
+
+    Returns:
+        FP32, upper triangular.
+    """
+    import torch
+
+    turned = hessian.flip(0, 1)
+    turned.diagonal().add_(damp * hessian.diagonal().mean())
+    factor, info = torch.linalg.cholesky_ex(turned, check_errors=False)
+    del turned
+    if int(info.item()):
+        return None
+    invert_lower_(factor)
+    return factor.flip(0, 1)
+
+
+def invert_lower_(matrix: torch.Tensor) -> None:
+    """Invert a lower triangular matrix, ``[n, n]``, in its place; zeros above the diagonal stay zero."""
+    import torch
+
+    size = matrix.shape[0]
+    if size <= _SMALL:
+        identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
+        matrix.copy_(torch.linalg.solve_triangular(matrix, identity, upper=False))
+        return
+    half = size // 2
+    first, below, last = matrix[:half, :half], matrix[half:, :half], matrix[half:, half:]
+    invert_lower_(first)
+    invert_lower_(last)
+    below.copy_((last @ (below @ first)).neg_())
+
+
+@contextmanager
+def direct_inverse(*, anywhere: bool = False) -> Iterator[None]:
+    """Have GPTQ on a GPU factor a Hessian's inverse directly; one that needs more damping goes gptqmodel's way.
+
+    ``anywhere``: on a CPU too.
+
+    Raises:
+        IncompatibleError: ``GPTQ.hessian_inverse`` is gone.
+    """
+    from gptqmodel.quantization.gptq import GPTQ
+
+    original: Callable[..., Any] | None = getattr(GPTQ, "hessian_inverse", None)
+    if original is None:
+        raise moved("GPTQ.hessian_inverse is expected")
+
+    @wraps(original)
+    def hessian_inverse(self: Any, H: torch.Tensor) -> Any:  # noqa: N803
+        damp = float(self.qcfg.damp_percent)
+        factor = inverse_factor(H, damp) if anywhere or H.is_cuda else None
+        return original(self, H) if factor is None else (factor, damp)
+
+    GPTQ.hessian_inverse = hessian_inverse
+    try:
+        yield
+    finally:
+        GPTQ.hessian_inverse = original

@@ -1,0 +1,1 @@
+"""Instruments that measure this machine, and write what serving then uses."""

@@ -1,0 +1,220 @@
+"""``qwen36 tune prefill``: time the linears by kernel, and write a profile."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.common.extras import need
+from gptq_hybrid.common.options import AsJson
+from gptq_hybrid.common.outputs import refuse_unwritable
+from gptq_hybrid.common.progress import counting_bars
+from gptq_hybrid.common.quiet import output_to_log
+
+from .machine import in_use, refuse_machine
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .result import Tuned
+    from .shapes import Linears
+
+# Powers of two and what lies between: prompts do not come in tiles of a kernel.
+ROWS = (64, 96, 128, 192, 256, 384, 512, 640, 768, 1000, 1024, 1280, 1500, 2048, 3000, 4096, 6000, 8192)
+_MOST_ROWS = 1 << 16
+_DTYPES = ("bfloat16", "float16")
+
+
+def tune_prefill(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="Folder or hub id; only its config.json is read.  [default: the 27B's shapes]",
+            show_default=False,
+        ),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="What the model is served in: bfloat16 or float16.")
+    ] = "bfloat16",
+    scratch_mib: Annotated[
+        int, typer.Option(min=1, help="MiB of GPU memory that a weight is unpacked into, part by part.")
+    ] = 128,
+    rows: Annotated[
+        str | None,
+        typer.Option(metavar="M,...", help=f"Numbers of rows to measure.  [default: {ROWS[0]} … {ROWS[-1]}]"),
+    ] = None,
+    fp8: Annotated[
+        bool | None,
+        typer.Option(
+            "--fp8/--no-fp8",
+            help="Measure 8-bit activations too.  [default: where the GPU multiplies them]",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json",
+            help="Where the profile goes.  [default: where vllm serve looks for it on this machine]",
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PLOT.png",
+            help="Draw time against rows there.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time the linears of a model on this GPU; vllm serve then takes the fastest way.
+
+    Times every quantized linear three ways, with random weights, by number of rows: vLLM's own kernel, unpacking
+    first (exact), and 8-bit activations too (fp8). Without a profile vllm serve measures a little at its start.
+    Takes one to two minutes.
+
+    Exit code 2: bad input, no vLLM, or no GPU.
+    """
+    counts = parsed_rows(rows)
+    if dtype not in _DTYPES:
+        raise HybridError(f"--dtype {dtype} is not served", remedy=f"Give one of: {', '.join(_DTYPES)}.")
+    from vllm_qwen36_plugin.prefill.profile import cache_folder
+
+    _refuse_unusable(out or cache_folder() / "prefill" / "profile.json", plot)
+    from .shapes import linears_at
+
+    linears = linears_at(model)
+    wanted = refuse_machine(fp8)
+    notes = in_use()
+    tuned = _measured(linears, counts, dtype, scratch_mib, wanted, to_stderr=as_json)
+    if not tuned.linears:
+        raise HybridError(
+            "vLLM serves none of these linears by a kernel that this plugin knows",
+            remedy="\n".join(tuned.notes) or "Try another GPU.",
+        )
+    target = _write(tuned, out, notes)
+    if plot is not None:
+        from .picture import plot as draw
+
+        draw(tuned, plot)
+    if as_json:
+        found = {"path": str(target), "plot": None if plot is None else str(plot), **tuned.as_json()}
+        found["notes"] = [*notes, *found["notes"]]
+        typer.echo(json.dumps(found, ensure_ascii=False))
+        return
+    from .table import show
+
+    show(tuned, target, plot, notes, own_place=out is None, scratch_mib=scratch_mib)
+
+
+def parsed_rows(text: str | None) -> tuple[int, ...]:
+    """``--rows``, ascending and each once.
+
+    Raises:
+        HybridError: it is no list of whole numbers from 1 to 65,536.
+    """
+    if text is None:
+        return ROWS
+    try:
+        found = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        found = []
+    if not found or not 1 <= found[0] <= found[-1] <= _MOST_ROWS:
+        raise HybridError(
+            f"--rows {text!r} is no list of whole numbers from 1 to {_MOST_ROWS:,}",
+            remedy="Give them with commas between: --rows 128,1024,8192",
+        )
+    return tuple(found)
+
+
+def _refuse_unusable(out: Path, plot: Path | None) -> None:
+    refuse_unwritable("--out", out)
+    refuse_unwritable("--plot", plot)
+    if plot is not None:
+        need("matplotlib")
+
+
+def _measured(
+    linears: Sequence[Linears],
+    rows: Sequence[int],
+    dtype: str,
+    scratch_mib: int,
+    fp8: bool,
+    *,
+    to_stderr: bool,
+) -> Tuned:
+    """Measured under a progress bar, all that vLLM prints kept away.
+
+    Raises:
+        HybridError: vLLM is its CPU build or not as expected, or the GPU is short of memory.
+    """
+    import torch
+
+    from vllm_qwen36_plugin.errors import CompatError
+
+    with (
+        output_to_log("tune", stderr=to_stderr) as terminal,
+        counting_bars(terminal) as progress,
+    ):
+        task = progress.add_task("vLLM starts", total=None)
+        try:
+            from vllm.platforms import current_platform
+
+            if not current_platform.is_cuda():
+                raise HybridError(
+                    f"this vLLM is built for {current_platform.device_name}, not for CUDA",
+                    remedy="Install vLLM's own wheel: pip install 'vllm-qwen36-plugin[serve]'",
+                )
+            from vllm_qwen36_plugin.prefill.kernel import RowDispatchKernel
+            from vllm_qwen36_plugin.upstream.linear_kernels import offer_first
+
+            from .layers import tune
+
+            offer_first("CUDA", RowDispatchKernel, ("marlin", "machete"))
+            return tune(
+                linears,
+                dtype=dtype,
+                scratch_mib=scratch_mib,
+                fp8=fp8,
+                rows=rows,
+                device=torch.device("cuda", 0),
+                on_progress=lambda done, total: progress.update(
+                    task, description="measuring", completed=done, total=total
+                ),
+            )
+        except torch.cuda.OutOfMemoryError as error:
+            raise HybridError(
+                f"the GPU is short of memory: {str(error).splitlines()[0]}",
+                remedy="Stop what else runs on it, or measure fewer rows: --rows 128,512,1024,2048",
+            ) from error
+        except CompatError as error:
+            raise HybridError(
+                f"{error}", remedy="Give this message and vLLM's version to the plugin's authors."
+            ) from error
+
+
+def _write(tuned: Tuned, out: Path | None, notes: list[str]) -> Path:
+    """The file written: ``out``, or where start-up looks, with what is there of other shapes."""
+    from vllm_qwen36_plugin.prefill.profile import ProfileError, cached, read, write
+
+    profile = tuned.profile
+    if out is None:
+        assert profile.card is not None
+        out = cached(profile.card)
+        if out.is_file():
+            try:
+                profile = read(out).merged(profile)
+            except ProfileError as error:
+                notes.append(f"{error}; it was replaced")
+    try:
+        write(out, profile)
+    except OSError as error:
+        raise HybridError(
+            f"the profile cannot be written: {error}", remedy="Give another place with --out."
+        ) from error
+    return out

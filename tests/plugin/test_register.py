@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gptq_hybrid.hooks import manager as plugins
+from gptq_hybrid.checkpoint.families import families
 from vllm_qwen36_plugin import features as _register
 from vllm_qwen36_plugin import register
 from vllm_qwen36_plugin.architectures import MTP_DRAFT, TARGETS
@@ -68,7 +68,7 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
 
 
 def test_the_architectures_are_those_of_the_family() -> None:
-    (family,) = [f for f in plugins.families() if f.name == "qwen3_5"]
+    (family,) = [f for f in families() if f.name == "qwen3_5"]
     assert family.architectures == TARGETS
     assert family.mtp_architectures == (MTP_DRAFT,)
 
@@ -234,6 +234,7 @@ def test_registering_imports_nothing_but_a_few_modules_of_its_own() -> None:
         "vllm_qwen36_plugin.act_order.claim",
         "vllm_qwen36_plugin.upstream",
         "vllm_qwen36_plugin.upstream.config_map",
+        "vllm_qwen36_plugin.cpu",
         "vllm_qwen36_plugin.cpu.sampling",
         "vllm_qwen36_plugin.upstream.model_registry",
         "vllm_qwen36_plugin.errors",

@@ -13,9 +13,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("vllm")
 
-from act_order_layers import HIDDEN, Decoder, Layer, Plain, act_order_config, finish  # noqa: E402
-from act_order_layers import one_rank as build_on_one_rank  # noqa: E402
-
+from tests.act_order.layers import HIDDEN, Decoder, Layer, Plain, act_order_config, finish  # noqa: E402
+from tests.act_order.layers import one_rank as build_on_one_rank  # noqa: E402
 from vllm_qwen36_plugin.act_order import claim, method, norms  # noqa: E402
 from vllm_qwen36_plugin.act_order.norm import NormInOrder  # noqa: E402
 from vllm_qwen36_plugin.errors import CompatError  # noqa: E402

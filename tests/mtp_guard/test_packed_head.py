@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from plugin_checkpoints import CONFIG, Head, random_head, vllm_config, write_checkpoint
 
 from gptq_hybrid.packing import pack, quantize_rtn
+from tests.tiny_checkpoints import CONFIG, Head, random_head, vllm_config, write_checkpoint
 from vllm_qwen36_plugin.errors import MtpHeadError
 from vllm_qwen36_plugin.mtp_guard import front, head
 from vllm_qwen36_plugin.mtp_guard.head import Arrival

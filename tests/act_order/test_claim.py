@@ -67,12 +67,12 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """A vLLM with act order of its own, of some version, on some machine."""
     from vllm.platforms import current_platform
 
-    import gptq_hybrid.checkpoint
+    import gptq_hybrid.doctor
     from vllm_qwen36_plugin.upstream import act_order
 
     def there_is(version: str, *, cuda: bool = True, devices: int = 1) -> None:
         monkeypatch.setattr(act_order, "stock_serves_act_order", lambda: True)
-        monkeypatch.setattr(gptq_hybrid.checkpoint, "installed_vllm", lambda: VllmRelease(version))
+        monkeypatch.setattr(gptq_hybrid.doctor, "installed_vllm", lambda: VllmRelease(version))
         monkeypatch.setattr(type(current_platform), "is_cuda", lambda _: cuda)
         monkeypatch.setattr(type(current_platform), "device_count", lambda _: devices, raising=False)
 

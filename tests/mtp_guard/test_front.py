@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from plugin_checkpoints import MTP_FILE, Head, random_head, vllm_config, write_checkpoint
 
+from tests.tiny_checkpoints import MTP_FILE, Head, random_head, vllm_config, write_checkpoint
 from vllm_qwen36_plugin.errors import MtpHeadError, OptionsError
 from vllm_qwen36_plugin.mtp_guard import front
 

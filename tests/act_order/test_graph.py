@@ -10,9 +10,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("vllm")
 
-from act_order_layers import HIDDEN, INNER, Layer, act_order_config  # noqa: E402
-from act_order_layers import one_rank as build_on_one_rank  # noqa: E402
-
+from tests.act_order.layers import HIDDEN, INNER, Layer, act_order_config  # noqa: E402
+from tests.act_order.layers import one_rank as build_on_one_rank  # noqa: E402
 from vllm_qwen36_plugin.act_order.norm import NormInOrder, reference  # noqa: E402
 
 pytestmark = pytest.mark.engine  # no engine, but vLLM's linears are imported: some seconds

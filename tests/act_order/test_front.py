@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from plugin_checkpoints import BODY_FILE, CONFIG, INDEX, write_checkpoint
 from safetensors.torch import load_file, save_file
 
 from gptq_hybrid.checkpoint import layout_for
 from gptq_hybrid.doctor import VllmRelease
+from tests.tiny_checkpoints import BODY_FILE, CONFIG, INDEX, write_checkpoint
 from vllm_qwen36_plugin.act_order import front
 from vllm_qwen36_plugin.act_order.claim import NAME
 from vllm_qwen36_plugin.errors import ActOrderError, OptionsError

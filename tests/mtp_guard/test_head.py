@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from plugin_checkpoints import CONFIG, random_head
 from torch import nn
 
+from tests.tiny_checkpoints import CONFIG, random_head
 from vllm_qwen36_plugin.mtp_guard import head
 from vllm_qwen36_plugin.mtp_guard.head import Arrival
 

@@ -10,9 +10,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("vllm")
 
-from act_order_layers import GROUP, HIDDEN, INNER, Layer, act_order_config  # noqa: E402
-from act_order_layers import one_rank as build_on_one_rank  # noqa: E402
-
+from tests.act_order.layers import GROUP, HIDDEN, INNER, Layer, act_order_config  # noqa: E402
+from tests.act_order.layers import one_rank as build_on_one_rank  # noqa: E402
 from vllm_qwen36_plugin.act_order.sorting import natural_order  # noqa: E402
 from vllm_qwen36_plugin.errors import ActOrderError  # noqa: E402
 

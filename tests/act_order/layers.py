@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from gptq_hybrid.packing import dequantize, pack, quantize_rtn
-from vllm_qwen36_plugin.act_order.sorting import natural_order
+from gptq_hybrid.packing import dequantize, natural_g_idx, pack, quantize_rtn
 
 HIDDEN, INNER, GROUP = 64, 128, 32
 CONFIG = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "sym": True, "desc_act": True}
@@ -19,18 +18,18 @@ PARTS = ("qweight", "scales", "qzeros")
 
 @contextmanager
 def one_rank() -> Iterator[None]:
-    """vLLM building a model on one CPU, with a kernel for 4 bits."""
+    """vLLM building a model on one CPU, whose packed linears have the plugin's kernel, with AVX-512 too."""
     from vllm.config import VllmConfig, set_current_vllm_config
     from vllm.model_executor import parameter
     from vllm.platforms import current_platform
 
-    from vllm_qwen36_plugin.cpu.packed_weights import DequantizedLinearKernel
-    from vllm_qwen36_plugin.upstream.linear_kernels import offer_first
+    from vllm_qwen36_plugin.cpu import packed_weights
 
     if not current_platform.is_cpu():
         pytest.skip("checks numbers with the plugin's CPU kernel")
-    offer_first("CPU", DequantizedLinearKernel)
+    packed_weights.offer()
     with pytest.MonkeyPatch.context() as patch, set_current_vllm_config(VllmConfig()):
+        patch.setattr(packed_weights, "stock_gemm_missing", lambda: True)
         patch.setattr(parameter, "get_tensor_model_parallel_rank", lambda: 0)
         patch.setattr(parameter, "get_tensor_model_parallel_world_size", lambda: 1)
         yield
@@ -64,7 +63,7 @@ class Layer(torch.nn.Module):  # type: ignore[misc]
         generator = torch.Generator().manual_seed(seed)
         dense = torch.randn(sum(self.outputs), self.inputs, generator=generator)
         stored = pack(*quantize_rtn(dense, 4, GROUP), 4)
-        g_idx = natural_order(self.inputs, GROUP)
+        g_idx = natural_g_idx(self.inputs, GROUP)
         if order is not None:
             generator = torch.Generator().manual_seed(order)
         if permuted:

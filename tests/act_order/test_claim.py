@@ -22,9 +22,9 @@ ACT_ORDER = {**GPTQ, "desc_act": True}
 @pytest.fixture(autouse=True)
 def vllm_without_act_order(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("vllm")
-    from vllm_qwen36_plugin.upstream import act_order
+    from vllm_qwen36_plugin.upstream import gptq
 
-    monkeypatch.setattr(act_order, "stock_serves_act_order", lambda: False)
+    monkeypatch.setattr(gptq, "stock_serves_act_order", lambda: False)
 
 
 @pytest.mark.parametrize(
@@ -68,10 +68,10 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     from vllm.platforms import current_platform
 
     import gptq_hybrid.doctor
-    from vllm_qwen36_plugin.upstream import act_order
+    from vllm_qwen36_plugin.upstream import gptq
 
     def there_is(version: str, *, cuda: bool = True, devices: int = 1) -> None:
-        monkeypatch.setattr(act_order, "stock_serves_act_order", lambda: True)
+        monkeypatch.setattr(gptq, "stock_serves_act_order", lambda: True)
         monkeypatch.setattr(gptq_hybrid.doctor, "installed_vllm", lambda: VllmRelease(version))
         monkeypatch.setattr(type(current_platform), "is_cuda", lambda _: cuda)
         monkeypatch.setattr(type(current_platform), "device_count", lambda _: devices, raising=False)
@@ -120,8 +120,11 @@ def test_a_rule_that_asks_for_it_counts_and_an_exclusion_does_not() -> None:
 
 def test_vllm_is_told_of_no_act_order_anywhere_and_the_checkpoints_config_is_not_touched() -> None:
     config = {**ACT_ORDER, "dynamic": {"+:a": {"desc_act": True, "bits": 8}, "-:b": {}}}
-    told = claim.without_act_order(config)
-    assert told == {**ACT_ORDER, "desc_act": False, "dynamic": {"+:a": {"bits": 8}, "-:b": {}}}
+    assert claim.without_act_order(config) == {
+        **ACT_ORDER,
+        "desc_act": False,
+        "dynamic": {"+:a": {"bits": 8}, "-:b": {}},
+    }
     assert config["desc_act"] is True
     assert config["dynamic"]["+:a"]["desc_act"] is True
 
@@ -131,9 +134,9 @@ def test_vllm_finds_it_by_itself_and_registering_is_cheap() -> None:
     """In a fresh process: registering imports none of vLLM's GPTQ code; asking for the config does."""
     script = """
 import sys
-from gptq_hybrid.checkpoint.quantization import asks_for_act_order
 from vllm_qwen36_plugin.act_order import claim
-claim.register(); claim.register()
+from vllm_qwen36_plugin.act_order.register import register
+register(); register()
 heavy = "vllm.model_executor.layers.quantization.auto_gptq"
 print("heavy", heavy in sys.modules)
 from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS, get_quantization_config

@@ -47,11 +47,11 @@ def test_the_gather_is_an_overload_which_is_what_vllm_0_26_can_look_up() -> None
     dense = layer.load(1)
     layer.finish()
     x = torch.randn(3, INNER).bfloat16()
-    targets, found = traced(layer, x)
+    targets, product = traced(layer, x)
     assert torch.ops.aten._unsafe_index.Tensor in targets
     assert [target for target in targets if not isinstance(target, torch._ops.OpOverload)] == []
-    wanted = x.float() @ dense.bfloat16().float().T
-    assert torch.allclose(found.float(), wanted, rtol=0, atol=0.02 * float(wanted.abs().max()))
+    expected = x.float() @ dense.bfloat16().float().T
+    assert torch.allclose(product.float(), expected, rtol=0, atol=0.02 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("add", [True, False])
@@ -61,13 +61,13 @@ def test_a_norm_in_order_is_one_op_of_the_graph(add: bool) -> None:
     weight = torch.nn.Parameter(torch.randn(HIDDEN, generator=generator).bfloat16(), requires_grad=False)
     order = torch.randperm(HIDDEN, generator=generator)
     norm = NormInOrder(weight, 1e-6, order)
-    targets, found = traced(norm, x, residual) if add else traced(norm, x)
+    targets, outputs = traced(norm, x, residual) if add else traced(norm, x)
     name = "add_norm_in_order" if add else "norm_in_order"
     assert targets == [getattr(torch.ops.qwen36, name).default]
-    wanted, total = reference(x, residual if add else None, weight, order, 1e-6)
-    assert torch.equal(found[0] if add else found, wanted)
+    expected, total = reference(x, residual if add else None, weight, order, 1e-6)
+    assert torch.equal(outputs[0] if add else outputs, expected)
     if add:
-        assert torch.equal(found[1], total)
+        assert torch.equal(outputs[1], total)
 
 
 def test_the_ops_change_nothing_alias_nothing_and_say_what_they_return() -> None:

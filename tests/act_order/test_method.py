@@ -10,9 +10,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("vllm")
 
+from gptq_hybrid.packing import natural_g_idx  # noqa: E402
 from tests.act_order.layers import GROUP, HIDDEN, INNER, Layer, act_order_config  # noqa: E402
 from tests.act_order.layers import one_rank as build_on_one_rank  # noqa: E402
-from vllm_qwen36_plugin.act_order.sorting import natural_order  # noqa: E402
 from vllm_qwen36_plugin.errors import ActOrderError  # noqa: E402
 
 pytestmark = pytest.mark.engine  # no engine, but vLLM's linears are imported: some seconds
@@ -43,10 +43,9 @@ def run(gate_up: Any, down: Any, x: torch.Tensor) -> torch.Tensor:
 
 def assert_same_mlp(gate_up: Layer, down: Layer, dense: tuple[torch.Tensor, torch.Tensor]) -> None:
     x = torch.randn(7, HIDDEN, generator=torch.Generator().manual_seed(9)).bfloat16()
-    found = run(gate_up, down, x).float()
     first, second = (weight.bfloat16().T for weight in dense)
-    wanted = run(lambda v: v @ first, lambda v: v @ second, x).float()
-    assert torch.allclose(found, wanted, rtol=0, atol=0.02 * wanted.abs().max())
+    expected = run(lambda v: v @ first, lambda v: v @ second, x).float()
+    assert torch.allclose(run(gate_up, down, x).float(), expected, rtol=0, atol=0.02 * expected.abs().max())
 
 
 def test_one_linear_gives_what_its_dequantized_weights_give(config: Any) -> None:
@@ -54,8 +53,8 @@ def test_one_linear_gives_what_its_dequantized_weights_give(config: Any) -> None
     dense = layer.load(1)
     layer.finish()
     x = torch.randn(5, INNER, generator=torch.Generator().manual_seed(2)).bfloat16()
-    found, wanted = layer(x).float(), (x.double() @ dense.bfloat16().double().T).float()
-    assert torch.allclose(found, wanted, rtol=2**-7, atol=2**-7 * float(wanted.abs().max()))
+    expected = (x.double() @ dense.bfloat16().double().T).float()
+    assert torch.allclose(layer(x).float(), expected, rtol=2**-7, atol=2**-7 * float(expected.abs().max()))
     assert sorted(layer.act_order.tolist()) == list(range(INNER))
     assert not hasattr(layer, "g_idx")
 
@@ -86,7 +85,7 @@ def test_nothing_is_folded_under_lora_whose_matrices_are_in_the_old_order(
 ) -> None:
     from vllm_qwen36_plugin.act_order import method
 
-    monkeypatch.setattr(method, "_lora", lambda: True)
+    monkeypatch.setattr(method, "_has_lora", lambda: True)
     gate_up, down = mlp(config)
     dense = gate_up.load(1), down.load(2)
     gate_up.finish()
@@ -116,11 +115,11 @@ def test_the_order_is_read_as_its_producer_s_kernel_likes_it(config: Any, name: 
     layer.finish()
     assert layer.act_order.stride() == (step,)
     address = layer.act_order.data_ptr()
-    layer.quant_method._keep(layer, layer.act_order.clone())
+    layer.quant_method._store_order(layer, layer.act_order.clone())
     assert layer.act_order.data_ptr() == address
     x = torch.randn(2, 3, INNER, generator=torch.Generator().manual_seed(2)).bfloat16()
-    wanted = x.float() @ dense.bfloat16().float().T
-    assert torch.allclose(layer(x).float(), wanted, rtol=0, atol=0.02 * wanted.abs().max())
+    expected = x.float() @ dense.bfloat16().float().T
+    assert torch.allclose(layer(x).float(), expected, rtol=0, atol=0.02 * expected.abs().max())
 
 
 def test_two_layers_do_not_take_each_others_down(config: Any) -> None:
@@ -146,7 +145,7 @@ def test_natural_order_costs_nothing(config: Any) -> None:
 def test_parts_of_a_fused_layer_that_differ_are_refused_by_name(config: Any) -> None:
     gate_up, _ = mlp(config)
     gate_up.load(1)
-    other = natural_order(HIDDEN, GROUP).flip(0)
+    other = natural_g_idx(HIDDEN, GROUP).flip(0)
     with pytest.raises(ActOrderError, match=r"layers\.0\.mlp\.gate_up_proj: its parts differ in g_idx"):
         gate_up.g_idx.weight_loader(gate_up.g_idx, other, 1)
 
@@ -154,7 +153,7 @@ def test_parts_of_a_fused_layer_that_differ_are_refused_by_name(config: Any) -> 
 def test_a_g_idx_of_another_length_is_refused(config: Any) -> None:
     _, down = mlp(config)
     with pytest.raises(ActOrderError, match=r"down_proj: g_idx has 64 entries for 128 input rows"):
-        down.g_idx.weight_loader(down.g_idx, natural_order(HIDDEN, GROUP))
+        down.g_idx.weight_loader(down.g_idx, natural_g_idx(HIDDEN, GROUP))
 
 
 def test_a_checkpoint_without_g_idx_is_refused(config: Any) -> None:
@@ -176,10 +175,10 @@ def test_rows_split_over_ranks_are_refused_only_where_their_order_matters(
     config: Any, permuted: bool
 ) -> None:
     layer = Layer(config, "model.layers.0.mlp.down_proj", INNER, [HIDDEN], ranks=2)
-    g_idx = natural_order(INNER, GROUP)
+    g_idx = natural_g_idx(INNER, GROUP)
     layer.g_idx.weight_loader(layer.g_idx, g_idx.flip(0) if permuted else g_idx)
     if not permuted:
-        layer.quant_method.order_of(layer)
+        layer.quant_method.order_for(layer)
         return
     with pytest.raises(ActOrderError, match=r"split by rows over 2 GPUs.*--tensor-parallel-size 1"):
         layer.finish()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import pickle
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,8 +33,10 @@ def one_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def built(mixer: str, change: Callable[[Any], None] | None = None, *, known: bool = True, **load: Any) -> Any:
-    """A model of one decoder layer, loaded and finished; the config knows it unless told otherwise."""
+def built(
+    mixer: str, change: Callable[[Any], None] | None = None, *, announced: bool = True, **load: Any
+) -> Any:
+    """A model of one decoder layer, loaded and finished; ``announced`` to its config, as `announcing` does."""
     config = act_order_config()
     model = torch.nn.Module()
     model.layers = torch.nn.ModuleList([Decoder(config, mixer)])
@@ -44,8 +44,8 @@ def built(mixer: str, change: Callable[[Any], None] | None = None, *, known: boo
     layer.load(**load)
     if change:
         change(layer)
-    if known:
-        config.siblings.meet(model)
+    if announced:
+        config.siblings.set_model(model)
     finish(model)
     return layer
 
@@ -69,34 +69,34 @@ def gathering(layer: Any) -> list[str]:
 def test_linears_behind_a_norm_in_order_return_what_they_did_and_gather_nothing(
     mixer: str, residual: bool
 ) -> None:
-    plain, folded = built(mixer, known=False), built(mixer)
+    plain, folded = built(mixer, announced=False), built(mixer)
     assert in_order(plain) == []
     assert in_order(folded) == ["input_layernorm", "post_attention_layernorm"]
     assert len(gathering(plain)) == 3
     assert gathering(folded) == [f"{mixer}.{'out_proj' if mixer == 'linear_attn' else 'o_proj'}"]
     x, rest = inputs()
-    (wanted, wanted_rest), (found, found_rest) = (
+    (before, rest_before), (after, rest_after) = (
         layer(x, rest if residual else None) for layer in (plain, folded)
     )
-    assert torch.equal(found_rest, wanted_rest)
-    assert found.keys() == wanted.keys()
-    for name, value in found.items():
+    assert torch.equal(rest_after, rest_before)
+    assert after.keys() == before.keys()
+    for name, value in after.items():
         if name == "in_proj_ba":  # the same products, in another order
-            assert torch.allclose(value.float(), wanted[name].float(), rtol=2**-7, atol=2**-5)
+            assert torch.allclose(value.float(), before[name].float(), rtol=2**-7, atol=2**-5)
         else:
-            assert torch.equal(value, wanted[name])
+            assert torch.equal(value, before[name])
 
 
 def test_in_proj_ba_is_permuted_with_its_norm_and_only_then() -> None:
     weights = {}
-    for known in (True, False):
+    for fold in (True, False):
         config = act_order_config()
         model = Decoder(config, "linear_attn")
         model.load()
-        if known:
+        if fold:
             norms.fold_norms(model, torch.device("cpu"))
-        weights[known] = model.linear_attn.in_proj_ba.weight.data.clone()
-    order = model.linear_attn.in_proj_qkvz.quant_method.order_of(model.linear_attn.in_proj_qkvz)
+        weights[fold] = model.linear_attn.in_proj_ba.weight.data.clone()
+    order = model.linear_attn.in_proj_qkvz.quant_method.order_for(model.linear_attn.in_proj_qkvz)
     assert torch.equal(weights[True], weights[False][:, order])
     assert not torch.equal(weights[True], weights[False])
 
@@ -155,7 +155,7 @@ def test_nothing_is_folded_on_a_cpu_or_where_it_is_switched_off(
 
 
 def test_nothing_is_folded_under_lora(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(method, "_lora", lambda: True)
+    monkeypatch.setattr(method, "_has_lora", lambda: True)
     layer = built("linear_attn")
     assert in_order(layer) == []
     assert len(gathering(layer)) == 4  # down_proj too
@@ -193,35 +193,3 @@ def test_vllms_decoder_layer_is_what_the_fold_expects() -> None:
     source = inspect.getsource(layer.__init__)
     assert all(f"self.{block.name}" in source and f"self.{block.norm}" in source for block in norms._BLOCKS)
     assert list(inspect.signature(norm.forward_native).parameters) == ["self", "x", "residual"]
-
-
-def test_the_classes_that_vllm_builds_are_its_own_and_tell_the_config() -> None:
-    from vllm.model_executor.models import qwen3_5
-
-    from vllm_qwen36_plugin import models
-
-    stock = qwen3_5.Qwen3_5ForCausalLM
-    ours = models.Qwen3_5ForCausalLM
-    assert issubclass(ours, stock)
-    assert ours.__name__ == stock.__name__
-    assert models.Qwen3_5ForCausalLM is ours
-    assert pickle.loads(pickle.dumps(ours)) is ours
-    assert models.Qwen3_5DecoderLayer is qwen3_5.Qwen3_5DecoderLayer
-    with pytest.raises(AttributeError):
-        _ = models.Qwen3_7ForCausalLM
-    assert {"vllm_config", "prefix"} <= set(inspect.signature(ours.__init__).parameters)
-
-    from vllm_qwen36_plugin.act_order.built import introduced
-
-    class Stock(torch.nn.Module):  # type: ignore[misc]
-        def __init__(self, *, vllm_config: Any, prefix: str = "model") -> None:
-            super().__init__()
-            self.prefix = prefix
-
-    config = act_order_config()
-    model = introduced(Stock)(vllm_config=SimpleNamespace(quant_config=config))
-    assert model.prefix == "model"
-    assert config.siblings.take_model() is model
-    assert config.siblings.take_model() is None
-    for other in (None, object()):
-        introduced(Stock)(vllm_config=SimpleNamespace(quant_config=other))

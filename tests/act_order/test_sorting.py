@@ -8,14 +8,14 @@ torch = pytest.importorskip("torch")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from gptq_hybrid.packing import dequantize, pack, quantize_rtn  # noqa: E402
+from gptq_hybrid.packing import dequantize, natural_g_idx, pack, quantize_rtn  # noqa: E402
 from vllm_qwen36_plugin.act_order import sorting  # noqa: E402
 
 
 def act_order(rows: int, group_size: int, seed: int) -> torch.Tensor:
     """A ``g_idx`` as GPTQ makes it from a random order of importance."""
     shuffled = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
-    return sorting.natural_order(rows, group_size)[shuffled]
+    return natural_g_idx(rows, group_size)[shuffled]
 
 
 def packed(rows: int, columns: int, bits: int, group_size: int, seed: int) -> dict[str, torch.Tensor]:
@@ -43,13 +43,13 @@ def test_sorted_rows_on_a_permuted_input_are_the_same_weights_bit_for_bit(
     parts = packed(rows, columns, bits, group_size, seed)
     g_idx = act_order(rows, group_size, seed)
     order = sorting.row_order(g_idx, group_size)
-    wanted = dequantize(**parts, g_idx=g_idx, bits=bits)
-    natural = sorting.natural_order(rows, group_size)
+    expected = dequantize(**parts, g_idx=g_idx, bits=bits)
+    natural = natural_g_idx(rows, group_size)
     if order is None:
         assert torch.equal(g_idx, natural)
         return
     sorting.sort_rows(parts["qweight"], order, bits)
-    assert torch.equal(dequantize(**parts, g_idx=natural, bits=bits), wanted[:, order.long()])
+    assert torch.equal(dequantize(**parts, g_idx=natural, bits=bits), expected[:, order.long()])
 
 
 @settings(max_examples=20, deadline=None)
@@ -75,7 +75,7 @@ def test_a_wide_layer_is_sorted_in_pieces(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_natural_order_needs_nothing() -> None:
-    assert sorting.row_order(sorting.natural_order(256, 128), 128) is None
+    assert sorting.row_order(natural_g_idx(256, 128), 128) is None
     assert sorting.row_order(torch.zeros(256, dtype=torch.int32), -1) is None
 
 

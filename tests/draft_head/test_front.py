@@ -14,14 +14,14 @@ from gptq_hybrid.checkpoint.files import LocalFiles
 from gptq_hybrid.checkpoint.vocabulary import read_vocabulary
 from gptq_hybrid.demo.builder import DemoCheckpoint
 from vllm_qwen36_plugin.draft_head import front
-from vllm_qwen36_plugin.draft_head.front import before_start
+from vllm_qwen36_plugin.draft_head.front import check_before_start
 from vllm_qwen36_plugin.errors import OptionsError
 from vllm_qwen36_plugin.start import SALT
 
 
 @pytest.fixture(autouse=True)
 def on_ada(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(front, "device_here", lambda: ("cuda", (8, 9)))
+    monkeypatch.setattr(front, "current_device", lambda: ("cuda", (8, 9)))
 
 
 def config(model: Path | str, section: Any, *, method: str | None = "mtp", gpus: int = 1) -> Any:
@@ -40,22 +40,23 @@ def config(model: Path | str, section: Any, *, method: str | None = "mtp", gpus:
     )
 
 
-def salt(model: Path | str, section: Any, **given: Any) -> Any:
-    made = config(model, section, **given)
-    before_start(made)
-    return made.additional_config.get(SALT)
+def salt(model: Path | str, section: Any, **server: Any) -> Any:
+    """What the check enters into the key of compiled graphs."""
+    vllm_config = config(model, section, **server)
+    check_before_start(vllm_config)
+    return vllm_config.additional_config.get(SALT)
 
 
 def add_list(folder: Path, *, tokenizer: str | None = None, size: int | None = None) -> Path:
     sha = read_vocabulary(LocalFiles(folder)).sha256 if tokenizer is None else tokenizer
-    found = json.loads((folder / "config.json").read_text())
-    size = found.get("text_config", found)["vocab_size"] if size is None else size
+    config = json.loads((folder / "config.json").read_text())
+    size = config.get("text_config", config)["vocab_size"] if size is None else size
     write_draft_vocab(folder / "draft_vocab.json", DraftVocab(sha, size, tuple(range(100)), {}, {}))
     return folder
 
 
 def test_weights_of_drafts_tell_compiled_graphs_apart(original: DemoCheckpoint) -> None:
-    salts = [salt(original.path, {"draft": form})["drafts"] for form in ("auto", "bf16", "w4", "fp8")]
+    salts = [salt(original.path, {"draft": choice})["drafts"] for choice in ("auto", "bf16", "w4", "fp8")]
     assert salts == ["w8", "bf16", "w4", "fp8"]
 
 

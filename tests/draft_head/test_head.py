@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("vllm")
 
-from vllm_qwen36_plugin.draft_head.head import DraftHead, dense_rows  # noqa: E402
+from vllm_qwen36_plugin.draft_head.head import DraftHead, dense_channels  # noqa: E402
 
 pytestmark = pytest.mark.engine  # no engine, but vLLM is imported: some seconds
 
@@ -19,13 +19,13 @@ IDS = torch.arange(0, VOCABULARY, 5)  # 128 of them
 
 
 class Dense(torch.nn.Module):
-    """vLLM's head as far as it is read, padded to more rows than there are tokens."""
+    """vLLM's head as far as it is read, padded to more channels than there are tokens."""
 
-    def __init__(self, rows: int = VOCABULARY + 64) -> None:
+    def __init__(self, channels: int = VOCABULARY + 64) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(1)
         self.weight = torch.nn.Parameter(
-            torch.randn(rows, WIDTH, generator=generator).bfloat16(), requires_grad=False
+            torch.randn(channels, WIDTH, generator=generator).bfloat16(), requires_grad=False
         )
 
 
@@ -44,26 +44,27 @@ def one_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a worker has: its rank, and kernels for packed weights."""
     from vllm.model_executor import parameter
 
-    from vllm_qwen36_plugin.cpu import models  # noqa: F401 - offers them
+    from vllm_qwen36_plugin.cpu.packed_weights import offer
 
+    offer()
     monkeypatch.setattr(parameter, "get_tensor_model_parallel_rank", lambda: 0)
     monkeypatch.setattr(parameter, "get_tensor_model_parallel_world_size", lambda: 1)
 
 
-def hidden(rows: int = 7) -> torch.Tensor:
-    return torch.randn(rows, WIDTH, generator=torch.Generator().manual_seed(2)).bfloat16()
+def hidden(positions: int = 7) -> torch.Tensor:
+    return torch.randn(positions, WIDTH, generator=torch.Generator().manual_seed(2)).bfloat16()
 
 
 def test_tokens_that_are_not_drafted_have_no_probability() -> None:
     lm_head = Dense()
     head = DraftHead(lm_head, VOCABULARY, IDS, "bf16")
-    found = head.logits(hidden())
-    assert found.shape == (7, VOCABULARY)
-    torch.testing.assert_close(found[:, IDS], hidden() @ lm_head.weight[IDS].t())
+    logits = head.logits(hidden())
+    assert logits.shape == (7, VOCABULARY)
+    torch.testing.assert_close(logits[:, IDS], hidden() @ lm_head.weight[IDS].t())
     others = torch.ones(VOCABULARY, dtype=torch.bool)
     others[IDS] = False
-    assert (found[:, others] == float("-inf")).all()
-    assert (found.float().softmax(-1)[:, others] == 0).all()
+    assert (logits[:, others] == float("-inf")).all()
+    assert (logits.float().softmax(-1)[:, others] == 0).all()
 
 
 @pytest.mark.parametrize("ids", [None, IDS])
@@ -78,9 +79,9 @@ def test_of_equal_logits_the_first_token_wins_as_it_does_among_all() -> None:
     assert head.top(torch.zeros(2, WIDTH).bfloat16()).tolist() == [0, 0]
 
 
-def test_all_rows_of_a_dense_head_are_not_copied() -> None:
+def test_all_channels_of_a_dense_head_are_not_copied() -> None:
     lm_head = Dense()
-    assert dense_rows(lm_head, None).data_ptr() == lm_head.weight.data_ptr()
+    assert dense_channels(lm_head, None).data_ptr() == lm_head.weight.data_ptr()
     DraftHead(lm_head, VOCABULARY, None, "w4")
     assert lm_head.weight.shape == (VOCABULARY + 64, WIDTH)
 
@@ -88,17 +89,17 @@ def test_all_rows_of_a_dense_head_are_not_copied() -> None:
 @pytest.mark.parametrize("ids", [None, IDS])
 def test_a_packed_head_is_read_through_what_it_computes(ids: Any) -> None:
     dense = Dense()
-    assert torch.equal(dense_rows(Packed(dense), ids), dense_rows(dense, ids))
+    assert torch.equal(dense_channels(Packed(dense), ids), dense_channels(dense, ids))
 
 
 def test_four_bits_are_close_and_differ() -> None:
-    wide = DraftHead(Dense(), VOCABULARY, IDS, "bf16").logits(hidden())[:, IDS].float()
-    found = DraftHead(Dense(), VOCABULARY, IDS, "w4").logits(hidden())[:, IDS].float()
-    error = (found - wide).square().mean().sqrt() / wide.square().mean().sqrt()
+    exact = DraftHead(Dense(), VOCABULARY, IDS, "bf16").logits(hidden())[:, IDS].float()
+    rounded = DraftHead(Dense(), VOCABULARY, IDS, "w4").logits(hidden())[:, IDS].float()
+    error = (rounded - exact).square().mean().sqrt() / exact.square().mean().sqrt()
     # Of normal weights in groups of 32 the searched scales leave 8 % of root mean square, in groups of 128 10 %.
     assert 0.07 < error < 0.09
 
 
 def test_something_that_is_no_head_is_named() -> None:
     with pytest.raises(TypeError, match="Identity is no output head"):
-        dense_rows(torch.nn.Identity(), None)
+        dense_channels(torch.nn.Identity(), None)

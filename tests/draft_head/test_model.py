@@ -37,10 +37,10 @@ class Head(torch.nn.Module):
 def drafter(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """A draft model as it is when vLLM has loaded it, without its layers."""
     monkeypatch.setattr(module, "get_tensor_model_parallel_world_size", lambda: 1)
-    monkeypatch.setattr(module, "list_for", lambda *_: None)
+    monkeypatch.setattr(module, "draft_list", lambda *_: None)
     monkeypatch.setattr(module, "ids_to_draft", lambda *_: FEW)
 
-    def make(form: Any = "bf16", vocabulary: int | None = None, *, whole_head: bool = True) -> Any:
+    def make(precision: Any = "bf16", vocabulary: int | None = None, *, whole_head: bool = True) -> Any:
         made = Qwen3_5MTP.__new__(Qwen3_5MTP)
         torch.nn.Module.__init__(made)
         made.config = SimpleNamespace(vocab_size=VOCABULARY)
@@ -49,7 +49,7 @@ def drafter(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         made.lm_head = Head()
         made.logits_processor = lambda head, hidden: hidden @ head.weight.t()
         made.draft_head, made._report = None, DraftReport()
-        made._drafts = DraftSettings(form, vocabulary, None, whole_head)
+        made._settings = DraftSettings(precision, vocabulary, None, whole_head)
         return made
 
     return make
@@ -68,9 +68,9 @@ def test_the_head_is_made_of_the_targets_when_it_is_handed_over(drafter: Callabl
     assert made.draft_head is None
     target = hand_over(made)
     hidden = torch.randn(3, WIDTH).bfloat16()
-    found = made.compute_logits(hidden)
-    torch.testing.assert_close(found[:, FEW], hidden @ target.weight[FEW].t())
-    assert torch.equal(made.get_top_tokens(hidden), found.argmax(-1))
+    logits = made.compute_logits(hidden)
+    torch.testing.assert_close(logits[:, FEW], hidden @ target.weight[FEW].t())
+    assert torch.equal(made.get_top_tokens(hidden), logits.argmax(-1))
     assert set(made.get_top_tokens(torch.randn(64, WIDTH).bfloat16()).tolist()) <= set(FEW.tolist())
 
 
@@ -136,7 +136,7 @@ def test_with_several_gpus_the_head_stays(
 
 def test_before_it_is_set_up_a_head_is_only_a_head(drafter: Callable[..., Any]) -> None:
     made = drafter()
-    made._drafts = None
+    made._settings = None
     hand_over(made)
     assert made.draft_head is None
 
@@ -197,12 +197,12 @@ def test_a_linear_whose_results_are_off_stays_dense(
     shown: Callable[[], str],
 ) -> None:
     monkeypatch.setattr(module, "UnquantizedLinearMethod", Plain)
-    monkeypatch.setattr(module, "on_load", lambda *_: Broken(raises))
+    monkeypatch.setattr(module, "quantizing_method", lambda *_: Broken(raises))
     made = drafter("w8")
     made.model.fc, made.model.o_proj = Linear("mtp.fc"), Linear("mtp.o_proj")
     before = {name: value.clone() for name, value in made.model.state_dict().items()}
     weight = made.model.fc.weight
-    made._quantize_linears(made._drafts)
+    made._quantize_linears(made._settings)
     for layer in (made.model.fc, made.model.o_proj):
         layer.quant_method.process_weights_after_loading(layer)
     assert made.model.fc.weight is weight
@@ -213,10 +213,10 @@ def test_a_linear_whose_results_are_off_stays_dense(
     x = torch.randn(2, WIDTH).bfloat16()
     assert torch.equal(made.model.fc.quant_method.apply(made.model.fc, x), x @ weight.t())
     hand_over(made)
-    said = shown()
-    assert f"WARNING vllm-qwen36-plugin: mtp.fc drafts from its own weights because {reason}" in said
-    assert "mtp.o_proj" in said
-    assert "MTP linears" not in said.splitlines()[-1]
+    log = shown()
+    assert f"WARNING vllm-qwen36-plugin: mtp.fc drafts from its own weights because {reason}" in log
+    assert "mtp.o_proj" in log
+    assert "MTP linears" not in log.splitlines()[-1]
     # The compiled graph is not that of a start in which they were quantized.
     assert made.vllm_config.additional_config[SALT]["drafts"] == "0 linears quantized"
 
@@ -226,8 +226,9 @@ def test_in_w4_the_layers_own_linears_have_four_bits_and_what_feeds_it_eight(
 ) -> None:
     from vllm.model_executor import parameter
 
-    from vllm_qwen36_plugin.cpu import models  # noqa: F401 - offers kernels for packed weights
+    from vllm_qwen36_plugin.cpu.packed_weights import offer
 
+    offer()
     monkeypatch.setattr(parameter, "get_tensor_model_parallel_rank", lambda: 0)
     monkeypatch.setattr(parameter, "get_tensor_model_parallel_world_size", lambda: 1)
     monkeypatch.setattr(module, "UnquantizedLinearMethod", Plain)
@@ -236,19 +237,19 @@ def test_in_w4_the_layers_own_linears_have_four_bits_and_what_feeds_it_eight(
     # In 8 bits rounding makes 0.006, in 4 it makes 0.08.
     within = {made.model.fc: (0.004, 0.012), made.model.o_proj: (0.05, 0.11)}
     dense = {layer: layer.weight.data.clone() for layer in within}
-    made._quantize_linears(made._drafts)
+    made._quantize_linears(made._settings)
     x = torch.randn(16, WIDTH).bfloat16()
     for layer, (least, most) in within.items():
         layer.quant_method.process_weights_after_loading(layer)
-        want = x.float() @ dense[layer].float().t()
-        error = (layer.quant_method.apply(layer, x).float() - want).norm() / want.norm()
+        exact = x.float() @ dense[layer].float().t()
+        error = (layer.quant_method.apply(layer, x).float() - exact).norm() / exact.norm()
         assert least < error < most
 
 
 def test_a_head_whose_logits_are_off_is_not_used(
     drafter: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, shown: Callable[[], str]
 ) -> None:
-    monkeypatch.setattr(head, "on_load", lambda *_: Broken(raises=False))
+    monkeypatch.setattr(head, "quantizing_method", lambda *_: Broken(raises=False))
     made = drafter("w8")
     target = hand_over(made)
     hidden = torch.randn(3, WIDTH).bfloat16()

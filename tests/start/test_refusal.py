@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from vllm_qwen36_plugin.errors import MtpHeadError
-from vllm_qwen36_plugin.start.screen import refusal_in
+from vllm_qwen36_plugin.start.refusal import refusal_in, refusal_text
 
 
 @dataclass
@@ -46,7 +46,7 @@ PROGRAM = """
 import sys
 from pydantic.dataclasses import dataclass
 from vllm_qwen36_plugin.errors import MtpHeadError
-from vllm_qwen36_plugin.start.screen import show_refusal_alone
+from vllm_qwen36_plugin.start.refusal import show_refusal_alone
 
 @dataclass
 class Config:
@@ -78,3 +78,22 @@ def test_a_program_that_uses_vllm_as_a_library_keeps_its_traceback(tmp_path: Pat
     done = uncaught(tmp_path, "mine.py", "MtpHeadError('line one')")
     assert "Traceback" in done.stderr
     assert "line one" in done.stderr
+
+
+def test_advice_that_several_problems_share_is_given_once_and_the_rest_is_counted() -> None:
+    problems = [("a", "run x"), ("b", "run x"), ("c", ""), ("d", "run y"), *[("e", "run z")] * 3]
+    assert refusal_text("no start:", problems, ["bye"]).splitlines() == [
+        "no start:",
+        "",
+        "  * a",
+        "  * b",
+        "    -> run x",
+        "  * c",
+        "  * d",
+        "    -> run y",
+        "  * e",
+        "    -> run z",
+        "  * and 2 more",
+        "",
+        "bye",
+    ]

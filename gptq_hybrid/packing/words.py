@@ -11,21 +11,16 @@ import torch
 _WORD = 32
 
 
-def packed_rows(rows: int, bits: int) -> int:
-    """Words that ``rows`` values of ``bits`` bits fill.
+def pack_words(values: torch.Tensor, bits: int) -> torch.Tensor:
+    """Pack integers ``[rows, columns]`` below ``2**bits`` into int32 words ``[rows * bits / 32, columns]``.
 
     Raises:
-        ValueError: they do not fill whole words.
+        ValueError: the rows do not fill whole words.
     """
+    rows, columns = values.shape
     if rows * bits % _WORD:
         raise ValueError(f"{rows} values of {bits} bits do not fill whole 32-bit words")
-    return rows * bits // _WORD
-
-
-def pack_words(values: torch.Tensor, bits: int) -> torch.Tensor:
-    """``values`` (integer ``[rows, columns]``, each below ``2**bits``) as int32 ``[rows * bits / 32, columns]``."""
-    rows, columns = values.shape
-    words = torch.zeros(packed_rows(rows, bits), columns, dtype=torch.int32, device=values.device)
+    words = torch.zeros(rows * bits // _WORD, columns, dtype=torch.int32, device=values.device)
     # Values that start at the same bit of their word, one period of words apart, are written together.
     period = _period(bits)
     for first in range(period):
@@ -39,7 +34,11 @@ def pack_words(values: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def unpack_words(words: torch.Tensor, bits: int) -> torch.Tensor:
-    """The inverse of :func:`pack_words`, as uint8 ``[words * 32 / bits, columns]``."""
+    """Undo :func:`pack_words`: uint8 ``[words * 32 / bits, columns]``.
+
+    Raises:
+        ValueError: the words hold no whole number of values.
+    """
     rows, columns = words.shape
     if rows * _WORD % bits:
         raise ValueError(f"{rows} words hold no whole number of {bits}-bit values")
@@ -48,15 +47,15 @@ def unpack_words(words: torch.Tensor, bits: int) -> torch.Tensor:
     step = period * bits // _WORD
     for first in range(period):
         word, shift = divmod(first * bits, _WORD)
-        # The shift of a negative word fills with ones; the mask takes them off again.
+        # The shift of a negative word fills with ones, which the mask takes off again.
         part = words[word::step] >> shift
         if shift + bits > _WORD:
-            # Those ones reach into the field here, so they go first.
+            # Here those ones reach into the field, so they go first.
             part = (part & ((1 << (_WORD - shift)) - 1)) | (words[word + 1 :: step] << (_WORD - shift))
         values[first::period] = (part & mask).to(torch.uint8)
     return values
 
 
 def _period(bits: int) -> int:
-    """Values after which the stream is at the start of a word again."""
+    """Count the values after which the stream is at the start of a word again."""
     return _WORD // bits if _WORD % bits == 0 else _WORD

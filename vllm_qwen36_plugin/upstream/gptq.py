@@ -1,44 +1,62 @@
-"""vLLM's GPTQ config and linear method, to subclass, and how a version treats ``g_idx``.
+"""vLLM's GPTQ config and linear method, and how a version treats ``g_idx``.
 
-``GPTQMarlinConfig`` in ``gptq_marlin`` up to 0.20, ``AutoGPTQConfig`` in ``auto_gptq`` from 0.22 on. Act order
-went in 0.30, and ``has_g_idx`` of the kernels' config with it.
+Changes: nothing; the plugin subclasses both, and its config has a mapper that renames nothing.
+Why: kernels, exclusions and weight loaders stay vLLM's; from 0.30 on its own mapper drops every ``g_idx``.
+Versions: ``gptq_marlin.GPTQMarlinConfig`` in 0.19.1 to 0.20, ``auto_gptq.AutoGPTQConfig`` in 0.22 to 0.33.0.
+Checks: both classes have the methods that are called; act order is served while the kernels know ``has_g_idx``.
+May go: when vLLM serves act order again, or nobody has such checkpoints; W4 and W8 drafts use the method too.
 """
 
 from __future__ import annotations
 
 from dataclasses import fields
+from importlib import import_module
 from typing import Any
 
 from vllm_qwen36_plugin.errors import CompatError
 
-from .gptq_types import gptq_module
-
-_NAMES = {
+_PACKAGE = "vllm.model_executor.layers.quantization"
+# From 0.22 on, and up to 0.20.
+_CLASSES = {
     "auto_gptq": ("AutoGPTQConfig", "AutoGPTQLinearMethod"),
     "gptq_marlin": ("GPTQMarlinConfig", "GPTQMarlinLinearMethod"),
 }
-# Versions with act order of their own on which ours was measured.
-_MEASURED_FASTER = frozenset({(0, 26)})
 _CALLED = (
     ("from_config", "get_quant_method"),
     ("create_weights", "process_weights_after_loading", "apply"),
 )
+# Versions with act order of their own on which ours was measured.
+_MEASURED_FASTER = frozenset({(0, 26)})
+
+
+def gptq_module() -> Any:
+    """Import vLLM's own GPTQ module: ``auto_gptq`` from 0.22 on, ``gptq_marlin`` up to 0.20.
+
+    Raises:
+        CompatError: it has neither.
+    """
+    for name in _CLASSES:
+        try:
+            return import_module(f"{_PACKAGE}.{name}")
+        except ModuleNotFoundError:
+            continue
+    raise CompatError(f"{_PACKAGE} has none of {', '.join(_CLASSES)}")
 
 
 def stock_gptq() -> tuple[Any, Any]:
-    """vLLM's own GPTQ config and its linear method.
+    """Return vLLM's own GPTQ config and its linear method.
 
     Raises:
         CompatError: they are not where they were in 0.19.1 to 0.33.0, or lack what is called on them.
     """
     module = gptq_module()
-    names = _NAMES[module.__name__.rpartition(".")[2]]
+    names = _CLASSES[module.__name__.rpartition(".")[2]]
     config, method = (getattr(module, name, None) for name in names)
-    for name, found, called in zip(names, (config, method), _CALLED, strict=True):
-        if not isinstance(found, type):
+    for name, kind, called in zip(names, (config, method), _CALLED, strict=True):
+        if not isinstance(kind, type):
             raise CompatError(f"{module.__name__} has no {name}")
         for function in called:
-            if not callable(getattr(found, function, None)):
+            if not callable(getattr(kind, function, None)):
                 raise CompatError(f"{module.__name__}.{name} has no {function}()")
     return config, method
 
@@ -56,11 +74,11 @@ def stock_serves_act_order() -> bool:
     return any(field.name == "has_g_idx" for field in fields(MPLinearLayerConfig))
 
 
-def ours_is_faster() -> bool:
-    """Whether the plugin's act order was measured faster than this vLLM's own, and nothing is lost by taking it.
+def our_act_order_is_faster() -> bool:
+    """Whether the plugin's act order was measured faster than this vLLM's own, and can do all that is needed.
 
     On an H100 with 0.26 what it adds to a decode step's kernels is 0.007 of what vLLM's own adds (bench/act_order).
-    Vendor and number of GPUs: ours does not do tensor parallelism, of which nothing is known yet when vLLM asks.
+    It needs one NVIDIA GPU: ours does not do tensor parallelism, of which nothing is known yet when vLLM asks.
     """
     from vllm.platforms import current_platform
 
@@ -73,7 +91,7 @@ def ours_is_faster() -> bool:
 
 
 def identity_weight_mapper() -> Any:
-    """A mapper that renames nothing; vLLM's own drops every ``g_idx`` from 0.30 on."""
+    """Return a mapper that renames nothing."""
     from vllm.model_executor.models.utils import WeightsMapper
 
     return WeightsMapper()

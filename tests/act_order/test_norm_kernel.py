@@ -62,15 +62,15 @@ def made(rows: int, k: int, dtype: torch.dtype, *, apart: int = 0) -> dict[str, 
     }
 
 
-def assert_rounded_alike(found: torch.Tensor, wanted: torch.Tensor) -> None:
+def assert_rounded_alike(actual: torch.Tensor, expected: torch.Tensor) -> None:
     """Equal but for where sums in another order round to the neighbour, which is rare."""
-    assert found.dtype == wanted.dtype
+    assert actual.dtype == expected.dtype
     # One rounding of the result; in float32, those on the way to it.
-    steps = (8 if wanted.dtype == torch.float32 else 1) * torch.finfo(wanted.dtype).eps
-    difference = (found.double() - wanted.double()).abs()
-    assert bool((difference <= steps * wanted.double().abs()).all())
-    if wanted.dtype != torch.float32:
-        assert int((difference > 0).sum()) <= max(2, found.numel() // 500)
+    steps = (8 if expected.dtype == torch.float32 else 1) * torch.finfo(expected.dtype).eps
+    difference = (actual.double() - expected.double()).abs()
+    assert bool((difference <= steps * expected.double().abs()).all())
+    if expected.dtype != torch.float32:
+        assert int((difference > 0).sum()) <= max(2, actual.numel() // 500)
 
 
 @pytest.mark.parametrize("add", [True, False])
@@ -83,33 +83,34 @@ def test_it_is_vllms_norm_taken_at_the_order(
     from vllm.config import VllmConfig, set_current_vllm_config
     from vllm.model_executor.layers.layernorm import GemmaRMSNorm
 
-    given = made(rows, k, dtype, apart=apart)
-    residual = given["residual"] if add else None
+    data = made(rows, k, dtype, apart=apart)
+    residual = data["residual"] if add else None
     with set_current_vllm_config(VllmConfig()):
         stock = GemmaRMSNorm(k, eps=EPS)
-        stock.weight = torch.nn.Parameter(given["weight"], requires_grad=False)
-        both = stock.forward_native(given["x"], residual)
-    wanted, total = both if add else (both, None)
-    found, summed = interpreted(given["x"], residual, given["weight"], given["order"], EPS)
-    assert found.is_contiguous()
-    assert_rounded_alike(found, wanted[:, given["order"]])
+        stock.weight = torch.nn.Parameter(data["weight"], requires_grad=False)
+        both = stock.forward_native(data["x"], residual)
+    natural, total = both if add else (both, None)
+    expected = natural[:, data["order"]]
+    actual, summed = interpreted(data["x"], residual, data["weight"], data["order"], EPS)
+    assert actual.is_contiguous()
+    assert_rounded_alike(actual, expected)
     if total is None:
         assert summed is None
     else:
         assert summed is not None
         assert torch.equal(summed, total)
-    same, _ = norm.reference(given["x"], residual, given["weight"], given["order"], EPS)
-    assert torch.equal(same, wanted[:, given["order"]])
+    same, _ = norm.reference(data["x"], residual, data["weight"], data["order"], EPS)
+    assert torch.equal(same, expected)
 
 
 def test_columns_of_a_transposed_input_and_no_rows_at_all(interpreted: Kernel) -> None:
-    given = made(4, 64, torch.float32)
-    turned = given["x"].T.contiguous().T
+    data = made(4, 64, torch.float32)
+    turned = data["x"].T.contiguous().T
     assert turned.stride(1) != 1
-    wanted = interpreted(given["x"], given["residual"], given["weight"], given["order"], EPS)
-    found = interpreted(turned, given["residual"], given["weight"], given["order"], EPS)
-    assert torch.equal(found[0], wanted[0])
-    empty, total = interpreted(given["x"][:0], given["residual"][:0], given["weight"], given["order"], EPS)
+    expected = interpreted(data["x"], data["residual"], data["weight"], data["order"], EPS)
+    actual = interpreted(turned, data["residual"], data["weight"], data["order"], EPS)
+    assert torch.equal(actual[0], expected[0])
+    empty, total = interpreted(data["x"][:0], data["residual"][:0], data["weight"], data["order"], EPS)
     assert total is not None
     assert empty.shape == total.shape == (0, 64)
 
@@ -136,12 +137,12 @@ def resources(cubin: bytes, folder: Path) -> dict[str, int]:
     if not tool.is_file():
         pytest.skip(f"{tool} is not there")
     (folder / "kernel.cubin").write_bytes(cubin)
-    said = subprocess.run(
+    output = subprocess.run(
         [tool, "--dump-resource-usage", folder / "kernel.cubin"], capture_output=True, text=True, check=True
     ).stdout
-    found = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", said)}
-    assert set(found) == {"REG", "STACK", "LOCAL"}, said
-    return found
+    usage = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", output)}
+    assert set(usage) == {"REG", "STACK", "LOCAL"}, output
+    return usage
 
 
 @pytest.mark.parametrize("add", [True, False])
@@ -154,13 +155,13 @@ def test_it_compiles_spills_nothing_and_reads_each_input_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpu: int, dtype: torch.dtype, add: bool
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
-    found = compiled(gpu, dtype, add=add)
-    used = resources(found.asm["cubin"], tmp_path)
+    kernel = compiled(gpu, dtype, add=add)
+    used = resources(kernel.asm["cubin"], tmp_path)
     assert used["STACK"] == used["LOCAL"] == 0
     width = dtype.itemsize
     # The gather keeps a row there; 48 KiB is what every GPU grants unasked.
-    assert found.metadata.shared == triton.next_power_of_2(WIDTH) * width
-    ptx = found.asm["ptx"]
+    assert kernel.metadata.shared == triton.next_power_of_2(WIDTH) * width
+    ptx = kernel.asm["ptx"]
     loads, stores = (re.findall(rf"{kind}\.global[\w.:]*", ptx) for kind in ("ld", "st"))
     # 16 bytes each, by a thread that has so many of the block's values; the order is of 4 bytes a value.
     values = triton.next_power_of_2(WIDTH) // (32 * norm_kernel.WARPS)

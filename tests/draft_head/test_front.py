@@ -1,4 +1,4 @@
-"""Before start: options for drafts looked at, the list read, compiled graphs told apart."""
+"""Before start: options for drafts checked, the list read, compiled graphs keyed."""
 
 from __future__ import annotations
 

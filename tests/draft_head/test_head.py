@@ -30,7 +30,7 @@ class Dense(torch.nn.Module):
 
 
 class Packed(torch.nn.Module):
-    """A head whose weight can only be told from what it computes."""
+    """A head whose weight can only be known from what it computes."""
 
     def __init__(self, dense: Dense) -> None:
         super().__init__()

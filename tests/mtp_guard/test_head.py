@@ -75,8 +75,8 @@ def test_an_already_fused_matrix_stands_for_its_shards() -> None:
 
 
 def test_a_taller_matrix_is_noticed_though_vllm_would_take_its_first_rows() -> None:
-    found = head.misshapen(EXPECTED, arrivals() | {GATE: Arrival((128, 32), torch.bfloat16)})
-    assert found == [f"{GATE} is [128, 32]; the model calls for [64, 32]"]
+    problems = head.misshapen(EXPECTED, arrivals() | {GATE: Arrival((128, 32), torch.bfloat16)})
+    assert problems == [f"{GATE} is [128, 32]; the model calls for [64, 32]"]
 
 
 def test_packed_integers_may_have_a_shape_of_their_own() -> None:
@@ -124,8 +124,8 @@ def test_one_zero_shard_of_a_fused_matrix_is_noticed() -> None:
 def test_zeros_and_nan_are_noticed_in_every_float(dtype: torch.dtype) -> None:
     nan = torch.ones(4, 4)
     nan[3, 3] = float("nan")
-    found = head.bad_values({"a.weight": torch.zeros(4, 4).to(dtype), "b.weight": nan.to(dtype)}, {})
-    assert found == ["a.weight holds only zeros", "b.weight holds NaN or infinite values"]
+    problems = head.bad_values({"a.weight": torch.zeros(4, 4).to(dtype), "b.weight": nan.to(dtype)}, {})
+    assert problems == ["a.weight holds only zeros", "b.weight holds NaN or infinite values"]
 
 
 def test_a_matrix_larger_than_a_chunk_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,14 +66,14 @@ def test_a_packed_head_passes_before_the_start(tmp_path: Path, shown: Callable[[
 
 def test_eight_bits_pass_where_the_config_says_so(tmp_path: Path) -> None:
     rules = {r"+:^mtp\.": {"bits": 8}}
-    folder = write_checkpoint(tmp_path / "said", packed_head(8), config=config(**rules))
+    folder = write_checkpoint(tmp_path / "with-rule", packed_head(8), config=config(**rules))
     front.check_before_start(vllm_config(folder))
     assert "the config calls for I32" in refusal(tmp_path / "unsaid", packed_head(8))
     assert "the config calls for I32" in refusal(tmp_path / "four", packed_head(4), **rules)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (without(f"{FC}.qweight"), f"in no file of the checkpoint: {FC}.weight"),
         (without(f"{UP}.scales"), f"in no file of the checkpoint: {UP}.weight"),
@@ -99,8 +99,10 @@ def test_eight_bits_pass_where_the_config_says_so(tmp_path: Path) -> None:
         "zero-weights", "half-fused",
     ],
 )  # fmt: skip
-def test_a_damaged_packed_head_is_refused_before_the_start(tmp_path: Path, content: Head, said: str) -> None:
-    assert said in refusal(tmp_path, content)
+def test_a_damaged_packed_head_is_refused_before_the_start(
+    tmp_path: Path, content: Head, message: str
+) -> None:
+    assert message in refusal(tmp_path, content)
 
 
 @pytest.mark.parametrize("rule", [r"-:^mtp\.", r"-:.*mtp.*", r"-:mtp\.fc$"])

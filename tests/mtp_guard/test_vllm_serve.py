@@ -92,8 +92,8 @@ def test_what_the_front_process_cannot_see_is_refused_in_the_worker(
     outcome, terminal = serve("no-gate", plugins=f"qwen36,{BLIND_FRONT}", pythonpath=shim)
     assert not outcome.started
     assert outcome.exit_code == 1
-    said = [line for line in terminal.splitlines() if "no tensor for 1 of 15" in line and "ERROR" in line]
-    assert any("[worker.py" in line and "gate_proj.weight" in line for line in said)
+    errors = [line for line in terminal.splitlines() if "no tensor for 1 of 15" in line and "ERROR" in line]
+    assert any("[worker.py" in line and "gate_proj.weight" in line for line in errors)
 
 
 def test_a_mistyped_option_ends_the_command_with_the_valid_ones(

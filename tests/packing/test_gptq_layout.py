@@ -54,9 +54,9 @@ def test_unpacking_is_the_definition(bits: int, groups: int) -> None:
     codes, scales = _codes(32, 64, bits), _scales(32, groups)
     parts = pack(codes, scales, bits)
     half = 1 << (bits - 1)
-    want = (codes - half).float() * scales.float().repeat_interleave(64 // groups, dim=1)
-    assert torch.equal(dequantize(**parts, bits=bits), want)
-    assert torch.equal(_bit_by_bit(parts, bits, 1), want)
+    expected = (codes - half).float() * scales.float().repeat_interleave(64 // groups, dim=1)
+    assert torch.equal(dequantize(**parts, bits=bits), expected)
+    assert torch.equal(_bit_by_bit(parts, bits, 1), expected)
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -82,12 +82,12 @@ def test_a_symmetric_weight_is_one_product_rounded_once(bits: int, dtype: Any, g
     codes = _codes(32, 64, bits)
     scales = torch.randn(32, groups, generator=torch.Generator().manual_seed(2)).to(dtype)  # of either sign
     parts = pack(codes, scales, bits)
-    found = dequantize_symmetric(parts["qweight"], parts["scales"], bits)
-    assert found.is_contiguous()
-    assert found.dtype == dtype
-    assert torch.equal(found, _bit_by_bit(parts, bits, 1).to(dtype))
+    dense = dequantize_symmetric(parts["qweight"], parts["scales"], bits)
+    assert dense.is_contiguous()
+    assert dense.dtype == dtype
+    assert torch.equal(dense, _bit_by_bit(parts, bits, 1).to(dtype))
     transposed = parts["qweight"].t().contiguous().t()
-    assert torch.equal(dequantize_symmetric(transposed, parts["scales"], bits), found)
+    assert torch.equal(dequantize_symmetric(transposed, parts["scales"], bits), dense)
 
 
 def test_the_last_group_of_a_natural_order_may_be_smaller() -> None:
@@ -130,7 +130,7 @@ def test_codes_come_back_from_any_zero_point(bits: int, rows: int, columns: int,
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"bits": 5}, "bits must be one of"),
         ({"g_idx": torch.arange(64, dtype=torch.int32)}, "g_idx"),
@@ -142,9 +142,9 @@ def test_codes_come_back_from_any_zero_point(bits: int, rows: int, columns: int,
         ),
     ],
 )
-def test_what_does_not_go_together_is_refused(change: dict[str, Any], said: str) -> None:
+def test_what_does_not_go_together_is_refused(change: dict[str, Any], message: str) -> None:
     parts = {**pack(_codes(32, 64, 4), _scales(32, 2), 4), "bits": 4}
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         dequantize(**{**parts, **change})
 
 

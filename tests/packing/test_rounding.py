@@ -1,4 +1,4 @@
-"""Rounding to nearest: codes in range, scales that minimise the error asked for, nothing lost on odd weights."""
+"""Rounding to nearest: codes in range, scales that minimise the squared error, nothing lost on odd weights."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_eight_bits_are_better_for_the_search(group: int) -> None:
 def test_hundreds_of_scales_of_both_signs_would_gain_little(bits: int, make: Any, group: int) -> None:
     weight = make(8 if group == -1 else 16, 2048, 4).float()
     half = 1 << (bits - 1)
-    found = squared_error(weight, *quantize_rtn(weight, bits, group, scale_dtype=torch.bfloat16), bits)
+    error = squared_error(weight, *quantize_rtn(weight, bits, group, scale_dtype=torch.bfloat16), bits)
     groups = weight.view(-1, 2048 if group == -1 else group)
     largest = groups.abs().amax(1, keepdim=True)
     best = torch.full((len(groups),), torch.inf)
@@ -95,7 +95,7 @@ def test_hundreds_of_scales_of_both_signs_would_gain_little(bits: int, make: Any
             scale = (sign * largest / (divisor * half)).bfloat16().float()
             best = torch.minimum(best, error_with(groups, scale, bits))
     # At 8 bits what remains is luck: where a grid happens to meet the largest weights of a small group.
-    assert found < float(best.sum()) * (1.02 if bits == 4 else 1.12 if group == 32 else 1.05)
+    assert error < float(best.sum()) * (1.02 if bits == 4 else 1.12 if group == 32 else 1.05)
 
 
 @pytest.mark.parametrize("group_size", [32, 64, 128])

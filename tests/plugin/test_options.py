@@ -32,8 +32,8 @@ def test_each_way_of_the_linears_can_be_asked_for(way: str) -> None:
 
 def test_scratch_and_profile_are_taken_as_given() -> None:
     section = {"prefill_scratch_mib": 1, "prefill_profile": "/a/profile.json"}
-    found = PluginOptions.of({"qwen36": section})
-    assert (found.prefill_scratch_mib, found.prefill_profile) == (1, "/a/profile.json")
+    options = PluginOptions.of({"qwen36": section})
+    assert (options.prefill_scratch_mib, options.prefill_profile) == (1, "/a/profile.json")
     assert PluginOptions.of({"qwen36": {"prefill_profile": None}}).prefill_profile is None
 
 

@@ -19,9 +19,9 @@ CONFIG = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "de
 
 @pytest.fixture(scope="module")
 def release() -> VllmRelease:
-    found = installed_vllm()
-    assert found is not None
-    return found
+    installed = installed_vllm()
+    assert installed is not None
+    return installed
 
 
 def test_the_installed_release_is_found_without_importing_it(release: VllmRelease) -> None:
@@ -63,9 +63,9 @@ def test_every_parser_the_rules_name_exists_in_this_release(release: VllmRelease
 def test_the_registry_knows_the_classes_from_the_release_named(release: VllmRelease) -> None:
     from vllm import ModelRegistry
 
-    known = set(ModelRegistry.get_supported_archs())
-    assert set(QWEN3_5.mtp_architectures) <= known
-    assert ("Qwen3_5ForCausalLM" in known) is release.at_least(vllm_versions.TEXT_ONLY_SINCE)
+    supported = set(ModelRegistry.get_supported_archs())
+    assert set(QWEN3_5.mtp_architectures) <= supported
+    assert ("Qwen3_5ForCausalLM" in supported) is release.at_least(vllm_versions.TEXT_ONLY_SINCE)
 
 
 def test_act_order_is_refused_from_the_release_named(release: VllmRelease) -> None:
@@ -129,22 +129,22 @@ def test_dynamic_rules_are_read_as_vllm_reads_them(dynamic: dict[str, Any]) -> N
     from vllm.model_executor.layers.quantization.utils.gptq_utils import get_dynamic_override
 
     for ours in (MTP, GDN):
-        found = get_dynamic_override(SimpleNamespace(dynamic=dynamic), formats.vllm_name(ours))
+        override = get_dynamic_override(SimpleNamespace(dynamic=dynamic), formats.vllm_name(ours))
         declared = formats.GPTQ.declares(CONFIG | {"dynamic": dynamic}, ours)
-        assert (declared is False) is (found is False)
+        assert (declared is False) is (override is False)
 
 
-@pytest.mark.parametrize("kept", [[MTP], ["mtp"], [GDN], ["linear_attn"], ["visual"]])
-def test_awq_and_fp8_lists_are_read_as_vllm_reads_them(kept: list[str]) -> None:
+@pytest.mark.parametrize("excluded", [[MTP], ["mtp"], [GDN], ["linear_attn"], ["visual"]])
+def test_awq_and_fp8_lists_are_read_as_vllm_reads_them(excluded: list[str]) -> None:
     from vllm.model_executor.layers.quantization.utils.quant_utils import is_layer_skipped
 
-    mapped = [formats.vllm_name(entry) for entry in kept]
+    mapped = [formats.vllm_name(entry) for entry in excluded]
     for ours in (MTP, GDN):
         theirs = formats.vllm_name(ours)
         substring = is_layer_skipped(theirs, mapped, match_mode="substring")
         exact = is_layer_skipped(theirs, mapped)
-        assert formats.AWQ.declares({"modules_to_not_convert": kept}, ours) is not substring
-        assert formats.FP8.declares({"modules_to_not_convert": kept}, ours) is not exact
+        assert formats.AWQ.declares({"modules_to_not_convert": excluded}, ours) is not substring
+        assert formats.FP8.declares({"modules_to_not_convert": excluded}, ours) is not exact
 
 
 @pytest.mark.parametrize(

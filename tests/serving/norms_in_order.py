@@ -20,7 +20,7 @@ def look(model: Any) -> dict[str, Any]:
     from vllm_qwen36_plugin.act_order.norm import NormInOrder
 
     gathering = [
-        name for name, found in model.named_modules() if getattr(found, "act_order", None) is not None
+        name for name, module in model.named_modules() if getattr(module, "act_order", None) is not None
     ]
     return {
         "class": type(model).__module__,
@@ -47,15 +47,17 @@ def main(checkpoint: str, documents: Path, out: Path) -> None:
         # Dynamo traces the model, whole; its graph is then run by PyTorch, op by op.
         compilation_config={"mode": 3, "backend": "eager"},
     )
-    given = [{"prompt_token_ids": ids} for ids in json.loads(documents.read_text())]
+    prompts = [{"prompt_token_ids": ids} for ids in json.loads(documents.read_text())]
     sampling = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
-    found = []
-    for output in llm.generate(given, sampling, use_tqdm=False):
+    log_probabilities = []
+    for output in llm.generate(prompts, sampling, use_tqdm=False):
         ids = output.prompt_token_ids
         rows = zip(output.prompt_logprobs[1:], ids[1:], strict=True)
-        found.append([row[token].logprob for row, token in rows])
+        log_probabilities.append([row[token].logprob for row, token in rows])
     additional = llm.llm_engine.vllm_config.additional_config
-    text = json.dumps({**llm.apply_model(look)[0], "log_probabilities": found, "additional": additional})
+    text = json.dumps(
+        {**llm.apply_model(look)[0], "log_probabilities": log_probabilities, "additional": additional}
+    )
     out.write_text(text)
 
 

@@ -40,8 +40,8 @@ def served(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-    found: dict[str, Any] = json.loads(out.read_text())
-    return found
+    answer: dict[str, Any] = json.loads(out.read_text())
+    return answer
 
 
 def test_every_norm_before_a_linear_writes_in_order(served: dict[str, Any], checkpoint: Path) -> None:
@@ -61,10 +61,10 @@ def test_log_probabilities_are_those_of_the_dequantized_weights_within_bf16(
         for dtype in (torch.float32, torch.bfloat16)
     )
     off, bf16 = [], []
-    for number, (ids, found) in enumerate(zip(documents, served["log_probabilities"], strict=True)):
-        wanted = log_probabilities(exact[number], ids)
-        off.append(torch.tensor(found) - wanted)
-        bf16.append(log_probabilities(rounded_16[number], ids) - wanted)
+    for number, (ids, values) in enumerate(zip(documents, served["log_probabilities"], strict=True)):
+        expected = log_probabilities(exact[number], ids)
+        off.append(torch.tensor(values) - expected)
+        bf16.append(log_probabilities(rounded_16[number], ids) - expected)
     # As of a served checkpoint whose linears gather. A norm in another order is off by 1 nat and more.
     assert rms(off) <= 1.5 * rms(bf16)
 

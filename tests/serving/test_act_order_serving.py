@@ -70,10 +70,10 @@ def test_log_probabilities_are_those_of_the_dequantized_weights_within_bf16(
     for number, ids in enumerate(documents):
         body = {"model": server.model, "prompt": ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
         rows = server.post("/v1/completions", body)["choices"][0]["prompt_logprobs"][1:]
-        found = torch.tensor([row[str(token)]["logprob"] for row, token in zip(rows, ids[1:], strict=True)])
-        wanted = log_probabilities(exact[number], ids)
-        served.append(found - wanted)
-        bf16.append(log_probabilities(rounded_16[number], ids) - wanted)
+        values = torch.tensor([row[str(token)]["logprob"] for row, token in zip(rows, ids[1:], strict=True)])
+        expected = log_probabilities(exact[number], ids)
+        served.append(values - expected)
+        bf16.append(log_probabilities(rounded_16[number], ids) - expected)
     # Two BF16 engines round in other places. Rows taken for those of other groups are off by 1 nat and more.
     assert rms(served) <= 1.5 * rms(bf16)
 

@@ -65,9 +65,9 @@ def test_every_reply_is_what_the_model_was_constructed_to_say(
 
 
 def test_every_draft_is_accepted(served: Served) -> None:
-    found = served.acceptance
-    assert found.proposed >= len(PROMPTS) * (MAX_TOKENS // 3) * 2 * 0.9
-    assert found.accepted == found.proposed
+    acceptance = served.acceptance
+    assert acceptance.proposed >= len(PROMPTS) * (MAX_TOKENS // 3) * 2 * 0.9
+    assert acceptance.accepted == acceptance.proposed
 
 
 def test_the_mtp_layer_is_in_8_bits_and_the_head_is_the_models(served: Served) -> None:

@@ -38,9 +38,9 @@ class Served:
 def list_without(checkpoint: Path, original: DemoCheckpoint, left_out: int) -> None:
     """A list of as few tokens as hold all that the model says but one."""
     size = len(original.next_token)
-    said = [token for token in original.loop if token != left_out]
+    spoken = [token for token in original.loop if token != left_out]
     others = [i for i in range(size) if i not in original.loop]
-    ranked = tuple((said + others)[:KEPT])
+    ranked = tuple((spoken + others)[:KEPT])
     vocabulary = read_vocabulary(LocalFiles(checkpoint))
     write_draft_vocab(checkpoint / "draft_vocab.json", DraftVocab(vocabulary.sha256, size, ranked, {}, {}))
 
@@ -84,17 +84,17 @@ def served(
 
 def steps(ids: list[int], left_out: int) -> tuple[int, int, int]:
     """Verification steps of a reply, and its first and second drafts that must have been accepted."""
-    at, found = 1, [0, 0, 0]  # the first token comes from the prompt
+    at, counts = 1, [0, 0, 0]  # the first token comes from the prompt
     while at < len(ids):
-        found[0] += 1
+        counts[0] += 1
         accepted = 0
         for token in ids[at : at + 2]:
             if token == left_out:
                 break
             accepted += 1
-            found[accepted] += 1
+            counts[accepted] += 1
         at += accepted + 1
-    return found[0], found[1], found[2]
+    return counts[0], counts[1], counts[2]
 
 
 def test_every_reply_is_what_the_model_was_constructed_to_say(
@@ -106,15 +106,15 @@ def test_every_reply_is_what_the_model_was_constructed_to_say(
 
 
 def test_drafts_are_accepted_but_for_the_token_that_is_not_on_the_list(served: Served) -> None:
-    wanted = [
+    expected = [
         sum(counts) for counts in zip(*(steps(ids, served.left_out) for ids in served.ids), strict=True)
     ]
-    found = served.acceptance
+    acceptance = served.acceptance
     # At the end of a reply vLLM counts drafts that max_tokens cuts off, or makes none.
     slack = 2 * len(PROMPTS)
-    assert abs(found.drafts - wanted[0]) <= slack
-    assert all(abs(a - b) <= slack for a, b in zip(found.per_position, wanted[1:], strict=True))
-    assert found.accepted < found.proposed
+    assert abs(acceptance.drafts - expected[0]) <= slack
+    assert all(abs(a - b) <= slack for a, b in zip(acceptance.per_position, expected[1:], strict=True))
+    assert acceptance.accepted < acceptance.proposed
 
 
 def test_a_token_outside_the_list_can_be_asked_for(served: Served) -> None:
@@ -123,9 +123,9 @@ def test_a_token_outside_the_list_can_be_asked_for(served: Served) -> None:
 
 
 def test_a_grammar_holds(served: Served) -> None:
-    said = served.extra["structured"]["message"]["content"]
-    assert said.isdigit()
-    assert len(said) == 12
+    reply = served.extra["structured"]["message"]["content"]
+    assert reply.isdigit()
+    assert len(reply) == 12
 
 
 def test_start_up_says_what_drafts_are_made_of(served: Served) -> None:

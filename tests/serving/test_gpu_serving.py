@@ -48,9 +48,9 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, log: Path) -> Iterator[Server]:
     checkpoint = rounded(tmp_path_factory.mktemp("gpu") / "w4")
-    said = [token for ids in short_documents() for token in ids]
+    spoken = [token for ids in short_documents() for token in ids]
     size = int(config_of(checkpoint)["text_config"]["vocab_size"])
-    ranked = tuple(dict.fromkeys([*said, *range(size)]))
+    ranked = tuple(dict.fromkeys([*spoken, *range(size)]))
     vocabulary = read_vocabulary(LocalFiles(checkpoint))
     write_draft_vocab(checkpoint / "draft_vocab.json", DraftVocab(vocabulary.sha256, size, ranked, {}, {}))
     # A first start tunes kernels; sleeping is asked for by HTTP in this mode alone.
@@ -70,12 +70,12 @@ def test_drafts_are_accepted_and_start_up_says_what_they_are_made_of(server: Ser
     ask(server, short_documents(), temperature=0)
     # Rounded to nearest, and text it was not trained on: stock's own head has 0.6 to 0.8 there.
     assert server.acceptance().rate > 0.4
-    said = log.read_text(errors="replace")
-    assert "drafts from W8: 5 MTP linears" in said
-    lines = [line for line in said.splitlines() if "qwen36" in line]
+    text = log.read_text(errors="replace")
+    assert "drafts from W8: 5 MTP linears" in text
+    lines = [line for line in text.splitlines() if "qwen36" in line]
     assert any("for the likeliest" in line for line in lines), lines
-    assert "drafts from its own weights" not in said
-    assert "drafts stay as vLLM makes them" not in said
+    assert "drafts from its own weights" not in text
+    assert "drafts stay as vLLM makes them" not in text
 
 
 def test_sampled_replies_are_likely_text(server: Server) -> None:

@@ -93,11 +93,11 @@ def test_the_quantized_model_says_what_it_was_constructed_to_say(
 
 
 def test_every_draft_of_an_intact_head_is_accepted(with_mtp: Served) -> None:
-    found = with_mtp.acceptance
-    assert found.proposed >= len(PROMPTS) * (MAX_TOKENS // 3) * 2 * 0.9
-    assert found.accepted == found.proposed
-    assert found.per_position == (found.drafts, found.drafts)
-    assert found.length == 3.0
+    acceptance = with_mtp.acceptance
+    assert acceptance.proposed >= len(PROMPTS) * (MAX_TOKENS // 3) * 2 * 0.9
+    assert acceptance.accepted == acceptance.proposed
+    assert acceptance.per_position == (acceptance.drafts, acceptance.drafts)
+    assert acceptance.length == 3.0
 
 
 def test_sampled_replies_are_the_models_with_and_without_drafts(

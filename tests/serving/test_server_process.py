@@ -90,9 +90,9 @@ def test_an_interrupted_demo_ends_at_once_and_cleans_up(tmp_path: Path, delay: f
     time.sleep(delay)
     os.killpg(demo.pid, signal.SIGINT)
     try:
-        said, _ = demo.communicate(timeout=60)
+        output, _ = demo.communicate(timeout=60)
     finally:
         demo.kill()
-    assert demo.returncode == 130, said
-    assert "Traceback" not in said
-    assert [found for found in tmp_path.glob("qwen36-demo-*") if found.is_dir()] == []
+    assert demo.returncode == 130, output
+    assert "Traceback" not in output
+    assert [folder for folder in tmp_path.glob("qwen36-demo-*") if folder.is_dir()] == []

@@ -32,12 +32,12 @@ def test_it_says_what_it_was_constructed_to_say_and_every_draft_is_accepted(
             server.chat(prompt, max_tokens=MAX_TOKENS, return_token_ids=True)["choices"][0]
             for prompt in PROMPTS
         ]
-        found = server.acceptance()
+        acceptance = server.acceptance()
     for choice in choices:
         ids = choice["token_ids"]
         assert ids[1:] == original.expected_ids(ids[:1], MAX_TOKENS - 1)
-    assert found.proposed >= len(PROMPTS) * (MAX_TOKENS // 3) * 2 * 0.9
-    assert found.accepted == found.proposed
+    assert acceptance.proposed >= len(PROMPTS) * (MAX_TOKENS // 3) * 2 * 0.9
+    assert acceptance.accepted == acceptance.proposed
     text = log.read_text(errors="replace")
     # 8 linears of four tensors and 7 norms came by; what is counted is the head's own 15.
     assert "MTP head verified: 15 tensors loaded" in text

@@ -24,15 +24,15 @@ def test_both_formats_parameters_come_as_gptq_has_them(transposed: bool) -> None
     into, out = (1, 0) if transposed else (0, 1)
     stored = [tensor.t().contiguous() if transposed else tensor for tensor in (words, scales)]
     parameters = [SimpleNamespace(data=tensor, input_dim=into, output_dim=out) for tensor in stored]
-    found = in_gptq_layout(*parameters)
-    assert torch.equal(found[0], words)
-    assert torch.equal(found[1], scales)
+    parts = in_gptq_layout(*parameters)
+    assert torch.equal(parts[0], words)
+    assert torch.equal(parts[1], scales)
 
 
 def test_a_scale_for_all_inputs_may_have_no_input_dimension() -> None:
     """vLLM's `ChannelQuantScaleParameter`."""
     words, scales = packed(1)
-    found = in_gptq_layout(
+    parts = in_gptq_layout(
         SimpleNamespace(data=words, input_dim=0), SimpleNamespace(data=scales, output_dim=1)
     )
-    assert torch.equal(found[1], scales)
+    assert torch.equal(parts[1], scales)

@@ -160,7 +160,7 @@ def test_what_the_readmes_say_of_gptaq_is_in_its_results() -> None:
     runs = small_runs()
     readmes = [
         README.read_text(encoding="utf-8"),
-        (README.parents[2] / "README.md").read_text(encoding="utf-8"),
+        (README.parents[2] / "gptq_hybrid" / "recipes" / "README.md").read_text(encoding="utf-8"),
     ]
     for name, among in (("small-mse-gptaq", readmes), ("small-gptaq", readmes[:1])):
         experiment, run = BY_NAME[name], runs[name]

@@ -106,10 +106,11 @@ def test_a_tied_output_head_cannot_be_packed() -> None:
 
 
 @pytest.mark.parametrize("name", ["static", "compact", "careful"])
-def test_the_readme_has_the_sizes_that_the_layout_gives(name: str) -> None:
+def test_the_page_of_recipes_has_the_sizes_that_the_layout_gives(name: str) -> None:
     recipe, layout = load_recipe(name), layout_for(CONFIG_27B)
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    (row,) = [line for line in readme.splitlines() if line.startswith(f"| `{name}`") and " GiB " in line]
+    page = Path(__file__).parents[2] / "gptq_hybrid" / "recipes" / "README.md"
+    lines = page.read_text(encoding="utf-8").splitlines()
+    (row,) = [line for line in lines if line.startswith(f"| `{name}`") and " GiB " in line]
     assert f"| {quantized_bytes(layout, recipe.settings, recipe.packaging) / 2**30:.1f} GiB |" in row
     for _, change in choices(layout, recipe.settings, recipe.packaging):
         assert f"{'−' if change < 0 else '+'}{abs(change) / 2**30:.2f}" in row

@@ -1,4 +1,4 @@
-"""What ``qwen36 tune --drafts`` finds, and the file that keeps it while it is found."""
+"""What ``qwen36 tune drafts`` finds, and the file that keeps it while it is found."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gptq_hybrid.common.vllm_server import Acceptance
 from .client import Answer, Load
 from .grid import Cell
 
-KIND, FORMAT = "qwen36 tune --drafts", 1
+KIND, FORMAT = "qwen36 tune drafts", 1
 
 
 def percentile(values: Iterable[float], share: float) -> float:

@@ -1,4 +1,4 @@
-"""``qwen36 tune --drafts``: one clear error, and no server, for what cannot be measured."""
+"""``qwen36 tune drafts``: one clear error, and no server, for what cannot be measured."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from gptq_hybrid.cli import main
 from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.hooks import GpuProfile
-from tests.cli.drafted import ENVIRONMENT, MINI, mini, plan
+from tests.tune.drafts.made import ENVIRONMENT, MINI, mini, plan
 from vllm_qwen36_plugin.tune.drafts import command as _command
 from vllm_qwen36_plugin.tune.drafts import run as _run
 from vllm_qwen36_plugin.tune.drafts.grid import longest, serve_flags
@@ -44,7 +44,7 @@ def error_of(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: str | Path
 ) -> str:
     """The one error that the command ends with; exit code 2, nothing else printed."""
-    monkeypatch.setattr(sys, "argv", ["qwen36", "tune", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", ["qwen36", "tune", "drafts", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
         main()
     out, err = capfd.readouterr()
@@ -56,26 +56,21 @@ def error_of(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((MINI, "--drafts", "none.jsonl"), "none.jsonl does not exist"),
-        ((MINI, "--drafts", "empty.jsonl"), "empty.jsonl is empty"),
-        ((MINI, "--drafts", "prompts.jsonl"), "has no prompt long enough"),
-        (("--drafts", "prompts.jsonl"), "qwen36 tune CHECKPOINT --drafts prompts.jsonl"),
-        (("nowhere", "--drafts", "prompts.jsonl"), "nowhere"),
-        ((MINI, "--drafts", "prompts.jsonl", "--rows", "64"), "--rows is about the profile of linears"),
-        ((MINI, "--drafts", "prompts.jsonl", "--dtype", "float16"), "--dtype is about the profile"),
-        ((MINI, "--numbers", "1,2"), "--numbers says how to measure drafts"),
-        ((MINI, "--context", "short"), "--context says how to measure drafts"),
+        ((MINI, "none.jsonl"), "none.jsonl does not exist"),
+        ((MINI, "empty.jsonl"), "empty.jsonl is empty"),
+        ((MINI, "prompts.jsonl"), "has no prompt long enough"),
+        (("nowhere", "prompts.jsonl"), "nowhere"),
         (
-            (MINI, "--drafts", "prompts.jsonl", "--numbers", "1,x"),
+            (MINI, "prompts.jsonl", "--numbers", "1,x"),
             "--numbers '1,x' is no list of whole numbers",
         ),
-        ((MINI, "--drafts", "prompts.jsonl", "--batches", "0,1"), "--batches '0,1' is no list"),
-        ((MINI, "--drafts", "prompts.jsonl", "--context", "short,huge"), "'huge' is neither short nor long"),
-        ((MINI, "--drafts", "prompts.jsonl", "--requests", "4"), "--requests 4 are fewer than the 16"),
-        ((MINI, "--drafts", "prompts.jsonl", "--long-tokens", "8192"), "are more than the 8,192 that"),
-        ((MINI, "--drafts", "prompts.jsonl", "--out", "."), "is a folder"),
+        ((MINI, "prompts.jsonl", "--batches", "0,1"), "--batches '0,1' is no list"),
+        ((MINI, "prompts.jsonl", "--context", "short,huge"), "'huge' is neither short nor long"),
+        ((MINI, "prompts.jsonl", "--requests", "4"), "--requests 4 are fewer than the 16"),
+        ((MINI, "prompts.jsonl", "--long-tokens", "8192"), "are more than the 8,192 that"),
+        ((MINI, "prompts.jsonl", "--out", "."), "is a folder"),
         (
-            (MINI, "--drafts", "prompts.jsonl", "--context", "short", "--vllm-args", "--port 80"),
+            (MINI, "prompts.jsonl", "--context", "short", "--vllm-args", "--port 80"),
             "--vllm-args may not have --port",
         ),
     ],
@@ -112,7 +107,7 @@ def test_a_checkpoint_without_a_head(
         config = json.loads((headless / "config.json").read_text())
         config["text_config"]["mtp_num_hidden_layers"] = 0
         (headless / "config.json").write_text(json.dumps(config))
-    err = error_of(monkeypatch, capfd, headless, "--drafts", "prompts.jsonl", "--context", "short")
+    err = error_of(monkeypatch, capfd, headless, "prompts.jsonl", "--context", "short")
     assert said in err
     assert "qwen36 repair" in err
 
@@ -121,7 +116,7 @@ def test_a_file_that_is_no_result_is_left_alone(
     here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (here / "mine.json").write_text('{"kind": "something"}')
-    arguments = (MINI, "--drafts", "prompts.jsonl", "--context", "short", "--out", "mine.json")
+    arguments = (MINI, "prompts.jsonl", "--context", "short", "--out", "mine.json")
     assert "is no result of this command" in error_of(monkeypatch, capfd, *arguments)
     assert (here / "mine.json").read_text() == '{"kind": "something"}'
 

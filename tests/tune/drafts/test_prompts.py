@@ -1,4 +1,4 @@
-"""``qwen36 tune --drafts``: prompts from files, and long contexts from prompts."""
+"""``qwen36 tune drafts``: prompts from files, and long contexts from prompts."""
 
 from __future__ import annotations
 

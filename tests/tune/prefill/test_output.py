@@ -1,4 +1,4 @@
-"""What ``qwen36 tune`` shows of what it found."""
+"""What ``qwen36 tune prefill`` shows of what it found."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tests.cli.tuned import made_up
+from gptq_hybrid.common import figures
+from tests.tune.prefill.made import made_up
 from vllm_qwen36_plugin.options import PluginOptions
 from vllm_qwen36_plugin.prefill.profile import from_json
 from vllm_qwen36_plugin.tune.prefill.picture import plot
@@ -172,19 +173,17 @@ def test_json_without_fp8_has_no_figure_for_it() -> None:
 def test_a_picture_with_a_panel_a_shape(
     tuned: Tuned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vllm_qwen36_plugin.tune.prefill import picture as _picture
-
-    figures: list[Any] = []
-    save = _picture._save  # type: ignore[attr-defined]
+    pictures: list[Any] = []
+    save = figures.save
 
     def saved(figure: Any, path: Path) -> None:
-        figures.append(figure)
+        pictures.append(figure)
         save(figure, path)
 
-    monkeypatch.setattr(_picture, "_save", saved)
+    monkeypatch.setattr(figures, "save", saved)
     plot(tuned, tmp_path / "new" / "plot.png")
     assert (tmp_path / "new" / "plot.png").read_bytes().startswith(b"\x89PNG")
-    (figure,) = figures
+    (figure,) = pictures
     panels = [ax for ax in figure.axes if ax.axison]
     assert len(panels) == len(tuned.linears)
     for ax, (shape, kind) in zip(panels, tuned.linears.items(), strict=True):

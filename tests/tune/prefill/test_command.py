@@ -1,4 +1,4 @@
-"""``qwen36 tune``: what it refuses, and a run from end to end with the measuring made up."""
+"""``qwen36 tune prefill``: what it refuses, and a run from end to end with the measuring made up."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from gptq_hybrid.cli import main
-from tests.cli.tuned import CARD, made_up
+from tests.tune.prefill.made import CARD, made_up
 from vllm_qwen36_plugin.prefill.profile import Profile, Starts, cached, read, write
 from vllm_qwen36_plugin.prefill.shape import Shape
 from vllm_qwen36_plugin.tune.prefill import command as _tune
@@ -22,7 +22,7 @@ from vllm_qwen36_plugin.tune.prefill import machine as _machine
 from vllm_qwen36_plugin.tune.prefill.result import Tuned
 
 Run = Callable[..., tuple[int, str, str]]
-MINI = Path(__file__).parents[2] / "bench" / "mini" / "checkpoint"
+MINI = Path(__file__).parents[3] / "bench" / "mini" / "checkpoint"
 
 
 @pytest.fixture
@@ -84,14 +84,22 @@ def refused(ended: tuple[int, str, str], tmp: Path, *words: str) -> None:
 def test_without_a_gpu(here: Path, tmp_path: Path) -> None:
     """In a process of its own, where nothing but the error may be printed."""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "QWEN36_CACHE": str(tmp_path / "cache")}
-    command = [str(Path(sys.executable).with_name("qwen36")), "tune", "--out", "p.json", "--plot", "p.png"]
+    command = [
+        str(Path(sys.executable).with_name("qwen36")),
+        "tune",
+        "prefill",
+        "--out",
+        "p.json",
+        "--plot",
+        "p.png",
+    ]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
     refused((ended.returncode, ended.stdout, ended.stderr), tmp_path, "no CUDA GPU", "nvidia-smi")
 
 
 def test_without_vllm(qwen36: Run, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_machine, "find_spec", lambda name: None)
-    refused(qwen36("tune"), tmp_path, "vLLM is not installed", "vllm-qwen36-plugin[serve]")
+    refused(qwen36("tune", "prefill"), tmp_path, "vLLM is not installed", "vllm-qwen36-plugin[serve]")
 
 
 @pytest.mark.parametrize(
@@ -115,7 +123,7 @@ def test_a_gpu_that_cannot(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "A card")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    refused(qwen36("tune", *arguments), tmp_path, "A card", words)
+    refused(qwen36("tune", "prefill", *arguments), tmp_path, "A card", words)
 
 
 def test_eight_bit_activations_are_measured_where_the_gpu_can(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +167,7 @@ def test_the_cpu_build_of_vllm(
     monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
     monkeypatch.setattr(_tune, "refuse_machine", lambda _: False)
     monkeypatch.setattr(_tune, "in_use", list)
-    code, _, err = qwen36("tune")
+    code, _, err = qwen36("tune", "prefill")
     assert code == 2
     assert "this vLLM is built for cpu" in " ".join(err.split())
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
@@ -184,7 +192,7 @@ def test_input_that_cannot_be_used(
     arguments: tuple[str, ...],
     words: str,
 ) -> None:
-    refused(qwen36("tune", *arguments), tmp_path, words)
+    refused(qwen36("tune", "prefill", *arguments), tmp_path, words)
     assert gpu == []
 
 
@@ -192,20 +200,20 @@ def test_a_cache_that_cannot_be_written(
     qwen36: Run, here: Path, tmp_path: Path, gpu: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QWEN36_CACHE", "/dev/null/cache")
-    refused(qwen36("tune"), tmp_path, "cannot be written", "--out")
+    refused(qwen36("tune", "prefill"), tmp_path, "cannot be written", "--out")
     assert gpu == []
 
 
 def test_an_architecture_of_another_family(qwen36: Run, here: Path, tmp_path: Path) -> None:
     (tmp_path / "llama").mkdir()
     (tmp_path / "llama" / "config.json").write_text('{"model_type": "llama"}')
-    code, _, err = qwen36("tune", tmp_path / "llama")
+    code, _, err = qwen36("tune", "prefill", tmp_path / "llama")
     assert code == 2
     assert "'llama'" in err
 
 
 def test_the_profile_lies_where_start_up_looks(qwen36: Run, here: Path, gpu: list[dict[str, Any]]) -> None:
-    code, out, err = qwen36("tune")
+    code, out, err = qwen36("tune", "prefill")
     assert (code, err) == (0, "")
     found = read(cached(CARD))
     assert found.starts == made_up(_tune.ROWS).profile.starts
@@ -222,7 +230,7 @@ def test_other_shapes_of_the_card_are_kept(qwen36: Run, here: Path, gpu: list[di
     other = Shape("marlin", 256, 512, 4, 128, "bfloat16")
     same = next(iter(made_up().linears))
     write(cached(CARD), Profile("measured: before", {other: Starts(77), same: Starts(1, 1)}, CARD))
-    assert qwen36("tune")[0] == 0
+    assert qwen36("tune", "prefill")[0] == 0
     found = read(cached(CARD))
     assert found.starts[other] == Starts(77)
     assert found.starts[same] != Starts(1, 1)
@@ -233,7 +241,7 @@ def test_a_profile_that_cannot_be_read_is_replaced(
 ) -> None:
     cached(CARD).parent.mkdir(parents=True)
     cached(CARD).write_text("{")
-    code, out, _ = qwen36("tune")
+    code, out, _ = qwen36("tune", "prefill")
     assert code == 0
     assert "it was replaced" in " ".join(out.split())
     assert read(cached(CARD)).card == CARD
@@ -241,7 +249,17 @@ def test_a_profile_that_cannot_be_read_is_replaced(
 
 def test_a_place_and_a_picture_of_ones_own(qwen36: Run, here: Path, gpu: list[dict[str, Any]]) -> None:
     code, out, _ = qwen36(
-        *("tune", MINI, "--out", "p/profile.json", "--plot", "p/plot.png", "--rows", "512,128,512"),
+        *(
+            "tune",
+            "prefill",
+            MINI,
+            "--out",
+            "p/profile.json",
+            "--plot",
+            "p/plot.png",
+            "--rows",
+            "512,128,512",
+        ),
         *("--no-fp8", "--dtype", "float16", "--scratch-mib", "64"),
     )
     assert code == 0
@@ -262,7 +280,7 @@ def test_a_place_and_a_picture_of_ones_own(qwen36: Run, here: Path, gpu: list[di
 
 
 def test_json_is_all_that_is_printed(qwen36: Run, here: Path, gpu: list[dict[str, Any]]) -> None:
-    code, out, err = qwen36("tune", "--json", "--out", "profile.json")
+    code, out, err = qwen36("tune", "prefill", "--json", "--out", "profile.json")
     assert (code, err) == (0, "")
     found = json.loads(out)
     assert found["profile"] == json.loads((here / "profile.json").read_text())
@@ -277,7 +295,7 @@ def test_json_is_all_that_is_printed(qwen36: Run, here: Path, gpu: list[dict[str
 def test_listing_the_commands_imports_no_torch() -> None:
     script = (
         "import sys; from gptq_hybrid.cli import build_app; app = build_app(); "
-        "assert 'tune' in [command.name for command in app.registered_commands]; "
+        "assert 'tune' in [group.name for group in app.registered_groups]; "
         "heavy = {'torch', 'vllm', 'triton', 'matplotlib', 'numpy'} & set(sys.modules); "
         "sys.exit(str(heavy) if heavy else 0)"
     )

@@ -1,4 +1,4 @@
-"""A made-up measurement of ``qwen36 tune --drafts``, and the command run against a fake ``vllm serve``."""
+"""A made-up measurement of ``qwen36 tune drafts``, and the command run against a fake ``vllm serve``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vllm_qwen36_plugin.tune.drafts.grid import Cell, Plan
 from vllm_qwen36_plugin.tune.drafts.prompts import Prompt, Prompts
 from vllm_qwen36_plugin.tune.drafts.result import Measured, Repeat
 
-MINI = Path(__file__).parents[2] / "bench" / "mini" / "checkpoint"
+MINI = Path(__file__).parents[3] / "bench" / "mini" / "checkpoint"
 FAKE = Path(__file__).with_name("fake_vllm.py")
 ENVIRONMENT = {"device": "A card", "python": "3.12", "vllm": "0.26.0"}
 

@@ -1,4 +1,4 @@
-"""A made-up result of ``qwen36 tune`` for the 27B."""
+"""A made-up result of ``qwen36 tune prefill`` for the 27B."""
 
 from __future__ import annotations
 

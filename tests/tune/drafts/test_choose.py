@@ -1,10 +1,10 @@
-"""``qwen36 tune --drafts``: which number of drafts is recommended."""
+"""``qwen36 tune drafts``: which number of drafts is recommended."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.cli.drafted import all_cells, plan
+from tests.tune.drafts.made import all_cells, plan
 from vllm_qwen36_plugin.tune.drafts.choose import LEAST_NOISE, best, choice, gain, recommend
 from vllm_qwen36_plugin.tune.drafts.grid import Plan
 

@@ -1,4 +1,4 @@
-"""``qwen36 tune --drafts`` from end to end: real processes and real HTTP, with a fake model behind them."""
+"""``qwen36 tune drafts`` from end to end: real processes and real HTTP, with a fake model behind them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 
 from gptq_hybrid.cli import main
 from gptq_hybrid.common import vllm_server as server
-from tests.cli.drafted import ENVIRONMENT, FAKE, MINI
+from tests.tune.drafts.made import ENVIRONMENT, FAKE, MINI
 from vllm_qwen36_plugin.tune.drafts import command as _command
 
 Run = Callable[..., tuple[int, str, str]]
@@ -52,7 +52,7 @@ def qwen36(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], h
     """Exit code, stdout and stderr of the command, run in this process."""
 
     def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["qwen36", "tune", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["qwen36", "tune", "drafts", *map(str, arguments)])
         capfd.readouterr()
         try:
             main()
@@ -84,9 +84,7 @@ def words(text: str) -> str:
 def test_figures_from_a_server(qwen36: Run, fake: Callable[..., None], here: Path) -> None:
     """Steps of 8 ms whatever the drafts, of which 0, 1, 2, 0, … are accepted: two drafts nearly halve the time."""
     fake(step_ms=8)
-    code, out, err = qwen36(
-        MINI, "--drafts", "prompts.jsonl", "--numbers", "2,0", *QUICK, "--out", "r/d.json"
-    )
+    code, out, err = qwen36(MINI, "prompts.jsonl", "--numbers", "2,0", *QUICK, "--out", "r/d.json")
     assert code == 0, err
     assert sorted(p.name for p in (here / "r").iterdir()) == [
         "d.json",
@@ -125,7 +123,7 @@ def test_figures_from_a_server(qwen36: Run, fake: Callable[..., None], here: Pat
 
 def test_what_is_asked(qwen36: Run, fake: Callable[..., None], here: Path) -> None:
     code, _, err = qwen36(
-        *(MINI, "--drafts", "prompts.jsonl", "--numbers", "0,1", "--batches", "3", "--context", "short,long"),
+        *(MINI, "prompts.jsonl", "--numbers", "0,1", "--batches", "3", "--context", "short,long"),
         *("--long-tokens", "300", "--max-tokens", "40", "--repeats", "2", "--temperature", "0.7"),
         *("--vllm-args", "--kv-cache-dtype fp8"),
     )
@@ -156,7 +154,7 @@ def test_what_is_asked(qwen36: Run, fake: Callable[..., None], here: Path) -> No
 
 def test_no_drafts_may_be_best(qwen36: Run, fake: Callable[..., None], here: Path) -> None:
     fake(step_ms=4, draft_ms=8)
-    code, out, err = qwen36(MINI, "--drafts", "prompts.jsonl", "--numbers", "0,1", *QUICK)
+    code, out, err = qwen36(MINI, "prompts.jsonl", "--numbers", "0,1", *QUICK)
     assert code == 0, err
     assert "Serve without --speculative-config" in words(out)
     line = out[out.index("vllm serve ") :].splitlines()[0]
@@ -165,7 +163,7 @@ def test_no_drafts_may_be_best(qwen36: Run, fake: Callable[..., None], here: Pat
 
 
 def test_json_is_all_that_is_printed(qwen36: Run, fake: Callable[..., None], here: Path) -> None:
-    code, out, _ = qwen36(MINI, "--drafts", "prompts.jsonl", "--numbers", "0", *QUICK, "--json")
+    code, out, _ = qwen36(MINI, "prompts.jsonl", "--numbers", "0", *QUICK, "--json")
     assert code == 0
     found = json.loads(out)
     assert (found["path"], found["plot"]) == ("qwen36-drafts.json", "qwen36-drafts.png")
@@ -178,7 +176,7 @@ def test_a_server_that_dies_leaves_what_was_measured(
 ) -> None:
     # 1 to warm up, 8, then 4 to warm up: it dies in the second cell of 1 draft.
     fake(die_after=14, die_with=1)
-    arguments = (MINI, "--drafts", "prompts.jsonl", "--numbers", "0,1", *QUICK)
+    arguments = (MINI, "prompts.jsonl", "--numbers", "0,1", *QUICK)
     code, out, err = qwen36(*arguments)
     assert code == 2
     assert "Recommend" not in out
@@ -204,14 +202,14 @@ def test_a_server_that_dies_leaves_what_was_measured(
 def test_another_number_of_drafts_is_added_to_those_measured(
     qwen36: Run, fake: Callable[..., None], here: Path
 ) -> None:
-    assert qwen36(MINI, "--drafts", "prompts.jsonl", "--numbers", "0", *QUICK)[0] == 0
+    assert qwen36(MINI, "prompts.jsonl", "--numbers", "0", *QUICK)[0] == 0
     (here / "requests.jsonl").unlink()
-    assert qwen36(MINI, "--drafts", "prompts.jsonl", "--numbers", "0,3", *QUICK)[0] == 0
+    assert qwen36(MINI, "prompts.jsonl", "--numbers", "0,3", *QUICK)[0] == 0
     assert {entry["drafts"] for entry in requests(here)} == {3}
 
 
 def test_results_of_other_settings_are_not_mixed(qwen36: Run, fake: Callable[..., None], here: Path) -> None:
-    arguments = ("--drafts", "prompts.jsonl", "--numbers", "0", *QUICK)
+    arguments = ("prompts.jsonl", "--numbers", "0", *QUICK)
     assert qwen36(MINI, *arguments)[0] == 0
     before = (here / "qwen36-drafts.json").read_bytes()
     code, _, err = qwen36(MINI, *arguments, "--temperature", "1")
@@ -224,7 +222,7 @@ def test_results_of_other_settings_are_not_mixed(qwen36: Run, fake: Callable[...
 
 def test_a_server_that_does_not_start(qwen36: Run, fake: Callable[..., None], here: Path) -> None:
     fake(no_start_with=4)
-    code, _, err = qwen36(MINI, "--drafts", "prompts.jsonl", "--numbers", "0,4", *QUICK)
+    code, _, err = qwen36(MINI, "prompts.jsonl", "--numbers", "0,4", *QUICK)
     assert code == 2
     assert "with 4 drafts, vllm serve exited with code 1" in words(err)
     assert "not enough memory for that many drafts" in words(err)
@@ -244,7 +242,7 @@ def test_answers_that_are_none(
     setting: dict[str, Any], said: str, qwen36: Run, fake: Callable[..., None], here: Path
 ) -> None:
     fake(**setting)
-    code, _, err = qwen36(MINI, "--drafts", "prompts.jsonl", "--numbers", "0", *QUICK)
+    code, _, err = qwen36(MINI, "prompts.jsonl", "--numbers", "0", *QUICK)
     assert code == 2
     assert said in words(err)
     assert "Traceback" not in err
@@ -253,10 +251,10 @@ def test_answers_that_are_none(
 
 LAUNCH = f"""
 import sys
-from gptq_hybrid.demo import server
-from vllm_qwen36_plugin.cli.drafts import _command
-server.vllm_command = lambda: [sys.executable, {str(FAKE)!r}]
-_command.machine = lambda: (True, {ENVIRONMENT!r})
+from gptq_hybrid.common import vllm_server
+from vllm_qwen36_plugin.tune.drafts import command
+vllm_server.vllm_command = lambda: [sys.executable, {str(FAKE)!r}]
+command.machine = lambda: (True, {ENVIRONMENT!r})
 from gptq_hybrid.cli import main
 main()
 """
@@ -272,8 +270,8 @@ def test_nothing_is_left_running_on_a_signal(
         "-c",
         LAUNCH,
         "tune",
+        "drafts",
         str(MINI),
-        "--drafts",
         "prompts.jsonl",
         "--numbers",
         "0,1",

@@ -1,4 +1,4 @@
-"""What ``qwen36 tune --drafts`` shows of what it found."""
+"""What ``qwen36 tune drafts`` shows of what it found."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tests.cli.drafted import ENVIRONMENT, all_cells, measured, plan
-from tests.cli.test_tune_drafts_choice import MIXED
+from gptq_hybrid.common import figures
+from tests.tune.drafts.made import ENVIRONMENT, all_cells, measured, plan
+from tests.tune.drafts.test_choose import MIXED
 from vllm_qwen36_plugin.tune.drafts import picture as _picture
 from vllm_qwen36_plugin.tune.drafts.choose import recommend
 from vllm_qwen36_plugin.tune.drafts.grid import Cell, Plan
@@ -97,20 +98,20 @@ def test_percentiles() -> None:
 def test_a_picture_with_a_column_a_context(
     numbers: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    figures: list[Any] = []
-    save = _picture._save  # type: ignore[attr-defined]
+    pictures: list[Any] = []
+    save = figures.save
 
     def saved(figure: Any, path: Path) -> None:
-        figures.append(figure)
+        pictures.append(figure)
         save(figure, path)
 
-    monkeypatch.setattr(_picture, "_save", saved)
+    monkeypatch.setattr(figures, "save", saved)
     asked = plan(numbers=numbers)
     cells = all_cells(asked, MIXED)
     found = recommend(asked, cells)
     _picture.plot(asked, cells, found, ENVIRONMENT, tmp_path / "new" / "p.png")
     assert (tmp_path / "new" / "p.png").read_bytes().startswith(b"\x89PNG")
-    (figure,) = figures
+    (figure,) = pictures
     assert len(figure.axes) == (4 if any(numbers) else 2)
     for ax, context in zip(figure.axes, asked.contexts, strict=False):
         lines = [

@@ -1,4 +1,4 @@
-"""Which linears ``qwen36 tune`` measures."""
+"""Which linears ``qwen36 tune prefill`` measures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gptq_hybrid.common.errors import HybridError, UnsupportedArchitectureError
 from gptq_hybrid.demo.builder import DemoCheckpoint
 from vllm_qwen36_plugin.tune.prefill.shapes import Linears, linears_at, linears_of
 
-MINI = Path(__file__).parents[2] / "bench" / "mini" / "checkpoint"
+MINI = Path(__file__).parents[3] / "bench" / "mini" / "checkpoint"
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False}
 SHAPES_27B = [
     Linears(5120, 16384, 4, 128, ("in_proj_qkvz",), 48),

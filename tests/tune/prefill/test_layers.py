@@ -1,4 +1,4 @@
-"""``qwen36 tune`` builds its layers by vLLM's own GPTQ method, and takes their times as start-up does."""
+"""``qwen36 tune prefill`` builds its layers by vLLM's own GPTQ method, and takes their times as start-up does."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vllm_qwen36_plugin.tune.prefill import layers as _layers
 from vllm_qwen36_plugin.tune.prefill.result import Tuned
 from vllm_qwen36_plugin.tune.prefill.shapes import Linears, linears_of
 
-MINI = Path(__file__).parents[2] / "bench" / "mini" / "checkpoint" / "config.json"
+MINI = Path(__file__).parents[3] / "bench" / "mini" / "checkpoint" / "config.json"
 ROWS = (64, 256, 1024)
 DENSE_ERROR = 0.01
 

@@ -12,10 +12,10 @@ import pytest
 from gptq_hybrid.cli import main
 from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.hooks import GpuProfile
-from tests.tune.drafts.made import ENVIRONMENT, MINI, mini, plan
+from tests.tune.drafts.made import ENVIRONMENT, MINI, grid, mini
 from vllm_qwen36_plugin.tune.drafts import command as _command
 from vllm_qwen36_plugin.tune.drafts import run as _run
-from vllm_qwen36_plugin.tune.drafts.grid import longest, serve_flags
+from vllm_qwen36_plugin.tune.drafts.grid import serve_flags, token_limits
 
 CARD = GpuProfile(
     "Card",
@@ -34,7 +34,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(_run, "vllm_server", no_server)
-    monkeypatch.setattr(_command, "machine", lambda: (True, dict(ENVIRONMENT)))
+    monkeypatch.setattr(_command, "probe_machine", lambda: (True, dict(ENVIRONMENT)))
     (tmp_path / "prompts.jsonl").write_text('{"text": "Once upon a time"}\n')
     (tmp_path / "empty.jsonl").touch()
     return tmp_path
@@ -54,7 +54,7 @@ def error_of(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ((MINI, "none.jsonl"), "none.jsonl does not exist"),
         ((MINI, "empty.jsonl"), "empty.jsonl is empty"),
@@ -77,19 +77,19 @@ def error_of(
 )
 def test_bad_input(
     arguments: tuple[str | Path, ...],
-    said: str,
+    message: str,
     here: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    assert said in error_of(monkeypatch, capfd, *arguments)
+    assert message in error_of(monkeypatch, capfd, *arguments)
     assert sorted(path.name for path in here.iterdir()) == ["empty.jsonl", "prompts.jsonl"]
 
 
-@pytest.mark.parametrize(("declared", "said"), [(False, "has no MTP head"), (True, "mtp.")])
+@pytest.mark.parametrize(("declared", "message"), [(False, "has no MTP head"), (True, "mtp.")])
 def test_a_checkpoint_without_a_head(
     declared: bool,
-    said: str,
+    message: str,
     here: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -108,7 +108,7 @@ def test_a_checkpoint_without_a_head(
         config["text_config"]["mtp_num_hidden_layers"] = 0
         (headless / "config.json").write_text(json.dumps(config))
     err = error_of(monkeypatch, capfd, headless, "prompts.jsonl", "--context", "short")
-    assert said in err
+    assert message in err
     assert "qwen36 repair" in err
 
 
@@ -148,37 +148,39 @@ def test_ones_own_flags_replace_the_profiles() -> None:
 
 def test_a_cpu_build_gets_what_it_needs() -> None:
     arguments, recommended = flags(profile=None, on_cpu=True)
-    for found in (arguments, recommended):
-        assert {"--enforce-eager", "--no-enable-prefix-caching", "--limit-mm-per-prompt"} <= set(found)
+    for flags_of_server in (arguments, recommended):
+        assert {"--enforce-eager", "--no-enable-prefix-caching", "--limit-mm-per-prompt"} <= set(
+            flags_of_server
+        )
 
 
 @pytest.mark.parametrize(
-    ("extra", "said"),
+    ("extra", "message"),
     [
         ("--speculative-config '{}'", "--numbers"),
         ("--speculative_config={}", "--numbers"),
         ("--speculative-config.method mtp", "--numbers"),
         ("--enable-prefix-caching", "from the cache"),
-        ("--max-num-seqs 8", "lets no 16 requests run at once"),
-        ("--max-num-seqs=8", "lets no 16 requests run at once"),
+        ("--max-num-seqs 8", "does not let 16 requests run at once"),
+        ("--max-num-seqs=8", "does not let 16 requests run at once"),
         ("--quantization 'gptq", "cannot be split"),
     ],
 )
-def test_flags_that_would_measure_something_else(extra: str, said: str) -> None:
-    with pytest.raises(HybridError, match=said):
+def test_flags_that_would_measure_something_else(extra: str, message: str) -> None:
+    with pytest.raises(HybridError, match=message):
         flags(extra)
 
 
 def test_lengths_that_the_model_takes() -> None:
-    assert longest(mini(), None, 64) == (8192 - 64 - 64, 8192)
-    assert longest(mini(), 1000, 256) == (1000, 8192)
+    assert token_limits(mini(), None, 64) == (8192 - 64 - 64, 8192)
+    assert token_limits(mini(), 1000, 256) == (1000, 8192)
     with pytest.raises(HybridError, match="more than the 8,192"):
-        longest(mini(), None, 8192)
+        token_limits(mini(), None, 8192)
 
 
 def test_settings_tell_apart_what_bears_on_a_cell() -> None:
-    base = plan().settings(ENVIRONMENT)
-    assert plan(numbers=(0, 4), contexts=("short",)).settings(ENVIRONMENT) == base
+    base = grid().settings(ENVIRONMENT)
+    assert grid(counts=(0, 4), contexts=("short",)).settings(ENVIRONMENT) == base
     for changed in ({"max_tokens": 65}, {"temperature": 0.5}, {"repeats": 5}, {"long_tokens": 1025}):
-        assert plan(**changed).settings(ENVIRONMENT) != base
-    assert plan().settings({**ENVIRONMENT, "vllm": "0.27.0"}) != base
+        assert grid(**changed).settings(ENVIRONMENT) != base
+    assert grid().settings({**ENVIRONMENT, "vllm": "0.27.0"}) != base

@@ -70,9 +70,9 @@ class Weight:
     def layout(self) -> Layout:
         return LAYOUTS[self.shape.layout, self.shape.bits]
 
-    def with_code(self, row: int, column: int, code: int) -> Weight:
+    def with_code(self, k: int, n: int, code: int) -> Weight:
         codes = self.codes.clone()
-        codes[row, column] = code
+        codes[k, n] = code
         return replace(self, codes=codes)
 
     def words(self) -> torch.Tensor:

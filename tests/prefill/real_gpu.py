@@ -64,13 +64,13 @@ class Loaded:
 class Server:
     """Loads linears as a model of the family would, by the stock kernel that is named."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], rows: int) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], tokens: int) -> None:
         self.patch = monkeypatch
         self.config = VllmConfig(additional_config={"qwen36": options})
         vars(self.config)["model_config"] = SimpleNamespace(
             hf_config=SimpleNamespace(architectures=[TARGETS[0]])
         )
-        vars(self.config)["scheduler_config"] = SimpleNamespace(max_num_batched_tokens=rows)
+        vars(self.config)["scheduler_config"] = SimpleNamespace(max_num_batched_tokens=tokens)
 
     def load(
         self,

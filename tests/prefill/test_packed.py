@@ -1,4 +1,4 @@
-"""Weights as checkpoints store them, made dense: what paths and the self-test are compared with."""
+"""Weights as checkpoints store them, made dense: the numbers that routes and the self-test are compared with."""
 
 from __future__ import annotations
 

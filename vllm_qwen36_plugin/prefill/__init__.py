@@ -8,8 +8,8 @@ of tokens decides which route a call takes, inside one custom op that torch.comp
 * ``dispatch`` has the op and its table; ``routes`` the dense routes (``exact``, ``fp8``).
 * ``expand`` is the Triton kernel that unpacks what ``layouts`` describes; ``activations`` makes activations e4m3;
   ``launch`` launches both kernels past Triton's look-up; ``scratch`` is the buffer.
-* ``prepare`` runs while weights are loaded: it tests each route against the loaded weights (``selftest``), looks
-  for the numbers of tokens from which each is faster in a ``profile`` or ``measure``s them, and notes how to
-  call the stock kernel's op without vLLM's Python (``replay``).
+* ``prepare`` runs while weights are loaded. It tests each route against the loaded weights (``selftest``), finds
+  the number of tokens from which each is faster (in a ``profile``, else by ``measure``), and records how to call
+  the stock kernel's op without vLLM's Python (``replay``).
 * ``front`` runs before a start; ``settings`` are the user's options; ``banner`` is the line in the log.
 """

@@ -19,7 +19,7 @@ FP8 = torch.float8_e4m3fn
 # For each column its scale and the inverse, in float32.
 FP8_SCALE_BYTES = 8
 # Largest finite e4m3.
-_FP8_MOST = 448.0
+_FP8_MAX = 448.0
 
 
 class Weight(NamedTuple):
@@ -115,12 +115,12 @@ def fp8_scales(scales: torch.Tensor, bits: int) -> torch.Tensor:
     """Compute what to divide each column of W by for e4m3: float32 ``[2, n]``, the inverse of that and itself.
 
     The largest scale of a column's groups times the largest magnitude of a code becomes 448, so nothing
-    saturates. A column too small for its inverse to be finite becomes zeros.
+    saturates. A column with a divisor below 2**-100 becomes zeros.
 
     Args:
         scales: ``[groups, n]`` in natural order.
         bits: 4 or 8.
     """
     most = scales.float().abs().amax(dim=0) * float(1 << (bits - 1))
-    column = (most / _FP8_MOST).clamp(min=2.0**-100)
+    column = (most / _FP8_MAX).clamp(min=2.0**-100)
     return torch.stack([1 / column, column])

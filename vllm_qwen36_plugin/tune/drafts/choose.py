@@ -61,7 +61,7 @@ class Choice:
     """The count of drafts to use.
 
     Attributes:
-        count: the count.
+        count: the recommended one.
         against: the count it is compared with: 0, or the least measured.
         gain: over that.
         fastest: the count with the least median time, often the same.

@@ -91,7 +91,7 @@ def test_a_profile_that_is_none_is_refused_by_name_with_what_makes_one(
         started(config)
     text = str(caught.value)
     assert text.startswith(f'"prefill_profile" in --additional-config: {path} ')
-    assert "qwen36 tune" in text
+    assert "qwen36 tune prefill" in text
     assert SALT not in config
 
 

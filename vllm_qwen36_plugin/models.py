@@ -18,7 +18,9 @@ from .architectures import TARGETS
 if current_platform.is_cpu():
     from .cpu import models as _cpu_int4  # noqa: F401
 elif current_platform.is_cuda():
-    from .prefill import models as _prefill  # noqa: F401
+    from .prefill.offer import offer
+
+    offer()
 
 
 def __getattr__(name: str) -> Any:

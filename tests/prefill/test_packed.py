@@ -1,4 +1,4 @@
-"""Weights as checkpoints store them, made dense: what paths and the self-test are compared with."""
+"""Weights as checkpoints store them, made dense: the numbers that routes and the self-test are compared with."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from .made import Weight, checkpoint_codes, same  # noqa: E402
 def test_each_value_is_one_product_rounded_once(bits: int, group_size: int, dtype: str) -> None:
     weight = Weight.random(Shape("marlin", 128, 64, bits, group_size, dtype))
     assert torch.equal(checkpoint_codes(weight.words(), bits), weight.codes)
-    found = dequantize_words(weight.words(), weight.scales, bits)
-    assert found.is_contiguous()
-    assert same(found, weight.dense().to(getattr(torch, dtype)))
+    result = dequantize_words(weight.words(), weight.scales, bits)
+    assert result.is_contiguous()
+    assert same(result, weight.dense().to(getattr(torch, dtype)))
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -42,9 +42,9 @@ def test_both_formats_parameters_come_as_gptq_has_them(transposed: bool) -> None
         words, scales = words.t().contiguous(), scales.t().contiguous()
     into, out = (1, 0) if transposed else (0, 1)
     packed = SimpleNamespace(data=words, input_dim=into, output_dim=out)
-    found = as_gptq(packed, SimpleNamespace(data=scales, input_dim=into, output_dim=out))
-    assert torch.equal(found[0], weight.words())
-    assert torch.equal(found[1], weight.scales)
+    result = as_gptq(packed, SimpleNamespace(data=scales, input_dim=into, output_dim=out))
+    assert torch.equal(result[0], weight.words())
+    assert torch.equal(result[1], weight.scales)
 
 
 def test_a_scale_for_all_rows_may_have_no_input_dimension() -> None:

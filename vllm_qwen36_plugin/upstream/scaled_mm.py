@@ -33,7 +33,7 @@ def supported(capability: tuple[int, int]) -> bool:
 def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """``x`` ``[m, k]`` in e4m3 and a float32 scale a row, ``[m, 1]``.
 
-    For drafts, whose model torch.compile traces; `prefill.rows` is faster, and inside an op.
+    For drafts, whose model torch.compile traces; `prefill.activations` is faster, and inside an op.
     """
     rows = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
     scales = torch.empty(x.shape[0], 1, dtype=torch.float32, device=x.device)

@@ -1,4 +1,4 @@
-"""Rows in e4m3: the kernel under Triton's interpreter against torch, compiled for GPUs, and how it is launched."""
+"""Activations in e4m3: the kernel under Triton's interpreter, compiled for GPUs, and how it is launched."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from vllm_qwen36_plugin.prefill import rows as module  # noqa: E402
+from vllm_qwen36_plugin.prefill import activations as module  # noqa: E402
 
 from .test_compiles import ADA, HOPPER, Launch, resources  # noqa: E402
 from .test_launches import Triton, stand_in  # noqa: E402
@@ -28,8 +28,8 @@ def reference(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (x.float() * (1 / scales)).to(FP8), scales
 
 
-def same(found: torch.Tensor, wanted: torch.Tensor) -> bool:
-    return torch.equal(found.view(torch.uint8), wanted.view(torch.uint8))
+def same(result: torch.Tensor, expected: torch.Tensor) -> bool:
+    return torch.equal(result.view(torch.uint8), expected.view(torch.uint8))
 
 
 @settings(max_examples=40, deadline=None)
@@ -39,46 +39,46 @@ def same(found: torch.Tensor, wanted: torch.Tensor) -> bool:
     dtype=st.sampled_from([torch.bfloat16, torch.float16]),
     seed=st.integers(0, 9),
 )
-def test_a_row_is_what_its_largest_magnitude_makes_of_it(
-    interpreted_rows: Any, m: int, k: int, dtype: torch.dtype, seed: int
+def test_a_token_is_what_its_largest_magnitude_makes_of_it(
+    interpreted_activations: Any, m: int, k: int, dtype: torch.dtype, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     x = (torch.randn(m, k, generator=generator) * torch.tensor([[1.0], [0.1], [300.0]])[:m]).to(dtype)
-    found, scales = interpreted_rows.quantize_rows(x)
-    wanted, wanted_scales = reference(x)
-    assert (found.shape, found.dtype, scales.shape) == ((m, k), FP8, (m, 1))
+    result, scales = interpreted_activations.quantize_tokens(x)
+    expected, wanted_scales = reference(x)
+    assert (result.shape, result.dtype, scales.shape) == ((m, k), FP8, (m, 1))
     assert torch.equal(scales, wanted_scales)
-    assert same(found, wanted)
-    assert bool((found.float().abs().amax(dim=1) == 448)[scales[:, 0] > LEAST].all())
+    assert same(result, expected)
+    assert bool((result.float().abs().amax(dim=1) == 448)[scales[:, 0] > LEAST].all())
 
 
-def test_zeros_and_what_is_next_to_nothing_have_the_least_scale(interpreted_rows: Any) -> None:
+def test_zeros_and_what_is_next_to_nothing_have_the_least_scale(interpreted_activations: Any) -> None:
     x = torch.zeros(2, 100, dtype=torch.bfloat16)
     x[1, 7] = 2.0**-30
-    found, scales = interpreted_rows.quantize_rows(x)
+    result, scales = interpreted_activations.quantize_tokens(x)
     assert scales.flatten().tolist() == [pytest.approx(LEAST)] * 2
-    assert not bool(found.float().any())
+    assert not bool(result.float().any())
 
 
 @pytest.mark.filterwarnings(
     "ignore:invalid value encountered", "ignore:All-NaN", "ignore:overflow encountered"
 )
-def test_what_is_no_number_stays_none_and_leaves_other_rows_alone(interpreted_rows: Any) -> None:
+def test_what_is_no_number_stays_none_and_leaves_other_tokens_alone(interpreted_activations: Any) -> None:
     x = torch.randn(4, 192, generator=torch.Generator().manual_seed(0)).bfloat16()
-    clean, scales = interpreted_rows.quantize_rows(x)
+    clean, scales = interpreted_activations.quantize_tokens(x)
     x[1, 150] = float("nan")
     x[2, 3] = float("-inf")
-    found, changed = interpreted_rows.quantize_rows(x)
-    for row in (0, 3):
-        assert same(found[row], clean[row])
-        assert scales[row] == changed[row]
-    assert bool(found[1, 150].isnan())
-    assert bool(found[2, 3].isnan())
+    result, changed = interpreted_activations.quantize_tokens(x)
+    for token in (0, 3):
+        assert same(result[token], clean[token])
+        assert scales[token] == changed[token]
+    assert bool(result[1, 150].isnan())
+    assert bool(result[2, 3].isnan())
 
 
-def test_no_rows_are_none(interpreted_rows: Any) -> None:
-    found, scales = interpreted_rows.quantize_rows(torch.zeros(0, 128, dtype=torch.bfloat16))
-    assert (found.shape, scales.shape) == ((0, 128), (0, 1))
+def test_no_tokens_are_none(interpreted_activations: Any) -> None:
+    result, scales = interpreted_activations.quantize_tokens(torch.zeros(0, 128, dtype=torch.bfloat16))
+    assert (result.shape, scales.shape) == ((0, 128), (0, 1))
 
 
 # k, and what one kernel's constants are.
@@ -98,9 +98,9 @@ def test_it_compiles_spills_nothing_and_loads_sixteen_bytes_at_a_time(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, k: int, gpu: int
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
-    launch = Launch(module._quantize_rows)
-    monkeypatch.setattr(module, "_quantize_rows", launch)
-    module.quantize_rows(torch.empty(8, k, dtype=torch.bfloat16, device="meta"))
+    launch = Launch(module._quantize_tokens)
+    monkeypatch.setattr(module, "_quantize_tokens", launch)
+    module.quantize_tokens(torch.empty(8, k, dtype=torch.bfloat16, device="meta"))
     compiled = launch.compiled(gpu)
     used = resources(compiled.asm["cubin"], tmp_path)
     assert used["STACK"] == used["LOCAL"] == 0
@@ -111,12 +111,12 @@ def test_it_compiles_spills_nothing_and_loads_sixteen_bytes_at_a_time(
 
 @pytest.fixture
 def triton(monkeypatch: pytest.MonkeyPatch) -> Triton:
-    return stand_in(monkeypatch, module, "_quantize_rows")
+    return stand_in(monkeypatch, module, "_quantize_tokens")
 
 
 @pytest.mark.parametrize("k", LENGTHS)
-def test_a_row_is_two_powers_of_two(triton: Triton, k: int) -> None:
-    module.quantize_rows(torch.zeros(3, k, dtype=torch.bfloat16))
+def test_a_token_is_two_powers_of_two(triton: Triton, k: int) -> None:
+    module.quantize_tokens(torch.zeros(3, k, dtype=torch.bfloat16))
     ((grid, *_, length, first, rest, whole),) = triton.launches
     assert (grid, length) == ((3, 1, 1), k)
     assert (first, rest, whole) == LENGTHS[k]
@@ -124,13 +124,13 @@ def test_a_row_is_two_powers_of_two(triton: Triton, k: int) -> None:
 
 
 def test_a_second_launch_goes_past_the_look_up_with_the_same_arguments(triton: Triton) -> None:
-    module.quantize_rows(torch.zeros(3, 160, dtype=torch.bfloat16))
+    module.quantize_tokens(torch.zeros(3, 160, dtype=torch.bfloat16))
     x = torch.zeros(9, 160, dtype=torch.bfloat16)
-    rows, scales = module.quantize_rows(x)
+    tokens, scales = module.quantize_tokens(x)
     assert len(triton.launches) == 1
     ((grid, *arguments),) = triton.compiled[0].launches
     assert grid == (9, 1, 1)
-    assert arguments == [x.data_ptr(), rows.data_ptr(), scales.data_ptr(), 160, 128, 32, True]
+    assert arguments == [x.data_ptr(), tokens.data_ptr(), scales.data_ptr(), 160, 128, 32, True]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_a_second_launch_goes_past_the_look_up_with_the_same_arguments(triton: T
     ],
 )
 def test_whatever_another_kernel_is_compiled_for_is_looked_up(triton: Triton, other: Any) -> None:
-    module.quantize_rows(torch.zeros(3, 160, dtype=torch.bfloat16))
-    module.quantize_rows(other())
-    module.quantize_rows(other())
+    module.quantize_tokens(torch.zeros(3, 160, dtype=torch.bfloat16))
+    module.quantize_tokens(other())
+    module.quantize_tokens(other())
     assert len(triton.launches) == 2

@@ -1,4 +1,4 @@
-"""What ``qwen36 tune --drafts`` shows of what it found."""
+"""How ``qwen36 tune drafts`` shows its result."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tests.cli.drafted import ENVIRONMENT, all_cells, measured, plan
-from tests.cli.test_tune_drafts_choice import MIXED
-from vllm_qwen36_plugin.tune.drafts import picture as _picture
+from gptq_hybrid.common import figures
+from tests.tune.drafts.made import ENVIRONMENT, all_cells, grid, measured
+from tests.tune.drafts.test_choose import MIXED
+from vllm_qwen36_plugin.tune.drafts import picture
 from vllm_qwen36_plugin.tune.drafts.choose import recommend
-from vllm_qwen36_plugin.tune.drafts.grid import Cell, Plan
-from vllm_qwen36_plugin.tune.drafts.result import Measured, Results, percentile
+from vllm_qwen36_plugin.tune.drafts.grid import Cell, Grid
+from vllm_qwen36_plugin.tune.drafts.result import CellResult, Results, percentile
 from vllm_qwen36_plugin.tune.drafts.table import cells_table, meaning
 
 
-def shown(asked: Plan, times: dict[tuple[int, int], list[float]]) -> str:
+def shown(grid: Grid, times: dict[tuple[int, int], list[float]]) -> str:
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
-    cells = all_cells(asked, times)
-    console.print(cells_table(asked, cells, recommend(asked, cells)))
+    cells = all_cells(grid, times)
+    console.print(cells_table(grid, cells, recommend(grid, cells)))
     return console.export_text()
 
 
-def said(asked: Plan, times: dict[tuple[int, int], list[float]]) -> str:
-    return "\n".join(meaning(asked, recommend(asked, all_cells(asked, times))))
+def paragraphs(grid: Grid, times: dict[tuple[int, int], list[float]]) -> str:
+    return "\n".join(meaning(grid, recommend(grid, all_cells(grid, times))))
 
 
 def test_a_row_a_cell() -> None:
-    text = shown(plan(), MIXED)
+    text = shown(grid(), MIXED)
     assert max(len(line) for line in text.splitlines()) <= 80
     # TPOT; 95 % of 4.41, 4.9, 5.88, 4.5, 5, 6, 4.59, 5.1, 6.12; TTFT; tokens a second; 1 + 800/1000 + 400/1000.
     rows = [line.split() for line in text.splitlines()]
@@ -41,7 +42,7 @@ def test_a_row_a_cell() -> None:
 
 
 def test_the_flag_and_the_command_to_use() -> None:
-    text = said(plan(), MIXED)
+    text = paragraphs(grid(), MIXED)
     assert (
         "1 draft: the time per token is 20.6 % shorter than with no drafts over the 4 cases"
         in text.replace("\n", " ")
@@ -53,37 +54,37 @@ def test_the_flag_and_the_command_to_use() -> None:
     assert json.loads(command[-1]) == {"method": "mtp", "num_speculative_tokens": 1}
 
 
-def test_where_it_costs_is_said() -> None:
+def test_the_part_that_it_costs_most_is_named() -> None:
     times = MIXED | {(1, 4): [13.2, 13.3, 13.1]}
-    assert "It costs most at batch 4, " in said(plan(numbers=(0, 1)), times)
-    assert "It costs most" not in said(plan(), MIXED)
+    assert "It costs most at batch 4, " in paragraphs(grid(counts=(0, 1)), times)
+    assert "It costs most" not in paragraphs(grid(), MIXED)
 
 
 def test_no_drafts_means_no_flag() -> None:
     slow = {key: [at * (1 + key[0]) for at in [10.0, 10.1, 9.9]] for key in MIXED}
-    text = said(plan(), slow)
+    text = paragraphs(grid(), slow)
     assert "No drafts: no more drafts are faster" in text
     assert "Serve without --speculative-config" in text
     assert "speculative" not in text.splitlines()[-1]
 
 
-def test_what_repeats_cannot_tell_is_said() -> None:
+def test_what_repeats_cannot_tell_is_stated() -> None:
     near = {key: [10.0, 10.1, 9.9] if key[0] < 2 else [9.9, 10.2, 9.5] for key in MIXED}
-    assert "No drafts: 2 drafts took the least time per token" in said(plan(), near)
+    assert "No drafts: 2 drafts took the least time per token" in paragraphs(grid(), near)
     steady = MIXED | {(2, 4): [15.05, 15.16, 14.9]}
-    text = said(plan(), steady)
+    text = paragraphs(grid(), steady)
     assert text.startswith("1 draft: ")
     assert "2 drafts are no faster beyond what repeats differ by" in text
 
 
-def test_what_is_kept_is_read_back(tmp_path: Path) -> None:
+def test_a_result_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     cell = Cell(2, 4, "long")
     one = measured(cell, [5.0, 5.1, 4.9])
-    assert Measured.from_json(json.loads(json.dumps(one.as_json()))) == one
-    settings = plan().settings(ENVIRONMENT)
-    results = Results.at(tmp_path / "r.json", settings)
+    assert CellResult.from_json(json.loads(json.dumps(one.as_json()))) == one
+    settings = grid().settings(ENVIRONMENT)
+    results = Results.open(tmp_path / "r.json", settings)
     results.add(one)
-    assert Results.at(tmp_path / "r.json", settings).cells == {cell: one}
+    assert Results.open(tmp_path / "r.json", settings).cells == {cell: one}
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
 
 
@@ -93,31 +94,31 @@ def test_percentiles() -> None:
     assert percentile([7.0], 0.95) == 7
 
 
-@pytest.mark.parametrize("numbers", [(0, 1, 2), (0,)])
-def test_a_picture_with_a_column_a_context(
-    numbers: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("counts", [(0, 1, 2), (0,)])
+def test_apicture_with_a_column_a_context(
+    counts: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    figures: list[Any] = []
-    save = _picture._save  # type: ignore[attr-defined]
+    pictures: list[Any] = []
+    save = figures.save
 
     def saved(figure: Any, path: Path) -> None:
-        figures.append(figure)
+        pictures.append(figure)
         save(figure, path)
 
-    monkeypatch.setattr(_picture, "_save", saved)
-    asked = plan(numbers=numbers)
-    cells = all_cells(asked, MIXED)
-    found = recommend(asked, cells)
-    _picture.plot(asked, cells, found, ENVIRONMENT, tmp_path / "new" / "p.png")
+    monkeypatch.setattr(figures, "save", saved)
+    drawn = grid(counts=counts)
+    cells = all_cells(drawn, MIXED)
+    recommendation = recommend(drawn, cells)
+    picture.plot(drawn, cells, recommendation, ENVIRONMENT, tmp_path / "new" / "p.png")
     assert (tmp_path / "new" / "p.png").read_bytes().startswith(b"\x89PNG")
-    (figure,) = figures
-    assert len(figure.axes) == (4 if any(numbers) else 2)
-    for ax, context in zip(figure.axes, asked.contexts, strict=False):
+    (figure,) = pictures
+    assert len(figure.axes) == (4 if any(counts) else 2)
+    for ax, context in zip(figure.axes, drawn.contexts, strict=False):
         lines = [
-            list(line.get_ydata()) for line in ax.get_lines() if len(line.get_xdata()) == len(numbers) > 1
+            list(line.get_ydata()) for line in ax.get_lines() if len(line.get_xdata()) == len(counts) > 1
         ]
-        for batch in asked.batches if len(numbers) > 1 else ():
-            assert [cells[Cell(number, batch, context)].tpot for number in numbers] in lines
-    if any(numbers):
+        for batch in drawn.batches if len(counts) > 1 else ():
+            assert [cells[Cell(count, batch, context)].tpot for count in counts] in lines
+    if any(counts):
         shares = [list(line.get_ydata()) for line in figure.axes[2].get_lines()]
         assert shares == [[80.0, 40.0], [80.0, 40.0]]

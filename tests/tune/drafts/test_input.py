@@ -1,4 +1,4 @@
-"""``qwen36 tune --drafts``: one clear error, and no server, for what cannot be measured."""
+"""``qwen36 tune drafts``: one clear error, and no server, for what cannot be measured."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 from gptq_hybrid.cli import main
 from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.hooks import GpuProfile
-from tests.cli.drafted import ENVIRONMENT, MINI, mini, plan
+from tests.tune.drafts.made import ENVIRONMENT, MINI, grid, mini
 from vllm_qwen36_plugin.tune.drafts import command as _command
 from vllm_qwen36_plugin.tune.drafts import run as _run
-from vllm_qwen36_plugin.tune.drafts.grid import longest, serve_flags
+from vllm_qwen36_plugin.tune.drafts.grid import serve_flags, token_limits
 
 CARD = GpuProfile(
     "Card",
@@ -34,7 +34,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(_run, "vllm_server", no_server)
-    monkeypatch.setattr(_command, "machine", lambda: (True, dict(ENVIRONMENT)))
+    monkeypatch.setattr(_command, "probe_machine", lambda: (True, dict(ENVIRONMENT)))
     (tmp_path / "prompts.jsonl").write_text('{"text": "Once upon a time"}\n')
     (tmp_path / "empty.jsonl").touch()
     return tmp_path
@@ -44,7 +44,7 @@ def error_of(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: str | Path
 ) -> str:
     """The one error that the command ends with; exit code 2, nothing else printed."""
-    monkeypatch.setattr(sys, "argv", ["qwen36", "tune", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", ["qwen36", "tune", "drafts", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
         main()
     out, err = capfd.readouterr()
@@ -54,47 +54,42 @@ def error_of(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        ((MINI, "--drafts", "none.jsonl"), "none.jsonl does not exist"),
-        ((MINI, "--drafts", "empty.jsonl"), "empty.jsonl is empty"),
-        ((MINI, "--drafts", "prompts.jsonl"), "has no prompt long enough"),
-        (("--drafts", "prompts.jsonl"), "qwen36 tune CHECKPOINT --drafts prompts.jsonl"),
-        (("nowhere", "--drafts", "prompts.jsonl"), "nowhere"),
-        ((MINI, "--drafts", "prompts.jsonl", "--rows", "64"), "--rows is about the profile of linears"),
-        ((MINI, "--drafts", "prompts.jsonl", "--dtype", "float16"), "--dtype is about the profile"),
-        ((MINI, "--numbers", "1,2"), "--numbers says how to measure drafts"),
-        ((MINI, "--context", "short"), "--context says how to measure drafts"),
+        ((MINI, "none.jsonl"), "none.jsonl does not exist"),
+        ((MINI, "empty.jsonl"), "empty.jsonl is empty"),
+        ((MINI, "prompts.jsonl"), "has no prompt long enough"),
+        (("nowhere", "prompts.jsonl"), "nowhere"),
         (
-            (MINI, "--drafts", "prompts.jsonl", "--numbers", "1,x"),
+            (MINI, "prompts.jsonl", "--numbers", "1,x"),
             "--numbers '1,x' is no list of whole numbers",
         ),
-        ((MINI, "--drafts", "prompts.jsonl", "--batches", "0,1"), "--batches '0,1' is no list"),
-        ((MINI, "--drafts", "prompts.jsonl", "--context", "short,huge"), "'huge' is neither short nor long"),
-        ((MINI, "--drafts", "prompts.jsonl", "--requests", "4"), "--requests 4 are fewer than the 16"),
-        ((MINI, "--drafts", "prompts.jsonl", "--long-tokens", "8192"), "are more than the 8,192 that"),
-        ((MINI, "--drafts", "prompts.jsonl", "--out", "."), "is a folder"),
+        ((MINI, "prompts.jsonl", "--batches", "0,1"), "--batches '0,1' is no list"),
+        ((MINI, "prompts.jsonl", "--context", "short,huge"), "'huge' is neither short nor long"),
+        ((MINI, "prompts.jsonl", "--requests", "4"), "--requests 4 are fewer than the 16"),
+        ((MINI, "prompts.jsonl", "--long-tokens", "8192"), "are more than the 8,192 that"),
+        ((MINI, "prompts.jsonl", "--out", "."), "is a folder"),
         (
-            (MINI, "--drafts", "prompts.jsonl", "--context", "short", "--vllm-args", "--port 80"),
+            (MINI, "prompts.jsonl", "--context", "short", "--vllm-args", "--port 80"),
             "--vllm-args may not have --port",
         ),
     ],
 )
 def test_bad_input(
     arguments: tuple[str | Path, ...],
-    said: str,
+    message: str,
     here: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    assert said in error_of(monkeypatch, capfd, *arguments)
+    assert message in error_of(monkeypatch, capfd, *arguments)
     assert sorted(path.name for path in here.iterdir()) == ["empty.jsonl", "prompts.jsonl"]
 
 
-@pytest.mark.parametrize(("declared", "said"), [(False, "has no MTP head"), (True, "mtp.")])
+@pytest.mark.parametrize(("declared", "message"), [(False, "has no MTP head"), (True, "mtp.")])
 def test_a_checkpoint_without_a_head(
     declared: bool,
-    said: str,
+    message: str,
     here: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -112,8 +107,8 @@ def test_a_checkpoint_without_a_head(
         config = json.loads((headless / "config.json").read_text())
         config["text_config"]["mtp_num_hidden_layers"] = 0
         (headless / "config.json").write_text(json.dumps(config))
-    err = error_of(monkeypatch, capfd, headless, "--drafts", "prompts.jsonl", "--context", "short")
-    assert said in err
+    err = error_of(monkeypatch, capfd, headless, "prompts.jsonl", "--context", "short")
+    assert message in err
     assert "qwen36 repair" in err
 
 
@@ -121,7 +116,7 @@ def test_a_file_that_is_no_result_is_left_alone(
     here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (here / "mine.json").write_text('{"kind": "something"}')
-    arguments = (MINI, "--drafts", "prompts.jsonl", "--context", "short", "--out", "mine.json")
+    arguments = (MINI, "prompts.jsonl", "--context", "short", "--out", "mine.json")
     assert "is no result of this command" in error_of(monkeypatch, capfd, *arguments)
     assert (here / "mine.json").read_text() == '{"kind": "something"}'
 
@@ -153,37 +148,39 @@ def test_ones_own_flags_replace_the_profiles() -> None:
 
 def test_a_cpu_build_gets_what_it_needs() -> None:
     arguments, recommended = flags(profile=None, on_cpu=True)
-    for found in (arguments, recommended):
-        assert {"--enforce-eager", "--no-enable-prefix-caching", "--limit-mm-per-prompt"} <= set(found)
+    for flags_of_server in (arguments, recommended):
+        assert {"--enforce-eager", "--no-enable-prefix-caching", "--limit-mm-per-prompt"} <= set(
+            flags_of_server
+        )
 
 
 @pytest.mark.parametrize(
-    ("extra", "said"),
+    ("extra", "message"),
     [
         ("--speculative-config '{}'", "--numbers"),
         ("--speculative_config={}", "--numbers"),
         ("--speculative-config.method mtp", "--numbers"),
         ("--enable-prefix-caching", "from the cache"),
-        ("--max-num-seqs 8", "lets no 16 requests run at once"),
-        ("--max-num-seqs=8", "lets no 16 requests run at once"),
+        ("--max-num-seqs 8", "does not let 16 requests run at once"),
+        ("--max-num-seqs=8", "does not let 16 requests run at once"),
         ("--quantization 'gptq", "cannot be split"),
     ],
 )
-def test_flags_that_would_measure_something_else(extra: str, said: str) -> None:
-    with pytest.raises(HybridError, match=said):
+def test_flags_that_would_measure_something_else(extra: str, message: str) -> None:
+    with pytest.raises(HybridError, match=message):
         flags(extra)
 
 
 def test_lengths_that_the_model_takes() -> None:
-    assert longest(mini(), None, 64) == (8192 - 64 - 64, 8192)
-    assert longest(mini(), 1000, 256) == (1000, 8192)
+    assert token_limits(mini(), None, 64) == (8192 - 64 - 64, 8192)
+    assert token_limits(mini(), 1000, 256) == (1000, 8192)
     with pytest.raises(HybridError, match="more than the 8,192"):
-        longest(mini(), None, 8192)
+        token_limits(mini(), None, 8192)
 
 
 def test_settings_tell_apart_what_bears_on_a_cell() -> None:
-    base = plan().settings(ENVIRONMENT)
-    assert plan(numbers=(0, 4), contexts=("short",)).settings(ENVIRONMENT) == base
+    base = grid().settings(ENVIRONMENT)
+    assert grid(counts=(0, 4), contexts=("short",)).settings(ENVIRONMENT) == base
     for changed in ({"max_tokens": 65}, {"temperature": 0.5}, {"repeats": 5}, {"long_tokens": 1025}):
-        assert plan(**changed).settings(ENVIRONMENT) != base
-    assert plan().settings({**ENVIRONMENT, "vllm": "0.27.0"}) != base
+        assert grid(**changed).settings(ENVIRONMENT) != base
+    assert grid().settings({**ENVIRONMENT, "vllm": "0.27.0"}) != base

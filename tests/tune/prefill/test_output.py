@@ -1,4 +1,4 @@
-"""What ``qwen36 tune`` shows of what it found."""
+"""How ``qwen36 tune prefill`` shows its result."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tests.cli.tuned import made_up
+from gptq_hybrid.common import figures
+from tests.tune.prefill.made import made_up
 from vllm_qwen36_plugin.options import PluginOptions
 from vllm_qwen36_plugin.prefill.profile import from_json
 from vllm_qwen36_plugin.tune.prefill.picture import plot
 from vllm_qwen36_plugin.tune.prefill.result import Tuned
-from vllm_qwen36_plugin.tune.prefill.table import meaning, shown_rows, times_table
+from vllm_qwen36_plugin.tune.prefill.table import choose_counts, meaning, times_table
 
 
 def shown(tuned: Tuned) -> str:
@@ -25,7 +26,7 @@ def shown(tuned: Tuned) -> str:
 
 
 def gate_up(tuned: Tuned) -> tuple[str, dict[int, list[str]]]:
-    """The section of gate_up: its text, and the cells of each number of rows."""
+    """The section of gate_up: its text, and the cells of each number of tokens."""
     text = shown(tuned)
     section = text[text.index("gate_up_proj") : text.index("down_proj")]
     cells: dict[int, list[str]] = {}
@@ -48,11 +49,11 @@ def test_a_section_a_shape_with_times_and_starts() -> None:
     starts = tuned.profile.starts[shape]
     assert starts.exact == 8192
     assert starts.fp8 == 1000
-    assert "exact from 8,192 rows" in section
-    assert "fp8 from 1,000 rows" in section
+    assert "exact from 8,192 tokens" in section
+    assert "fp8 from 1,000 tokens" in section
     times = tuned.profile.times_us[shape]
-    assert cells[64] == [f"{times[path][64]:,.1f}" for path in ("stock", "exact", "fp8")] + ["vLLM", "vLLM"]
-    assert cells[8192] == [f"{times[path][8192]:,.0f}" for path in ("stock", "exact", "fp8")] + [
+    assert cells[64] == [f"{times[route][64]:,.1f}" for route in ("stock", "exact", "fp8")] + ["vLLM", "vLLM"]
+    assert cells[8192] == [f"{times[route][8192]:,.0f}" for route in ("stock", "exact", "fp8")] + [
         "exact",
         "fp8",
     ]
@@ -67,7 +68,7 @@ def by_torch(tuned: Tuned) -> Tuned:
 
 def test_another_gemm_than_vllms_is_named() -> None:
     section, _ = gate_up(by_torch(made_up()))
-    assert "fp8 by torch's GEMM from 1,000 rows" in section
+    assert "fp8 by torch's GEMM from 1,000 tokens" in section
     assert "torch" not in gate_up(by_torch(made_up(slow=True)))[0]
 
 
@@ -82,14 +83,14 @@ def test_without_fp8() -> None:
     assert "prefill=auto" in text
 
 
-def test_a_path_that_never_wins() -> None:
+def test_a_route_that_never_wins() -> None:
     section, cells = gate_up(made_up(slow=True))
     assert "exact never" in section
     assert "fp8 never" in section
     assert all(line[-2:] == ["vLLM", "vLLM"] for line in cells.values())
 
 
-def test_a_path_that_failed_its_test_for_one_shape() -> None:
+def test_a_route_that_failed_its_test_for_one_shape() -> None:
     tuned = made_up()
     (shape,) = [shape for shape, kind in tuned.linears.items() if kind.name == "gate_up_proj"]
     tuned.profile.times_us[shape].pop("exact")  # type: ignore[attr-defined]
@@ -99,10 +100,10 @@ def test_a_path_that_failed_its_test_for_one_shape() -> None:
     assert cells[8192][-2:] == ["vLLM", "fp8"]
 
 
-def test_the_rows_that_are_shown() -> None:
-    assert shown_rows([64, 100]) == [64, 100]
+def test_the_numbers_of_tokens_that_are_shown() -> None:
+    assert choose_counts([64, 100]) == [64, 100]
     many = [64, 96, 128, 192, 256, 384, 512, 1000, 1024, 2048, 3000, 4096, 8192, 10000]
-    assert shown_rows(many) == [128, 256, 512, 1024, 2048, 4096, 8192, 10000]
+    assert choose_counts(many) == [128, 256, 512, 1024, 2048, 4096, 8192, 10000]
 
 
 def words(tuned: Tuned, *, own_place: bool = True, scratch_mib: int = 128) -> str:
@@ -118,9 +119,9 @@ def test_where_start_up_looks_nothing_need_be_passed() -> None:
 @pytest.mark.parametrize(("own_place", "scratch_mib"), [(False, 128), (False, 64), (True, 64)])
 def test_the_options_are_ones_the_plugin_takes(own_place: bool, scratch_mib: int) -> None:
     first = words(made_up(), own_place=own_place, scratch_mib=scratch_mib).splitlines()[0]
-    given = PluginOptions.of(json.loads(first.rpartition("--additional-config ")[2].strip("'")))
-    assert given.prefill_scratch_mib == scratch_mib
-    assert given.prefill_profile == (None if own_place else "/cache/p.json")
+    options = PluginOptions.of(json.loads(first.rpartition("--additional-config ")[2].strip("'")))
+    assert options.prefill_scratch_mib == scratch_mib
+    assert options.prefill_profile == (None if own_place else "/cache/p.json")
 
 
 def test_what_a_prompt_gains() -> None:
@@ -130,8 +131,8 @@ def test_what_a_prompt_gains() -> None:
     assert f"8,192 tokens of a prompt at once spend {stock:,.1f} ms in the model's 256 linears" in text
     assert f"{auto:,.1f} with prefill=auto (−{100 * (1 - auto / stock):.1f} %)" in text
     assert f"{fp8:,.1f} with prefill=fp8 (−{100 * (1 - fp8 / stock):.1f} %)" in text
-    assert "as many with prefill=auto" in text.splitlines()[2], "2,048 rows are below every start of exact"
-    assert "Up to 999 rows, decoding among them" in text
+    assert "as many with prefill=auto" in text.splitlines()[2], "2,048 tokens are below every start of exact"
+    assert "Up to 999 tokens, decoding included" in text
     assert """'{"qwen36": {"prefill": "fp8"}}'""" in text
 
 
@@ -145,7 +146,7 @@ def test_the_sum_is_over_all_layers() -> None:
 
 def test_nothing_won() -> None:
     text = words(made_up(slow=True))
-    assert "Nothing was faster than vLLM's own kernels up to 8,192 rows" in text
+    assert "No route was faster than vLLM's own kernels up to 8,192 tokens" in text
     assert "tokens of a prompt" not in text
 
 
@@ -172,28 +173,26 @@ def test_json_without_fp8_has_no_figure_for_it() -> None:
 def test_a_picture_with_a_panel_a_shape(
     tuned: Tuned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vllm_qwen36_plugin.tune.prefill import picture as _picture
-
-    figures: list[Any] = []
-    save = _picture._save  # type: ignore[attr-defined]
+    pictures: list[Any] = []
+    save = figures.save
 
     def saved(figure: Any, path: Path) -> None:
-        figures.append(figure)
+        pictures.append(figure)
         save(figure, path)
 
-    monkeypatch.setattr(_picture, "_save", saved)
+    monkeypatch.setattr(figures, "save", saved)
     plot(tuned, tmp_path / "new" / "plot.png")
     assert (tmp_path / "new" / "plot.png").read_bytes().startswith(b"\x89PNG")
-    (figure,) = figures
+    (figure,) = pictures
     panels = [ax for ax in figure.axes if ax.axison]
     assert len(panels) == len(tuned.linears)
     for ax, (shape, kind) in zip(panels, tuned.linears.items(), strict=True):
         assert kind.name in ax.get_title()
         assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
-        drawn = [line for line in ax.get_lines() if len(line.get_xdata()) == len(tuned.rows)]
-        assert [list(line.get_ydata()) for line in drawn[: len(tuned.paths)]] == [
-            list(tuned.profile.times_us[shape][path].values()) for path in tuned.paths
+        drawn = [line for line in ax.get_lines() if len(line.get_xdata()) == len(tuned.counts)]
+        assert [list(line.get_ydata()) for line in drawn[: len(tuned.routes)]] == [
+            list(tuned.profile.times_us[shape][route].values()) for route in tuned.routes
         ]
         starts = tuned.profile.starts[shape]
-        wanted = {start for start in (starts.exact, starts.fp8) if start is not None}
-        assert {line.get_xdata()[0] for line in ax.get_lines() if line.get_linestyle() == "--"} == wanted
+        expected = {start for start in (starts.exact, starts.fp8) if start is not None}
+        assert {line.get_xdata()[0] for line in ax.get_lines() if line.get_linestyle() == "--"} == expected

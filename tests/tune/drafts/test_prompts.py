@@ -1,4 +1,4 @@
-"""``qwen36 tune --drafts``: prompts from files, and long contexts from prompts."""
+"""``qwen36 tune drafts``: prompts from files, and long contexts from prompts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def bodies(path: Path, *, chat: bool = True) -> list[dict[str, Any]]:
 
 def test_the_three_forms(tmp_path: Path) -> None:
     user = {"role": "user", "content": "Hello?"}
-    for row, asked in [
+    for row, body in [
         ({"messages": [user]}, {"messages": [user]}),
         ({"messages": [user, {"role": "assistant", "content": "Hi."}]}, {"messages": [user]}),
         ({"conversations": [{"from": "human", "value": "Hello?"}]}, {"messages": [user]}),
@@ -46,7 +46,7 @@ def test_the_three_forms(tmp_path: Path) -> None:
         ({"prompt": [user]}, {"messages": [user]}),
         ({"text": "Once upon"}, {"prompt": "Once upon"}),
     ]:
-        assert bodies(written(tmp_path / "p.jsonl", row)) == [asked]
+        assert bodies(written(tmp_path / "p.jsonl", row)) == [body]
 
 
 def test_a_prompt_is_continued_where_there_is_no_chat_template(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_the_order_is_that_of_the_texts_not_of_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (None, "does not exist"),
         (b"", "is empty"),
@@ -101,11 +101,11 @@ def test_the_order_is_that_of_the_texts_not_of_the_file(tmp_path: Path) -> None:
         (b"\xff\xfe", "cannot be read"),
     ],
 )
-def test_a_file_that_is_no_prompts(content: bytes | None, said: str, tmp_path: Path) -> None:
+def test_a_file_that_holds_no_prompts(content: bytes | None, message: str, tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(HybridError, match=said) as caught:
+    with pytest.raises(HybridError, match=message) as caught:
         read_prompts(path, chat=True)
     assert str(path) in caught.value.message
     assert caught.value.remedy
@@ -117,23 +117,23 @@ def contexts(*texts: str, most: int = 10_000) -> Contexts:
 
 
 def test_a_short_context_is_the_prompt_as_it_is() -> None:
-    found = contexts("aaaa", "bb", "cc")
-    assert [found.short(i).text for i in range(5)] == ["aaaa", "bb", "cc", "aaaa", "bb"]
+    prompts = contexts("aaaa", "bb", "cc")
+    assert [prompts.short(i).text for i in range(5)] == ["aaaa", "bb", "cc", "aaaa", "bb"]
 
 
 def test_a_long_context_is_filled_with_the_prompts_that_follow() -> None:
-    found = contexts("a" * 10, "b" * 20, "c" * 30)
-    assert found.long(0, 62).text == "b" * 20 + "\n\n" + "c" * 28 + "\n\n" + "a" * 10
-    assert found.long(1, 40).text == "c" * 18 + "\n\n" + "b" * 20
-    assert found.long(2, 52).text == "a" * 10 + "\n\n" + "b" * 8 + "\n\n" + "c" * 30
+    prompts = contexts("a" * 10, "b" * 20, "c" * 30)
+    assert prompts.long(0, 62).text == "b" * 20 + "\n\n" + "c" * 28 + "\n\n" + "a" * 10
+    assert prompts.long(1, 40).text == "c" * 18 + "\n\n" + "b" * 20
+    assert prompts.long(2, 52).text == "a" * 10 + "\n\n" + "b" * 8 + "\n\n" + "c" * 30
     for i in range(3):
-        assert len(found.long(i, 50).text) == 50
-        assert found.long(i, 50) == found.long(i, 50)
+        assert len(prompts.long(i, 50).text) == 50
+        assert prompts.long(i, 50) == prompts.long(i, 50)
 
 
 def test_long_contexts_begin_differently() -> None:
-    found = contexts(*(chr(97 + i) * 40 for i in range(8)))
-    assert len({found.long(i, 200).text[:1] for i in range(8)}) == 8
+    prompts = contexts(*(chr(97 + i) * 40 for i in range(8)))
+    assert len({prompts.long(i, 200).text[:1] for i in range(8)}) == 8
 
 
 def test_a_prompt_that_is_long_enough_stays_as_it_is() -> None:
@@ -158,8 +158,8 @@ def test_too_little_text_for_a_long_context() -> None:
 
 
 def test_prompts_that_leave_no_room_for_an_answer_are_left_out() -> None:
-    found = contexts("a" * 50, "b" * 5, "c" * 6, most=10)
-    assert [found.short(i).text for i in range(3)] == ["b" * 5, "c" * 6, "b" * 5]
-    assert found.left_out == 1
+    prompts = contexts("a" * 50, "b" * 5, "c" * 6, most=10)
+    assert [prompts.short(i).text for i in range(3)] == ["b" * 5, "c" * 6, "b" * 5]
+    assert prompts.left_out == 1
     with pytest.raises(HybridError, match="every prompt has more than 4 tokens"):
         contexts("a" * 50, "b" * 5, most=4).short(0)

@@ -9,9 +9,9 @@ from itertools import pairwise
 import pytest
 
 from gptq_hybrid.hooks import get_plugin_manager, hookimpl
-from vllm_qwen36_plugin.prefill.profile import PATHS, PathName, ShippedProfile, Starts, shipped_for
+from vllm_qwen36_plugin.hookspecs import shipped_profiles
+from vllm_qwen36_plugin.prefill.profile import ROUTES, Route, ShippedProfile, Starts, shipped_for
 from vllm_qwen36_plugin.prefill.shape import Shape
-from vllm_qwen36_plugin.prefill.shipped import shipped_profiles
 from vllm_qwen36_plugin.profiles.ada_prefill import (
     ADA_PREFILL_PROFILES,
     MARGIN,
@@ -21,9 +21,9 @@ from vllm_qwen36_plugin.profiles.ada_prefill import (
     costs,
     start,
 )
-from vllm_qwen36_plugin.tune.prefill.shapes import linears_at
+from vllm_qwen36_plugin.tune.prefill.shapes import read_linears
 
-SHAPES = [Shape("marlin", kind.k, kind.n, 4, 128, "bfloat16") for kind in linears_at(None)]
+SHAPES = [Shape("marlin", kind.k, kind.n, 4, 128, "bfloat16") for kind in read_linears(None)]
 NAMES = {
     "L40S": "NVIDIA L40S",
     "RTX 6000 Ada": "NVIDIA RTX 6000 Ada Generation",
@@ -31,26 +31,26 @@ NAMES = {
 }
 # All but exact on an RTX 4090.
 CASES = [
-    pytest.param(profile, shape, path, id=f"{profile.device_names[0]}-{shape.k}x{shape.n}-{path}")
+    pytest.param(profile, shape, route, id=f"{profile.device_names[0]}-{shape.k}x{shape.n}-{route}")
     for profile in ADA_PREFILL_PROFILES
     for shape in SHAPES
-    for path in PATHS
-    if (profile.device_names, path) != (("RTX 4090",), "exact")
+    for route in ROUTES
+    if (profile.device_names, route) != (("RTX 4090",), "exact")
 ]
 
 
-def seconds(path: PathName, shape: Shape, card: Figures, rows: int) -> tuple[float, float, float]:
-    """Per value of W: the stock kernel, what a path pays once, and the path as a whole."""
-    stock, once, row = costs(path, shape, card)
-    return stock * rows, once, once + row * rows
+def seconds(route: Route, shape: Shape, card: Figures, tokens: int) -> tuple[float, float, float]:
+    """Per value of W: the stock kernel, what a route pays once, and the route as a whole."""
+    stock, once, each = costs(route, shape, card)
+    return stock * tokens, once, once + each * tokens
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_card_is_known_by_the_name_its_driver_reports(name: str) -> None:
-    found = shipped_for(NAMES[name], shipped_profiles())
-    assert found is not None
-    assert found.device_names == (name,)
-    assert found.source.startswith("derived: no Ada card was measured")
+    profile = shipped_for(NAMES[name], shipped_profiles())
+    assert profile is not None
+    assert profile.device_names == (name,)
+    assert profile.source.startswith("derived: no Ada card was measured")
 
 
 @pytest.mark.parametrize(
@@ -60,37 +60,37 @@ def test_other_cards_are_not_taken_for_one(gpu: str) -> None:
     assert shipped_for(gpu, ADA_PREFILL_PROFILES) is None
 
 
-@pytest.mark.parametrize(("profile", "shape", "path"), CASES)
-def test_from_its_start_on_a_path_wins_even_if_it_pays_twice_for_writing(
-    profile: DerivedProfile, shape: Shape, path: PathName
+@pytest.mark.parametrize(("profile", "shape", "route"), CASES)
+def test_from_its_start_on_a_route_wins_even_if_it_pays_twice_for_writing(
+    profile: DerivedProfile, shape: Shape, route: Route
 ) -> None:
-    rows = getattr(profile.starts(shape), path)
-    assert rows is not None
-    for count in (rows, 2 * rows, 8 * rows):
-        stock, once, whole = seconds(path, shape, profile.figures, count)
+    tokens = getattr(profile.starts(shape), route)
+    assert tokens is not None
+    for count in (tokens, 2 * tokens, 8 * tokens):
+        stock, once, whole = seconds(route, shape, profile.figures, count)
         assert whole + once <= stock * (1 + 1e-9)
         assert whole <= stock * (1 - MARGIN)
 
 
-@pytest.mark.parametrize(("profile", "shape", "path"), CASES)
-def test_from_its_start_on_a_path_wins_even_if_marlin_is_half_as_far_behind(
-    profile: DerivedProfile, shape: Shape, path: PathName
+@pytest.mark.parametrize(("profile", "shape", "route"), CASES)
+def test_from_its_start_on_a_route_wins_even_if_marlin_is_half_as_far_behind(
+    profile: DerivedProfile, shape: Shape, route: Route
 ) -> None:
-    rows = getattr(profile.starts(shape), path)
-    assert rows is not None
-    stock, once, row = costs(path, shape, profile.figures)
-    assert once + row * rows <= (stock + row) / 2 * rows * (1 + 1e-9)
+    tokens = getattr(profile.starts(shape), route)
+    assert tokens is not None
+    stock, once, each = costs(route, shape, profile.figures)
+    assert once + each * tokens <= (stock + each) / 2 * tokens * (1 + 1e-9)
 
 
-@pytest.mark.parametrize(("profile", "shape", "path"), CASES)
+@pytest.mark.parametrize(("profile", "shape", "route"), CASES)
 def test_a_start_is_not_much_later_than_twice_the_break_even(
-    profile: DerivedProfile, shape: Shape, path: PathName
+    profile: DerivedProfile, shape: Shape, route: Route
 ) -> None:
-    rows = getattr(profile.starts(shape), path)
-    assert rows is not None
-    stock, once, row = costs(path, shape, profile.figures)
-    assert rows % 256 == 0
-    assert 0 <= rows - SAFETY * once / (stock - row) < 256
+    tokens = getattr(profile.starts(shape), route)
+    assert tokens is not None
+    stock, once, each = costs(route, shape, profile.figures)
+    assert tokens % 256 == 0
+    assert 0 <= tokens - SAFETY * once / (stock - each) < 256
 
 
 def test_exact_has_no_head_room_on_a_4090() -> None:
@@ -100,19 +100,19 @@ def test_exact_has_no_head_room_on_a_4090() -> None:
 
 
 def test_a_start_that_a_card_as_fast_as_its_data_sheet_would_have() -> None:
-    """By hand: 2.515625 bytes at 604.8 GB/s, twice, over 2 operations at 362 TFLOP/s a row, times 1 / 0.82 - 1."""
+    """By hand: 2.515625 bytes at 604.8 GB/s, twice, over 2 operations at 362 TFLOP/s a each, times 1 / 0.82 - 1."""
     (profile,) = [profile for profile in ADA_PREFILL_PROFILES if profile.device_names == ("L40S",)]
-    rows = 2 * (2.515625 / 604.8e9) / (2 / 362e12 * (1 / 0.82 - 1))
-    assert 6656 < rows < 6912
+    tokens = 2 * (2.515625 / 604.8e9) / (2 / 362e12 * (1 / 0.82 - 1))
+    assert 6656 < tokens < 6912
     assert profile.starts(SHAPES[0]).exact == 6912
 
 
 FIGURES = Figures(bandwidth=900e9, dense=360e12, fp8=720e12)
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_more_bandwidth_never_means_a_later_start(path: PathName) -> None:
-    starts = [start(path, SHAPES[0], replace(FIGURES, bandwidth=b * 1e9)) for b in range(400, 4000, 200)]
+@pytest.mark.parametrize("route", ROUTES)
+def test_more_bandwidth_never_means_a_later_start(route: Route) -> None:
+    starts = [start(route, SHAPES[0], replace(FIGURES, bandwidth=b * 1e9)) for b in range(400, 4000, 200)]
     assert all(slow is not None and fast is not None and fast <= slow for slow, fast in pairwise(starts))
     assert starts[-1] != starts[0]
 
@@ -120,7 +120,7 @@ def test_more_bandwidth_never_means_a_later_start(path: PathName) -> None:
 def test_a_marlin_closer_to_the_dense_gemm_never_means_an_earlier_start_and_at_its_speed_none() -> None:
     shares = [share / 100 for share in range(50, 101, 2)]
     starts = [start("exact", SHAPES[0], replace(FIGURES, marlin=share)) for share in shares]
-    numbers = [float("inf") if rows is None else rows for rows in starts]
+    numbers = [float("inf") if tokens is None else tokens for tokens in starts]
     assert numbers == sorted(numbers)
     assert starts[0] is not None
     assert starts[-1] is None
@@ -128,17 +128,17 @@ def test_a_marlin_closer_to_the_dense_gemm_never_means_an_earlier_start_and_at_i
 
 def test_a_faster_fp8_never_means_a_later_start_and_one_no_faster_none() -> None:
     starts = [start("fp8", SHAPES[0], replace(FIGURES, fp8=rate * 1e12)) for rate in range(300, 1500, 100)]
-    numbers = [float("inf") if rows is None else rows for rows in starts]
+    numbers = [float("inf") if tokens is None else tokens for tokens in starts]
     assert numbers == sorted(numbers, reverse=True)
     assert starts[0] is None
     assert starts[-1] is not None
 
 
-def test_quantizing_rows_weighs_more_where_columns_are_few() -> None:
+def test_quantizing_tokens_weighs_more_where_columns_are_few() -> None:
     wide, narrow = (Shape("marlin", 5120, n, 4, 128, "bfloat16") for n in (16384, 5120))
-    found = start("fp8", wide, FIGURES), start("fp8", narrow, FIGURES)
-    assert None not in found
-    assert found[0] < found[1]  # type: ignore[operator]
+    starts = start("fp8", wide, FIGURES), start("fp8", narrow, FIGURES)
+    assert None not in starts
+    assert starts[0] < starts[1]  # type: ignore[operator]
 
 
 def test_a_weight_of_several_parts_pays_for_a_copy_of_the_result() -> None:
@@ -152,7 +152,7 @@ def test_a_weight_of_several_parts_pays_for_a_copy_of_the_result() -> None:
 
 
 def test_too_small_a_gain_is_none() -> None:
-    """At its start a path wins half of what it can ever win: 2 % of 4."""
+    """At its start a route wins half of what it can ever win: 2 % of 4."""
     assert start("exact", SHAPES[0], replace(FIGURES, marlin=0.96)) is None
     assert start("exact", SHAPES[0], replace(FIGURES, marlin=0.93)) is not None
 
@@ -197,10 +197,10 @@ def third_party(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.mark.usefixtures("third_party")
 def test_a_third_partys_profile_of_the_same_card_wins() -> None:
-    found = shipped_for(NAMES["RTX 4090"], shipped_profiles())
-    assert found is not None
-    assert found.source == House.source
-    assert found.starts(SHAPES[0]) == Starts(exact=5)
+    profile = shipped_for(NAMES["RTX 4090"], shipped_profiles())
+    assert profile is not None
+    assert profile.source == House.source
+    assert profile.starts(SHAPES[0]) == Starts(exact=5)
     ours = shipped_for(NAMES["L40S"], shipped_profiles())
     assert ours is not None
     assert ours.source.startswith("derived")

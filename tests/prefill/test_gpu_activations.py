@@ -1,4 +1,4 @@
-"""On a GPU: rows in e4m3, against vLLM's op."""
+"""On a GPU: activations in e4m3, against vLLM's op."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if not torch.cuda.is_available():
 
 pytestmark = pytest.mark.gpu
 
-from vllm_qwen36_plugin.prefill.rows import quantize_rows  # noqa: E402
+from vllm_qwen36_plugin.prefill.activations import quantize_tokens  # noqa: E402
 from vllm_qwen36_plugin.upstream import scaled_mm  # noqa: E402
 
 from . import real_gpu  # noqa: E402
@@ -22,7 +22,7 @@ from .real_gpu import fp8_here  # noqa: E402
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("k", [64, 1000, 5120, 6144, 8704, 17408])
-def test_rows_are_quantized_as_by_vllms_op(k: int, dtype: torch.dtype) -> None:
+def test_tokens_are_quantized_as_by_vllms_op(k: int, dtype: torch.dtype) -> None:
     if not fp8_here():
         pytest.skip("this GPU does not multiply e4m3")
     x = torch.randn(70, k, dtype=dtype, device=real_gpu.DEVICE) * torch.logspace(
@@ -33,15 +33,15 @@ def test_rows_are_quantized_as_by_vllms_op(k: int, dtype: torch.dtype) -> None:
     x[5, -1] = float("nan")
     x[6, 0] = float("inf")
     for _ in range(2):  # looked up by Triton, and past it
-        rows, scales = quantize_rows(x)
+        quantized, scales = quantize_tokens(x)
         theirs, their_scales = scaled_mm.quantize_rows(x)
         assert torch.equal(scales, their_scales)
-        assert bool(rows[5, -1].isnan())
-        assert not bool(rows[6, 0].float().isfinite())
-        good = [row for row in range(70) if row not in (5, 6)]
-        found, wanted = rows[good].float(), theirs[good].float()
-        assert torch.equal(rows[5, :-1].float(), theirs[5, :-1].float())
+        assert bool(quantized[5, -1].isnan())
+        assert not bool(quantized[6, 0].float().isfinite())
+        good = [token for token in range(70) if token not in (5, 6)]
+        ours, expected = quantized[good].float(), theirs[good].float()
+        assert torch.equal(quantized[5, :-1].float(), theirs[5, :-1].float())
         # A quotient on the edge of two values may fall to either: it is a product here.
-        apart = (found - wanted).abs() > 0
+        apart = (ours - expected).abs() > 0
         assert float(apart.float().mean()) < 2e-3
-        assert bool((found[apart] - wanted[apart]).abs().le(wanted[apart].abs() / 8 + 2**-9).all())
+        assert bool((ours[apart] - expected[apart]).abs().le(expected[apart].abs() / 8 + 2**-9).all())

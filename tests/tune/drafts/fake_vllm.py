@@ -20,16 +20,16 @@ ARGUMENTS = sys.argv[2:]
 LOCK = threading.Lock()
 
 
-def given(name: str, default: str) -> str:
+def flag(name: str, default: str) -> str:
     return ARGUMENTS[ARGUMENTS.index(name) + 1] if name in ARGUMENTS else default
 
 
-DRAFTS = int(json.loads(given("--speculative-config", "{}")).get("num_speculative_tokens", 0))
-LENGTH = int(given("--max-model-len", "8192"))
+DRAFTS = int(json.loads(flag("--speculative-config", "{}")).get("num_speculative_tokens", 0))
+LENGTH = int(flag("--max-model-len", "8192"))
 COUNTS = {"drafts": 0, "proposed": 0, "positions": [0] * DRAFTS, "served": 0, "now": 0}
 
 
-def said(body: dict[str, Any]) -> str:
+def prompt_text(body: dict[str, Any]) -> str:
     if "prompt" in body:
         return str(body["prompt"])
     return "".join(f"<{message['role']}>{message['content']}" for message in body["messages"])
@@ -78,7 +78,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.path == "/tokenize":
-            ids = [ord(c) for c in said(body)]
+            ids = [ord(c) for c in prompt_text(body)]
             self._json({"count": len(ids), "tokens": ids})
         elif self.path == "/detokenize":
             self._json({"prompt": "".join(map(chr, body["tokens"]))})
@@ -111,10 +111,10 @@ class Handler(BaseHTTPRequestHandler):
         self._stream(body, "messages" in body)
 
     def _stream(self, body: dict[str, Any], chat: bool) -> None:
-        tokens, step, wanted = 0, 0, min(SET.get("stop_after", 1 << 30), body["max_tokens"])
+        tokens, step, limit = 0, 0, min(SET.get("stop_after", 1 << 30), body["max_tokens"])
         if chat:
             self._event({"choices": [{"delta": {"role": "assistant", "content": ""}, "finish_reason": None}]})
-        while tokens < wanted:
+        while tokens < limit:
             time.sleep((SET["step_ms"] + DRAFTS * SET["draft_ms"]) / 1e3)
             accepted = step % (DRAFTS + 1) if step else 0
             if step:
@@ -124,9 +124,9 @@ class Handler(BaseHTTPRequestHandler):
                     for at in range(accepted):
                         COUNTS["positions"][at] += 1
             step += 1
-            text = "x" * min(1 + accepted, wanted - tokens)
+            text = "x" * min(1 + accepted, limit - tokens)
             tokens += len(text)
-            reason = "length" if tokens == wanted else None
+            reason = "length" if tokens == limit else None
             part = {"delta": {"content": text}} if chat else {"text": text}
             self._event({"choices": [{**part, "finish_reason": reason}]})
         # Before the client can know that it is over, and ask again.
@@ -134,7 +134,7 @@ class Handler(BaseHTTPRequestHandler):
             COUNTS["now"] -= 1
         if SET.get("no_usage"):
             return
-        usage = {"prompt_tokens": len(said(body)), "completion_tokens": tokens}
+        usage = {"prompt_tokens": len(prompt_text(body)), "completion_tokens": tokens}
         self._event({"choices": [], "usage": usage})
         self.wfile.write(b"data: [DONE]\n\n")
 
@@ -147,4 +147,4 @@ if __name__ == "__main__":
     if SET.get("no_start_with") == DRAFTS:
         sys.exit("ValueError: not enough memory for that many drafts")
     ThreadingHTTPServer.request_queue_size = 64
-    ThreadingHTTPServer(("127.0.0.1", int(given("--port", "0"))), Handler).serve_forever()
+    ThreadingHTTPServer(("127.0.0.1", int(flag("--port", "0"))), Handler).serve_forever()

@@ -1,12 +1,12 @@
-"""``qwen36 tune --drafts``: which number of drafts is recommended."""
+"""``qwen36 tune drafts``: which count of drafts is recommended."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.cli.drafted import all_cells, plan
-from vllm_qwen36_plugin.tune.drafts.choose import LEAST_NOISE, best, choice, gain, recommend
-from vllm_qwen36_plugin.tune.drafts.grid import Plan
+from tests.tune.drafts.made import all_cells, grid
+from vllm_qwen36_plugin.tune.drafts.choose import LEAST_NOISE, best, choose, gain, recommend
+from vllm_qwen36_plugin.tune.drafts.grid import Grid
 
 
 def test_the_fastest_wins_where_repeats_agree() -> None:
@@ -20,8 +20,8 @@ def test_fewer_drafts_win_where_repeats_do_not_tell() -> None:
 
 
 def test_none_is_a_legal_answer() -> None:
-    found = choice({0: [10, 10, 10], 1: [11, 11.2, 11.1], 2: [9.95, 10.4, 9.6]})
-    assert (found.number, found.fastest, found.against) == (0, 2, 0)
+    choice = choose({0: [10, 10, 10], 1: [11, 11.2, 11.1], 2: [9.95, 10.4, 9.6]})
+    assert (choice.count, choice.fastest, choice.against) == (0, 2, 0)
 
 
 def test_more_drafts_than_the_fastest_are_never_taken() -> None:
@@ -29,7 +29,7 @@ def test_more_drafts_than_the_fastest_are_never_taken() -> None:
 
 
 def test_noise_is_what_repeats_differ_by_pairwise() -> None:
-    # All three of a number share a slow prompt set: in pairs nothing differs.
+    # All three of a count share a slow prompt set: in pairs nothing differs.
     steady = gain([10, 20, 30], [9, 18, 27])
     assert steady.value == pytest.approx(0.1)
     assert steady.noise == LEAST_NOISE
@@ -50,33 +50,33 @@ MIXED = {
 }
 
 
-def test_one_number_for_all_and_one_for_each_part() -> None:
-    asked = plan()
-    found = recommend(asked, all_cells(asked, MIXED))
-    assert {part: each.number for part, each in found.parts.items()} == {
+def test_one_count_for_all_and_one_for_each_part() -> None:
+    measured = grid()
+    recommendation = recommend(measured, all_cells(measured, MIXED))
+    assert {part: each.count for part, each in recommendation.parts.items()} == {
         ("short", 1): 2,
         ("short", 4): 1,
         ("long", 1): 2,
         ("long", 4): 1,
     }
     # Geometric means over the parts: √(7 · 10.8) < √(5 · 20) < √(10 · 12).
-    assert found.overall.number == 1
-    assert found.overall.gain.value == pytest.approx(1 - (7 * 10.8 / 120) ** 0.5)
-    assert found.ratios["long", 4] == pytest.approx(0.9)
+    assert recommendation.overall.count == 1
+    assert recommendation.overall.gain.value == pytest.approx(1 - (7 * 10.8 / 120) ** 0.5)
+    assert recommendation.ratios["long", 4] == pytest.approx(0.9)
 
 
 def test_a_slow_part_does_not_outweigh_a_fast_one() -> None:
-    asked = plan(numbers=(0, 1), contexts=("short",))
+    measured = grid(counts=(0, 1), contexts=("short",))
     times = {(0, 1): [1.0] * 3, (1, 1): [0.5] * 3, (0, 4): [100.0] * 3, (1, 4): [110.0] * 3}
-    assert recommend(asked, all_cells(asked, times)).overall.number == 1
+    assert recommend(measured, all_cells(measured, times)).overall.count == 1
 
 
-def whole(asked: Plan) -> dict[str, object]:
-    return recommend(asked, all_cells(asked, MIXED)).as_json()
+def as_json(measured: Grid) -> dict[str, object]:
+    return recommend(measured, all_cells(measured, MIXED)).as_json()
 
 
 def test_json_has_the_flag() -> None:
-    found = whole(plan())
-    assert found["num_speculative_tokens"] == 1
-    assert found["arguments"] == ["--speculative-config", '{"method": "mtp", "num_speculative_tokens": 1}']
-    assert whole(plan(numbers=(0,)))["arguments"] == []
+    content = as_json(grid())
+    assert content["num_speculative_tokens"] == 1
+    assert content["arguments"] == ["--speculative-config", '{"method": "mtp", "num_speculative_tokens": 1}']
+    assert as_json(grid(counts=(0,)))["arguments"] == []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gptq_hybrid.streaming import Batch, DraftHead, LayerStream, OutputHead, TextStack, Weights
+from gptq_hybrid.streaming import Batch, LayerStream, MtpHead, OutputHead, TextStack, Weights
 
 from .states import StateStore, listed, named
 
@@ -77,7 +77,7 @@ def run_pass(
     del stream
     agreed: dict[int, torch.Tensor] = {}
     if settings.drafts and has_mtp:
-        agreed = own_drafts(DraftHead(stack), OutputHead(stack), batches, hidden, settings.drafts)
+        agreed = own_drafts(MtpHead(stack), OutputHead(stack), batches, hidden, settings.drafts)
     if store is not None:
         marks = {f"agreed.{number}": found.to(torch.uint8) for number, found in agreed.items()}
         store.save({**named("final", hidden), **marks}, stack.depth)
@@ -99,7 +99,7 @@ def chunk_of(device: torch.device, vocabulary: int) -> int:
 
 
 def own_drafts(
-    draft_head: DraftHead,
+    draft_head: MtpHead,
     output: OutputHead,
     batches: Sequence[Batch],
     hidden: Sequence[torch.Tensor],

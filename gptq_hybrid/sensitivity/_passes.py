@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from gptq_hybrid.evaluate.passes import own_drafts
-from gptq_hybrid.streaming import Batch, CheckpointWeights, DraftHead, OutputHead, Overlay, States, TextStack
+from gptq_hybrid.streaming import Batch, CheckpointWeights, MtpHead, OutputHead, Overlay, States, TextStack
 
 from ._forms import Form
 from ._plan import capacity, groups_of
@@ -103,9 +103,9 @@ class Passes:
             keep(key, _arrays(scorer.score({key: (reference, own)})[key]))
             del own
         if reference_drafts is not None:
-            keep(reference_drafts, self._accepted(DraftHead(self.stack), head, reference))
+            keep(reference_drafts, self._accepted(MtpHead(self.stack), head, reference))
         for key, form, unit in drafts:
-            draft_head = DraftHead(self.stack, self._with(form, unit))
+            draft_head = MtpHead(self.stack, self._with(form, unit))
             keep(key, self._accepted(draft_head, head, reference))
 
     def _keep_scores(
@@ -126,7 +126,7 @@ class Passes:
         return Overlay(self.weights, replace)
 
     def _accepted(
-        self, draft_head: DraftHead, head: OutputHead, reference: States
+        self, draft_head: MtpHead, head: OutputHead, reference: States
     ) -> dict[str, NDArray[np.float64]]:
         """Per document: drafts that a verifier would have accepted, and the positions drafted from."""
         accepted, positions = np.zeros(self.documents), np.zeros(self.documents)

@@ -14,7 +14,7 @@ import pytest
 from gptq_hybrid.cli import main
 from gptq_hybrid.demo.builder import DemoCheckpoint
 from gptq_hybrid.evaluate import read_evaluation
-from tests.streaming.rounded import CHECKPOINT, HELDOUT, config_of, rounded
+from tests.streaming.rounded import CHECKPOINT, HELDOUT, read_config, rounded
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -163,7 +163,7 @@ def test_a_checkpoint_in_another_format(
     qwen36: Run, here: Path, copy: Path, data: Path, tmp_path: Path
 ) -> None:
     awq = Path(shutil.copytree(copy, tmp_path / "awq"))
-    config = config_of(awq)
+    config = read_config(awq)
     config["quantization_config"] = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True}
     (awq / "config.json").write_text(json.dumps(config))
     refused(qwen36("eval", CHECKPOINT, awq, "--data", data), "is quantized by 'awq'", "GPTQ checkpoint")
@@ -176,10 +176,10 @@ def test_a_checkpoint_that_is_not_there(qwen36: Run, here: Path, data: Path) -> 
 
 
 def test_half_an_mtp_head(qwen36: Run, here: Path, copy: Path, data: Path, tmp_path: Path) -> None:
-    from tests.streaming.rounded import copy_with, tensors_of
+    from tests.streaming.rounded import copy_with, read_tensors
 
-    tensors = {k: v for k, v in tensors_of(copy).items() if k != "mtp.norm.weight"}
-    half = copy_with(tmp_path / "half", tensors, config_of(copy), copy)
+    tensors = {k: v for k, v in read_tensors(copy).items() if k != "mtp.norm.weight"}
+    half = copy_with(tmp_path / "half", tensors, read_config(copy), copy)
     refused(
         qwen36("eval", CHECKPOINT, half, "--data", data),
         "lacks 1 of 15 tensors of the MTP head",

@@ -16,7 +16,7 @@ import gptq_hybrid.evaluate.passes as pass_module
 from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.evaluate import EvalRequest, Evaluation, evaluate
 from gptq_hybrid.streaming import LayerStream
-from tests.streaming.rounded import CHECKPOINT, HELDOUT, config_of, copy_with, rounded, tensors_of
+from tests.streaming.rounded import CHECKPOINT, HELDOUT, copy_with, read_config, read_tensors, rounded
 
 DOMAINS = ("en", "python", "zh")
 
@@ -127,11 +127,11 @@ def test_packed_head_and_mtp_are_measured_as_packed(request_: EvalRequest, tmp_p
 def test_a_text_only_checkpoint_is_held_against_a_multimodal_original(
     request_: EvalRequest, tmp_path: Path
 ) -> None:
-    config = config_of()
+    config = read_config()
     text = {**config["text_config"], "architectures": ["Qwen3_5ForCausalLM"], "tie_word_embeddings": False}
     tensors = {
         name.replace("model.language_model.", "model."): tensor
-        for name, tensor in tensors_of(CHECKPOINT).items()
+        for name, tensor in read_tensors(CHECKPOINT).items()
         if not name.startswith("model.visual.")
     }
     path = copy_with(tmp_path / "text-only", tensors, text)
@@ -141,8 +141,8 @@ def test_a_text_only_checkpoint_is_held_against_a_multimodal_original(
 
 
 def test_a_head_that_was_lost_shows_as_none(request_: EvalRequest, tmp_path: Path) -> None:
-    tensors = {k: v for k, v in tensors_of(CHECKPOINT).items() if not k.startswith("mtp.")}
-    path = copy_with(tmp_path / "headless", tensors, config_of())
+    tensors = {k: v for k, v in read_tensors(CHECKPOINT).items() if not k.startswith("mtp.")}
+    path = copy_with(tmp_path / "headless", tensors, read_config())
     row = rows(evaluate(replace(request_, quantized=(path,))))[0]
     assert row.acceptance is None
     assert row.acceptance_ref.length.value > 1.5
@@ -174,11 +174,11 @@ def test_states_of_something_else_are_not_used(
     assert layers_run == ["w4"] * 8, "unchanged, they are used"
     layers_run.clear()
     if change == "checkpoint":
-        tensors = tensors_of(reference)
+        tensors = read_tensors(reference)
         shutil.rmtree(reference)
         name = "model.language_model.layers.0.mlp.down_proj.weight"
         tensors[name] = tensors[name] * 1.01
-        copy_with(reference, tensors, config_of())
+        copy_with(reference, tensors, read_config())
     elif change == "documents":
         (documents / "en.jsonl").write_text(
             json.dumps({"text": "A text of which nothing is known. " * 9}) + "\n"

@@ -33,7 +33,7 @@ _WARM_TOKENS = 32
 # A 27B on a cold GPU host compiles for 200 s.
 _START_SECONDS = 1800.0
 _DESCRIBE = (
-    "import json, torch; from gptq_hybrid.evaluate import environment; "
+    "import json, torch; from gptq_hybrid.common.machine import environment; "
     "print(json.dumps([torch.cuda.is_available(), environment('cuda' if torch.cuda.is_available() else 'cpu')]))"
 )
 

@@ -19,8 +19,8 @@ from gptq_hybrid.common.errors import CheckpointError
 from ._stack import TextStack
 from ._weights import Weights
 
-# Rows of the output head that are widened to float32 at once: 335 MB at 5,120.
-_ROWS = 16_384
+# Channels of the output head that are widened to float32 at once: 335 MB at 5,120 inputs.
+_CHANNELS = 16_384
 _NORMS = ("norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden")
 
 
@@ -50,9 +50,9 @@ class OutputHead:
         """
         states = hidden.to(device=self.weight.device, dtype=torch.float32)
         out = torch.empty(states.shape[0], self.vocabulary, dtype=torch.float32, device=self.weight.device)
-        for start in range(0, self.vocabulary, _ROWS):
-            rows = self.weight[start : start + _ROWS].to(torch.float32)
-            out[:, start : start + _ROWS] = states @ rows.t()
+        for start in range(0, self.vocabulary, _CHANNELS):
+            channels = self.weight[start : start + _CHANNELS].to(torch.float32)
+            out[:, start : start + _CHANNELS] = states @ channels.t()
         return out
 
 

@@ -31,5 +31,6 @@ def qwen36_check_rules() -> list[Rule]:
 @hookimpl
 def qwen36_calibration_sources() -> list[CalibrationSource]:
     from gptq_hybrid.calibration import BUILTIN_SOURCES
+    from gptq_hybrid.demo.text import DEMO_SOURCE
 
-    return list(BUILTIN_SOURCES)
+    return [*BUILTIN_SOURCES, DEMO_SOURCE]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gptq_hybrid.demo.builder import DemoCheckpoint, DemoSpec, build_demo_checkpoint
+from gptq_hybrid.demo import DemoCheckpoint, DemoSpec, build_demo_checkpoint
 
 SAMPLES, MAX_LENGTH = 24, 192
 

@@ -1,4 +1,4 @@
-"""Calibration rows and evaluation documents: where they come from and how they become token ids."""
+"""Calibration rows and evaluation documents: where they come from, and how they become token ids."""
 
 from ._documents import Document, EncodedDocument, encode_documents, load_documents
 from ._load import Calibration, load_calibration

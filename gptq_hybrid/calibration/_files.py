@@ -1,4 +1,4 @@
-"""Rows of local files: JSONL (plain, .gz or .xz) and text documents, single or a folder of them."""
+"""Rows of local files: JSONL (plain, .gz or .xz) and text documents, single or in a folder."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import Any, Literal, TextIO
 
 from gptq_hybrid.common.errors import HybridError
 
-from .rows import Row, check_row
+from .rows import Row, parse_row
 
 JSONL_ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".jsonl.xz")
 TEXT_ENDINGS = (".txt", ".md", ".rst", ".text")
 FILE_ENDINGS = JSONL_ENDINGS + TEXT_ENDINGS
-# Calibration rows begin with the beginning of a text: a book in one piece would count for one row. English
+# A calibration row starts where a piece of text starts, so a book in one piece would give only one row. English
 # has about 4 characters a token.
 _PIECE = 32_000
 
 
-def on_disk(spec: str) -> Literal["file", "folder"] | None:
-    """What ``spec`` names on this disk. Text that could be no path names nothing."""
+def path_kind(spec: str) -> Literal["file", "folder"] | None:
+    """Say what ``spec`` names on this disk; None for nothing, and for text that cannot be a path."""
     if not spec:
         return None
     try:
@@ -33,24 +33,24 @@ def on_disk(spec: str) -> Literal["file", "folder"] | None:
 
 
 def jsonl_files(path: Path) -> list[Path]:
-    """``path`` itself, or the JSONL files of a folder, sorted by name."""
+    """Return ``path`` itself, or the JSONL files of a folder, sorted by name."""
     if not path.is_dir():
         return [path]
     return sorted(file for file in path.iterdir() if file.is_file() and file.name.endswith(JSONL_ENDINGS))
 
 
 def text_files(path: Path) -> list[Path]:
-    """``path`` itself, or the text files below a folder, at any depth, sorted by path."""
+    """Return ``path`` itself, or the text files below a folder, at any depth, sorted by path."""
     if not path.is_dir():
         return [path]
     return sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in TEXT_ENDINGS)
 
 
 def read_jsonl(path: Path) -> Iterator[Row]:
-    """The checked rows of one file; ``domain`` is each row's own, or the file's name without its ending.
+    """Read the rows of one file; ``domain`` is each row's own, or the file's name without its ending.
 
     Raises:
-        HybridError: the file cannot be read, or a line is not a row; the line is named.
+        HybridError: the file cannot be read, or a line is not a row; the message names the line.
     """
     if not path.is_file():
         raise HybridError(f"calibration file {path} does not exist")
@@ -60,21 +60,22 @@ def read_jsonl(path: Path) -> Iterator[Row]:
     try:
         with _open(path) as handle:
             for number, line in enumerate(handle, 1):
-                yield {"domain": domain, **_row(path, number, line)}
+                yield {"domain": domain, **_parse_line(path, number, line)}
     except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError) as error:
         raise HybridError(f"calibration file {path} cannot be read: {error}") from error
 
 
-def jsonl_folder(spec: str) -> bool:
+def is_jsonl_folder(spec: str) -> bool:
     """Whether ``spec`` is a folder that holds JSONL files."""
-    return on_disk(spec) == "folder" and bool(jsonl_files(Path(spec)))
+    return path_kind(spec) == "folder" and bool(jsonl_files(Path(spec)))
 
 
 def read_text(path: Path) -> Iterator[Row]:
-    """A text file in pieces of at most 32,000 characters, ended at a paragraph, line or word where one ends.
+    """Read a text file in pieces of at most 32,000 characters, each ended at a paragraph, line or word if
+    possible.
 
     Raises:
-        HybridError: it cannot be read as UTF-8.
+        HybridError: the file cannot be read as UTF-8.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -84,16 +85,16 @@ def read_text(path: Path) -> Iterator[Row]:
         end = len(text)
         if end > _PIECE:
             ends = (text.rfind(mark, _PIECE // 2, _PIECE) + len(mark) for mark in ("\n\n", "\n", " "))
-            end = next((found for found in ends if found > _PIECE // 2), _PIECE)
+            end = next((place for place in ends if place > _PIECE // 2), _PIECE)
         yield {"text": text[:end]}
         text = text[end:]
 
 
 def describe_files(files: Sequence[Path], root: Path) -> dict[str, Any]:
-    """For the manifest: how many files, and one SHA-256 over them.
+    """Describe files for the manifest: how many, and one SHA-256 over them.
 
-    Of a single file it is the file's own; of several, that of the lines ``SHA-256  NAME`` (as ``sha256sum``
-    prints them, names relative to ``root``) in the order of names.
+    For a single file it is the file's own SHA-256. For several it is the SHA-256 of the lines ``SHA-256  NAME``
+    that ``sha256sum`` prints, with names relative to ``root``, in the order of names.
     """
     if root.is_file():
         return {"sha256": _file_sha256(root)}
@@ -115,7 +116,7 @@ def _open(path: Path) -> TextIO:
     return path.open(encoding="utf-8")
 
 
-def _row(path: Path, number: int, line: str) -> Row:
+def _parse_line(path: Path, number: int, line: str) -> Row:
     if not line.strip():
         raise HybridError(f"{path}: line {number} is empty", remedy="Remove it.")
     try:
@@ -123,7 +124,7 @@ def _row(path: Path, number: int, line: str) -> Row:
     except ValueError as error:
         raise HybridError(f"{path}: line {number} is not valid JSON: {error}") from error
     try:
-        return check_row(parsed)
+        return parse_row(parsed)
     except ValueError as error:
         raise HybridError(
             f"{path}: line {number} {error}", remedy='A row is {"messages": [...]} or {"text": "..."}.'

@@ -51,7 +51,7 @@ class HybridDefinition:
     for a checkpoint without its MTP head. ``module_records`` holds a
     :class:`~gptq_hybrid.upstream.ModuleRecord` by module name after ``quantize``.
     ``calibration_manifest`` (of ``gptq_hybrid.calibration.load_calibration``), where
-    set, is saved as ``calibration.json``, ``draft_vocab`` (of ``gptq_hybrid.draft_vocab.draft_vocab_of``) as
+    set, is saved as ``calibration.json``, ``draft_vocab`` (of ``gptq_hybrid.draft_vocab.draft_vocab_from_rows``) as
     ``draft_vocab.json``. ``packaging``
     (:class:`~gptq_hybrid.recipes.packaging.Packaging`): whether the writer packs the output
     head and the MTP head, and leaves the vision tower out; set it before ``quantize``. ``limits``: past which

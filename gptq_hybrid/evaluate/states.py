@@ -1,4 +1,4 @@
-"""Hidden states on disk: where an interrupted evaluation goes on, and a reference need not be computed twice."""
+"""Hidden states on disk, so that an interrupted run continues and a reference is computed only once."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from gptq_hybrid.checkpoint import Checkpoint
 from gptq_hybrid.common.atomic import fsync_path
 from gptq_hybrid.common.errors import HybridError
 
-_BLOCKS, _BLOCK = 64, 4096
+_BLOCKS, _BLOCK_BYTES = 64, 4096
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
-    """SHA-256 of what a checkpoint's weights are: config, and of each file name, header and 64 spread blocks.
+    """Hash the config and, of each weight file, its name, size, header and 64 blocks at even distances: SHA-256.
 
-    Reading all of a 27B model would take a minute. A change of a few values can go unnoticed: states on disk are
-    also tied to the time a file was last written, see :func:`state_key`.
+    Reading all of a 27B model would take a minute. A change of a few values can go unnoticed, so states on disk
+    are also tied to the time a file was last written, see :func:`state_key`.
     """
     digest = hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True).encode())
     assert checkpoint.loaded, "headers are read before a fingerprint is taken"
@@ -42,30 +42,33 @@ def fingerprint(checkpoint: Checkpoint) -> str:
             body = 8 + header
             for number in range(_BLOCKS):
                 handle.seek(body + (size - body) * number // _BLOCKS)
-                digest.update(handle.read(_BLOCK))
+                digest.update(handle.read(_BLOCK_BYTES))
     return digest.hexdigest()
 
 
 def state_key(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> str:
-    """What states on disk belong to: a checkpoint as it lies there now, and all that decides the numbers."""
+    """Make a cache key: the checkpoint's files with their mtimes, and every setting that affects the result."""
     times = [(name, (checkpoint.path / name).stat().st_mtime_ns) for name in checkpoint.referenced]
     content = json.dumps([fingerprint(checkpoint), times, dict(settings)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
-class Saved:
-    """Tensors by name, and how many layers they are behind."""
+class SavedStates:
+    """Tensors by name, and how many layers have run."""
 
     tensors: dict[str, torch.Tensor]
     layers: int
 
 
 class StateStore:
-    """States of one checkpoint under ``folder``; at most one file, replaced as a whole.
+    """The states of one checkpoint: at most one file in ``folder``, replaced as a whole.
 
-    ``every``: seconds between two savings while layers run. Writing 128k tokens of the 27B (2.6 GB) takes seconds,
-    as running one of its layers does.
+    Args:
+        folder: where the file goes.
+        key: what the states belong to, of :func:`state_key`.
+        every: seconds between two savings while layers run. Writing 128k tokens of the 27B (2.6 GB) takes seconds,
+            as running one of its layers does.
     """
 
     def __init__(self, folder: Path, key: str, *, every: float = 60.0) -> None:
@@ -74,13 +77,13 @@ class StateStore:
         self._every = every
         self._last = time.monotonic()
 
-    def load(self) -> Saved | None:
-        """What was saved under this key, or None. A file cut short counts as none.
+    def load(self) -> SavedStates | None:
+        """Return what was saved under this key; None if nothing was, or the file is cut short.
 
-        What a killed run left of a file it was writing (GBs, at 27B) is removed.
+        Also remove what a killed run left of a file it was writing: GBs, at 27B.
         """
-        for left in self.path.parent.glob(f".{self.path.name}.*.tmp"):
-            shutil.rmtree(left)
+        for leftover in self.path.parent.glob(f".{self.path.name}.*.tmp"):
+            shutil.rmtree(leftover)
         if not self.path.is_file():
             return None
         try:
@@ -88,7 +91,7 @@ class StateStore:
                 metadata = handle.metadata() or {}
                 if metadata.get("key") != self._key:
                     return None
-                return Saved({n: handle.get_tensor(n) for n in handle.keys()}, int(metadata["layers"]))  # noqa: SIM118
+                return SavedStates({n: handle.get_tensor(n) for n in handle.keys()}, int(metadata["layers"]))  # noqa: SIM118
         except SafetensorError:
             return None
 
@@ -98,12 +101,12 @@ class StateStore:
             self.save(tensors, layers)
 
     def save(self, tensors: Mapping[str, torch.Tensor], layers: int) -> None:
-        """Replace what is there: temporary name, fsync, rename.
+        """Write the file: under a temporary name, then fsync, then rename.
 
         Raises:
-            HybridError: it cannot be written.
+            HybridError: the file cannot be written.
         """
-        # A folder, as safetensors writes to a file of a name of its own beside the one it is given.
+        # A temporary folder, because safetensors writes to a file of its own choice beside the one it is given.
         folder = self.path.with_name(f".{self.path.name}.{uuid4().hex[:8]}.tmp")
         temporary = folder / self.path.name
         try:
@@ -119,7 +122,7 @@ class StateStore:
         except (OSError, SafetensorError) as error:
             raise HybridError(
                 f"hidden states cannot be written to {self.path.parent}: {error}",
-                remedy="Free some space (what was saved before is still there), or use --no-keep-states.",
+                remedy="Free some space, or use --no-keep-states. What was saved before is still there.",
             ) from error
         finally:
             if folder.exists():
@@ -130,12 +133,12 @@ class StateStore:
         self.path.unlink(missing_ok=True)
 
 
-def named(prefix: str, tensors: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """``{"prefix.0": …, "prefix.1": …}``; :func:`listed` undoes it."""
+def name_tensors(prefix: str, tensors: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return ``{"prefix.0": …, "prefix.1": …}``; :func:`list_tensors` undoes it."""
     return {f"{prefix}.{number}": tensor for number, tensor in enumerate(tensors)}
 
 
-def listed(prefix: str, tensors: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
-    """The tensors of ``prefix`` in their order."""
+def list_tensors(prefix: str, tensors: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    """Return the tensors named ``prefix.0``, ``prefix.1``, … in that order."""
     count = sum(name.startswith(f"{prefix}.") for name in tensors)
     return [tensors[f"{prefix}.{number}"] for number in range(count)]

@@ -13,7 +13,7 @@ import gptq_hybrid
 from gptq_hybrid.calibration import DEFAULT_CALIBRATION, DEFAULT_PACK, Calibration, load_calibration
 from gptq_hybrid.checkpoint import Checkpoint, DraftVocab, layout_for
 from gptq_hybrid.common.errors import HybridError
-from gptq_hybrid.draft_vocab import draft_vocab_of
+from gptq_hybrid.draft_vocab import draft_vocab_from_rows
 from gptq_hybrid.quantize.state import (
     ResumePlan,
     RunState,
@@ -130,7 +130,9 @@ def quantize(
         on_manifest(calibration.manifest)
     draft_vocab = None
     if request.keep_mtp:
-        draft_vocab = draft_vocab_of(request.source, tokenizer, calibration.rows, [calibration.manifest])
+        draft_vocab = draft_vocab_from_rows(
+            request.source, tokenizer, calibration.rows, [calibration.manifest]
+        )
     tokens = sum(len(row["input_ids"]) for row in calibration.rows)
     refuse_run(
         Checkpoint.open(request.source),

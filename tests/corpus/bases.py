@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gptq_hybrid.checkpoint import LinearSpec, TensorLayout, layout_for
-from gptq_hybrid.demo.builder import DemoSpec, build_demo_checkpoint
+from gptq_hybrid.demo import DemoSpec, build_demo_checkpoint
 from gptq_hybrid.recipes.packaging import Packaging
 from gptq_hybrid.writer import CheckpointPlan, write_checkpoint
 

@@ -11,11 +11,11 @@ import torch
 
 from gptq_hybrid.checkpoint import Checkpoint
 from gptq_hybrid.common.errors import HybridError
-from gptq_hybrid.evaluate.states import StateStore, fingerprint, listed, named, state_key
+from gptq_hybrid.evaluate.states import StateStore, fingerprint, list_tensors, name_tensors, state_key
 from tests.streaming.rounded import CHECKPOINT
 
 KEY = "0123456789abcdef" * 4
-TENSORS = named("hidden", [torch.arange(6.0).reshape(1, 2, 3), torch.ones(2, 1, 3)])
+TENSORS = name_tensors("hidden", [torch.arange(6.0).reshape(1, 2, 3), torch.ones(2, 1, 3)])
 SHARD = "model-00001-of-00002.safetensors"
 
 
@@ -31,7 +31,9 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     saved = StateStore(tmp_path / "work", KEY).load()
     assert saved is not None
     assert saved.layers == 3
-    for one, other in zip(listed("hidden", saved.tensors), listed("hidden", TENSORS), strict=True):
+    for one, other in zip(
+        list_tensors("hidden", saved.tensors), list_tensors("hidden", TENSORS), strict=True
+    ):
         assert torch.equal(one, other)
     store.remove()
     assert store.load() is None
@@ -40,9 +42,9 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
 
 def test_more_than_ten_batches_keep_their_order() -> None:
     tensors = [torch.full((1,), float(i)) for i in range(23)]
-    assert [t.item() for t in listed("hidden", dict(sorted(named("hidden", tensors).items())))] == list(
-        range(23)
-    )
+    assert [
+        t.item() for t in list_tensors("hidden", dict(sorted(name_tensors("hidden", tensors).items())))
+    ] == list(range(23))
 
 
 def test_a_later_save_replaces_the_earlier_one(tmp_path: Path) -> None:
@@ -92,28 +94,28 @@ def test_what_a_killed_run_left_half_written_is_removed(tmp_path: Path) -> None:
 def test_while_states_are_written_nothing_else_is_beside_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a kill at that moment leaves is found again, whatever names safetensors uses on its way."""
-    seen: list[str] = []
+    """What a kill at that moment leaves is error again, whatever names safetensors uses on its way."""
+    names: list[str] = []
 
     def cut_off(_: object, target: Path, **__: object) -> None:
         (target.parent / ".tmpCw0LWF").write_bytes(b"half")
-        seen.extend(file.name for file in tmp_path.iterdir())
+        names.extend(file.name for file in tmp_path.iterdir())
         raise OSError("no space left")
 
     store = StateStore(tmp_path, KEY)
     monkeypatch.setattr("gptq_hybrid.evaluate.states.save_file", cut_off)
     with pytest.raises(HybridError, match="no space left"):
         store.save(TENSORS, 1)
-    assert len(seen) == 1
-    assert seen[0].startswith(f".{store.path.name}.")
+    assert len(names) == 1
+    assert names[0].startswith(f".{store.path.name}.")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_for_people(tmp_path: Path) -> None:
     (tmp_path / "work").write_text("a file")
-    with pytest.raises(HybridError, match="cannot be written") as found:
+    with pytest.raises(HybridError, match="cannot be written") as error:
         StateStore(tmp_path / "work", KEY).save(TENSORS, 1)
-    assert "--no-keep-states" in str(found.value)
+    assert "--no-keep-states" in str(error.value)
 
 
 def test_a_fingerprint_is_of_the_content(copy: Path) -> None:
@@ -123,7 +125,7 @@ def test_a_fingerprint_is_of_the_content(copy: Path) -> None:
     content = bytearray(shard.read_bytes())
     content[-5000:] = bytes(5000)
     shard.write_bytes(content)
-    # The last of 64 blocks starts at 63/64 of the file: the change must lie in a block to be seen.
+    # The last of 64 blocks starts at 63/64 of the file: the change must lie in a block to be names.
     content[len(content) * 63 // 64 + 2000] ^= 1
     shard.write_bytes(content)
     assert fingerprint(Checkpoint.open(copy)) != first

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 pytest.importorskip("vllm")
 
-from gptq_hybrid.demo.builder import DemoSpec, build_demo_checkpoint
+from gptq_hybrid.demo import DemoSpec, build_demo_checkpoint
 from vllm_qwen36_plugin.errors import MtpHeadError
 
 # No engine, but vLLM's imports and its inspection of the model class: half a minute on two cores.

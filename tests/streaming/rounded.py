@@ -27,20 +27,20 @@ def short_documents() -> list[list[int]]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
-    found = []
+    documents = []
     for domain, length in zip(("en", "python", "zh", "rust", "chat"), LENGTHS, strict=True):
         text = json.loads((HELDOUT / f"{domain}.jsonl").read_text().splitlines()[0])["text"]
-        found.append(tokenizer(text, add_special_tokens=False)["input_ids"][:length])
-    assert tuple(map(len, found)) == LENGTHS
-    return found
+        documents.append(tokenizer(text, add_special_tokens=False)["input_ids"][:length])
+    assert tuple(map(len, documents)) == LENGTHS
+    return documents
 
 
-def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     """Everything a loader finds."""
-    found: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     for name in Checkpoint.open(folder).referenced:
-        found |= load_file(folder / name)
-    return found
+        tensors |= load_file(folder / name)
+    return tensors
 
 
 def copy_with(
@@ -57,9 +57,9 @@ def copy_with(
     return target
 
 
-def config_of(folder: Path = CHECKPOINT) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    return found
+def read_config(folder: Path = CHECKPOINT) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return config
 
 
 def rounded(
@@ -79,7 +79,7 @@ def rounded(
         act_order: seed of a random order of inputs, as act order leaves it: columns stay where they are, their
             groups do not. Inputs of one linear only, which is all that dequantizing has to know.
     """
-    config, tensors = config_of(source), tensors_of(source)
+    config, tensors = read_config(source), read_tensors(source)
     layers = {linear.name for linear in layout_for(config).quantized}
     for name in [n.removesuffix(".weight") for n in tensors if n.endswith(".weight")]:
         if name not in layers and not (also and re.fullmatch(also, name)):

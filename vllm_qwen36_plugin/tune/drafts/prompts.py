@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from gptq_hybrid.calibration.rows import Row, check_row, drawn, row_key, row_text
+from gptq_hybrid.calibration.rows import Row, parse_row, row_key, row_text, shuffle_key
 from gptq_hybrid.common.errors import HybridError
 
 _FORM = 'A line is {"messages": [...]}, {"prompt": "..."} or {"text": "..."}.'
@@ -126,7 +126,7 @@ def read_prompts(path: Path, *, chat: bool) -> Prompts:
     if not rows:
         raise HybridError(f"{path} is empty", remedy=f"Give prompts, one a line. {_FORM}")
     # Files are often sorted by topic, and batch 1 would only ever see the first prompts.
-    return Prompts(path, tuple(prompt for _, prompt in sorted(rows, key=lambda row: drawn(0, row[0]))))
+    return Prompts(path, tuple(prompt for _, prompt in sorted(rows, key=lambda row: shuffle_key(0, row[0]))))
 
 
 def _open(path: Path) -> TextIO:
@@ -159,7 +159,7 @@ def _read(line: str, *, chat: bool) -> tuple[str, Prompt]:
             parsed = {**parsed, "messages": [{"role": "user", "content": prompt}]}
         else:
             parsed = {**parsed, "text": prompt}
-    row = check_row(parsed)
+    row = parse_row(parsed)
     return row_key(row), _prompt(row, chat=chat)
 
 

@@ -74,10 +74,10 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_token_ids_are_the_templates_and_the_key_is_theirs(tokenizer: Any) -> None:
-    [found] = encode_documents([Document("chat", {"messages": CHAT})], tokenizer, 100)
-    assert tokenizer.decode(found.input_ids).startswith("<|im_start|>user\nWhy is the sky blue?<|im_end|>")
-    packed = b"".join(token.to_bytes(4, "little") for token in found.input_ids)
-    assert (found.domain, found.key) == ("chat", sha256(packed).hexdigest())
+    [encoded] = encode_documents([Document("chat", {"messages": CHAT})], tokenizer, 100)
+    assert tokenizer.decode(encoded.input_ids).startswith("<|im_start|>user\nWhy is the sky blue?<|im_end|>")
+    packed = b"".join(token.to_bytes(4, "little") for token in encoded.input_ids)
+    assert (encoded.domain, encoded.key) == ("chat", sha256(packed).hexdigest())
 
 
 def test_documents_that_differ_only_past_the_cut_are_one(tokenizer: Any) -> None:

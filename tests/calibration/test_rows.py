@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from gptq_hybrid.calibration.encode import RejectedRowError, encode_row
-from gptq_hybrid.calibration.rows import check_row, row_key
+from gptq_hybrid.calibration.rows import parse_row, row_key
 from gptq_hybrid.demo.builder import DemoCheckpoint
 
 # The parts of Qwen3.6's template that matter here, in its words' order: tools first, the thinking block of
@@ -38,13 +38,13 @@ TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type
 
 @pytest.fixture
 def tokenizer(original: DemoCheckpoint) -> Any:
-    found = AutoTokenizer.from_pretrained(original.path)
-    found.chat_template = TEMPLATE
-    return found
+    tokenizer = AutoTokenizer.from_pretrained(original.path)
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
 
 
 def templated(row: dict[str, Any], tokenizer: Any, **template: Any) -> str:
-    return str(tokenizer.decode(encode_row(check_row(row), tokenizer, 4096, template)))
+    return str(tokenizer.decode(encode_row(parse_row(row), tokenizer, 4096, template)))
 
 
 def answer(**message: Any) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def test_a_conversation_in_hermes_form_is_written_in_the_models(tokenizer: Any) 
         ("tool", '<tool_response>\n{"degrees": 20}\n</tool_response>'),
         ("gpt", "20 °C."),
     ]
-    row = check_row({"conversations": [{"from": who, "value": what} for who, what in turns], "tools": [TOOL]})
+    row = parse_row({"conversations": [{"from": who, "value": what} for who, what in turns], "tools": [TOOL]})
     assert [message["role"] for message in row["messages"]] == ["user", "assistant", "tool", "assistant"]
     assert row["messages"][1]["content"] == "Let me see."
     assert row["messages"][2]["content"] == '{"degrees": 20}'
@@ -101,7 +101,7 @@ def test_a_conversation_in_hermes_form_is_written_in_the_models(tokenizer: Any) 
 
 def test_a_call_that_is_no_json_stays_as_it_is() -> None:
     content = "<tool_call>\n{'name': oops}\n</tool_call>"
-    assert check_row(answer(content=content))["messages"][1]["content"] == content
+    assert parse_row(answer(content=content))["messages"][1]["content"] == content
 
 
 @pytest.mark.parametrize(
@@ -123,18 +123,20 @@ def test_a_call_that_is_no_json_stays_as_it_is() -> None:
 )
 def test_what_is_no_row(row: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        check_row(row)
+        parse_row(row)
 
 
 def test_what_the_template_refuses_is_told_apart(tokenizer: Any) -> None:
-    row = check_row({"messages": [{"role": "narrator", "content": "Once upon a time"}]})
+    row = parse_row({"messages": [{"role": "narrator", "content": "Once upon a time"}]})
     with pytest.raises(RejectedRowError, match="Unexpected role"):
         encode_row(row, tokenizer, 100)
 
 
 def test_rows_are_compared_by_what_was_said_case_and_space_aside() -> None:
-    asked = {"role": "user", "content": "How  warm\nis it in ROME?"}
+    question = {"role": "user", "content": "How  warm\nis it in ROME?"}
     system = {"role": "system", "content": "Be brief."}
-    assert row_key(check_row({"messages": [system, asked]})) == row_key(check_row({"messages": [QUESTION]}))
+    assert row_key(parse_row({"messages": [system, question]})) == row_key(
+        parse_row({"messages": [QUESTION]})
+    )
     assert row_key({"text": "ﬁne"}) == row_key({"text": "Fine"})
-    assert row_key(check_row(answer(content="20"))) != row_key(check_row(answer(content="21")))
+    assert row_key(parse_row(answer(content="20"))) != row_key(parse_row(answer(content="21")))

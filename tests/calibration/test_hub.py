@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gptq_hybrid.calibration._hub import HubSpec, is_hub_spec, mapped, parse_hub_spec
+from gptq_hybrid.calibration._hub import HubSpec, is_hub_spec, map_columns, parse_hub_spec
 from gptq_hybrid.common.errors import HybridError
 
 from .dataset_hub import COMMIT, DatasetHub, dataset_hub
@@ -31,7 +31,7 @@ configs:
 ASK = """\
 import json, sys
 from gptq_hybrid.calibration._sources import find_source, load_rows
-from gptq_hybrid.checkpoint import HybridError
+from gptq_hybrid.common.errors import HybridError
 for spec in sys.argv[1:]:
     try:
         print(json.dumps([load_rows(spec, 4, 0), find_source(spec).describe(spec)]))
@@ -56,11 +56,11 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DatasetHub]:
         {
             "messages": [
                 {"role": "user", "content": "hello"},
-                {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": given}]},
+                {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": call}]},
             ],
             "domain": "theirs",
         }
-        for given in arguments
+        for call in arguments
     ]
     pq.write_table(pa.Table.from_pylist([*rows, {"messages": []}]), folder / "chat" / "0.parquet")
     (folder / "README.md").write_text(CARD)
@@ -93,8 +93,8 @@ def answers(hub: DatasetHub, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 def test_columns_become_a_conversation_and_the_commit_is_noted(answers: dict[str, Any]) -> None:
     rows, facts = answers["me/data:test#user=problem,assistant=solution"]
-    asked = sorted(row["messages"][0]["content"] for row in rows)
-    assert asked == ["test 0", "test 1", "test 2"]
+    questions = sorted(row["messages"][0]["content"] for row in rows)
+    assert questions == ["test 0", "test 1", "test 2"]
     assert [message["role"] for message in rows[0]["messages"]] == ["user", "assistant"]
     assert rows[0]["messages"][1]["content"] == rows[0]["messages"][0]["content"].replace("test", "answer")
     assert facts == {"revision": COMMIT, "licence": "mit"}
@@ -159,7 +159,7 @@ def test_what_is_no_data_set_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_reasoning_of_a_column_of_its_own_goes_with_the_answer() -> None:
     row = {"q": "why?", "r": "because", "a": "so"}
     columns = (("user", "q"), ("reasoning", "r"), ("assistant", "a"))
-    assert mapped(row, columns)["messages"] == [
+    assert map_columns(row, columns)["messages"] == [
         {"role": "user", "content": "why?"},
         {"role": "assistant", "content": "so", "reasoning_content": "because"},
     ]

@@ -12,26 +12,12 @@ import pytest
 from transformers import AutoTokenizer
 
 from gptq_hybrid.calibration import Calibration, load_calibration, load_documents, load_rows
-from gptq_hybrid.calibration._duplicates import Seen
+from gptq_hybrid.calibration._duplicates import TextIndex
 from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.demo.builder import DemoCheckpoint
 
-WORDS = (
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "red",
-    "blue",
-    "green",
-    "fast",
-    "slow",
-    "old",
-)
+SENTENCE = "one two three four five six seven eight red blue green fast slow old"
+WORDS = SENTENCE.split()
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +40,13 @@ def mix(folder: Path, *parts: str) -> str:
     return str(folder / "mix.toml")
 
 
-def tokens(found: Calibration) -> dict[str, int]:
-    return {name: domain["tokens"] for name, domain in found.manifest["domains"].items()}
+def tokens(calibration: Calibration) -> dict[str, int]:
+    return {name: domain["tokens"] for name, domain in calibration.manifest["domains"].items()}
 
 
-def dropped(found: Calibration) -> Counter[str]:
+def dropped(calibration: Calibration) -> Counter[str]:
     counts: Counter[str] = Counter()
-    for domain in found.manifest["domains"].values():
+    for domain in calibration.manifest["domains"].values():
         counts.update(domain["dropped"])
     return counts
 
@@ -77,13 +63,13 @@ SHORT, LONG = 'name = "short"\nsource = "short.jsonl"', 'name = "long"\nsource =
 
 
 def test_weights_are_shares_of_tokens_whatever_the_lengths_of_rows(two: Path, tokenizer: Any) -> None:
-    found = load_calibration(mix(two, SHORT, LONG), tokenizer, samples=64, max_length=512)
-    assert len(found.rows) == found.manifest["rows"] == 64
-    assert tokens(found)["long"] / tokens(found)["short"] == pytest.approx(3, rel=0.1)
+    calibration = load_calibration(mix(two, SHORT, LONG), tokenizer, samples=64, max_length=512)
+    assert len(calibration.rows) == calibration.manifest["rows"] == 64
+    assert tokens(calibration)["long"] / tokens(calibration)["short"] == pytest.approx(3, rel=0.1)
     assert (
-        sum(tokens(found).values())
-        == found.manifest["tokens"]
-        == sum(len(r["input_ids"]) for r in found.rows)
+        sum(tokens(calibration).values())
+        == calibration.manifest["tokens"]
+        == sum(len(r["input_ids"]) for r in calibration.rows)
     )
 
 
@@ -101,16 +87,16 @@ def test_the_order_of_parts_and_of_lines_makes_no_difference(two: Path, tokenize
 def test_a_part_that_runs_dry_or_is_capped_leaves_its_share_to_the_others(two: Path, tokenizer: Any) -> None:
     write(two / "few.jsonl", *({"text": passage(n)} for n in range(2000, 2003)))
     parts = SHORT, LONG + "\nmax_rows = 2", 'name = "few"\nsource = "few.jsonl"'
-    found = load_calibration(mix(two, *parts), tokenizer, samples=20, max_length=512)
-    rows = {name: domain["documents"] for name, domain in found.manifest["domains"].items()}
+    calibration = load_calibration(mix(two, *parts), tokenizer, samples=20, max_length=512)
+    rows = {name: domain["documents"] for name, domain in calibration.manifest["domains"].items()}
     assert rows == {"few": 3, "long": 2, "short": 15}
-    assert [s["domain"] for s in found.manifest["sources"] if s.get("exhausted")] == ["few"]
+    assert [s["domain"] for s in calibration.manifest["sources"] if s.get("exhausted")] == ["few"]
 
 
 def test_only_full_rows(two: Path, tokenizer: Any) -> None:
     full = 'name = "long"\nsource = "short.jsonl"\nonly_full = true'
-    found = load_calibration(mix(two, full), tokenizer, samples=8, max_length=32)
-    assert {len(row["input_ids"]) for row in found.rows} == {32}
+    calibration = load_calibration(mix(two, full), tokenizer, samples=8, max_length=32)
+    assert {len(row["input_ids"]) for row in calibration.rows} == {32}
     with pytest.raises(HybridError, match=r"400 short"):
         load_calibration(mix(two, full), tokenizer, samples=8, max_length=512)
 
@@ -118,10 +104,10 @@ def test_only_full_rows(two: Path, tokenizer: Any) -> None:
 def test_a_part_may_take_some_domains_of_a_source(tmp_path: Path, tokenizer: Any) -> None:
     write(tmp_path / "all.jsonl", *({"text": passage(n), "domain": "abc"[n % 3]} for n in range(30)))
     spec = mix(tmp_path, 'name = "two"\nsource = "all.jsonl"\ndomains = ["a", "c"]')
-    found = load_calibration(spec, tokenizer, samples=30, max_length=512)
-    assert found.manifest["domains"]["two"]["documents"] == 20
-    wanted = {passage(n) for n in range(30) if n % 3 != 1}
-    assert {tokenizer.decode(row["input_ids"]) for row in found.rows} == wanted
+    calibration = load_calibration(spec, tokenizer, samples=30, max_length=512)
+    assert calibration.manifest["domains"]["two"]["documents"] == 20
+    expected = {passage(n) for n in range(30) if n % 3 != 1}
+    assert {tokenizer.decode(row["input_ids"]) for row in calibration.rows} == expected
 
 
 def test_equal_and_nearly_equal_texts_are_taken_once_across_parts(tmp_path: Path, tokenizer: Any) -> None:
@@ -134,19 +120,19 @@ def test_equal_and_nearly_equal_texts_are_taken_once_across_parts(tmp_path: Path
         {"text": passage(3)},
     )
     spec = mix(tmp_path, 'name = "a"\nsource = "a.jsonl"', 'name = "b"\nsource = "b.jsonl"')
-    found = load_calibration(spec, tokenizer, samples=10, max_length=512)
-    assert len(found.rows) == 3
-    assert dropped(found)["duplicate"] + dropped(found)["near_duplicate"] == 2
+    calibration = load_calibration(spec, tokenizer, samples=10, max_length=512)
+    assert len(calibration.rows) == 3
+    assert dropped(calibration)["duplicate"] + dropped(calibration)["near_duplicate"] == 2
 
 
 def test_texts_without_spaces_are_compared_by_character() -> None:
-    seen = Seen(0.7, 1000)
+    index = TextIndex(0.7, 1000)
     text = "".join(chr(0x4E00 + 7 * n) for n in range(60))
-    seen.add({"text": text})
-    assert seen.find({"text": f"\n{text} "}) == "exact"
-    assert seen.find({"text": text[10:] + "".join(chr(0x5E00 + n) for n in range(10))}) == "near"
-    assert seen.find({"text": text[:12] + "".join(chr(0x5E00 + n) for n in range(48))}) is None
-    assert seen.find({"text": text[:12]}) is None
+    index.add({"text": text})
+    assert index.find({"text": f"\n{text} "}) == "exact"
+    assert index.find({"text": text[10:] + "".join(chr(0x5E00 + n) for n in range(10))}) == "near"
+    assert index.find({"text": text[:12] + "".join(chr(0x5E00 + n) for n in range(48))}) is None
+    assert index.find({"text": text[:12]}) is None
 
 
 def test_texts_that_share_a_sentence_are_both_taken(tmp_path: Path, tokenizer: Any) -> None:
@@ -159,11 +145,11 @@ def test_what_is_evaluated_on_is_not_calibrated_on(tmp_path: Path, tokenizer: An
     rows = write(tmp_path / "rows.jsonl", *({"text": passage(n, 120)} for n in range(10)))
     cut = passage(3, 120)[:250]
     held = write(tmp_path / "held.jsonl", {"text": passage(7, 120).title()}, {"text": cut, "domain": "x"})
-    found = load_calibration(str(rows), tokenizer, samples=10, max_length=512, exclude=[held])
-    texts = [tokenizer.decode(row["input_ids"]) for row in found.rows]
-    assert dropped(found) == {"excluded": 2}
+    calibration = load_calibration(str(rows), tokenizer, samples=10, max_length=512, exclude=[held])
+    texts = [tokenizer.decode(row["input_ids"]) for row in calibration.rows]
+    assert dropped(calibration) == {"excluded": 2}
     assert sorted(text.split(":")[0] for text in texts) == sorted("01245689")
-    [note] = found.manifest["excluded"]
+    [note] = calibration.manifest["excluded"]
     assert note["file"] == "held.jsonl"
     with pytest.raises(HybridError, match="cannot be excluded"):
         load_calibration(str(rows), tokenizer, exclude=["demo"])
@@ -175,8 +161,8 @@ def test_held_out_rows_are_evaluated_on_and_never_calibrated_on(two: Path, token
     assert {document.domain for document in documents} == {"short"}
     assert 60 < len(documents) < 140
     for seed in range(2):
-        found = load_calibration(spec, tokenizer, samples=400, max_length=512, seed=seed)
-        drawn = {tokenizer.decode(row["input_ids"]) for row in found.rows}
+        calibration = load_calibration(spec, tokenizer, samples=400, max_length=512, seed=seed)
+        drawn = {tokenizer.decode(row["input_ids"]) for row in calibration.rows}
         assert not drawn & {document.row["text"] for document in documents}
         assert len(drawn) + len(documents) == 400
 
@@ -202,8 +188,8 @@ def test_rows_of_a_plugins_source_are_checked(tokenizer: Any, monkeypatch: pytes
     rows: list[dict[str, Any]] = [{"text": passage(n)} for n in range(3)]
     source = CalibrationSource("mine", lambda spec: spec == "mine", lambda *_: [{"text": ""}, *rows])
     monkeypatch.setattr(_sources, "calibration_sources", lambda: [source])
-    found = load_calibration("mine", tokenizer, samples=5, max_length=512)
-    assert (len(found.rows), dropped(found)) == (3, {"malformed": 1})
+    calibration = load_calibration("mine", tokenizer, samples=5, max_length=512)
+    assert (len(calibration.rows), dropped(calibration)) == (3, {"malformed": 1})
     rows[:] = [{"prompt": "x"}] * 200
     with pytest.raises(HybridError, match="none of the first 100 rows can be used"):
         load_calibration("mine", tokenizer)
@@ -217,7 +203,7 @@ def test_rows_the_template_refuses_are_left_out_and_counted(tmp_path: Path, toke
     )
     bad = {"messages": [{"role": "user", "content": passage(9)}, {"role": "user", "content": "again"}]}
     path = write(tmp_path / "a.jsonl", *good, bad)
-    found = load_calibration(str(path), tokenizer, samples=9, max_length=512)
-    assert (len(found.rows), dropped(found)) == (3, {"rejected": 1})
+    calibration = load_calibration(str(path), tokenizer, samples=9, max_length=512)
+    assert (len(calibration.rows), dropped(calibration)) == (3, {"rejected": 1})
     with pytest.raises(HybridError, match=r"1 rejected\); the chat template rejects .*one!"):
         load_calibration(str(write(tmp_path / "b.jsonl", bad)), tokenizer)

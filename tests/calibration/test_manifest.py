@@ -32,8 +32,8 @@ def test_packing_keeps_every_document_whole_and_rows_within_the_length(lengths: 
     documents = [[number + 1] * length for number, length in enumerate(lengths)]
     rows = pack_rows(documents, 40, END)
     assert all(len(row) <= 40 for row in rows)
-    found = [piece for row in rows for piece in _split(row)]
-    assert sorted(found) == sorted(documents)
+    pieces = [piece for row in rows for piece in _split(row)]
+    assert sorted(pieces) == sorted(documents)
     # First fit leaves at most one row that is not more than half full.
     assert sum(len(row) + 1 <= 20 for row in rows) <= 1
 
@@ -49,17 +49,17 @@ def _split(row: list[int]) -> list[list[int]]:
 
 
 def test_packed_rows_are_nearly_full_and_counted_in_tokens(tokenizer: Any) -> None:
-    found = load_calibration("demo", tokenizer, samples=20, max_length=512, pack=True)
-    lengths = sorted(len(row["input_ids"]) for row in found.rows)
-    documents = sum(domain["tokens"] for domain in found.manifest["domains"].values())
+    calibration = load_calibration("demo", tokenizer, samples=20, max_length=512, pack=True)
+    lengths = sorted(len(row["input_ids"]) for row in calibration.rows)
+    documents = sum(domain["tokens"] for domain in calibration.manifest["domains"].values())
     assert 20 * 512 <= documents < 21 * 512
     assert 20 <= len(lengths) <= 22
     # Documents are whole, and which there are depends on the documentation of the Python that runs.
     assert lengths[len(lengths) // 4] > 0.85 * 512
     end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
-    joined = sum(row["input_ids"].count(end) for row in found.rows)
-    assert joined == found.manifest["domains"]["demo"]["documents"] - len(found.rows)
-    assert all(row["attention_mask"] == [1] * len(row["input_ids"]) for row in found.rows)
+    joined = sum(row["input_ids"].count(end) for row in calibration.rows)
+    assert joined == calibration.manifest["domains"]["demo"]["documents"] - len(calibration.rows)
+    assert all(row["attention_mask"] == [1] * len(row["input_ids"]) for row in calibration.rows)
 
 
 def test_the_token_between_documents() -> None:
@@ -82,9 +82,9 @@ def test_the_manifest_can_be_checked_against_the_rows_and_names_no_folder(
     (tmp_path / "a.jsonl").write_text("".join(text))
     toml = '[[part]]\nname = "docs"\nsource = "a.jsonl"\nweight = 2\ntemplate = {enable_thinking = false}\n'
     (tmp_path / "my.toml").write_text(toml + '[[part]]\nname = "talk"\nsource = "demo"\nlicence = "PSF"\n')
-    found = load_calibration(str(tmp_path / "my.toml"), tokenizer, samples=9, max_length=128, seed=3)
-    manifest = json.loads(json.dumps(found.manifest))
-    ids = [row["input_ids"] for row in found.rows]
+    calibration = load_calibration(str(tmp_path / "my.toml"), tokenizer, samples=9, max_length=128, seed=3)
+    manifest = json.loads(json.dumps(calibration.manifest))
+    ids = [row["input_ids"] for row in calibration.rows]
     digest = sha256(
         b"".join(struct.pack("<I", len(r)) + b"".join(struct.pack("<I", t) for t in r) for r in ids)
     )

@@ -74,11 +74,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.paths.append(path)
         if not path.startswith(f"{_API}/paths-info/"):
             return self.send_json({"error": "absent"}, 404)
-        asked = json.loads(body)["paths"] if body.startswith("{") else parse_qs(body)["paths"]
-        known = {file["path"]: file for file in self.server.files()}
-        folders = {str(parent) for name in known for parent in Path(name).parents}
-        found = [known.get(name) or _folder(name) for name in asked if name in known or name in folders]
-        return self.send_json(found)
+        names = json.loads(body)["paths"] if body.startswith("{") else parse_qs(body)["paths"]
+        files = {file["path"]: file for file in self.server.files()}
+        folders = {str(parent) for name in files for parent in Path(name).parents}
+        entries = [files.get(name) or _folder(name) for name in names if name in files or name in folders]
+        return self.send_json(entries)
 
     def send_tree(self, folder: str) -> None:
         recursive = parse_qs(urlsplit(self.path).query).get("recursive", ["false"])[0].lower() == "true"
@@ -99,10 +99,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def send_file(self, data: bytes) -> None:
         headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{sha1(data).hexdigest()}"', "Accept-Ranges": "bytes"}
-        asked = self.headers.get("Range")
-        if asked is None:
+        requested = self.headers.get("Range")
+        if requested is None:
             return self.respond(200, headers, data)
-        first, _, last = asked.removeprefix("bytes=").partition("-")
+        first, _, last = requested.removeprefix("bytes=").partition("-")
         end = min(int(last) + 1 if last else len(data), len(data))
         headers["Content-Range"] = f"bytes {first}-{end - 1}/{len(data)}"
         return self.respond(206, headers, data[int(first) : end])

@@ -1,7 +1,8 @@
-"""What a module is replaced by: its rounded weights, or those of a quantized checkpoint."""
+"""The precisions a module is tried in: its rounded weights, or those of a quantized checkpoint."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -19,8 +20,8 @@ from ._units import Unit
 STORED = "stored"
 
 
-class Form(Protocol):
-    """One way of storing modules. ``key`` names it in files, ``label`` to people and in results."""
+class Precision(Protocol):
+    """One way of storing modules. ``key`` names it in files, ``label`` in results and to people."""
 
     @property
     def key(self) -> str: ...
@@ -34,14 +35,14 @@ class Form(Protocol):
     def bits(self, unit: Unit) -> int: ...
 
     def stored_bytes(self, unit: Unit) -> int:
-        """Size of ``unit`` in a file."""
+        """Return the size of ``unit`` in a file."""
 
     def weight(self, linear: LinearSpec, dense: torch.Tensor) -> torch.Tensor:
-        """What takes the place of ``dense`` ``[out_features, in_features]``: float32, same shape and device."""
+        """Return the replacement for ``dense`` ``[out_features, in_features]``: float32, same shape and device."""
 
 
 class Rounded:
-    """Round to nearest with searched scales, as the writer packs the two heads."""
+    """Rounding to nearest with searched scales, as the writer packs the two heads."""
 
     def __init__(self, bits: int, group_size: int) -> None:
         self._bits = bits
@@ -71,11 +72,11 @@ class Rounded:
         steps = codes.to(torch.float32).sub_(1 << (self._bits - 1)).view(dense.shape[0], groups, -1)
         return steps.mul_(scales.to(torch.float32).unsqueeze(-1)).view(dense.shape)
 
-    def refuse_impossible(self, units: list[Unit]) -> None:
-        """Raise if groups do not divide the inputs of a module.
+    def refuse_impossible(self, units: Sequence[Unit]) -> None:
+        """Make sure that groups divide the inputs of every module.
 
         Raises:
-            HybridError: naming the first such module.
+            HybridError: they do not; the message names the first such module.
         """
         for linear in (linear for unit in units for linear in unit.linears):
             if self.group_size < 1 or linear.in_features % self.group_size:
@@ -86,7 +87,7 @@ class Rounded:
 
 
 class Stored:
-    """The weights of a quantized checkpoint of the same model, unpacked; modules it keeps dense are not covered."""
+    """The unpacked weights of a quantized checkpoint of the same model; it does not cover what is dense there."""
 
     def __init__(self, weights: CheckpointWeights, original_prefix: str) -> None:
         self.weights = weights
@@ -98,7 +99,7 @@ class Stored:
         packed = [
             f"{self._name(linear)}.qweight" in self.weights.checkpoint.loaded for linear in unit.linears
         ]
-        # vLLM loads no module half packed; the draft head as a whole is covered by what of it is.
+        # vLLM loads no module half packed. Only the MTP head as a whole can have packed and dense linears.
         return any(packed)
 
     def bits(self, unit: Unit) -> int:
@@ -112,11 +113,11 @@ class Stored:
         return sum(loaded[f"{n}.{p}"].nbytes for n in names for p in parts if f"{n}.{p}" in loaded)
 
     def weight(self, linear: LinearSpec, dense: torch.Tensor) -> torch.Tensor:
-        found = self.weights.under(f"{self._name(linear)}.")["weight"]
-        return found.to(device=dense.device, dtype=torch.float32)
+        weight = self.weights.under(f"{self._name(linear)}.")["weight"]
+        return weight.to(device=dense.device, dtype=torch.float32)
 
     def _name(self, linear: LinearSpec) -> str:
-        """A text-only checkpoint has the same layers under another prefix."""
+        """Return the linear's name in this checkpoint; a text-only one has another prefix for the same layers."""
         if not linear.name.startswith(self._original_prefix):
             return linear.name
         return self.weights.layout.layers_prefix + linear.name.removeprefix(self._original_prefix)

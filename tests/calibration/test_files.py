@@ -118,9 +118,9 @@ def test_an_unknown_mix() -> None:
 
 @pytest.mark.parametrize("name", mix_names())
 def test_mixes_that_ship_are_pinned_and_keep_something_for_evaluation(name: str) -> None:
-    found = load_mix(f"mix:{name}")
-    assert found.description
-    for part in found.parts:
+    mix = load_mix(f"mix:{name}")
+    assert mix.description
+    for part in mix.parts:
         spec = parse_hub_spec(part.source)
         assert spec.revision is not None
         assert len(spec.revision) == 40

@@ -1,8 +1,6 @@
 """Tables and the picture of README.md, from `gemm.json`, `engine.json`, `agreement.json` and `served.json`.
 
-    python -m bench.act_order.report [--check] [--no-picture]
-
-`--check` writes nothing and fails if the README is not what would be written.
+python -m bench.pages act_order
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ from bench.pages import Page
 from bench.results import Json
 
 README = Path(__file__).with_name("README.md")
-PICTURE = Path(__file__).with_name("gemm.png")
 TABLES: dict[str, tuple[Path, Callable[[Json], str]]] = {
     "total": (GEMM, tables.gemm_total),
     "extras": (GEMM, tables.gemm_extras),
@@ -60,8 +57,8 @@ def picture(result: Json) -> Any:
     return figure
 
 
-PAGE = Page(README, TABLES, PICTURE, GEMM, picture)
-filled = PAGE.filled
-
-if __name__ == "__main__":
-    PAGE.main("bench.act_order.report", __doc__)
+PAGE = Page(
+    README,
+    {name: (draw, file) for name, (file, draw) in TABLES.items()},
+    {"gemm.png": (picture, GEMM)},
+)

@@ -28,8 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.act_order.agreement import A_DOMAIN, NEW, prompts
-from bench.compact import save
-from bench.results import Json, load, merge
+from bench.results import Json, load, merge, save
 
 WAYS: dict[str, tuple[list[str], dict[str, str]]] = {
     "plugin": ([], {}),

@@ -26,9 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.act_order.agreement import prompts
-from bench.compact import save
 from bench.mini.engine import _counters
-from bench.results import Json, load
+from bench.results import Json, load, save
 
 DRAFTS, _NEW, _A_DOMAIN = 2, 64, 8
 # Of sampling: tokens of a prompt (each draw computes them anew), and tokens drawn: one without drafts, two with.

@@ -1,8 +1,6 @@
 """Tables and the picture of README.md, from the results beside it.
 
-    python -m bench.drafts.report [--check] [--no-picture]
-
-`--check` writes nothing and fails if the README is not what would be written.
+python -m bench.pages drafts
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from bench.results import Json
 from bench.tables import where
 
 HERE = Path(__file__).parent
-README, PICTURE, ENGINE = HERE / "README.md", HERE / "engine.png", HERE / "engine.json"
+README, ENGINE = HERE / "README.md", HERE / "engine.json"
 TABLES: dict[str, tuple[Path, Callable[[Json], str]]] = {
     "acceptance": (HERE / "acceptance.json", acceptance_tables.report),
     "acceptance-gpu": (HERE / "acceptance-gpu.json", acceptance_tables.report),
@@ -57,8 +55,8 @@ def picture(result: Json) -> Any:
     return figure
 
 
-PAGE = Page(README, TABLES, PICTURE, ENGINE, picture)
-filled = PAGE.filled
-
-if __name__ == "__main__":
-    PAGE.main("bench.drafts.report", __doc__)
+PAGE = Page(
+    README,
+    {name: (draw, file) for name, (file, draw) in TABLES.items()},
+    {"engine.png": (picture, ENGINE)},
+)

@@ -1,8 +1,6 @@
 """Tables and the picture of README.md, from the results beside it.
 
-    python -m bench.prefill.report [--check] [--no-picture]
-
-`--check` writes nothing and fails if the README is not what would be written.
+python -m bench.pages prefill
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from bench.prefill import engine_gemms, engine_tables, engine_targets, linear_ta
 from bench.results import Json
 
 HERE = Path(__file__).parent
-README, PICTURE = HERE / "README.md", HERE / "linear.png"
+README = HERE / "README.md"
 LINEAR, LINEAR_FP16, ENGINE = HERE / "linear.json", HERE / "linear-fp16.json", HERE / "engine.json"
 ENGINE_H100, TRITON, GRAPHS = (HERE / f"{name}.json" for name in ("engine-h100", "engine-triton", "graphs"))
 QUALITY = HERE / "quality.json"
@@ -80,8 +78,8 @@ def picture(result: Json) -> Any:
     return figure
 
 
-PAGE = Page(README, TABLES, PICTURE, LINEAR, picture)
-filled = PAGE.filled
-
-if __name__ == "__main__":
-    PAGE.main("bench.prefill.report", __doc__)
+PAGE = Page(
+    README,
+    {name: (draw, file) for name, (file, draw) in TABLES.items()},
+    {"linear.png": (picture, LINEAR)},
+)

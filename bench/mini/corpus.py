@@ -3,26 +3,32 @@
     python -m bench.mini.corpus WORK      # downloads with apt-get and pip, then extracts into WORK/corpus
 
 Writes `train/DOMAIN.jsonl`, `heldout/DOMAIN.jsonl`, `spare/DOMAIN.jsonl` (one document a line: text, source) and
-`manifest.json`. Documents are split by group (file name, so that translations of a held-out page are held out too)
-and held-out ones are read first: a paragraph of 120 characters or more is kept once, so none of theirs occurs in
-the training part. `spare` are the held-out documents beyond the cap, also without the paragraphs of other parts.
+`manifest.json`. Documents are split by group: a file name, so that the translations of a held-out page are held out
+too. Held-out documents are read first; a paragraph of 120 characters or more is kept once, so the training part has
+none of theirs. `spare` are the held-out documents beyond the cap, without the paragraphs of other parts.
 """
 
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import gzip
 import hashlib
+import io
 import json
 import random
 import re
+import subprocess
+import sys
+import tarfile
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.mini import chat, extract, packages
+from bench.mini import texts
 from bench.mini.sources import CAPS, CHAT, DOMAINS, LANGUAGES, SOURCES, Source
 
 PARTS = ("train", "heldout", "spare")
@@ -53,11 +59,82 @@ def text_hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big")
 
 
+def recorded() -> dict[str, dict[str, str]]:
+    """Entries of the committed `corpus.json` by package; empty before the first corpus."""
+    path = Path(__file__).with_name("corpus.json")
+    packages = json.loads(path.read_text(encoding="utf-8"))["packages"] if path.exists() else []
+    return {entry["package"]: entry for entry in packages}
+
+
+def download(work: Path) -> None:
+    """Fetch every package into WORK/debian and WORK/pypi; what is there already is kept.
+
+    PyPI keeps old versions, so wheels are those recorded; Debian's archive keeps the newest only.
+    """
+    known = recorded()
+    for registry in ("debian", "pypi"):
+        folder = work / registry
+        folder.mkdir(parents=True, exist_ok=True)
+        wanted = sorted(
+            {s.package for s in SOURCES if s.registry == registry and not find(work, s, missing_ok=True)}
+        )
+        if not wanted:
+            continue
+        if registry == "debian":
+            subprocess.run(["apt-get", "download", *wanted], cwd=folder, check=True)
+            continue
+        pins = [f"{name}=={known[name]['file'].split('-')[1]}" if name in known else name for name in wanted]
+        options = ["-q", "--no-deps", "--only-binary=:all:", "-d", "."]
+        subprocess.run([sys.executable, "-m", "pip", "download", *options, *pins], cwd=folder, check=True)
+
+
+def find(work: Path, source: Source, *, missing_ok: bool = False) -> Path | None:
+    """The package of a source in WORK; FileNotFoundError unless `missing_ok`."""
+    if source.registry == "debian":
+        found = sorted((work / "debian").glob(f"{source.package}_*.deb"))
+    else:
+        found = sorted((work / "pypi").glob(f"{source.package.replace('-', '_')}-*.whl"))
+    if not found and not missing_ok:
+        raise FileNotFoundError(f"package {source.package} is not in {work}")
+    return found[-1] if found else None
+
+
+def files_of(package: Path, sources: list[Source]) -> Iterator[tuple[str, bytes]]:
+    """(path, content) of every file of a package that one of `sources` may want."""
+    inner = [s.inner for s in sources if s.inner]
+    if package.suffix == ".whl":
+        yield from _zip_files(package.read_bytes())
+        return
+    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        for path, content in _tar_files(process.stdout, "r|"):
+            if any(fnmatch.fnmatch(path, glob) for glob in inner):
+                if path.endswith(".zip"):
+                    yield from _zip_files(content)
+                else:
+                    yield from _tar_files(io.BytesIO(content), "r|xz")
+            else:
+                yield path, content
+
+
+def _tar_files(stream: object, mode: str) -> Iterator[tuple[str, bytes]]:
+    with tarfile.open(fileobj=stream, mode=mode) as archive:  # type: ignore[call-overload]
+        for member in archive:
+            if member.isfile() and (opened := archive.extractfile(member)):
+                yield member.name.removeprefix("."), opened.read()
+
+
+def _zip_files(content: bytes) -> Iterator[tuple[str, bytes]]:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        for name in archive.namelist():
+            yield "/" + name, archive.read(name)
+
+
 def documents(work: Path, package: Path, sources: list[Source]) -> Iterator[Document]:
     """All documents of one package, chat-format ones included."""
     indexes: dict[str, str] = {}
     dictionaries: list[tuple[Source, str, bytes]] = []
-    for path, content in packages.files(package, sources):
+    for path, content in files_of(package, sources):
         if path.endswith(".index"):
             indexes[path.removesuffix(".index")] = content.decode("utf-8")
             continue
@@ -77,27 +154,27 @@ def documents(work: Path, package: Path, sources: list[Source]) -> Iterator[Docu
                 continue
             yield from _file_documents(source, source.domain or match["lang"], path, text)
     for source, stem, content in dictionaries:
-        yield from _dictionary(source, extract.dict_entries(content, indexes[stem]))
+        yield from _dictionary(source, texts.dict_entries(content, indexes[stem]))
 
 
 def _file_documents(source: Source, domain: str, path: str, text: str) -> Iterator[Document]:
     name = path.rsplit("/", 1)[-1].removesuffix(".gz")
     rng = random.Random(text_hash(source.package + path))
     if source.format == "fortune":
-        for saying in extract.fortunes(text):
+        for saying in texts.fortunes(text):
             yield Document(domain, source.package, saying, saying, rng.getrandbits(60))
         return
     group = f"{source.package}{path}" if source.format == "code" else name
     turn = None
     if source.format == "html":
-        title, text = extract.html_text(text)
-        turn = chat.page(domain, title, text, rng)
+        title, text = texts.html_text(text)
+        turn = texts.page(domain, title, text, rng)
     elif source.format == "roff":
-        title, text = extract.roff_text(text)
-        turn = chat.manual_page(domain, title, text, rng)
+        title, text = texts.roff_text(text)
+        turn = texts.manual_page(domain, title, text, rng)
     if len(text) > 200:
-        yield Document(domain, source.package, extract.tidy(text), group, rng.getrandbits(60))
-    turns = list(chat.python_functions(text, rng)) if domain == "python" else [turn] if turn else []
+        yield Document(domain, source.package, texts.tidy(text), group, rng.getrandbits(60))
+    turns = list(texts.python_functions(text, rng)) if domain == "python" else [turn] if turn else []
     for text in _conversations(turns, (1, 1, 2, 3), rng):
         yield Document(CHAT, source.package, text, group, rng.getrandbits(60))
 
@@ -113,16 +190,16 @@ def _dictionary(source: Source, entries: Iterable[tuple[str, str]]) -> Iterator[
             )
         return
     rng.shuffle(listed)
-    turns = [turn for headword, entry in listed if (turn := chat.word(headword, entry, rng))]
+    turns = [turn for headword, entry in listed if (turn := texts.word(headword, entry, rng))]
     for text in _conversations(turns, (1, 2, 3, 4), rng):
         yield Document(source.domain, source.package, text, text, rng.getrandbits(60))
 
 
-def _conversations(turns: list[chat.Turn], sizes: tuple[int, ...], rng: random.Random) -> Iterator[str]:
+def _conversations(turns: list[texts.Turn], sizes: tuple[int, ...], rng: random.Random) -> Iterator[str]:
     start = 0
     while start < len(turns):
         count = rng.choice(sizes)
-        yield chat.render(turns[start : start + count], rng)
+        yield texts.render(turns[start : start + count], rng)
         start += count
 
 
@@ -178,12 +255,12 @@ def main() -> None:
     )
     parser.add_argument("work", type=Path, help="folder for downloads and the corpus")
     work: Path = parser.parse_args().work
-    packages.download(work)
+    download(work)
     found: list[Document] = []
     manifest: list[dict[str, Any]] = []
     for package in dict.fromkeys((s.registry, s.package) for s in SOURCES):
         sources = [s for s in SOURCES if (s.registry, s.package) == package]
-        path = packages.find(work, sources[0])
+        path = find(work, sources[0])
         assert path is not None
         docs = list(documents(work, path, sources))
         found += docs
@@ -205,7 +282,7 @@ def main() -> None:
         entry |= {"documents": len(of), "bytes": sum(len(d.text.encode()) for d in of)}
     content = {"domains": counts, "languages": LANGUAGES, "packages": manifest}
     (work / "corpus" / "manifest.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    known = packages.recorded()
+    known = recorded()
     keys = ("sha256", "documents", "bytes")
     changed = [
         e["package"] for e in manifest if any(e[k] != known.get(e["package"], {}).get(k) for k in keys)

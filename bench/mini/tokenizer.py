@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.mini.config import VOCABULARY, model_config, write_json_files
+from bench.mini.files import VOCABULARY, model_config, write_json_files
 from bench.mini.sources import DOMAINS
 from gptq_hybrid.demo._tokenizer import _KEPT_WHEN_DECODING, _PRETOKENIZE, SPECIAL_TOKENS, TokenizerFiles
 

@@ -1,42 +1,85 @@
-"""What the GPU itself spends on a call: the sum over its kernels, whatever the host does meanwhile."""
+"""Times of calls in CUDA graphs, variants in turns so that clock and temperature drift meet all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from statistics import median
 
-# Of an engine's step: enough to see every GEMM by name.
-_NAMED = 24
+import torch
+
+Call = Callable[[], object]
 
 
-def kernel_ms(call: Callable[[], Any]) -> dict[str, float]:
-    """By kernel, copies among them, the milliseconds that the GPU spent while ``call`` ran; empty without a GPU.
+def recorded(calls: Sequence[Call], device: str) -> Callable[[], None]:
+    """All calls in a row as one CUDA graph; on a CPU, as they are.
 
-    From PyTorch's profiler, whose records of a replayed CUDA graph name every kernel in it.
+    Called once before, so that what is compiled or allocated on first use is not recorded.
     """
-    import torch
-    from torch.profiler import ProfilerActivity, profile
-
-    if not torch.cuda.is_available():
-        return {}
+    if not device.startswith("cuda"):
+        return partial(_each, calls)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for call in calls:
+            call()
+    torch.cuda.current_stream().wait_stream(side)
     torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    return graph.replay  # type: ignore[no-any-return]
+
+
+def _each(calls: Sequence[Call]) -> None:
+    for call in calls:
         call()
-        torch.cuda.synchronize()
-    return {event.key: event.self_device_time_total / 1e3 for event in profiler.key_averages()}
 
 
-def step_kernels(one: Callable[[], Any], many: Callable[[], Any], steps: int) -> dict[str, Any]:
-    """Milliseconds of kernels in a step: of ``many`` less those of ``one``, over ``steps``.
+def in_turns(
+    runs: Mapping[str, Callable[[], None]], repeats: int, device: str, pause: Callable[[], None] | None = None
+) -> dict[str, list[float]]:
+    """Seconds of every run, ``repeats`` of each; every round starts with another one.
 
-    ``total`` is of all of them, ``kernels`` names the longest. Empty without a GPU.
+    A round is queued as a whole behind an untimed run, so that the time to launch is not measured. ``pause`` is
+    called between rounds.
     """
-    short, long = kernel_ms(one), kernel_ms(many)
-    each = {name: (long.get(name, 0.0) - short.get(name, 0.0)) / steps for name in long | short}
-    if not each:
-        return {}
-    most = sorted(each, key=lambda name: -each[name])[:_NAMED]
-    return {
-        "total": round(sum(each.values()), 5),
-        "kernels": {name: round(each[name], 5) for name in most},
-    }
+    names = list(runs)
+    found: dict[str, list[float]] = {name: [] for name in names}
+    cuda = device.startswith("cuda")
+    for round_ in range(repeats):
+        turn = round_ % len(names)
+        order = names[turn:] + names[:turn]
+        runs[order[-1]]()
+        for name, seconds in (_round_cuda if cuda else _round_cpu)(runs, order):
+            found[name].append(seconds)
+        if pause:
+            pause()
+    return found
+
+
+def _round_cuda(runs: Mapping[str, Callable[[], None]], order: Sequence[str]) -> list[tuple[str, float]]:
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(len(order) + 1)]
+    events[0].record()
+    for name, event in zip(order, events[1:], strict=True):
+        runs[name]()
+        event.record()
+    torch.cuda.synchronize()
+    return [(name, events[i].elapsed_time(events[i + 1]) / 1e3) for i, name in enumerate(order)]
+
+
+def _round_cpu(runs: Mapping[str, Callable[[], None]], order: Sequence[str]) -> list[tuple[str, float]]:
+    found = []
+    for name in order:
+        begin = time.perf_counter()
+        runs[name]()
+        found.append((name, time.perf_counter() - begin))
+    return found
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Median, and the median distance from it: one slow round moves neither."""
+    middle = median(values)
+    return middle, median(abs(value - middle) for value in values)

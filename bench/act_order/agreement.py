@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from bench.mini.engine import divergence, serve, together
-from gptq_hybrid.checkpoint._atomic import write_text_atomic
+from bench.results import save
 
 _MINI = Path(__file__).parents[1] / "mini"
 _PROMPT, NEW, A_DOMAIN = 64, 32, 10
@@ -213,7 +213,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         result = compare(args.checkpoint, Path(folder))
-    write_text_atomic(args.out, json.dumps(result, indent=1) + "\n")
+    save(args.out, result)
     print(json.dumps({k: v for k, v in result.items() if k != "greedy"}, indent=1))
     print(result["greedy"]["equal"], "of", result["prompts"], "equal")
 

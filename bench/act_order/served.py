@@ -1,7 +1,7 @@
 """An act-order checkpoint in `vllm serve` on a GPU whose vLLM has act order of its own: the plugin's against that.
 
-    python -m bench.act_order.served CHECKPOINT OUT.json [--ways plugin gptq_marlin stock]   # vLLM up to 0.29
-    python -m bench.act_order.served CHECKPOINT OUT.json --reference     # needs gptqmodel; a CPU will do
+    python -m bench.act_order.served CHECKPOINT RAW.json [--ways plugin gptq_marlin stock]   # vLLM up to 0.29
+    python -m bench.act_order.served CHECKPOINT RAW.json --summary served.json   # needs gptqmodel; a CPU will do
 
 CHECKPOINT is made from bench/mini with the recipe `reference`. Ways, every one a server of its own, with two MTP
 drafts and whatever else the plugin does by default:
@@ -10,8 +10,9 @@ drafts and whatever else the plugin does by default:
     gptq_marlin   the same with `--quantization gptq_marlin`, which keeps vLLM's act order
     stock         without plugins
 
-Prompts, log-probabilities and greedy replies are as in ``agreement``; ``--reference`` adds to what is in OUT.json
-how it compares with transformers on the weights that gptqmodel dequantizes, in float32 and in BF16.
+Prompts, log-probabilities and greedy replies are as in ``agreement``, and RAW.json has them all. ``--summary``
+compares them with transformers on the weights that gptqmodel dequantizes, in float32 and in BF16, and writes what
+the page needs.
 
 With MTP, vLLM 0.26 computes log-probabilities of prompts after it made drafts (``_bookkeeping_sync`` after
 ``propose_draft_token_ids``), and those of the first prompt of each 64 came out wrong, without plugins too.
@@ -177,6 +178,13 @@ def against(exact: Mapping[str, Any], runs: Mapping[str, Mapping[str, Any]], end
     return found
 
 
+def summary(result: Json, comparison: Json) -> Json:
+    """What the page needs: how each way was served, and the comparison, without every token and log-probability."""
+    raw = ("log_probabilities", "replies")
+    runs = {way: {k: v for k, v in run.items() if k not in raw} for way, run in result["runs"].items()}
+    return {"settings": result["settings"], "runs": runs, "compared": comparison}
+
+
 def _until(ids: list[int], ends: Collection[int]) -> list[int]:
     last = next((place for place, token in enumerate(ids) if token in ends), len(ids))
     return ids[: last + 1]
@@ -192,21 +200,23 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("out", type=Path)
+    parser.add_argument("raw", type=Path)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--reference", action="store_true")
+    parser.add_argument(
+        "--summary", type=Path, metavar="OUT.json", help="serve nothing; compare, and write this"
+    )
     args = parser.parse_args()
-    if args.reference:
-        result = load(args.out)
+    if args.summary:
+        result = load(args.raw)
         if not result:
-            parser.error(f"{args.out} is not there: serve first")
-        result["compared"] = compared(args.checkpoint, result)
-        save(args.out, result)
-        print(json.dumps(result["compared"], indent=1))
+            parser.error(f"{args.raw} is not there: serve first")
+        found = summary(result, compared(args.checkpoint, result))
+        save(args.summary, found)
+        print(json.dumps(found["compared"], indent=1))
         return
     for way in args.ways:
         run = serve(args.checkpoint, way)
-        save(args.out, merge(args.out, {"new": NEW, "a_domain": A_DOMAIN}, list(WAYS), way, run))
+        merge(args.raw, {"new": NEW, "a_domain": A_DOMAIN}, list(WAYS), way, run)
         print(f"{way}: acceptance length {run['acceptance_length']}", *run["log"], sep="\n  ", flush=True)
 
 

@@ -1,12 +1,13 @@
 """What cheaper drafts cost in acceptance, and that they change nothing else: a trained model, real text.
 
-    python -m bench.drafts.acceptance CHECKPOINT OUT.json [--ways none bf16 w4 w8 w8:4096 w8:4096:v2]
+    python -m bench.drafts.acceptance CHECKPOINT RAW.json [--ways none bf16 w4 w8 w8:4096 w8:4096:v2]
+    python -m bench.drafts.acceptance CHECKPOINT RAW.json --summary acceptance.json
 
 CHECKPOINT is made from bench/mini (BF16, or quantized), with a draft_vocab.json for the ways that cut the
 vocabulary. A way is a form of weights, and after a colon how many tokens may be drafted (0: all); `none` is no
 speculation, `bf16` vLLM's own drafts. With `:v2` at the end vLLM runs it in its V2 model runner, else in the one it
-takes by itself (of 0.26 V1). Each is an engine of its own, and OUT.json is written after each; ways already in it
-are kept unless named, and of a way the task that is not asked for.
+takes by itself (of 0.26 V1). Each is an engine of its own, and RAW.json is written after each; ways already in it
+are kept unless named, and of a way the task that is not asked for. ``--summary`` writes what the page needs of it.
 
 Greedy: held-out text, all domains, two drafts a step: acceptance by position, tokens a step, and whether the tokens
 are those of `none`. Sampled: temperature 1, a prompt of each domain drawn many times; tokens two and three, which
@@ -16,16 +17,19 @@ drafts had a part in, counted against those of `none`.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bench.act_order.agreement import prompts
+from bench.drafts.frequencies import homogeneity
 from bench.mini.engine import _counters
 from bench.results import Json, load, save
 
@@ -84,8 +88,13 @@ def start(checkpoint: Path, way: str, seed: int) -> Any:
     )
 
 
+def digest(tokens: Iterable[int]) -> str:
+    """Eight hex digits of a reply; two that differ agree in them once in four billion."""
+    return hashlib.sha256(" ".join(map(str, tokens)).encode()).hexdigest()[:8]
+
+
 def greedy(llm: Any, given: dict[str, list[list[int]]], *, drafts: bool) -> Json:
-    """Tokens by domain, and the counters of speculation."""
+    """By domain: a digest of each reply, and the counters of speculation."""
     from vllm import SamplingParams
 
     sampling = SamplingParams(temperature=0.0, max_tokens=_NEW, ignore_eos=True)
@@ -93,7 +102,7 @@ def greedy(llm: Any, given: dict[str, list[list[int]]], *, drafts: bool) -> Json
     before = _counters(llm) if drafts else []
     for domain, rows in given.items():
         outputs = llm.generate([{"prompt_token_ids": ids} for ids in rows], sampling, use_tqdm=False)
-        found[domain] = {"tokens": [list(output.outputs[0].token_ids) for output in outputs]}
+        found[domain] = {"replies": [digest(output.outputs[0].token_ids) for output in outputs]}
         if drafts:
             after = _counters(llm)
             steps, *accepted = (b - a for a, b in zip(before, after, strict=True))
@@ -150,40 +159,59 @@ def run(
         yield found
 
 
+def summary(result: Json) -> Json:
+    """What the page needs: of the draws, how they differ from those without drafts in place of their counts."""
+    runs: Json = {}
+    for way, run in result["runs"].items():
+        none, drawn = result["runs"].get("none", {}).get("sampled"), run["sampled"]
+        runs[way] = {**run, "sampled": {}}
+        if way != "none" and none and drawn:
+            tested = homogeneity(none, drawn)
+            draws = sum(sum(counts.values()) for counts in drawn.values())
+            runs[way]["sampled"] = {**asdict(tested), "draws": draws}
+    return {**result, "runs": runs}
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("out", type=Path)
+    parser.add_argument("raw", type=Path)
     parser.add_argument("--ways", nargs="+", default=list(WAYS))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--samples", type=int, default=20000, help="draws of all prompts together")
     parser.add_argument("--each", type=int, default=_A_DOMAIN, help="documents of a domain, greedy")
+    parser.add_argument("--summary", type=Path, metavar="OUT.json", help="run nothing; summarize RAW.json")
     parser.add_argument("--one", help="this way only, in this process")
     args = parser.parse_args()
     if args.one:
         # Another seed for each way: with the same noise two ways would agree better than chance.
-        before = (load(args.out) or {"runs": {}})["runs"].get(args.one, {})
+        before = (load(args.raw) or {"runs": {}})["runs"].get(args.one, {})
         seed = 1 + sum(args.one.encode())
-        for found in run(args.checkpoint, args.one, before, args.tasks, args.samples, args.each, seed):
-            result = load(args.out) or {"runs": {}}
-            result["runs"][args.one] = found
-            save(args.out, result)
+        for run_ in run(args.checkpoint, args.one, before, args.tasks, args.samples, args.each, seed):
+            result = load(args.raw) or {"runs": {}}
+            result["runs"][args.one] = run_
+            save(args.raw, result)
         return
-    failed = []
-    for way in args.ways:
-        command = [sys.executable, "-m", "bench.drafts.acceptance", *sys.argv[1:], "--one", way]
-        if subprocess.run(command, check=False).returncode:
-            failed.append(way)
-    result = load(args.out)
-    if result:
-        from bench.drafts.acceptance_tables import report
+    if not args.summary:
+        failed = []
+        for way in args.ways:
+            command = [sys.executable, "-m", "bench.drafts.acceptance", *sys.argv[1:], "--one", way]
+            if subprocess.run(command, check=False).returncode:
+                failed.append(way)
+        if failed:
+            sys.exit(f"failed: {', '.join(failed)}")
+    result = load(args.raw)
+    if result is None:
+        parser.error(f"{args.raw} is not there")
+    from bench.drafts.report import acceptance_table
 
-        print(report(result))
-    if failed:
-        sys.exit(f"failed: {', '.join(failed)}")
+    result = summary(result)
+    print(acceptance_table(result))
+    if args.summary:
+        save(args.summary, result)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("vllm")
 
 from bench.drafts import parts  # noqa: E402
-from bench.drafts.acceptance_tables import parts_table  # noqa: E402
 from vllm_qwen36_plugin.drafts.settings import DraftSettings  # noqa: E402
 
 PROMPT = parts._PROMPT
@@ -54,15 +51,3 @@ def test_the_drafter_that_the_plugin_makes_in_w4_is_among_those_compared() -> No
     for part in parts.PARTS:
         alone = parts.mixes()[f"{part} in W4, the rest in BF16"]
         assert [name for name, form in alone.items() if form == "w4"] == [part]
-
-
-def test_the_table_has_ratios_their_errors_and_bytes() -> None:
-    mix: dict[str, Any] = {
-        "forms": dict.fromkeys(parts.PARTS, "w8"),
-        "few_over_few": [1.0, 0.0005], "few_over_all": [0.98812, 0.0011], "all_over_all": [1.0001, 0.0004],
-    }  # fmt: skip
-    table = parts_table(
-        {"settings": {"replies": 1156, "tokens": 7000, "new": 64}, "mixes": {"all in W8": mix}}
-    )
-    assert "| all in W8 | 1.000 (0.0005) | 0.988 (0.0011) | 1.000 (0.0004) | 772 |" in table
-    assert "1,156 greedy replies" in table

@@ -1,8 +1,12 @@
-"""A 27B without weights: the configuration, and what vLLM's dummy loader is made to put into it.
+"""A 27B without weights: its ``config.json``, and what vLLM's dummy loader is made to put into it.
 
 vLLM's loader leaves integers as they were in memory. Here packed weights become random, from a seed that depends on
 the module's name alone, and every ``g_idx`` a random act order: the same in each variant, so that stock act order
 and ours compute the same function.
+
+The loader's scales are of either sign around zero, and the norm of a Gated-DeltaNet layer is 1e-3. Where FP8 is
+used or tokens are compared, `set_scales` gives weights the spread of real ones: a layer then changes what comes
+after it, and nothing overflows.
 """
 
 from __future__ import annotations
@@ -15,6 +19,9 @@ from typing import Any
 from bench.full_size import TEXT_27B, VISION_27B
 from gptq_hybrid.checkpoint import layout_for
 
+_GROUP = 128
+# Root mean square of a 4-bit value less 8, all 16 alike.
+_VALUE = 4.637
 # Sizes a CPU gets through, to try the script out; its times say nothing.
 _TINY = {
     "hidden_size": 512,
@@ -93,11 +100,15 @@ def _quantized(text: dict[str, Any]) -> list[str]:
     return sorted({".".join(linear.name.split(".")[-2:]) for linear in layout.quantized})
 
 
-def write_checkpoint(folder: Path, layers: int, *, desc_act: bool, tiny: bool = False) -> Path:
-    """A folder with nothing but ``config.json``; returns it."""
+def write_checkpoint(
+    folder: Path, layers: int, *, desc_act: bool = False, quantized: bool = True, tiny: bool = False
+) -> Path:
+    """Write a folder with nothing but ``config.json``, of a GPTQ checkpoint or of the BF16 original; return it."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(config(layers, desc_act=desc_act, tiny=tiny), indent=1)
-    (folder / "config.json").write_text(text, encoding="utf-8")
+    content = config(layers, desc_act=desc_act, tiny=tiny)
+    if not quantized:
+        del content["quantization_config"]
+    (folder / "config.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
     return folder
 
 
@@ -115,8 +126,11 @@ def random_order(rows: int, group_size: int) -> Any:
     return natural_order(rows, group_size)[torch.randperm(rows, generator=generator)]
 
 
-def fill_on_load(variant: str) -> list[Any]:
-    """Have the dummy loader fill packed weights and, for ``stock``, ``g_idx``; returns a list that gets the model.
+def fill_on_load(g_idx: str = "none", *, scaled: bool = False) -> list[Any]:
+    """Have the dummy loader fill packed weights; return a list that gets the model.
+
+    ``g_idx``: "stock" has it random, "none" natural, anything else as the loader left it. ``scaled``: with
+    `set_scales`; a draft model, which is loaded after the target, is then left alone.
 
     Raises:
         ImportError, AttributeError: vLLM's dummy loader is not where it was from 0.19 to 0.33.
@@ -129,6 +143,8 @@ def fill_on_load(variant: str) -> list[Any]:
 
     def load_weights(self: Any, model: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
         original(self, model, *args, **kwargs)
+        if scaled and loaded:
+            return
         filled = 0
         for name, parameter in model.named_parameters():
             kind = name.rpartition(".")[2]
@@ -138,12 +154,14 @@ def fill_on_load(variant: str) -> list[Any]:
                 filled += 1
             elif kind == "qzeros":
                 parameter.data.fill_(0x77777777)
-            elif kind == "g_idx" and variant == "stock":
+            elif kind == "g_idx" and g_idx == "stock":
                 parameter.data.copy_(random_order(len(parameter), 128))
-            elif kind == "g_idx" and variant == "none":
+            elif kind == "g_idx" and g_idx == "none":
                 parameter.data.copy_(torch.arange(len(parameter)) // 128)
         if not filled:
             raise RuntimeError("the dummy model has no packed weights: nothing was built as quantized")
+        if scaled:
+            set_scales(model)
         print(f"{filled} packed weights filled", flush=True)
         loaded.append(model)
 
@@ -151,16 +169,26 @@ def fill_on_load(variant: str) -> list[Any]:
     return loaded
 
 
-def act_order_layers(model: Any, variant: str) -> dict[str, int]:
-    """How many linears run which kernel, and how many of them permute their input when they run."""
-    found = {"linears": 0, "permuting": 0}
-    for module in model.modules():
-        kernel = getattr(getattr(module, "quant_method", None), "kernel", None)
-        if kernel is None or not hasattr(module, "qweight"):
-            continue
-        name = f"{type(module.quant_method).__name__}, {type(kernel).__name__}"
-        order = getattr(module, "act_order" if variant.startswith("ours") else "g_idx_sort_indices", None)
-        found["linears"] += 1
-        found["permuting"] += order is not None and order.numel() > 0
-        found[name] = found.get(name, 0) + 1
-    return found
+def set_scales(model: Any) -> int:
+    """Set scales for which a dense weight has a mean square of 1 / k, and norms of 1; return how many scales.
+
+    Scales are positive, each from half to one and a half times the mean, from a seed that depends on the name
+    alone. Expects ``[groups, n]``, groups of 128.
+
+    Raises:
+        RuntimeError: the model has none: it was not built as quantized.
+    """
+    import torch
+
+    count = 0
+    for name, parameter in model.named_parameters():
+        if name.endswith(".scales"):
+            k = parameter.shape[0] * _GROUP
+            generator = torch.Generator(parameter.device).manual_seed(zlib.crc32(name.encode()))
+            parameter.data.uniform_(0.5, 1.5, generator=generator).mul_(1 / (_VALUE * k**0.5))
+            count += 1
+        elif name.endswith("linear_attn.norm.weight"):
+            parameter.data.fill_(1.0)
+    if not count:
+        raise RuntimeError("the dummy model has no scales: nothing was built as quantized")
+    return count

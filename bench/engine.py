@@ -1,0 +1,197 @@
+"""A vLLM engine of the 27B's shapes with made-up weights, and what is timed of it.
+
+Shared by `bench.act_order.engine`, `bench.drafts.engine` and `bench.prefill.engine`: they differ in what they
+install before the start and in which steps they count.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench.results import Json
+
+_PROMPT = 32
+# Of a step's kernels, so many are kept by name: enough to see every GEMM.
+_NAMED = 24
+Prompts = list[dict[str, list[int]]]
+
+
+def set_up(*, machete: bool = False) -> None:
+    """Set vLLM's environment, before it is imported: no plugins but those installed by hand, one process.
+
+    Machete is turned off unless asked for, so that a Hopper card runs Marlin as an Ada card would.
+    """
+    os.environ |= {"VLLM_PLUGINS": "", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    if not machete:
+        os.environ["VLLM_DISABLED_KERNELS"] = "MacheteLinearKernel"
+
+
+def start(
+    checkpoint: Path,
+    options: Json,
+    *,
+    memory: float,
+    attention: str,
+    graphs: Sequence[int],
+    tokens: int = 2048,
+    context: int | None = None,
+    drafts: int = 0,
+    prefix_caching: bool = False,
+    eager: bool = False,
+    log_stats: bool = False,
+) -> Any:
+    """Start the engine in this process.
+
+    ``options`` is vLLM's ``additional_config``. It is part of the key of compiled graphs, which knows nothing of
+    kernels or linear methods: name the variant in it. ``graphs``: numbers of tokens recorded as CUDA graphs.
+    """
+    import torch
+    from vllm import LLM
+
+    extra: Json = {}
+    if torch.cuda.is_available():
+        extra = {
+            "gpu_memory_utilization": memory,
+            "attention_backend": attention,
+            "gdn_prefill_backend": "triton",
+            "compilation_config": {"cudagraph_capture_sizes": list(graphs)},
+        }
+    if eager:
+        extra["enforce_eager"] = True
+    if drafts:
+        extra["speculative_config"] = {"method": "mtp", "num_speculative_tokens": drafts}
+    if log_stats:
+        extra["disable_log_stats"] = False
+    return LLM(
+        model=str(checkpoint),
+        load_format="dummy",
+        skip_tokenizer_init=True,
+        dtype="bfloat16",
+        max_model_len=context or tokens,
+        max_num_seqs=16,
+        max_num_batched_tokens=tokens,
+        enable_prefix_caching=prefix_caching,
+        # The host's share of a step then adds to the card's rather than hiding part of it.
+        async_scheduling=False,
+        limit_mm_per_prompt={"image": 0, "video": 0},
+        additional_config=options,
+        **extra,
+    )
+
+
+def environment() -> dict[str, str]:
+    """Card, driver, versions."""
+    import torch
+
+    from gptq_hybrid.evaluate import _environment
+    from vllm_qwen36_plugin.prefill import measure
+
+    found = _environment.environment("cuda:0" if torch.cuda.is_available() else "cpu")
+    found["triton"] = measure.versions()["triton"]
+    if torch.cuda.is_available():
+        found["driver"] = measure.card(torch.device("cuda:0"), 0).driver
+    return found
+
+
+def vocabulary(llm: Any) -> int:
+    """Tokens of the engine's vocabulary."""
+    return int(llm.llm_engine.vllm_config.model_config.hf_text_config.vocab_size)
+
+
+def prompts(lengths: Sequence[int], size: int) -> Prompts:
+    """Prompts of token ids below ``size``, different in each."""
+    return [
+        {"prompt_token_ids": [(7919 * (row + 1) + 104729 * i) % (size - 8) for i in range(length)]}
+        for row, length in enumerate(lengths)
+    ]
+
+
+def batch_of(batch: int, size: int) -> Prompts:
+    """So many short prompts, for decode steps."""
+    return prompts([_PROMPT] * batch, size)
+
+
+def generate(llm: Any, given: Prompts, new: int) -> tuple[float, list[list[int]]]:
+    """Seconds, and the tokens that came.
+
+    Raises:
+        RuntimeError: fewer than ``new`` tokens came.
+    """
+    from vllm import SamplingParams
+
+    sampling = SamplingParams(temperature=0.0, max_tokens=new, ignore_eos=True, detokenize=False)
+    begin = time.perf_counter()
+    outputs = llm.generate(given, sampling, use_tqdm=False)
+    seconds = time.perf_counter() - begin
+    tokens = [list(output.outputs[0].token_ids) for output in outputs]
+    if any(len(ids) != new for ids in tokens):
+        raise RuntimeError(f"vLLM stopped before {new} tokens")
+    return seconds, tokens
+
+
+def step_times(llm: Any, given: Prompts, count: int, repeats: int) -> list[float]:
+    """Milliseconds a decode step: the time for ``count`` + 1 tokens less the time for one, over ``count``."""
+    generate(llm, given, 1 + count)
+    times = []
+    for _ in range(repeats):
+        one, _ = generate(llm, given, 1)
+        all_, _ = generate(llm, given, 1 + count)
+        times.append(round((all_ - one) / count * 1e3, 4))
+    return times
+
+
+def step_kernel_times(llm: Any, given: Prompts, count: int) -> Json:
+    """The same as the sum over its kernels: the host, which differs from process to process, has no part in it."""
+    return kernels_between(partial(generate, llm, given, 1), partial(generate, llm, given, 1 + count), count)
+
+
+def kernel_ms(call: Callable[[], Any]) -> dict[str, float]:
+    """By kernel, copies among them, the milliseconds that the GPU spent while ``call`` ran; empty without a GPU.
+
+    From PyTorch's profiler, whose records of a replayed CUDA graph name every kernel in it.
+    """
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    if not torch.cuda.is_available():
+        return {}
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
+        call()
+        torch.cuda.synchronize()
+    return {event.key: event.self_device_time_total / 1e3 for event in profiler.key_averages()}
+
+
+def kernels_between(one: Callable[[], Any], many: Callable[[], Any], steps: float) -> Json:
+    """Milliseconds of kernels in a step: of ``many`` less those of ``one``, over ``steps``.
+
+    ``total`` is of all of them, ``kernels`` names the longest. Empty without a GPU.
+    """
+    short, long = kernel_ms(one), kernel_ms(many)
+    each = {name: (long.get(name, 0.0) - short.get(name, 0.0)) / steps for name in long | short}
+    if not each:
+        return {}
+    longest = sorted(each, key=lambda name: -each[name])[:_NAMED]
+    return {
+        "total": round(sum(each.values()), 5),
+        "kernels": {name: round(each[name], 5) for name in longest},
+    }
+
+
+def step_ms(run: Json, batch: str) -> float | None:
+    """Median milliseconds a decode step of a run, on the clock; None where it was not measured."""
+    times = run.get("step_ms", {}).get(batch)
+    return median(times) if times else None
+
+
+def step_kernels_ms(run: Json, batch: str) -> float | None:
+    """Milliseconds of kernels in a decode step; None where they were not taken."""
+    total: float | None = run.get("step_gpu_ms", {}).get(batch, {}).get("total")
+    return total

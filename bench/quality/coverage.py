@@ -1,38 +1,99 @@
 """How often intervals contain the truth: the choice of the interval of `qwen36 eval`.
 
-    python -m bench.quality.coverage [--repeat 400] [--only POPULATION …] [--out bench/quality/coverage.json]
+    python -m bench.quality.coverage [--repeat 400] [--only POPULATION …] [--scores WORK/scores/rtn.npz]
 
 Samples of 10, 20 and 40 documents are drawn from populations whose true figures are known; every kind of interval
 is made from every sample, with 1,000 resamples. A kind is good where 95 % of its intervals contain the truth, half
-of the misses on either side, and the intervals are short. Populations: two made ones (`populations.py`), and the
-documents of `bench/mini` under plain rounding (`mini_scores.py`), from which whole documents are drawn with
-replacement. `domains`: the figures over all of `summarize()` itself, for 15 domains of 10 documents that differ in
-level and spread by domain. What was not asked for with `--only` stays in the file as it is.
+of the misses on either side, and the intervals are short. Populations: two made ones, and with `--scores` real
+documents, as `experiments.py` keeps them, from which whole documents are drawn with replacement. `domains`: the
+figures over all of `summarize()` itself, for 15 domains of 10 documents that differ in level and spread by domain.
+What was not asked for with `--only` stays in coverage.json as it is.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import platform
-import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import scipy
 from scipy.special import ndtr, ndtri, stdtrit
 
-from bench.quality.populations import HEAVY, MODERATE, Measured, Population
+from bench.results import Json, load, save
 from gptq_hybrid.evaluate import DocumentScores, summarize
 from gptq_hybrid.evaluate._bootstrap import Draws, Ranked, draws_of, interval, ratio
 from gptq_hybrid.evaluate._documents import Layout, Sums
 
+FILE = Path(__file__).with_name("coverage.json")
 RESAMPLES, TAIL = 1000, 0.025
+COUNTS = (10, 20, 40)
 LEVELS = {"KLD median": 0.5, "KLD p99": 0.99, "KLD p99.9": 0.999}
 Ends = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Population:
+    """Documents whose tokens have log-normal KLD around a level of their own.
+
+    What follows from KLD is kept: the NLL rises by it on average, with a variance of twice it (targets drawn from
+    the reference, second order); the argmax changes where it is large.
+
+    Attributes:
+        documents, tokens: standard deviation of log KLD, between documents and within one.
+        length: standard deviation of the log length, around 300 tokens.
+        correlation: of log length and the document's log KLD.
+        spikes: share of tokens with 30 times the KLD.
+    """
+
+    documents: float
+    tokens: float
+    length: float
+    correlation: float
+    spikes: float
+    level: float = -5.0
+
+    def draw(self, rng: np.random.Generator, count: int, domain: str = "d") -> list[DocumentScores]:
+        """``count`` independent documents."""
+        return [self._document(rng, domain, f"{i:06}") for i in range(count)]
+
+    def _document(self, rng: np.random.Generator, domain: str, key: str) -> DocumentScores:
+        shared, own = rng.normal(size=2)
+        scale = self.level + self.documents * shared
+        mixed = self.correlation * shared + np.sqrt(1 - self.correlation**2) * own
+        tokens = int(np.clip(300 * np.exp(self.length * mixed), 32, 2048))
+        kld = np.exp(rng.normal(scale, self.tokens, tokens))
+        kld = np.minimum(np.where(rng.random(tokens) < self.spikes, 30 * kld, kld), 15.0)
+        nll_ref = rng.gamma(0.6, 3.0, tokens)
+        nll = nll_ref + rng.normal(kld, np.sqrt(2 * kld))
+        top1 = rng.random(tokens) > np.minimum(0.5, 0.5 * np.sqrt(kld))
+        rate = 1 / (1 + np.exp(-rng.normal(1.3, 0.6)))
+        drafts_ref = rng.random((tokens - 2, 2)) < rate
+        drafts = drafts_ref & (rng.random((tokens - 2, 2)) > 0.02 + 0.1 * rng.random())
+        f4 = np.float32
+        return DocumentScores(
+            domain, key, kld.astype(f4), top1, nll_ref.astype(f4), nll.astype(f4), drafts_ref, drafts
+        )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Real documents, drawn with replacement: the truth is the figure of all of them."""
+
+    scores: tuple[DocumentScores, ...]
+
+    def draw(self, rng: np.random.Generator, count: int, domain: str = "d") -> list[DocumentScores]:
+        """``count`` documents, each possibly several times."""
+        chosen = [self.scores[i] for i in rng.integers(len(self.scores), size=count)]
+        return [
+            DocumentScores(domain, f"{i:06}", d.kld, d.top1, d.nll_ref, d.nll, d.drafts_ref, d.drafts)
+            for i, d in enumerate(chosen)
+        ]
+
+
+MODERATE = Population(documents=0.4, tokens=1.6, length=0.5, correlation=0.0, spikes=0.0)
+HEAVY = Population(documents=0.9, tokens=2.2, length=0.9, correlation=-0.4, spikes=0.002)
 
 
 def linear(documents: list[DocumentScores]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -44,7 +105,6 @@ def linear(documents: list[DocumentScores]) -> dict[str, tuple[np.ndarray, np.nd
         "top-1": (n[:, 1], d[:, 1]),
         "log perplexity ratio": (n[:, 3] - n[:, 2], d[:, 2]),
         "acceptance length": (d[:, -1] + n[:, -2] + n[:, -1], d[:, -1]),
-        "second draft": (n[:, -1], n[:, -2]),
     }
 
 
@@ -80,11 +140,8 @@ def deviation(weights: np.ndarray, a: np.ndarray, b: np.ndarray, value: np.ndarr
     return np.sqrt(np.maximum(square, 0) * count / (count - 1)) / (weights @ b)
 
 
-def studentized(rows: np.ndarray, error: np.ndarray, n: int, logarithm: bool) -> Ends:
-    """Bootstrap-t; on the logarithm by the delta method."""
-    if logarithm:
-        low, high = studentized(np.log(rows), error / rows, n, False)
-        return float(np.exp(low)), float(np.exp(high))
+def studentized(rows: np.ndarray, error: np.ndarray, n: int) -> Ends:
+    """Bootstrap-t."""
     with np.errstate(divide="ignore", invalid="ignore"):
         t = (rows[1 + n :] - rows[0]) / error[1 + n :]
     low, high = np.quantile(t[np.isfinite(t)], [TAIL, 1 - TAIL])
@@ -98,15 +155,12 @@ def intervals(documents: list[DocumentScores], rng: np.random.Generator) -> dict
     full = draws_of([rng.multinomial(n, share, RESAMPLES).astype(float)])
     less: Draws = draws_of([rng.multinomial(n - 1, share, RESAMPLES).astype(float)])
     wide = float(ndtr(stdtrit(n - 1, TAIL)))
-    rows_full, rows_less, sums = (
-        figures(documents, full.weights),
-        figures(documents, less.weights),
-        linear(documents),
-    )
+    rows_full, rows_less = figures(documents, full.weights), figures(documents, less.weights)
+    sums = linear(documents)
     found: dict[str, dict[str, Ends]] = {}
     for figure, rows in rows_full.items():
         chosen = interval(rows_less[figure], less)
-        kinds: dict[str, Ends] = {
+        found[figure] = {
             "percentile": percentile(rows, n, TAIL, 1 - TAIL),
             "BCa": accelerated(rows, n, TAIL),
             "expanded percentile": (chosen.low, chosen.high),
@@ -114,14 +168,7 @@ def intervals(documents: list[DocumentScores], rng: np.random.Generator) -> dict
         }
         if figure in sums:
             error = deviation(full.weights, *sums[figure], rows)
-            t = -stdtrit(n - 1, TAIL) * error[0]
-            kinds["Student"] = (rows[0] - t, rows[0] + t)
-            kinds["studentized"] = studentized(rows, error, n, False)
-            if (rows > 0).all():
-                factor = np.exp(t / rows[0])
-                kinds["Student of log"] = (rows[0] / factor, rows[0] * factor)
-                kinds["studentized of log"] = studentized(rows, error, n, True)
-        found[figure] = kinds
+            found[figure]["bootstrap-t"] = studentized(rows, error, n)
     return found
 
 
@@ -145,30 +192,27 @@ def outcome(true: float, ends: Ends) -> Outcome:
     return true < low, true > high, (high - low) / abs(true)
 
 
-def digest(seen: list[Outcome]) -> dict[str, float]:
-    """Shares of intervals with the truth inside, below, above; median width over the truth."""
-    return {
-        "covers": round(1 - float(np.mean([a or b for a, b, _ in seen])), 4),
-        "truth_below": round(float(np.mean([a for a, _, _ in seen])), 4),
-        "truth_above": round(float(np.mean([b for _, b, _ in seen])), 4),
-        "width": round(float(np.median([w for _, _, w in seen])), 4),
-        "samples": len(seen),
-    }
+def digest(seen: list[Outcome]) -> list[float]:
+    """Shares of intervals with the truth inside, below and above; median width over the truth."""
+    below, above, width = zip(*seen, strict=True)
+    missed = float(np.mean(below) + np.mean(above))
+    return [round(float(x), 4) for x in (1 - missed, np.mean(below), np.mean(above), np.median(width))]
 
 
-def coverage(
-    population: Population | Measured, count: int, repeat: int, seed: int, true: dict[str, float]
-) -> dict[str, dict[str, dict[str, float]]]:
-    """By figure and kind, see :func:`digest`."""
-    rng = np.random.default_rng([seed, count])
-    outcomes: dict[str, dict[str, list[Outcome]]] = {}
-    for _ in range(repeat):
-        for figure, kinds in intervals(population.draw(rng, count), rng).items():
-            for kind, ends in kinds.items():
-                outcomes.setdefault(figure, {}).setdefault(kind, []).append(outcome(true[figure], ends))
-    return {
-        figure: {kind: digest(seen) for kind, seen in kinds.items()} for figure, kinds in outcomes.items()
-    }
+def coverage(population: Population | Measured, repeat: int, seed: int) -> Json:
+    """:func:`digest` by figure, kind of interval and number of documents."""
+    true = truth(population, seed)
+    found: Json = {}
+    for count in COUNTS:
+        rng = np.random.default_rng([seed, count])
+        outcomes: dict[tuple[str, str], list[Outcome]] = {}
+        for _ in range(repeat):
+            for figure, kinds in intervals(population.draw(rng, count), rng).items():
+                for kind, ends in kinds.items():
+                    outcomes.setdefault((figure, kind), []).append(outcome(true[figure], ends))
+        for (figure, kind), seen in outcomes.items():
+            found.setdefault(figure, {}).setdefault(kind, {})[str(count)] = digest(seen)
+    return found
 
 
 def domain_population(i: int) -> Population:
@@ -177,7 +221,7 @@ def domain_population(i: int) -> Population:
     return replace(base, level=base.level - 0.9 + 1.9 * i / 14)
 
 
-def over_all(repeat: int, seed: int, count: int = 10) -> dict[str, Any]:
+def over_all(repeat: int, seed: int, count: int = 10) -> Json:
     """Coverage of the figures over all domains, from the code that `qwen36 eval` runs."""
     names = {"kld_mean": "KLD mean", "top1": "top-1", "kld_median": "KLD median", "kld_p99": "KLD p99"}
     names["kld_p999"] = "KLD p99.9"
@@ -196,10 +240,7 @@ def over_all(repeat: int, seed: int, count: int = 10) -> dict[str, Any]:
         for field, name in names.items():
             estimate = getattr(overall, field)
             seen[name].append(outcome(true[name], (estimate.low, estimate.high)))
-    return {
-        "truth": true,
-        "documents": {count: {k: {"expanded percentile": digest(v)} for k, v in seen.items()}},
-    }
+    return {figure: {"expanded percentile": {str(count): digest(v)}} for figure, v in seen.items()}
 
 
 def main() -> None:
@@ -207,41 +248,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    every = ("moderate", "heavy", "mini", "domains")
+    every = ("moderate", "heavy", "domains", "measured")
     parser.add_argument("--repeat", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=every, nargs="+", default=every)
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("coverage.json"))
+    parser.add_argument("--only", choices=every, nargs="+", default=every[:3])
+    parser.add_argument("--scores", type=Path, help="of `measured`, kept by experiments.py")
+    parser.add_argument("--out", type=Path, default=FILE)
     args = parser.parse_args()
-    found = json.loads(args.out.read_text())["populations"] if args.out.exists() else {}
+    populations: Json = (load(args.out) or {"populations": {}})["populations"]
     for name in args.only:
-        begun = time.perf_counter()
         if name == "domains":
-            result = over_all(args.repeat, args.seed)
+            found = over_all(args.repeat, args.seed)
         else:
-            if name == "mini":
-                from bench.quality.mini_scores import mini_scores
+            population: Population | Measured
+            if name == "measured":
+                from bench.quality.experiments import load_scores
 
-                population: Population | Measured = Measured(tuple(mini_scores()))
+                population = Measured(tuple(load_scores(args.scores)))
             else:
                 population = {"moderate": MODERATE, "heavy": HEAVY}[name]
-            true = truth(population, args.seed)
-            sizes = {n: coverage(population, n, args.repeat, args.seed, true) for n in (10, 20, 40)}
-            result = {"truth": true, "documents": sizes}
-        found[name] = result | {"repeat": args.repeat, "seconds": round(time.perf_counter() - begun)}
-        for n, seen in result["documents"].items():
-            for figure, kinds in seen.items():
-                print(name, n, figure, *(f"{k} {100 * v['covers']:.1f}" for k, v in kinds.items()), sep="; ")
+            found = coverage(population, args.repeat, args.seed)
+        populations[name] = {"repeat": args.repeat, "figures": found}
         content = {
             "resamples": RESAMPLES,
             "seed": args.seed,
             "numpy": np.__version__,
             "scipy": scipy.__version__,
             "python": platform.python_version(),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            "populations": found,
+            "populations": populations,
         }
-        args.out.write_text(json.dumps(content, indent=1) + "\n")
+        save(args.out, content)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from bench.quality.grid import BY_NAME, CONTROL, EXPERIMENTS, Experiment
+from bench.results import save
 
 _ROOT = Path(__file__).parents[1]
 MINI, HELD_OUT = _ROOT / "mini" / "checkpoint", _ROOT / "mini" / "heldout"
@@ -80,17 +81,7 @@ class Bench:
         passed = run_pass(own, self.batches, self.settings, has_mtp=True)
         head = OutputHead(TextStack(own, self.device, torch.float32))
         scores = score_documents(self.documents, self.batches, self.reference, (passed, head), drafts=_DRAFTS)
-        arrays = {f"{i}.{name}": getattr(s, name) for i, s in enumerate(scores) for name in _FIELDS}
-        target = self.work / "scores" / f"{experiment.name}.npz"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_suffix(".tmp.npz")
-        np.savez(
-            temporary,
-            domains=np.array([s.domain for s in scores]),
-            keys=np.array([s.key for s in scores]),
-            **arrays,
-        )
-        temporary.replace(target)
+        save_scores(self.work / "scores" / f"{experiment.name}.npz", scores)
         return {**facts, "seconds": round(time.perf_counter() - started, 1)}
 
 
@@ -108,6 +99,16 @@ def _work(arguments: tuple[Path, str, float]) -> tuple[str, dict[str, Any]]:
     except Exception as error:  # noqa: BLE001 — reported as this experiment's result
         return name, {"failed": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()[-1500:]}
     return name, facts
+
+
+def save_scores(path: Path, scores: list[Any]) -> None:
+    """Write `DocumentScores`; the file appears only once it is whole."""
+    arrays = {f"{i}.{name}": getattr(s, name) for i, s in enumerate(scores) for name in _FIELDS}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp.npz")
+    names = {"domains": [s.domain for s in scores], "keys": [s.key for s in scores]}
+    np.savez(temporary, **{name: np.array(values) for name, values in names.items()}, **arrays)
+    temporary.replace(path)
 
 
 def load_scores(path: Path) -> list[Any]:
@@ -157,10 +158,8 @@ def run(work: Path, wanted: list[Experiment], workers: int, deadline: float) -> 
             for name, found in pool.imap_unordered(_work, stage):
                 facts[name] = found
                 log.write_text(json.dumps(facts, indent=1))
-                print(
-                    f"{name:28} {found.get('failed') or found.get('skipped') or found.get('seconds')}",
-                    flush=True,
-                )
+                said = found.get("failed") or found.get("skipped") or found.get("seconds")
+                print(f"{name:28} {said}", flush=True)
     return facts
 
 
@@ -207,7 +206,7 @@ def main() -> None:
         },
     }
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    save(args.out / "results.json", result)
     print(f"{len(done)} experiments in {args.out / 'results.json'}")
 
 

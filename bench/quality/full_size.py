@@ -20,17 +20,15 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from bench.full_size import TEXT_27B
+from bench.results import save
 from gptq_hybrid.checkpoint import layout_for, write_index, write_json_atomic
 from gptq_hybrid.evaluate import EvalRequest, score
 from gptq_hybrid.packing import pack, quantize_rtn
 
 _MINI = Path(__file__).parents[1] / "mini"
-# The published 27B's dimensions.
 _TEXT = {
-    "hidden_size": 5120, "intermediate_size": 17408, "num_attention_heads": 24, "num_key_value_heads": 4,
-    "head_dim": 256, "attn_output_gate": True, "linear_num_key_heads": 16, "linear_num_value_heads": 48,
-    "linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_conv_kernel_dim": 4, "vocab_size": 248320,
-    "full_attention_interval": 4, "mtp_num_hidden_layers": 1, "rms_norm_eps": 1e-6, "hidden_act": "silu",
+    **TEXT_27B, "attn_output_gate": True, "rms_norm_eps": 1e-6, "hidden_act": "silu",
     "rope_parameters": {
         "rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25, "mrope_section": [11, 11, 10],
     },
@@ -40,7 +38,7 @@ _TEXT = {
 def build(folder: Path, layers: int) -> dict[str, Any]:
     """The BF16 slice; returns its config."""
     kinds = ["full_attention" if (i + 1) % 4 == 0 else "linear_attention" for i in range(layers)]
-    text = {**_TEXT, "num_hidden_layers": layers, "layer_types": kinds, "model_type": "qwen3_5_text"}
+    text = {**_TEXT, "num_hidden_layers": layers, "layer_types": kinds}
     config = {
         "architectures": ["Qwen3_5ForConditionalGeneration"],
         "model_type": "qwen3_5",
@@ -140,11 +138,11 @@ def main() -> None:
         "seconds_by_stage": {k: round(v, 1) for k, v in stages.items()},
         "peak_gpu_gib_so_far_by_stage": {k: round(v / 2**30, 2) for k, v in peaks.items()},
         "peak_gpu_gib": round((found.peak_gpu_bytes or 0) / 2**30, 2),
-        "mean_kld": float(np.concatenate([s.kld for s in found.scores["w4"]]).mean()),
+        "mean_kld": round(float(np.concatenate([s.kld for s in found.scores["w4"]]).mean()), 4),
     }
     args.out.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(args.out / "full_size.json", result)
-    print(json.dumps(result, indent=1))
+    save(args.out / "full_size.json", result)
+    print(result)
 
 
 if __name__ == "__main__":

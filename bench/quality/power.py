@@ -2,7 +2,7 @@
 
     python -m bench.quality.power [--repeat 1000] [--out bench/quality/power.json]
 
-Documents come from the moderate population of `populations.py`. Each checkpoint's KLD of a document is that of the
+Documents come from the moderate population of `coverage.py`. Each checkpoint's KLD of a document is that of the
 population times a log-normal factor of its own (standard deviation 0.3). Without a difference ("alike") the test
 must reject in at most 5 % of the samples. "Other shape" has equal means too, but B is a tenth better on 9 documents
 of 10 and 1.9 times as bad on the tenth: not the test's null hypothesis, and so the place to look for its limits.
@@ -12,14 +12,13 @@ of 10 and 1.9 times as bad on the tenth: not the test's null hypothesis, and so 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from bench.quality.populations import MODERATE
+from bench.quality.coverage import MODERATE
+from bench.results import Json, save
 from gptq_hybrid.evaluate._compare import ALPHA, holm, sign_flip
 
 NOISE, FAMILY = 0.3, 15
@@ -41,27 +40,31 @@ def other_shape(rng: np.random.Generator, pool: np.ndarray, n: int) -> np.ndarra
     return (rng.choice(pool, n) * (1 - np.where(rng.random(n) < 0.1, 1.9, 0.9)))[:, None]
 
 
-def simulate(repeat: int, seed: int) -> dict[str, Any]:
+def simulate(repeat: int, seed: int) -> Json:
     """Shares of samples in which a difference was shown."""
     rng = np.random.default_rng(seed)
     pool = document_sums(rng)
-    result: dict[str, Any] = {"alike": {}, "other_shape": {}, "family": {}, "power": {}}
+    result: Json = {"alike": {}, "other_shape": {}, "family": {}, "power": {}}
 
     def p(sample: np.ndarray) -> float:
         return float(sign_flip(sample, rng)[0])
 
     for n in (6, 10, 20, 40):
-        result["alike"][n] = np.mean([p(differences(rng, pool, n, 1.0)) <= ALPHA for _ in range(repeat)])
-        result["other_shape"][n] = np.mean([p(other_shape(rng, pool, n)) <= ALPHA for _ in range(repeat)])
-        result["power"][n] = {
-            factor: np.mean([p(differences(rng, pool, n, factor)) <= ALPHA for _ in range(repeat)])
+        alike = [p(differences(rng, pool, n, 1.0)) <= ALPHA for _ in range(repeat)]
+        result["alike"][str(n)] = float(np.mean(alike))
+        shapes = [p(other_shape(rng, pool, n)) <= ALPHA for _ in range(repeat)]
+        result["other_shape"][str(n)] = float(np.mean(shapes))
+        result["power"][str(n)] = {
+            str(factor): float(
+                np.mean([p(differences(rng, pool, n, factor)) <= ALPHA for _ in range(repeat)])
+            )
             for factor in (1.05, 1.1, 1.2, 1.5)
         }
     for n in (10, 20):
         families = [
             min(holm([p(differences(rng, pool, n, 1.0)) for _ in range(FAMILY)])) for _ in range(repeat // 4)
         ]
-        result["family"][n] = np.mean([least <= ALPHA for least in families])
+        result["family"][str(n)] = float(np.mean([least <= ALPHA for least in families]))
     return result
 
 
@@ -78,9 +81,8 @@ def main() -> None:
     result = {"repeat": args.repeat, "seed": args.seed, "numpy": np.__version__}
     result |= simulate(args.repeat, args.seed)
     result["seconds"] = round(time.perf_counter() - begun)
-    text = json.dumps(result, indent=1)
-    args.out.write_text(text + "\n")
-    print(text)
+    save(args.out, result)
+    print(result)
 
 
 if __name__ == "__main__":

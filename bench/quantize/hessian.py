@@ -11,13 +11,12 @@ batch's sum rounded to BF16. Without a GPU, `tf32` and `half` are gptqmodel's ow
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.quantize.tables import hessian_table
+from bench.quantize.report import hessian as hessian_table
 from bench.results import Json, save
 
 if TYPE_CHECKING:
@@ -91,11 +90,11 @@ def ways(cuda: bool) -> dict[str, Callable[[], AbstractContextManager[None]]]:
 
 def quantized(
     weight: torch.Tensor, batches: list[torch.Tensor], settings: dict[str, Any]
-) -> tuple[torch.Tensor, torch.Tensor, list[float]]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Accumulate the Hessian of ``batches`` and quantize ``weight`` ``[rows, columns]``, both by gptqmodel.
 
     Returns:
-        The Hessian, FP32 ``[columns, columns]``; the quantized weight; µs of every batch's product and sum.
+        The Hessian, FP32 ``[columns, columns]``; the quantized weight.
     """
     import torch
     from gptqmodel import QuantizeConfig
@@ -107,28 +106,14 @@ def quantized(
     solver = GPTQ(linear, QuantizeConfig(**settings))
     solver.expected_nsamples = float(sum(len(batch) for batch in batches))
     solver.quantizer.configure(perchannel=True)
-    taken = []
     for batch in batches:
-        _wait(batch)
-        begin = time.perf_counter()
         solver.add_batch(batch[None], torch.empty(0))
-        _wait(batch)
-        taken.append((time.perf_counter() - begin) * 1e6)
     hessian = solver.finalize_hessian(target_device=weight.device).clone()
-    return hessian, solver.quantize()[0], taken
-
-
-def _wait(tensor: torch.Tensor) -> None:
-    import torch
-
-    if tensor.is_cuda:
-        torch.cuda.synchronize()
+    return hessian, solver.quantize()[0]
 
 
 def compare(kind: str, args: argparse.Namespace, device: str) -> Json:
     """One row of the table: all ways on one kind of inputs."""
-    from statistics import median
-
     import torch
 
     batches = [made_up(kind, args.length, args.columns, device, seed) for seed in range(1, args.batches + 1)]
@@ -148,7 +133,7 @@ def compare(kind: str, args: argparse.Namespace, device: str) -> Json:
     base: tuple[torch.Tensor, float] | None = None
     for name, way in ways(device != "cpu").items():
         with way():
-            hessian, result, taken = quantized(weight, batches, settings)
+            hessian, result = quantized(weight, batches, settings)
         delta = weight.double() - result.double()
         loss = float(((delta @ exact) * delta).sum())
         base = base or (result, loss)
@@ -158,7 +143,6 @@ def compare(kind: str, args: argparse.Namespace, device: str) -> Json:
             "error": float(((hessian.double() - exact) / (scale[:, None] * scale)).abs().max()),
             "loss_ratio": loss / base[1],
             "codes_differ": float((result != base[0]).double().mean()),
-            "us": round(median(taken), 1),
         }
         print(kind, name, found[name], flush=True)
     return {"inputs": kind, "ways": found}

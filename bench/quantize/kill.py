@@ -133,9 +133,9 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     result = measure(args)
     save(args.out, result)
-    from bench.quantize.tables import kill_table
+    from bench.quantize.report import kills
 
-    print(kill_table(result))
+    print(kills(result))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import argparse
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench.quantize.tables import quality_table
+from bench.quantize.report import quality as quality_table
 from bench.results import Json, save
 
 MINI = Path(__file__).parents[1] / "mini"
@@ -48,13 +48,16 @@ def quantized(work: Path, way: str) -> Path:
 
 def summary(found: Json) -> Json:
     """Of an evaluation (``gptq_hybrid.evaluate.as_json``), what is about all domains."""
+    (kld,) = [d for d in found["comparisons"][0]["overall"]["differences"] if d["measure"] == "kld_mean"]
     return {
         "environment": found["environment"],
-        "settings": found["settings"],
-        "fingerprints": found["fingerprints"],
-        "statistics": found["statistics"],
-        "checkpoints": {one["name"]: one["overall"] for one in found["checkpoints"]},
-        "difference": found["comparisons"][0]["overall"],
+        "documents": found["settings"]["documents"],
+        "tokens": found["settings"]["tokens"],
+        "checkpoints": {
+            one["name"]: {measure: one["overall"][measure] for measure in ("kld_mean", "top1")}
+            for one in found["checkpoints"]
+        },
+        "difference": {**kld["difference"], "p": kld["p"]},
     }
 
 

@@ -27,10 +27,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from bench.quantize.tables import VARIANTS, report
+from bench.quantize.report import both
 from bench.quantize.timing import Watch, peaks, wait
 from bench.results import Json, merge
 from bench.variants import add_arguments, main
+
+VARIANTS = ("stock", "definition", "ours", "fast")
 
 
 def rows(args: argparse.Namespace, vocabulary: int) -> list[dict[str, list[int]]]:
@@ -136,15 +138,12 @@ def run(variant: str, args: argparse.Namespace, folder: Path) -> None:
             seconds={"load": round(loaded - begin, 2), "quantize": round(end - start, 2)},
             stages=watch.stages(),
             layer_seconds=watch.layer_seconds(end),
-            passes=[{k: v for k, v in one.items() if k != "begin"} for one in watch.passes],
-            losses=watch.losses,
+            passes=watch.layer_passes(),
+            losses={name.partition(".layers.")[2]: loss for name, loss in watch.losses.items()},
             memory=peaks(),
             batches=None if counts is None else {"whole": counts.whole, "short": counts.short},
         )
-        print(
-            f"{variant}: {end - start:.1f} s, {found['stages']}, {found['memory']}",
-            flush=True,
-        )
+        print(f"{variant}: {end - start:.1f} s, {found['stages']}, {found['memory']}", flush=True)
         model.save(str(folder / "out"))
         saved = round(time.perf_counter() - end, 2)
         keep(seconds={**found["seconds"], "save": saved}, bytes=digest(folder / "out"), complete=True)
@@ -206,4 +205,4 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main("bench.quantize.run", parsed(), run, report)
+    main("bench.quantize.run", parsed(), run, both)

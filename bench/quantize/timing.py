@@ -89,7 +89,6 @@ class Watch:
             self.passes.append(
                 {
                     "layer": int(call["layer_index"]),
-                    "modules": list(call.get("current_subset") or ()),
                     "begin": begin,
                     "seconds": round(seconds, 4),
                     "hessian": round(products, 4),
@@ -166,6 +165,16 @@ class Watch:
             **self.sums,
         }
         return {name: round(seconds, 3) for name, seconds in found.items()}
+
+    def layer_passes(self) -> list[Json]:
+        """By layer: how many passes, their seconds, those of Hessians, and batches that ran a mixer."""
+        layers: dict[int, Json] = {}
+        for one in self.passes:
+            row = layers.setdefault(one["layer"], {"passes": 0, "seconds": 0.0, "hessian": 0.0, "mixers": 0})
+            row["passes"] += 1
+            for name in ("seconds", "hessian", "mixers"):
+                row[name] = round(row[name] + one[name], 4)
+        return list(layers.values())
 
     def layer_seconds(self, end: float) -> list[float]:
         """By layer, from its first pass to that of the next; the last one's to ``end`` (a ``perf_counter``)."""

@@ -30,12 +30,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.prefill import engine_timing as timing
-from bench.prefill.engine_dummy import fill_on_load, write_checkpoint
-from bench.prefill.engine_facts import engine_facts, environment, plugin_facts
-from bench.prefill.engine_results import GRAPHED, MACHETE_PLUGIN, PLUGIN, VARIANTS, lengths
-from bench.prefill.engine_tables import report
-from bench.prefill.engine_ways import OneWay, Ways, kernel_names, layers_by_shape
+from bench import engine
+from bench.dummy import fill_on_load, write_checkpoint
+from bench.prefill import ways as timing
+from bench.prefill.report import engine_report
+from bench.prefill.results import GRAPHED, MACHETE_PLUGIN, PLUGIN, VARIANTS, lengths
+from bench.prefill.ways import OneWay, Ways, gpu_memory, kernel_names, layers_by_shape
 from bench.results import Json, merge
 from bench.variants import add_arguments, main
 
@@ -54,43 +54,23 @@ _TINY_LOAD = {"count": 20, "least": 10, "most": 150, "new": 4}
 
 def start(variant: str, args: argparse.Namespace, folder: Path) -> Any:
     """The engine in this process."""
-    import torch
-    from vllm import LLM
-
-    checkpoint = write_checkpoint(folder / variant, args.layers, quantized=variant != "bf16", tiny=args.tiny)
-    extra: dict[str, Any] = {}
-    if torch.cuda.is_available():
-        extra = {
-            "gpu_memory_utilization": args.memory,
-            "attention_backend": args.attention,
-            "gdn_prefill_backend": "triton",
-            "compilation_config": {"cudagraph_capture_sizes": list(_GRAPHS if args.graphs else _GRAPHS[:4])},
-        }
-    if args.tiny or args.serving:
-        extra["enforce_eager"] = True
-    if args.serving:
-        extra["speculative_config"] = {"method": "mtp", "num_speculative_tokens": 2}
-    tokens = _TINY_TOKENS if args.tiny else _TOKENS
-    # The variant is in vLLM's key of compiled graphs, which knows nothing of kernels.
-    options: dict[str, Any] = {"prefill_bench": variant}
+    options: Json = {"prefill_bench": variant}
     if variant in _OURS:
         # Drafts as without the plugin: what they verify in one call would differ otherwise.
         options["qwen36"] = {"prefill": variant if variant in GRAPHED else "fp8", "draft": "bf16"}
-    return LLM(
-        model=str(checkpoint),
-        load_format="dummy",
-        skip_tokenizer_init=True,
-        dtype="bfloat16",
-        max_model_len=tokens + 256,
-        max_num_seqs=_BATCHES[-1],
-        max_num_batched_tokens=tokens,
+    tokens = _TINY_TOKENS if args.tiny else _TOKENS
+    return engine.start(
+        write_checkpoint(folder / variant, args.layers, quantized=variant != "bf16", tiny=args.tiny),
+        options,
+        memory=args.memory,
+        attention=args.attention,
+        graphs=_GRAPHS if args.graphs else _GRAPHS[:4],
+        tokens=tokens,
+        context=tokens + 256,
+        drafts=2 if args.serving else 0,
         # Of a hybrid it needs Triton, which a CPU has not.
-        enable_prefix_caching=args.serving and not args.tiny,
-        # The host's share of a pass then adds to the card's rather than hiding part of it.
-        async_scheduling=False,
-        limit_mm_per_prompt={"image": 0, "video": 0},
-        additional_config=options,
-        **extra,
+        prefix_caching=args.serving and not args.tiny,
+        eager=args.tiny or args.serving,
     )
 
 
@@ -100,17 +80,14 @@ def set_up(variant: str, folder: Path, tiny: bool) -> None:
     The plugin is installed as vLLM does it, but from here: entry points need an installed distribution. Profiles go
     to ``folder``, so that every process measures its own.
     """
-    os.environ |= {"VLLM_PLUGINS": "", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    if variant not in ("machete", MACHETE_PLUGIN):
-        os.environ["VLLM_DISABLED_KERNELS"] = "MacheteLinearKernel"
+    engine.set_up(machete=variant in ("machete", MACHETE_PLUGIN))
     if variant in _OURS:
         import vllm_qwen36_plugin
 
         os.environ["QWEN36_CACHE"] = str(folder / "cache")
         vllm_qwen36_plugin.register()
         if tiny:
-            from bench.prefill.engine_cpu import install
+            from bench.prefill.on_cpu import install
 
             install()
     elif tiny:
@@ -130,13 +107,13 @@ def run(variant: str, args: argparse.Namespace, folder: Path) -> None:
             found["problems"] = ways.problems
         merge(args.out, settings(args), VARIANTS, variant, found)
 
-    loaded = fill_on_load() if variant != "bf16" else []
-    preparation = timing.Preparation().watch()
+    loaded = fill_on_load(scaled=True) if variant != "bf16" else []
+    preparation = Preparation().watch()
     begin = time.perf_counter()
     llm = start(variant, args, folder)
     started = time.perf_counter() - begin
     seconds = {"start": round(started, 1), "process_weights": round(preparation.seconds, 2)}
-    keep(environment=environment(), seconds=seconds, **engine_facts(llm, preparation.memory))
+    keep(environment=engine.environment(), seconds=seconds, **engine_facts(llm, preparation.memory))
     if loaded:
         keep(kernels=kernel_names(loaded[-1]))
     if variant in _OURS:
@@ -150,7 +127,7 @@ def run(variant: str, args: argparse.Namespace, folder: Path) -> None:
         f"{variant}: started in {started:.0f} s; ways {', '.join(ways.names)}; {found.get('kernels')}",
         flush=True,
     )
-    vocabulary = llm.llm_engine.vllm_config.model_config.hf_text_config.vocab_size
+    vocabulary = engine.vocabulary(llm)
     if not args.serving:
         take(llm, ways, args, vocabulary, keep)
     if (args.load or args.serving) and variant != "bf16":
@@ -188,15 +165,86 @@ def take(llm: Any, ways: OneWay | Ways, args: argparse.Namespace, vocabulary: in
     step_ms: dict[str, list[float]] = {}
     step_gpu_ms: dict[str, Json] = {}
     for batch in _BATCHES:
-        step_ms[str(batch)] = timing.steps(llm, ways, batch, _steps(args), repeats, vocabulary)
-        keep(step_ms=step_ms)
-        step_gpu_ms[str(batch)] = timing.kernels_of_a_step(llm, ways, batch, _steps(args), vocabulary)
-        on_gpu = step_gpu_ms[str(batch)].get("total")
+        given, key = engine.batch_of(batch, vocabulary), str(batch)
+        with ways.through(ways.usual):
+            step_ms[key] = engine.step_times(llm, given, _steps(args), repeats)
+            keep(step_ms=step_ms)
+            step_gpu_ms[key] = engine.step_kernel_times(llm, given, _steps(args))
         print(
-            f"batch {batch}: ms a step: {' '.join(map(str, step_ms[str(batch)]))}; kernels {on_gpu}",
+            f"batch {batch}: ms a step: {' '.join(map(str, step_ms[key]))}; "
+            f"kernels {step_gpu_ms[key].get('total')}",
             flush=True,
         )
         keep(step_gpu_ms=step_gpu_ms)
+
+
+def engine_facts(llm: Any, after_preparation: dict[str, int]) -> Json:
+    """KV cache, memory and modes of a started engine; a figure is missing where this vLLM does not have it."""
+    config = llm.llm_engine.vllm_config
+    core = llm.llm_engine.engine_core.engine_core
+    worker = core.model_executor.driver_worker.worker
+    memory = {
+        "weights": getattr(worker.model_runner, "model_memory_usage", None),
+        "peak_activation": getattr(worker, "peak_activation_memory", None),
+        "non_torch": getattr(worker, "non_torch_memory", None),
+        "cuda_graphs": getattr(worker, "cudagraph_memory_estimate", None),
+    }
+    return {
+        "quantization": str(config.model_config.quantization),
+        "cudagraph_mode": str(config.compilation_config.cudagraph_mode),
+        "compile_seconds": round(config.compilation_config.compilation_time, 1),
+        "kv_cache": {
+            "bytes": int(core.available_gpu_memory_for_kv_cache),
+            "blocks": config.cache_config.num_gpu_blocks,
+            "tokens": getattr(config.cache_config, "kv_cache_size_tokens", None),
+        },
+        "memory": {name: int(value) for name, value in memory.items() if value is not None}
+        | {f"{name}_after_preparation": value for name, value in after_preparation.items()},
+    }
+
+
+def plugin_facts(model: Any) -> Json:
+    """What the plugin found and took at start: its line, its profile, its bytes."""
+    from vllm_qwen36_plugin.prefill import banner, dispatch, prepare, profile, scratch
+    from vllm_qwen36_plugin.prefill.kernel import FP8_SCALES
+
+    preparation = prepare._current[-1]
+    linears = dispatch.linears()
+    line = banner.table_line(linears, preparation.settings, preparation.known_from)
+    print(line, flush=True)
+    scales = [getattr(module, FP8_SCALES, None) for module in model.modules()]
+    return {
+        "measuring": round(preparation.spent, 2),
+        "banner": line,
+        "orders": {linear.shape.key: list(linear.order) for linear in linears},
+        "profile": profile.to_json(preparation.known) if preparation.known else None,
+        "scratch_bytes": scratch.reserved(next(model.parameters()).device),
+        "fp8_scale_bytes": sum(scale.numel() * scale.element_size() for scale in scales if scale is not None),
+    }
+
+
+class Preparation:
+    """Seconds that vLLM spends on loaded weights (repacking, the plugin's test and times); memory after it."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.memory: dict[str, int] = {}
+
+    def watch(self) -> Preparation:
+        """From now on."""
+        from vllm.model_executor.model_loader import base_loader
+
+        inner = base_loader.process_weights_after_loading
+
+        def process(*args: Any, **kwargs: Any) -> None:
+            gpu_memory()
+            begin = time.perf_counter()
+            inner(*args, **kwargs)
+            self.memory = gpu_memory()
+            self.seconds += time.perf_counter() - begin
+
+        base_loader.process_weights_after_loading = process
+        return self
 
 
 def _steps(args: argparse.Namespace) -> int:
@@ -248,4 +296,4 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main("bench.prefill.engine", parsed(), run, report)
+    main("bench.prefill.engine", parsed(), run, engine_report)

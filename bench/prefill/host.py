@@ -1,20 +1,17 @@
-"""What a W4A16 linear costs the host, by the way it takes and before and after it was made cheaper.
+"""What a W4A16 linear costs the host, by the way it takes.
 
     python -m bench.prefill.host OUT.json [--layout marlin] [--rows 16] [--calls 40] [--rounds 25]
 
-Microseconds that the host spends on a call, nothing waited for; medians of rounds in which the forms take turns.
-On a GPU by the kernels themselves. On a CPU `_C::marlin_gemm` is a stand-in that does nothing, with that op's
-arguments, behind the steps of vLLM 0.26's Python; Triton's launcher in C is left out; and matrices are as small
-as they get (a product still takes torch longer there than to launch one takes on a GPU).
+Microseconds that the host spends on a call, nothing waited for; medians of rounds in which the ways take turns. On
+a GPU by the kernels themselves. On a CPU `_C::marlin_gemm` is a stand-in that does nothing, with that op's
+arguments, behind the steps of vLLM 0.26's Python; Triton's launcher in C is left out; and matrices are as small as
+they get (a product still takes torch longer there than to launch one takes on a GPU).
 
     straight          the stock kernel's op, its arguments at hand: what vLLM's own compiled graph calls
     vLLM's Python     the stock kernel's ``apply_weights``
-    stock, before     our op, which called that          stock, general     our op with a list, and a replay
-    stock             our op without a list, and a replay
-    exact, before     a view, a look-up and a launch through Triton's Python a tile
-    exact, fp8        as they are
-
-Below these, the pieces that differ.
+    stock             our op, and a replay of the stock kernel's op
+    stock, general    the same with a list of tensors
+    exact, fp8        our op by these routes
 """
 
 from __future__ import annotations
@@ -31,10 +28,10 @@ from typing import Any
 
 import torch
 
-from bench.prefill.engine_facts import environment
+from bench.engine import environment
 from bench.prefill.layers import build, random_weight, vllm_config
 from bench.results import save
-from vllm_qwen36_plugin.prefill import dispatch, expand, paths, scratch, selftest
+from vllm_qwen36_plugin.prefill import dispatch, expand, scratch, selftest
 from vllm_qwen36_plugin.prefill.profile import Starts
 from vllm_qwen36_plugin.prefill.shape import Shape
 
@@ -48,10 +45,6 @@ _MARLIN = (
     " Tensor? a_scales, Tensor? global_scale, Tensor? b_zeros_or_none, Tensor? g_idx_or_none,"
     " Tensor? perm_or_none, Tensor workspace, int b_type_id, SymInt size_m, SymInt size_n, SymInt size_k,"
     " bool is_k_full, bool use_atomic_add, bool use_fp32_reduce, bool is_zp_float) -> Tensor"
-)
-_PIECES = (
-    "takes_list(Tensor x, Tensor[] tensors, Tensor? fp8_scales, Tensor? bias, str key, SymInt n) -> Tensor",
-    "takes_plain(Tensor x, Tensor words, Tensor scales, Tensor? fp8_scales, str key, SymInt n) -> Tensor",
 )
 _library = torch.library.Library("qwen36_bench", "FRAGMENT")
 
@@ -158,57 +151,17 @@ def on_gpu(layout: str) -> Case:
     return Case(linear, layer, tensors, getattr(layer, FP8_SCALES, None), kernel)
 
 
-class _Former(dispatch.Linear):
-    """With the paths as they were."""
-
-    def run(self, path: Any, x: torch.Tensor, weight: paths.Weight) -> torch.Tensor:
-        return former_exact(x, weight, self.shape)
-
-
-_compiled: dict[tuple[Any, ...], Any] = {}
-
-
-def former_exact(x: torch.Tensor, weight: paths.Weight, shape: Shape) -> torch.Tensor:
-    """`paths.exact` as it was."""
-    out = torch.empty(x.shape[0], shape.n, dtype=x.dtype, device=x.device)
-    for tile in scratch.tiles(x.device, shape.k, shape.n, x.dtype):
-        former_expand(weight, tile.dense, tile.first, shape)
-        torch.mm(x, tile.transposed, out=out[:, tile.first : tile.last])
-    return out
-
-
-def former_expand(weight: paths.Weight, out: torch.Tensor, first: int, shape: Shape) -> None:
-    """`expand.expand` as it was: tensors as arguments, and Triton's way to launch what it has compiled."""
-    columns, k = out.shape
-    n = weight.scales.shape[-1]
-    marlin = shape.layout == "marlin"
-    group = 0 if shape.group_size in (-1, k) else shape.group_size
-    arguments = (weight.words, weight.scales, weight.words, out, k, n, first)
-    constants = (group, shape.bits, marlin, False, expand.BLOCK_K // (16 if marlin else 64), 64)
-    grid = (-(-k // expand.BLOCK_K), columns // 64, 1)
-    aligned = not any(tensor.data_ptr() % 16 for tensor in arguments[:4])
-    kind = (*constants, weight.scales.dtype, out.dtype, out.device, aligned)
-    if kind not in _compiled:
-        _compiled[kind] = expand._expand[grid](*arguments, *constants, num_warps=4)
-        return
-    _compiled[kind][grid](*arguments, *constants)
-
-
-def forms(case: Case, x: torch.Tensor) -> tuple[Calls, Calls]:
-    """The ways of a call, and the pieces in which they differ."""
-    linear, tensors, shape = case.linear, case.tensors, case.linear.shape
+def ways(case: Case, x: torch.Tensor) -> Calls:
+    """The ways of a call."""
+    linear, tensors, n = case.linear, case.tensors, case.linear.shape.n
     words, scales = tensors[linear.words], tensors[linear.scales]
-    weight = linear.weight(tensors, None)
-    usual = {"order": (), "starts": Starts(1, 1)}
-    entries = {
-        "before": replace(linear, **usual, replay=None),
-        "stock": replace(linear, **usual),
-        "exact": replace(linear, order=("exact",), starts=Starts(1)),
-        "fp8": replace(linear, order=("fp8",), starts=Starts(1, 1)),
-    }
-    former = {name: getattr(linear, name) for name in linear.__slots__}
-    entries["exact before"] = _Former(**former | {"order": ("exact",), "starts": Starts(1)})
-    dispatch._table.update(entries)
+    dispatch._table.update(
+        {
+            "stock": replace(linear, order=(), starts=Starts(1, 1)),
+            "exact": replace(linear, order=("exact",), starts=Starts(1)),
+            "fp8": replace(linear, order=("fp8",), starts=Starts(1, 1)),
+        }
+    )
     listed = dispatch.op().default  # type: ignore[attr-defined]
     plain = dispatch.plain_op().default  # type: ignore[attr-defined]
     calls: Calls = {}
@@ -217,39 +170,13 @@ def forms(case: Case, x: torch.Tensor) -> tuple[Calls, Calls]:
         calls["straight"] = lambda: linear.template.op(*arguments)
     calls |= {
         "vLLM's Python": lambda: linear.kernel.apply_weights(case.layer, x),
-        "stock, before": lambda: listed(x, [*tensors], None, None, "before", shape.n),
-        "stock, general": lambda: listed(x, [*tensors], None, None, "stock", shape.n),
-        "stock": lambda: plain(x, words, scales, None, "stock", shape.n),
-        "exact, before": lambda: listed(x, [*tensors], None, None, "exact before", shape.n),
-        "exact": lambda: plain(x, words, scales, None, "exact", shape.n),
+        "stock, general": lambda: listed(x, [*tensors], None, None, "stock", n),
+        "stock": lambda: plain(x, words, scales, None, "stock", n),
+        "exact": lambda: plain(x, words, scales, None, "exact", n),
     }
     if case.fp8 is not None:
-        calls["fp8"] = lambda: plain(x, words, scales, case.fp8, "fp8", shape.n)
-    ops = _pieces(x.device.type)
-    out = x.new_empty(x.shape[0], shape.n)
-    tiles = scratch.tiles(x.device, shape.k, shape.n, x.dtype)
-    tile = tiles[-1]
-    pieces: Calls = {
-        "an op with a list": lambda: ops.takes_list(x, [*tensors], None, None, "stock", shape.n),
-        "an op without": lambda: ops.takes_plain(x, words, scales, None, "stock", shape.n),
-        "a stand-in layer, vLLM's Python": lambda: linear.by_vllm(x, tensors),
-        "a replay": lambda: linear.stock(x, tensors),
-        f"{len(tiles)} views, before": lambda: [out[:, one.first : one.last] for one in tiles],
-        f"{len(tiles)} views": lambda: paths._parts(out, tiles, 1),
-        "a launch, before": lambda: former_expand(weight, tile.dense, tile.first, shape),
-        "a launch": lambda: paths.unpack(weight, tile.dense, tile.first, shape),
-        "a GEMM": lambda: torch.mm(x, tile.transposed, out=paths._parts(out, tiles, 1)[-1]),
-    }
-    return calls, pieces
-
-
-def _pieces(device: str) -> Any:
-    """Ops that do nothing, with the schemas of ours."""
-    for schema in _PIECES:
-        _library.define(schema)
-        _library.impl(schema.partition("(")[0], lambda x, *_: x.detach(), device.upper())
-    found = torch.ops.qwen36_bench
-    return SimpleNamespace(takes_list=found.takes_list.default, takes_plain=found.takes_plain.default)
+        calls["fp8"] = lambda: plain(x, words, scales, case.fp8, "fp8", n)
+    return calls
 
 
 def _ready(linear: dispatch.Linear, x: torch.Tensor, tensors: Sequence[torch.Tensor]) -> list[Any]:
@@ -306,20 +233,17 @@ def main() -> None:
         shape = case.linear.shape
         x = torch.randn(args.rows, shape.k, dtype=torch.bfloat16, device="cuda" if cuda else "cpu")
         wait = torch.cuda.synchronize if cuda else lambda: None
-        ways, pieces = (times(calls, args.calls, args.rounds, wait) for calls in forms(case, x))
+        found = times(ways(case, x), args.calls, args.rounds, wait)
     result = {
         "environment": {**environment(), "processor": _processor()},
         "stand_in": not cuda,
         "settings": {"shape": shape.key, "rows": args.rows, "calls": args.calls, "rounds": args.rounds},
         "tiles": len(scratch.tiles(x.device, shape.k, shape.n, x.dtype)),
         "replayed": case.linear.template is not None,
-        "ways": ways,
-        "pieces": pieces,
+        "ways": found,
     }
-    for found in (ways, pieces):
-        for name, value in found.items():
-            print(f"{name:32} {value['us']:8.2f} µs, least {value['least']:8.2f}")
-        print()
+    for name, value in found.items():
+        print(f"{name:32} {value['us']:8.2f} µs, least {value['least']:8.2f}")
     where = result["environment"]["device"] if cuda else f"{_processor()}, stand-ins"
     print(f"{where}; {shape.key}, {args.rows} rows, {result['tiles']} tiles")
     save(args.out, result)

@@ -1,4 +1,4 @@
-"""A W4A16 linear of the 27B by each path and number of rows, on one GPU.
+"""A W4A16 linear of the 27B by each route and number of tokens, on one GPU.
 
     python -m bench.prefill.linear OUT.json [--layouts marlin machete] [--dtype bfloat16] [--rows 1 16 …]
 
@@ -6,14 +6,12 @@ For each shape, with random weights of both signs, repacked by vLLM's own kernel
 
     expand, fill         writing the dense weight of one tile of the scratch; filling so many bytes
     stock                vLLM's kernel
-    exact, fp8           each path, for any number of rows
+    exact, fp8           each route, for any number of tokens
     plugin, plugin_fp8   what is served with prefill=auto and prefill=fp8: the op, with the starts found at start-up
     cublas               a dense weight that was there all along
-    exact@32, …          a path with so many MiB of scratch (--sizes), at 1,024 rows and more
 
-Microseconds a call in a CUDA graph, so without the host's share, which `host_us` has: a call of the op,
-nothing waited for. Medians of rounds in which the variants take turns. Errors are root mean squares against
-float32, relative.
+Microseconds a call in a CUDA graph, so without the host's share (`host.py` has that). Medians of rounds in which
+the variants take turns. Errors are root mean squares against float32, relative.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from typing import Any
 
 import torch
 
-from bench.act_order.timing import in_turns, recorded, spread
+from bench.gpu_time import in_turns, recorded, spread
 from bench.prefill.layers import MODULES, Module, build, random_weight, vllm_config
 from bench.results import save
 
@@ -38,7 +36,6 @@ _ROWS = (1, 3, 16, 64, 128, 192, 256, 384, 512, 768, 1000, 1024, 1500, 2048, 300
 _GRAPH_US = 4000.0
 _REPEATS = 9
 Calls = dict[str, Callable[[], Any]]
-_buffers: dict[int, torch.Tensor] = {}
 
 
 def graphed(calls: Calls, guess_us: float, repeats: int = _REPEATS) -> dict[str, dict[str, float]]:
@@ -50,34 +47,6 @@ def graphed(calls: Calls, guess_us: float, repeats: int = _REPEATS) -> dict[str,
         middle, off = spread([value / count * 1e6 for value in seconds])
         found[name] = {"us": round(middle, 2), "deviation_us": round(off, 2)}
     return found
-
-
-def with_scratch(size: int, usual: int, call: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """A call with another size of scratch. In a graph, that stays its buffer."""
-    from vllm_qwen36_plugin.prefill import scratch
-
-    device = torch.device("cuda", 0)
-    if size not in _buffers:
-        _buffers[size] = torch.empty(size << 20, dtype=torch.uint8, device=device)
-    _buffers.setdefault(usual, scratch._buffers[device])
-    scratch._tiles.clear()
-    scratch._buffers[device] = _buffers[size]
-    try:
-        return call()
-    finally:
-        scratch._tiles.clear()
-        scratch._buffers[device] = _buffers[usual]
-
-
-def host_us(call: Callable[[], object], count: int = 50) -> float:
-    """Microseconds that the host spends on a call, while the GPU is kept busy."""
-    torch.cuda.synchronize()
-    begin = time.perf_counter()
-    for _ in range(count):
-        call()
-    spent = time.perf_counter() - begin
-    torch.cuda.synchronize()
-    return round(spent / count * 1e6, 1)
 
 
 def relative_rms(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -153,19 +122,10 @@ def measure(module: Module, dtype: torch.dtype, rows: list[int], args: argparse.
             calls[path] = lambda x=x, path=path: linear.run(path, x, weight)
         calls |= {"plugin": lambda x=x: served(("exact",), x), "plugin_fp8": lambda x=x: served(wanted, x)}
         calls["cublas"] = lambda x=x: torch.nn.functional.linear(x, dense)
-        if count >= 1024:
-            for size in args.sizes:
-                calls |= {
-                    f"{path}@{size}": lambda x=x, path=path, size=size: with_scratch(
-                        size, args.scratch_mib, lambda: linear.run(path, x, weight)
-                    )
-                    for path in wanted
-                }
         entry: dict[str, Any] = {
             "m": count,
             "error": {name: round(relative_rms(call()[:256], expected), 5) for name, call in calls.items()},
             "times": graphed(calls, count * module.k * module.n / 1.5e8),
-            "host_us": {name: host_us(calls[name]) for name in ("stock", "plugin", "plugin_fp8")},
         }
         result["rows"].append(entry)
         times = "  ".join(f"{name} {found['us']:.1f}" for name, found in entry["times"].items())
@@ -175,15 +135,11 @@ def measure(module: Module, dtype: torch.dtype, rows: list[int], args: argparse.
 
 def environment() -> dict[str, Any]:
     """Card and versions."""
-    from gptq_hybrid.evaluate._environment import environment as versions
-    from vllm_qwen36_plugin.prefill.measure import card
+    from bench.engine import environment as versions
 
-    found = card(torch.device("cuda", 0), 0)
     properties = torch.cuda.get_device_properties(0)
     return {
-        **versions("cuda:0"),
-        "driver": found.driver,
-        "triton": found.versions["triton"],
+        **versions(),
         "cuda": torch.version.cuda,
         "multiprocessors": properties.multi_processor_count,
     }
@@ -201,7 +157,6 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     names = [module.name for module in MODULES]
     parser.add_argument("--modules", nargs="+", default=names, choices=names, metavar="MODULE")
     parser.add_argument("--scratch-mib", type=int, default=128)
-    parser.add_argument("--sizes", type=int, nargs="*", default=[], help="other sizes of scratch, MiB")
     return parser.parse_args(arguments)
 
 

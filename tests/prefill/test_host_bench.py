@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which it would use")
-def test_it_writes_each_way_of_a_call_before_and_after(tmp_path: Path) -> None:
+def test_a_replay_costs_the_host_less_than_vllms_python(tmp_path: Path) -> None:
     out = tmp_path / "host.json"
     given = [str(out), "--rows", "2", "--calls", "20", "--rounds", "3"]
     command = [sys.executable, "-m", "bench.prefill.host", *given]
@@ -30,10 +30,6 @@ def test_it_writes_each_way_of_a_call_before_and_after(tmp_path: Path) -> None:
     assert found["tiles"] == 3
     assert found["environment"]["processor"]
     assert {"torch", "python"} <= set(found["environment"])
-    ways = [
-        "straight", "vLLM's Python", "stock, before", "stock, general", "stock", "exact, before", "exact",
-    ]  # fmt: skip
-    assert list(found["ways"]) == ways
-    # Half of what it was: 11 to 25 where nothing else runs.
-    assert found["ways"]["stock"]["least"] < 0.8 * found["ways"]["stock, before"]["least"]
-    assert all(f"{name} " in said.stdout for name in (*ways, *found["pieces"]))
+    assert list(found["ways"]) == ["straight", "vLLM's Python", "stock, general", "stock", "exact"]
+    # 11 to 22 where nothing else runs.
+    assert found["ways"]["stock"]["least"] < 0.8 * found["ways"]["vLLM's Python"]["least"]

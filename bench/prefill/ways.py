@@ -1,0 +1,275 @@
+"""Which way the linears of a running engine go, proof that they went it, and what is timed of each way.
+
+Prefill is not in a CUDA graph, and the way of a call is looked up when it runs: one start serves all comparisons.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from bench.engine import Prompts, generate, kernels_between, prompts
+from bench.prefill.results import digest, first_differences, lengths
+from bench.results import Json
+
+if TYPE_CHECKING:
+    from vllm_qwen36_plugin.prefill.dispatch import Linear
+
+_ORDERS: dict[str, tuple[str, ...]] = {"stock": (), "exact": ("exact",), "fp8": ("fp8", "exact")}
+Calls = dict[str, dict[str, int]]
+
+
+class _Problems:
+    """What was found wrong. Not raised: a start is too dear to throw its other figures away."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+
+    def add_problem(self, text: str) -> None:
+        """Note it, and say it, once."""
+        if text not in self.problems:
+            self.problems.append(text)
+            print(f"PROBLEM: {text}", flush=True)
+
+
+class OneWay(_Problems):
+    """A process without the plugin: there is nothing to set and nothing to count."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.names: tuple[str, ...] = (name,)
+        self.usual = name
+
+    @contextmanager
+    def through(self, name: str, rows: int | None = None) -> Iterator[Calls]:
+        """Calls made inside go this way."""
+        if name not in self.names:
+            raise ValueError(f"there is no way {name!r} here, only {self.names[0]!r}")
+        yield {}
+
+    def taken(self, name: str, rows: int) -> dict[str, str]:
+        """The path of each shape for so many rows."""
+        return {}
+
+
+class Ways(_Problems):
+    """The ways of `vllm_qwen36_plugin.prefill`, from what start-up found: its paths, its numbers of rows.
+
+    Args:
+        linears: entries of the dispatch table.
+        layers: by shape key, how many layers call it in one pass.
+    """
+
+    def __init__(self, linears: Sequence[Linear], layers: Mapping[str, int]) -> None:
+        super().__init__()
+        if not linears:
+            raise RuntimeError("the plugin serves no linear: see the warnings above for why prefill is off")
+        missing = {linear.shape.key for linear in linears} ^ set(layers)
+        if missing:
+            raise RuntimeError(f"in the table or in the model, but not in both: {', '.join(sorted(missing))}")
+        self._linears = [(linear, tuple(linear.order), linear.starts) for linear in linears]
+        self._layers = dict(layers)
+        served = {path for _, order, _ in self._linears for path in order}
+        self.names = ("stock", *(path for path in ("exact", "fp8") if path in served))
+        # What a user has who sets no option.
+        self.usual = "exact" if "exact" in served else "stock"
+
+    @contextmanager
+    def through(self, name: str, rows: int | None = None) -> Iterator[Calls]:
+        """Calls made inside go this way; the dict is filled with those of each shape and path when it is left.
+
+        With ``rows``, exactly one pass of so many rows is to be made; another path, or another number of calls,
+        is one of ``problems``.
+        """
+        self._set(name)
+        before = {linear.shape.key: Counter(linear.served) for linear, _, _ in self._linears}
+        calls: Calls = {}
+        yield calls
+        for linear, _, _ in self._linears:
+            key = linear.shape.key
+            calls[key] = dict(Counter(linear.served) - before[key])
+        if rows is not None:
+            wanted = {key: {path: self._layers[key]} for key, path in self.taken(name, rows).items()}
+            if calls != wanted:
+                self.add_problem(f"{name} with {rows} rows should have made the calls {wanted}, not {calls}")
+
+    def taken(self, name: str, rows: int) -> dict[str, str]:
+        """The path of each shape for so many rows: a way may leave some of them to the stock kernel."""
+        self._set(name)
+        return {linear.shape.key: linear.path_for(rows) or "stock" for linear, _, _ in self._linears}
+
+    def _set(self, name: str) -> None:
+        if name not in self.names:
+            raise ValueError(f"there is no way {name!r} here, only {', '.join(self.names)}")
+        for linear, order, starts in self._linears:
+            linear.order = tuple(path for path in _ORDERS[name] if path in order)
+            linear.starts = starts
+
+
+def layers_by_shape(model: Any) -> dict[str, int]:
+    """How many layers of a loaded model the plugin's kernel serves, by shape key."""
+    from vllm_qwen36_plugin.prefill.kernel import RowDispatchKernel
+
+    return dict(
+        Counter(kernel.shape.key for kernel in kernels(model) if isinstance(kernel, RowDispatchKernel))
+    )
+
+
+def kernels(model: Any) -> list[Any]:
+    """The kernel of every packed linear."""
+    packed = [module for module in model.modules() if hasattr(module, "qweight")]
+    found = [getattr(getattr(module, "quant_method", None), "kernel", None) for module in packed]
+    return [kernel for kernel in found if kernel is not None]
+
+
+def kernel_names(model: Any) -> dict[str, int]:
+    """How many linears run which kernel; the plugin's with the one it holds."""
+    names = Counter[str]()
+    for kernel in kernels(model):
+        stock = getattr(kernel, "stock", None)
+        names[type(kernel).__name__ + (f" ({type(stock).__name__})" if stock is not None else "")] += 1
+    return dict(names)
+
+
+AnyWays = OneWay | Ways
+
+
+def first_tokens(llm: Any, ways: AnyWays, case: str, repeats: int, vocabulary: int) -> dict[str, list[float]]:
+    """By way, milliseconds until all prompts of a case have one token; ways in turns, so that drift meets them all.
+
+    A pass that did not go its way is one of ``ways.problems``.
+    """
+    given, rows = prompts(lengths(case), vocabulary), sum(lengths(case))
+    found: dict[str, list[float]] = {way: [] for way in ways.names}
+    for way in ways.names:
+        with ways.through(way, rows):
+            generate(llm, given, 1)
+    for round_ in range(repeats):
+        turn = round_ % len(ways.names)
+        for way in ways.names[turn:] + ways.names[:turn]:
+            with ways.through(way, rows):
+                seconds, _ = generate(llm, given, 1)
+            found[way].append(round(seconds * 1e3, 3))
+    return found
+
+
+def kernels_of_a_first_token(llm: Any, ways: AnyWays, case: str, vocabulary: int) -> dict[str, Json]:
+    """By way, milliseconds of kernels until all prompts of a case have one token: in all, and of the longest.
+
+    Empty without a GPU, where `kernels_between` would make no pass for ``ways`` to count.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    given, rows = prompts(lengths(case), vocabulary), sum(lengths(case))
+    found = {}
+    for way in ways.names:
+        with ways.through(way, rows):
+            found[way] = kernels_between(lambda: None, lambda: generate(llm, given, 1), 1)
+    return found
+
+
+def first_choice(llm: Any, ways: AnyWays, case: str, vocabulary: int) -> dict[str, Json]:
+    """By way, the first token of a case's first prompt and its log-probability.
+
+    Logits that are not finite, or all alike, are one of ``ways.problems``: they are not a model's.
+    """
+    from vllm import SamplingParams
+
+    sampling = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True, detokenize=False, logprobs=1)
+    found = {}
+    for way in ways.names:
+        with ways.through(way):
+            output = llm.generate(prompts(lengths(case), vocabulary)[:1], sampling, use_tqdm=False)[
+                0
+            ].outputs[0]
+        token = output.token_ids[0]
+        logprob = float(output.logprobs[0][token].logprob)
+        if not math.isfinite(logprob) or abs(logprob + math.log(vocabulary)) < 1e-4:
+            ways.add_problem(f"{way}: the logits are not finite, or all alike (log-probability {logprob})")
+        found[way] = {"token": token, "logprob": round(logprob, 5) if math.isfinite(logprob) else None}
+    return found
+
+
+def requests(count: int, least: int, most: int, vocabulary: int, seed: int = 20) -> Prompts:
+    """Prompts of mixed lengths, always the same."""
+    draw = random.Random(seed)
+    return [
+        {"prompt_token_ids": [draw.randrange(vocabulary - 8) for _ in range(draw.randint(least, most))]}
+        for _ in range(count)
+    ]
+
+
+def loads(llm: Any, ways: AnyWays, given: Prompts, new: int) -> Iterator[Json]:
+    """Serve all requests once each way, and with several the first once more; yields what is known after each.
+
+    Of each: seconds, a digest of the greedy tokens, calls by path, GPU memory before and after, and for each
+    request how many tokens it shares with the first way's (None: all), and by how many nats the first way preferred
+    its token to the next best where they part (next to nothing: a tie, which the order of a sum decides).
+    """
+    found: Json = {
+        "requests": len(given),
+        "prompt_tokens": sum(len(prompt["prompt_token_ids"]) for prompt in given),
+        "new_tokens": new,
+        "ways": {},
+    }
+    reference: list[list[int]] = []
+    margins: list[list[float]] = []
+    first = ways.names[0]
+    again = [(f"{first} again", first)] if len(ways.names) > 1 else []
+    for label, way in [*((name, name) for name in ways.names), *again]:
+        # Else what one way has computed would be the next one's.
+        llm.reset_prefix_cache()
+        before = gpu_memory()
+        with ways.through(way) as calls:
+            seconds, tokens, gaps = with_margins(llm, given, new)
+        reference, margins = reference or tokens, margins or gaps
+        apart = first_differences(reference, tokens)
+        paths = {path for by in calls.values() for path in by}
+        found["ways"][label] = {
+            "seconds": round(seconds, 3),
+            "digest": digest(tokens),
+            "calls": {path: sum(by.get(path, 0) for by in calls.values()) for path in sorted(paths)},
+            "first_difference": apart,
+            "margin": [
+                None if at is None else round(of[at], 5) for at, of in zip(apart, margins, strict=True)
+            ],
+            "memory": {"before": before, "after": gpu_memory()},
+        }
+        yield found
+
+
+def with_margins(llm: Any, given: Prompts, new: int) -> tuple[float, list[list[int]], list[list[float]]]:
+    """Seconds, greedy tokens, and for each the nats between it and the next best."""
+    from vllm import SamplingParams
+
+    sampling = SamplingParams(temperature=0.0, max_tokens=new, ignore_eos=True, detokenize=False, logprobs=2)
+    begin = time.perf_counter()
+    outputs = [output.outputs[0] for output in llm.generate(given, sampling, use_tqdm=False)]
+    seconds = time.perf_counter() - begin
+    margins = []
+    for output in outputs:
+        two = [sorted((choice.logprob for choice in at.values()), reverse=True) for at in output.logprobs]
+        margins.append([at[0] - at[1] for at in two])
+    return seconds, [list(output.token_ids) for output in outputs], margins
+
+
+def gpu_memory() -> dict[str, int]:
+    """Bytes: what tensors hold, what PyTorch holds, what the card has free. Empty without a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    torch.cuda.synchronize()
+    free, _ = torch.cuda.mem_get_info()
+    return {
+        "allocated": torch.cuda.memory_allocated(),
+        "reserved": torch.cuda.memory_reserved(),
+        "free": free,
+    }

@@ -6,6 +6,7 @@ install before the start and in which steps they count.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,8 @@ from typing import Any
 
 from bench.results import Json
 
-_PROMPT = 32
+MINI = Path(__file__).with_name("mini")
+_PROMPT, _MINI_PROMPT = 32, 64
 # Of a step's kernels, so many are kept by name: enough to see every GEMM.
 _NAMED = 24
 Prompts = list[dict[str, list[int]]]
@@ -111,6 +113,17 @@ def prompts(lengths: Sequence[int], size: int) -> Prompts:
         {"prompt_token_ids": [(7919 * (row + 1) + 104729 * i) % (size - 8) for i in range(length)]}
         for row, length in enumerate(lengths)
     ]
+
+
+def mini_prompts(tokenizer: Any, a_domain: int) -> dict[str, list[list[int]]]:
+    """The first 64 tokens of so many held-out documents of each domain of the mini model."""
+    given = {}
+    for file in sorted((MINI / "heldout").glob("*.jsonl")):
+        rows = [json.loads(line) for line in file.open(encoding="utf-8")]
+        ids = [tokenizer(row["text"])["input_ids"] for row in rows if "text" in row]
+        if long := [x[:_MINI_PROMPT] for x in ids if len(x) > _MINI_PROMPT][:a_domain]:
+            given[file.stem] = long
+    return given
 
 
 def batch_of(batch: int, size: int) -> Prompts:

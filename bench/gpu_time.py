@@ -38,13 +38,10 @@ def _each(calls: Sequence[Call]) -> None:
         call()
 
 
-def in_turns(
-    runs: Mapping[str, Callable[[], None]], repeats: int, device: str, pause: Callable[[], None] | None = None
-) -> dict[str, list[float]]:
+def in_turns(runs: Mapping[str, Callable[[], None]], repeats: int, device: str) -> dict[str, list[float]]:
     """Seconds of every run, ``repeats`` of each; every round starts with another one.
 
-    A round is queued as a whole behind an untimed run, so that the time to launch is not measured. ``pause`` is
-    called between rounds.
+    A round is queued as a whole behind an untimed run, so that the time to launch is not measured.
     """
     names = list(runs)
     found: dict[str, list[float]] = {name: [] for name in names}
@@ -55,8 +52,6 @@ def in_turns(
         runs[order[-1]]()
         for name, seconds in (_round_cuda if cuda else _round_cpu)(runs, order):
             found[name].append(seconds)
-        if pause:
-            pause()
     return found
 
 

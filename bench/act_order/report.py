@@ -77,27 +77,6 @@ def _alike(runs: Json, one: str, other: str) -> tuple[int, int]:
     return same_first_token(runs[one], runs[other])
 
 
-def agreement_table(result: Json) -> str:
-    """Errors of log-probabilities, and where greedy tokens part."""
-    rows = [{"name": name, **error} for name, error in result["log_probability_error"].items()]
-    greedy, environment = result["greedy"], result["environment"]
-    gap = max((apart["gap"] / apart["noise"] for apart in greedy["parted"]), default=0.0)
-    return table(
-        [
-            Column("against float32, nats a token", "name"),
-            Column("root mean square", "rms", ".4f"),
-            Column("largest", "largest", ".3f"),
-        ],
-        rows,
-        f"{where(environment)}, gptqmodel {environment['gptqmodel']}; {result['prompts']} prompts of "
-        f"{result['prompt_tokens']} tokens. Greedy, "
-        f"{result['new_tokens']} tokens, two MTP drafts ({result['acceptance_length']:.2f} tokens a step): "
-        f"{greedy['equal']} prompts alike to the last token, with transformers in BF16 "
-        f"{greedy['equal in transformers in BF16']}; where the others part, float32 prefers its own token by at "
-        f"most {gap:.1f} standard deviations of what BF16 changes about the logits",
-    )
-
-
 def quantization(run: Mapping[str, Any]) -> str:
     """What vLLM's log says that the checkpoint is served as.
 
@@ -140,7 +119,6 @@ PAGE = Page(
     HERE / "README.md",
     {
         "engine": (engine_table, HERE / "engine.json"),
-        "agreement": (agreement_table, HERE / "agreement.json"),
         "served": (served_table, HERE / "served.json"),
     },
 )

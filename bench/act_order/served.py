@@ -10,9 +10,9 @@ drafts and whatever else the plugin does by default:
     gptq_marlin   the same with `--quantization gptq_marlin`, which keeps vLLM's act order
     stock         without plugins
 
-Prompts, log-probabilities and greedy replies are as in ``agreement``, and RAW.json has them all. ``--summary``
-compares them with transformers on the weights that gptqmodel dequantizes, in float32 and in BF16, and writes what
-the page needs.
+Prompts are held-out text of the mini model; RAW.json has the log-probability of each token and every greedy reply.
+``--summary`` compares them with transformers on the weights that gptqmodel itself dequantizes, in float32 and, as
+the yardstick, in BF16, and writes what the page needs.
 
 With MTP, vLLM 0.26 computes log-probabilities of prompts after it made drafts (``_bookkeeping_sync`` after
 ``propose_draft_token_ids``), and those of the first prompt of each 64 came out wrong, without plugins too.
@@ -28,7 +28,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.act_order.agreement import A_DOMAIN, NEW, prompts
+import torch
+
+from bench.engine import MINI, mini_prompts
 from bench.results import Json, load, merge, save
 
 WAYS: dict[str, tuple[list[str], dict[str, str]]] = {
@@ -47,9 +49,55 @@ _ARGUMENTS = (
 _PATIENCE = 400.0
 # Of a log-probability: 1e-5 nats is a thousandth of what BF16 changes.
 _DIGITS = 5
+NEW, A_DOMAIN = 32, 10
 BF16 = "transformers in BF16"
 # Root mean square of a prompt, nats, above which its log-probabilities are of something else; BF16 makes 0.02.
 _OFF = 1.0
+
+
+def dense_models(checkpoint: Path) -> tuple[Any, Any]:
+    """The model with gptqmodel's own dequantized weights, in float32 and in BF16."""
+    import gptq_hybrid
+
+    gptq_hybrid.register()
+    from gptqmodel import BACKEND, GPTQModel
+    from transformers import AutoModelForImageTextToText
+
+    packed = GPTQModel.load(str(checkpoint), device="cpu", backend=BACKEND.TORCH, dtype=torch.float16).model
+    weights = {
+        n: m.dequantize_weight().T for n, m in packed.named_modules() if hasattr(m, "dequantize_weight")
+    }
+    models = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = AutoModelForImageTextToText.from_pretrained(MINI / "checkpoint", dtype=dtype).eval()
+        linears = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+        for name, weight in weights.items():
+            own = [n for n in linears if n == name or n.endswith("." + name.split(".", 1)[-1])]
+            if len(own) != 1:
+                raise ValueError(f"{name} of gptqmodel is {own or 'nothing'} in transformers")
+            linears[own[0]].weight.data = weight.to(dtype).contiguous()
+        models.append(model)
+    return models[0], models[1]
+
+
+@torch.no_grad()
+def log_probabilities(model: Any, ids: list[int]) -> torch.Tensor:
+    """Of each token but the first, float32 ``[len(ids) - 1]``."""
+    logits = model(input_ids=torch.tensor([ids])).logits[0, :-1].float()
+    return logits.log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+
+
+@torch.no_grad()
+def continued(model: Any, ids: list[int], new: int) -> list[int]:
+    """A prompt and ``new`` tokens after it, chosen greedily."""
+    out = model.generate(torch.tensor([ids]), max_new_tokens=new, do_sample=False, use_cache=True)
+    return [int(token) for token in out[0]]
+
+
+def errors(found: list[torch.Tensor], exact: list[torch.Tensor]) -> dict[str, float]:
+    """Of log-probabilities, in nats."""
+    difference = torch.cat(found) - torch.cat(exact)
+    return {"rms": difference.square().mean().sqrt().item(), "largest": difference.abs().max().item()}
 
 
 def answers(server: Any, given: list[list[int]]) -> Json:
@@ -82,15 +130,13 @@ def said_of(log: str, checkpoint: Path) -> list[str]:
 
 def serve(checkpoint: Path, way: str) -> Json:
     """One way: what it answers, what it accepted, and what its log says of how it is served."""
-    import torch
     from transformers import AutoTokenizer
 
     from gptq_hybrid.demo.server import vllm_server
     from gptq_hybrid.evaluate._environment import environment
 
-    given = [
-        ids for rows in prompts(AutoTokenizer.from_pretrained(checkpoint), A_DOMAIN).values() for ids in rows
-    ]
+    by_domain = mini_prompts(AutoTokenizer.from_pretrained(checkpoint), A_DOMAIN)
+    given = [ids for rows in by_domain.values() for ids in rows]
     flags, variables = WAYS[way]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "vllm.log")
@@ -117,11 +163,8 @@ def compared(checkpoint: Path, result: Json) -> Json:
     """
     from transformers import AutoTokenizer
 
-    from bench.act_order.agreement import continued, dense_models, log_probabilities
-
-    given = [
-        ids for rows in prompts(AutoTokenizer.from_pretrained(checkpoint), A_DOMAIN).values() for ids in rows
-    ]
+    by_domain = mini_prompts(AutoTokenizer.from_pretrained(checkpoint), A_DOMAIN)
+    given = [ids for rows in by_domain.values() for ids in rows]
     exact, rounded = dense_models(checkpoint)
     of_model = {
         name: {
@@ -148,10 +191,6 @@ def against(exact: Mapping[str, Any], runs: Mapping[str, Mapping[str, Any]], end
     Raises:
         ValueError: a run has other prompts, or another number of tokens in one, than ``exact``.
     """
-    import torch
-
-    from bench.act_order.agreement import errors
-
     reference = [torch.tensor(row) for row in exact["log_probabilities"]]
     said = {way: [_until(ids, ends) for ids in run["replies"]] for way, run in runs.items()}
     wanted = [_until(ids, ends) for ids in exact["replies"]]

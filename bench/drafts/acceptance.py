@@ -28,8 +28,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.act_order.agreement import prompts
 from bench.drafts.frequencies import homogeneity
+from bench.engine import mini_prompts
 from bench.mini.engine import _counters
 from bench.results import Json, load, save
 
@@ -139,7 +139,7 @@ def run(
 
     from gptq_hybrid.evaluate._environment import environment
 
-    given = prompts(AutoTokenizer.from_pretrained(checkpoint), each)
+    given = mini_prompts(AutoTokenizer.from_pretrained(checkpoint), each)
     llm = start(checkpoint, way, seed)
     found: Json = {
         "greedy": {},

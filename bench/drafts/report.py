@@ -24,8 +24,6 @@ MTP_LINEARS = {
     "down": (5120, 17408),
 }
 HEAD_WIDTH, VOCABULARY = 5120, 248320
-# Tokens of Qwen3.5 that hold as much of held-out text as 7,000 of the mini model's.
-_LIKE_THE_MINIS = 65536
 # Layers of `none-4`, and of the 27B.
 _FEW, _ALL = 4, 64
 _WITHOUT = ("none", "none-4")
@@ -97,46 +95,14 @@ def acceptance_table(result: Json) -> str:
     return table(columns, rows, where(next(iter(runs.values()))["environment"]))
 
 
-def parts_table(result: Json) -> str:
-    """What `parts.py` computed: ratios with standard errors, and what a draft of the 27B would read."""
-    settings = result["settings"]
-    few = f"{settings['tokens']:,} tokens"
-    rows = [{"name": name, **mix} for name, mix in result["mixes"].items()]
-
-    def ratio(title: str, key: str) -> Column:
-        return Column(title, key, lambda pair: "{:.3f} ({:.4f})".format(*pair))
-
-    columns = [
-        Column("drafter", "name"),
-        ratio(f"over BF16, both over {few}", "few_over_few"),
-        ratio(f"over {few}, over BF16 over all", "few_over_all"),
-        ratio("over all, both", "all_over_all"),
-        Column(
-            f"a draft of the 27B over {_LIKE_THE_MINIS:,}, MB",
-            lambda row: sum(bytes_by_precision(row["forms"], _LIKE_THE_MINIS).values()) / 1e6,
-            ".0f",
-        ),
-    ]
-    return table(
-        columns,
-        rows,
-        f"Computed in float32 along {settings['replies']:,} greedy replies of {settings['new']} tokens; tokens a "
-        "step, standard errors in brackets",
-    )
-
-
 def bytes_of_a_draft(way: str) -> dict[str, int]:
     """Bytes of weights that one draft reads: of the MTP layer's linears, and of the output head."""
     precision, _, count = way.partition(":")
     of_linears, of_head = _OWN_HEAD.get(precision, (precision, precision))
-    precisions = {name: _OTHERWISE.get((of_linears, name), of_linears) for name in MTP_LINEARS}
-    return bytes_by_precision({**precisions, "head": of_head}, int(count) if count else VOCABULARY)
-
-
-def bytes_by_precision(precisions: Mapping[str, str], tokens: int) -> dict[str, int]:
-    """The same by the precision of each linear, and of a ``head`` over so many tokens."""
-    linears = sum(n * k * _BITS[precisions[name]] for name, (n, k) in MTP_LINEARS.items())
-    return {"linears": int(linears / 8), "head": int(tokens * HEAD_WIDTH * _BITS[precisions["head"]] / 8)}
+    bits = {name: _BITS[_OTHERWISE.get((of_linears, name), of_linears)] for name in MTP_LINEARS}
+    linears = sum(n * k * bits[name] for name, (n, k) in MTP_LINEARS.items())
+    tokens = int(count) if count else VOCABULARY
+    return {"linears": int(linears / 8), "head": int(tokens * HEAD_WIDTH * _BITS[of_head] / 8)}
 
 
 def gpu_ms(run: Mapping[str, Any], batch: str) -> float | None:
@@ -268,7 +234,6 @@ PAGE = Page(
     {
         "acceptance": (acceptance_table, HERE / "acceptance.json"),
         "acceptance-gpu": (acceptance_table, HERE / "acceptance-gpu.json"),
-        "parts": (parts_table, HERE / "parts.json"),
         "engine": (engine_tables, HERE / "engine.json"),
     },
     {"engine.png": (picture, HERE / "engine.json")},

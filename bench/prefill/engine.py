@@ -5,10 +5,10 @@
 The 27B with so many of its layers, made-up weights, compiled, CUDA graphs, no MTP, prompts in one chunk. Variants,
 every one a process of its own:
 
-    plugin, plugin-machete   this plugin with prefill=fp8, over Marlin (Machete turned off) and over Machete;
-                             its ways `stock`, `exact` and `fp8` are compared in the one process, in turns
-    stock, machete           vLLM alone, with that kernel
-    bf16                     vLLM alone, unquantized
+    plugin           this plugin with prefill=fp8, over Marlin (Machete turned off); its ways `stock`, `exact` and
+                     `fp8` are compared in the one process, in turns; it needs a GPU
+    stock, machete   vLLM alone, with that kernel
+    bf16             vLLM alone, unquantized
 
 With --graphs passes of up to 1,024 tokens are CUDA graphs too, whose launches cost the host next to nothing. A
 graph keeps the way that it was recorded with: `exact` and `fp8` are processes of their own there, over Marlin.
@@ -34,7 +34,7 @@ from bench import engine
 from bench.dummy import fill_on_load, write_checkpoint
 from bench.prefill import ways as timing
 from bench.prefill.report import engine_report
-from bench.prefill.results import GRAPHED, MACHETE_PLUGIN, PLUGIN, VARIANTS, lengths
+from bench.prefill.results import GRAPHED, PLUGIN, VARIANTS, lengths
 from bench.prefill.ways import OneWay, Ways, gpu_memory, kernel_names, layers_by_shape
 from bench.results import Json, merge
 from bench.variants import add_arguments, main
@@ -48,7 +48,7 @@ _GRAPHS, _GRAPH_CASES = (1, 2, 4, 16, 256, 512, 1024), ("1024", "512", "256")
 _LOAD = {"count": 64, "least": 30, "most": 3000, "new": 32}
 # A CPU gets through these; between them they take every way.
 _TINY_CASES, _TINY_TOKENS, _TINY_STEPS = ("64", "24", "96", "3x16"), 512, 4
-_OURS = (PLUGIN, MACHETE_PLUGIN, *GRAPHED)
+_OURS = (PLUGIN, *GRAPHED)
 _TINY_LOAD = {"count": 20, "least": 10, "most": 150, "new": 4}
 
 
@@ -74,30 +74,29 @@ def start(variant: str, args: argparse.Namespace, folder: Path) -> Any:
     )
 
 
-def set_up(variant: str, folder: Path, tiny: bool) -> None:
+def set_up(variant: str, folder: Path) -> None:
     """Environment and plugin, before the engine is made.
 
     The plugin is installed as vLLM does it, but from here: entry points need an installed distribution. Profiles go
     to ``folder``, so that every process measures its own.
     """
-    engine.set_up(machete=variant in ("machete", MACHETE_PLUGIN))
+    engine.set_up(machete=variant == "machete")
     if variant in _OURS:
         import vllm_qwen36_plugin
 
         os.environ["QWEN36_CACHE"] = str(folder / "cache")
         vllm_qwen36_plugin.register()
-        if tiny:
-            from bench.prefill.on_cpu import install
+    else:
+        import torch
 
-            install()
-    elif tiny:
-        # vLLM has a 4-bit kernel for AVX-512 only.
-        import vllm_qwen36_plugin.cpu_int4.models
+        if not torch.cuda.is_available():
+            # vLLM has a 4-bit kernel for AVX-512 only.
+            import vllm_qwen36_plugin.cpu_int4.models
 
 
 def run(variant: str, args: argparse.Namespace, folder: Path) -> None:
     """Start one variant and take its figures, each written when it is there."""
-    set_up(variant, folder, args.tiny)
+    set_up(variant, folder)
     found: Json = {"complete": False}
     ways: OneWay | Ways = OneWay(variant)
 
@@ -272,7 +271,6 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add_arguments(parser, VARIANTS, (PLUGIN, "stock", "bf16", "machete"))
     parser.add_argument("--layers", type=int, default=64)
-    parser.add_argument("--machete", action="store_true", help="run plugin as plugin-machete")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--attention", default="TRITON_ATTN")
     parser.add_argument("--memory", type=float, default=0.85, help="share of the card's memory")
@@ -285,13 +283,8 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--tiny", action="store_true", help="a small model, eager: to try this out on a CPU")
     args = parser.parse_args(arguments)
-    in_turns = {PLUGIN, MACHETE_PLUGIN} & set(args.variants)
-    if in_turns and args.graphs:
-        parser.error(
-            f"{', '.join(sorted(in_turns))}: its ways take turns, and a graph has one; name exact, fp8"
-        )
-    if args.machete:
-        args.variants = [MACHETE_PLUGIN if name == PLUGIN else name for name in args.variants]
+    if PLUGIN in args.variants and args.graphs:
+        parser.error(f"{PLUGIN}: its ways take turns, and a graph has one; name exact, fp8")
     return args
 
 

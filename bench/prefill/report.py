@@ -15,6 +15,7 @@ from bench.prefill.results import (
     GRAPHED,
     KINDS,
     LAYERS,
+    MODULES,
     PLUGIN,
     STEP,
     TARGETS,
@@ -25,7 +26,6 @@ from bench.prefill.results import (
     cases,
     columns,
     comparable,
-    expansions,
     first_token_kernels_ms,
     kv_given_up,
     passes,
@@ -44,13 +44,7 @@ HERE = Path(__file__).parent
 _MIB, _GIB = 1 << 20, 1 << 30
 # Of the numbers of tokens that were measured.
 _SHOWN = (1, 16, 128, 256, 512, 1024, 2048, 4096, 8192)
-_SHAPES = {
-    "5120x14336": "qkv",
-    "5120x16384": "qkvz",
-    "6144x5120": "o/out",
-    "5120x34816": "gate_up",
-    "17408x5120": "down",
-}
+_SHAPES = {f"{k}x{n}": name for name, (k, n, _) in MODULES.items()}
 _ROUTES = {
     "stock": "stock",
     "exact": "exact",
@@ -85,21 +79,6 @@ def environments(result: Json) -> str:
 
 
 # --- one linear at a time ---
-
-
-def host_table(result: Json) -> str:
-    """Microseconds that the host spends on a call, by way."""
-    place, settings = result["environment"], result["settings"]
-    return table(
-        [
-            Column("way", lambda pair: pair[0]),
-            Column("µs a call, least", lambda pair: pair[1]["least"], ".0f"),
-            Column("median", lambda pair: pair[1]["us"], ".0f"),
-        ],
-        result["ways"].items(),
-        f"{where(place)}, {place['processor']}; {settings['shape']}, {settings['rows']} tokens, unpacked in "
-        f"{result['tiles']} parts",
-    )
 
 
 def pass_table(result: Json) -> str:
@@ -141,22 +120,6 @@ def worst_table(result: Json) -> str:
         for ratio, place in worst(result, elsewhere=elsewhere)
     ]
     return table(["over stock at worst", "where", "of calls that take"], rows)
-
-
-def expansion_table(result: Json) -> str:
-    """Writing the dense weight of a tile, over moving as many bytes at the rate of a fill; all shapes together."""
-    return table(
-        [
-            Column("layout", "layout"),
-            Column("route", "route"),
-            Column("TB/s of a fill", "rate", ".2f"),
-            Column("over a fill", "over_fill", ".2f"),
-            Column("over its bytes' time", "over_bytes", ".2f"),
-        ],
-        expansions(result),
-        f"{linear_environment(result)}. Sums over the five shapes; the last column: over the time of what it reads "
-        "and writes at the rate of the fill",
-    )
 
 
 # --- whole models ---
@@ -465,14 +428,12 @@ PAGE = Page(
         "pass": (pass_table, LINEAR),
         "pass-fp16": (pass_table, HERE / "linear-fp16.json"),
         "worst": (worst_table, LINEAR),
-        "expansion": (expansion_table, LINEAR),
         "targets": (targets_table, ENGINE),
         "kinds": (kinds_table, ENGINE),
         "ttft": (ttft_table, ENGINE),
         "memory": (memory_table, ENGINE),
         "graphs": (targets_table, GRAPHS),
         "gemms": (gemms_table, ENGINE),
-        "host": (host_table, HERE / "host.json"),
         "load": (load_table, HERE / "serving.json"),
         "quality": (quality_table, HERE / "quality.json"),
     },

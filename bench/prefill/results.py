@@ -1,8 +1,8 @@
 """What follows from the results of `engine.py` and `linear.py`. No torch here, so that tables are made anywhere.
 
 A file of `engine.py` holds ``settings`` that its runs share, and ``runs`` by variant. A variant is a process.
-``plugin`` and ``plugin-machete`` serve the same prompts in several *ways*: ``stock`` (every linear by vLLM's
-kernel, through the plugin's op), ``exact`` and ``fp8``. The others have one way, called like the variant.
+``plugin`` serves the same prompts in several *ways*: ``stock`` (every linear by vLLM's kernel, through the plugin's
+op), ``exact`` and ``fp8``. The others have one way, called like the variant.
 ``ttft_ms`` is by way and case, a case being the lengths of its prompts: ``2048``, ``4x512``, ``173+390``.
 """
 
@@ -18,13 +18,13 @@ from typing import NamedTuple
 
 from bench.results import Json
 
-PLUGIN, MACHETE_PLUGIN = "plugin", "plugin-machete"
-VARIANTS = (PLUGIN, MACHETE_PLUGIN, "stock", "exact", "fp8", "machete", "bf16")
+PLUGIN = "plugin"
+VARIANTS = (PLUGIN, "stock", "exact", "fp8", "machete", "bf16")
 WAYS = ("stock", "exact", "fp8")
 # With --graphs a pass is recorded with the way it goes, so that each way is a process.
 GRAPHED = ("exact", "fp8")
 # What the plugin's processes are held against: the same kernel without it.
-WITHOUT = {PLUGIN: "stock", MACHETE_PLUGIN: "machete"}
+WITHOUT = {PLUGIN: "stock"}
 # In a process of the plugin, every linear by vLLM's kernel.
 IN_TURNS = "stock"
 Column = tuple[str, str]
@@ -163,8 +163,15 @@ WRITTEN = {"everywhere": "every token", "context": "scored behind 256 tokens"}
 STEP = 1.01
 
 
-# By module, how many layers of the 27B have it: `layers.MODULES`, which needs torch; a test compares them.
-LAYERS = {"qkv": 16, "qkvz": 48, "o/out": 64, "gate_up": 64, "down": 64}
+# Fused linears of the 27B: k and n of x ``[M, k]`` times W ``[k, n]``, and how many layers have it.
+MODULES = {
+    "qkv": (5120, 14336, 16),
+    "qkvz": (5120, 16384, 48),
+    "o/out": (6144, 5120, 64),
+    "gate_up": (5120, 34816, 64),
+    "down": (17408, 5120, 64),
+}
+LAYERS = {name: layers for name, (_, _, layers) in MODULES.items()}
 _NAMES = {
     "stock": "stock",
     "plugin": "plugin, exact",
@@ -219,32 +226,3 @@ def worst(result: Json, *, elsewhere: bool = False) -> list[tuple[float, str]]:
         if ratios:
             found.append(max(ratios))
     return found
-
-
-def expansions(result: Json) -> list[Json]:
-    """Of each layout and route, over all shapes: the rate of a fill, and what writing a tile takes of it."""
-    rows = []
-    layouts = dict.fromkeys(shape["shape"].split()[0] for shape in result["shapes"])
-    for layout in layouts:
-        shapes = [shape for shape in result["shapes"] if shape["shape"].startswith(layout + " ")]
-        for route in ("exact", "fp8"):
-            each = [(shape, shape["expansion"][route]) for shape in shapes if route in shape["expansion"]]
-            if not each:
-                continue
-            floor = 0.0
-            for shape, entry in each:
-                values = entry["columns"] * int(shape["shape"].split()[1].split("x")[0])
-                # Read besides: half a byte a value, and a scale of two bytes for each group.
-                read = values / 2 + values / result["settings"]["group_size"] * 2
-                floor += entry["fill"] * (entry["bytes"] + read) / entry["bytes"]
-            fill, expand, size = (sum(e[key] for _, e in each) for key in ("fill", "expand", "bytes"))
-            rows.append(
-                {
-                    "layout": layout,
-                    "route": route,
-                    "rate": size / fill / 1e6,
-                    "over_fill": expand / fill,
-                    "over_bytes": expand / floor,
-                }
-            )
-    return rows

@@ -22,13 +22,6 @@ WIDE = Shape("marlin", 5120, 34816, 4, 128, "bfloat16")
 SMALL = Shape("marlin", 6144, 5120, 4, 128, "bfloat16")
 
 
-def test_machete_flag_renames_the_plugin_variant() -> None:
-    assert engine.parsed(["x", "--variants", "plugin", "stock", "--machete"]).variants == [
-        "plugin-machete",
-        "stock",
-    ]
-
-
 def test_ways_that_take_turns_are_not_recorded_in_graphs(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         engine.parsed(["x", "--graphs"])

@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 
-from bench.prefill import layers, linear
+from bench import dummy
+from bench.prefill import linear
 from bench.prefill.report import ENGINE, GRAPHS, gemms_table, targets_table
 from bench.prefill.results import (
     LAYERS,
+    MODULES,
     by_kind,
     by_size,
     cases,
     digest,
-    expansions,
     first_differences,
     kv_given_up,
     lengths,
@@ -25,6 +26,7 @@ from bench.prefill.results import (
     worst,
 )
 from bench.results import Json, load
+from gptq_hybrid.checkpoint import layout_for
 
 H100 = {"device": "NVIDIA H100", "vllm": "0.26.0", "torch": "2.11.0", "triton": "3.6.0", "driver": "580.1"}
 H200 = {**H100, "device": "NVIDIA H200"}
@@ -150,25 +152,26 @@ def test_first_differences_and_digest_see_one_token() -> None:
 
 
 def shape(module: str) -> dict[str, Any]:
-    of = next(m for m in layers.MODULES if m.name == module)
+    k, n, _ = MODULES[module]
     times = {"stock": 100.0, "exact": 60.0, "plugin": 60.0, "cublas": 50.0}
     rows = [{"m": m, "times": {name: {"us": us} for name, us in times.items()}} for m in (16, 1024)]
     return {
         "module": module,
-        "shape": f"marlin {of.k}x{of.n} w4 g128 bfloat16",
+        "shape": f"marlin {k}x{n} w4 g128 bfloat16",
         "starts": {"exact": 512, "fp8": None},
-        "expansion": {"exact": {"columns": 128, "bytes": 256 * of.k, "expand": 30.0, "fill": 20.0}},
         "rows": rows,
     }
 
 
 @pytest.fixture
 def of_linears() -> Json:
-    return {"settings": {"group_size": 128}, "shapes": [shape(m.name) for m in layers.MODULES]}
+    return {"shapes": [shape(name) for name in MODULES]}
 
 
-def test_layers_are_counted_as_in_the_model() -> None:
-    assert {module.name: module.layers for module in layers.MODULES} == LAYERS
+def test_modules_are_the_27bs_fused_linears() -> None:
+    layout = layout_for(dummy.config(64, desc_act=False))
+    total = sum(linear.in_features * linear.out_features for linear in layout.quantized)
+    assert sum(k * n * count for k, n, count in MODULES.values()) == total
 
 
 def test_a_pass_is_the_sum_over_its_layers_and_left_out_where_a_shape_is_missing(of_linears: Json) -> None:
@@ -200,13 +203,6 @@ def test_the_worst_elsewhere_leaves_out_what_stock_serves(of_linears: Json) -> N
     (exact, _), (fp8, where) = worst(of_linears, elsewhere=True)
     assert (exact, fp8) == (pytest.approx(0.6), pytest.approx(1.4))
     assert "M = 16" in where
-
-
-def test_expansion_is_held_against_the_bytes_it_moves(of_linears: Json) -> None:
-    (row,) = expansions(of_linears)
-    assert row["over_fill"] == pytest.approx(1.5)
-    # Half a byte and a scale of 2/128 read for two bytes written make 1.26 times as many.
-    assert row["over_bytes"] == pytest.approx(30 / (20 * (1 + (0.5 + 2 / 128) / 2)))
 
 
 def test_a_relative_error_is_of_root_mean_squares() -> None:

@@ -45,7 +45,6 @@ def start(
     tokens: int = 2048,
     context: int | None = None,
     drafts: int = 0,
-    prefix_caching: bool = False,
     eager: bool = False,
     log_stats: bool = False,
 ) -> Any:
@@ -79,7 +78,7 @@ def start(
         max_model_len=context or tokens,
         max_num_seqs=16,
         max_num_batched_tokens=tokens,
-        enable_prefix_caching=prefix_caching,
+        enable_prefix_caching=False,
         # The host's share of a step then adds to the card's rather than hiding part of it.
         async_scheduling=False,
         limit_mm_per_prompt={"image": 0, "video": 0},

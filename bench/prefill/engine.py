@@ -1,6 +1,6 @@
-"""What the plugin's prefill brings a whole model: time to first token, decode steps, KV cache, a load. One GPU.
+"""What the plugin's prefill brings a whole model: time to first token, decode steps, KV cache. One GPU.
 
-    python -m bench.prefill.engine OUT.json [--layers 64] [--variants plugin stock bf16 machete] [--load]
+    python -m bench.prefill.engine OUT.json [--layers 64] [--variants plugin stock bf16 machete]
 
 The 27B with so many of its layers, made-up weights, compiled, CUDA graphs, no MTP, prompts in one chunk. Variants,
 every one a process of its own:
@@ -12,8 +12,6 @@ every one a process of its own:
 
 With --graphs passes of up to 1,024 tokens are CUDA graphs too, whose launches cost the host next to nothing. A
 graph keeps the way that it was recorded with: `exact` and `fp8` are processes of their own there, over Marlin.
-
-With --serving no times are taken: the requests of --load, with MTP and prefix caching on.
 
 OUT.json is written after each figure, so a run that is cut off keeps what it has (``"complete": false``). Variants
 already in it with the same settings are kept unless named in --variants. What should not be (a way that was not
@@ -35,7 +33,7 @@ from bench.dummy import fill_on_load, write_checkpoint
 from bench.prefill import ways as timing
 from bench.prefill.report import engine_report
 from bench.prefill.results import GRAPHED, PLUGIN, VARIANTS, lengths
-from bench.prefill.ways import OneWay, Ways, gpu_memory, kernel_names, layers_by_shape
+from bench.prefill.ways import OneWay, Ways, kernel_names, layers_by_shape
 from bench.results import Json, merge
 from bench.variants import add_arguments, main
 
@@ -45,11 +43,9 @@ _CASES = ("1024", "8192", "2048", "512", "4096", "4x512", "173+390+634+851")
 _TOKENS = 8192
 # Sizes that vLLM records by itself end at 512.
 _GRAPHS, _GRAPH_CASES = (1, 2, 4, 16, 256, 512, 1024), ("1024", "512", "256")
-_LOAD = {"count": 64, "least": 30, "most": 3000, "new": 32}
 # A CPU gets through these; between them they take every way.
 _TINY_CASES, _TINY_TOKENS, _TINY_STEPS = ("64", "24", "96", "3x16"), 512, 4
 _OURS = (PLUGIN, *GRAPHED)
-_TINY_LOAD = {"count": 20, "least": 10, "most": 150, "new": 4}
 
 
 def start(variant: str, args: argparse.Namespace, folder: Path) -> Any:
@@ -67,10 +63,7 @@ def start(variant: str, args: argparse.Namespace, folder: Path) -> Any:
         graphs=_GRAPHS if args.graphs else _GRAPHS[:4],
         tokens=tokens,
         context=tokens + 256,
-        drafts=2 if args.serving else 0,
-        # Of a hybrid it needs Triton, which a CPU has not.
-        prefix_caching=args.serving and not args.tiny,
-        eager=args.tiny or args.serving,
+        eager=args.tiny,
     )
 
 
@@ -112,7 +105,7 @@ def run(variant: str, args: argparse.Namespace, folder: Path) -> None:
     llm = start(variant, args, folder)
     started = time.perf_counter() - begin
     seconds = {"start": round(started, 1), "process_weights": round(preparation.seconds, 2)}
-    keep(environment=engine.environment(), seconds=seconds, **engine_facts(llm, preparation.memory))
+    keep(environment=engine.environment(), seconds=seconds, **engine_facts(llm))
     if loaded:
         keep(kernels=kernel_names(loaded[-1]))
     if variant in _OURS:
@@ -126,16 +119,7 @@ def run(variant: str, args: argparse.Namespace, folder: Path) -> None:
         f"{variant}: started in {started:.0f} s; ways {', '.join(ways.names)}; {found.get('kernels')}",
         flush=True,
     )
-    vocabulary = engine.vocabulary(llm)
-    if not args.serving:
-        take(llm, ways, args, vocabulary, keep)
-    if (args.load or args.serving) and variant != "bf16":
-        given = _TINY_LOAD if args.tiny else _LOAD
-        asked = timing.requests(given["count"], given["least"], given["most"], vocabulary)
-        for result in timing.loads(llm, ways, asked, given["new"]):
-            keep(load=result)
-            label, last = list(result["ways"].items())[-1]
-            print(f"{variant}: load, {label}: {last['seconds']} s, {last['digest']}", flush=True)
+    take(llm, ways, args, engine.vocabulary(llm), keep)
     keep(complete=True)
     if ways.problems:
         sys.exit(f"{len(ways.problems)} problems, see above")
@@ -177,7 +161,7 @@ def take(llm: Any, ways: OneWay | Ways, args: argparse.Namespace, vocabulary: in
         keep(step_gpu_ms=step_gpu_ms)
 
 
-def engine_facts(llm: Any, after_preparation: dict[str, int]) -> Json:
+def engine_facts(llm: Any) -> Json:
     """KV cache, memory and modes of a started engine; a figure is missing where this vLLM does not have it."""
     config = llm.llm_engine.vllm_config
     core = llm.llm_engine.engine_core.engine_core
@@ -197,8 +181,7 @@ def engine_facts(llm: Any, after_preparation: dict[str, int]) -> Json:
             "blocks": config.cache_config.num_gpu_blocks,
             "tokens": getattr(config.cache_config, "kv_cache_size_tokens", None),
         },
-        "memory": {name: int(value) for name, value in memory.items() if value is not None}
-        | {f"{name}_after_preparation": value for name, value in after_preparation.items()},
+        "memory": {name: int(value) for name, value in memory.items() if value is not None},
     }
 
 
@@ -223,11 +206,10 @@ def plugin_facts(model: Any) -> Json:
 
 
 class Preparation:
-    """Seconds that vLLM spends on loaded weights (repacking, the plugin's test and times); memory after it."""
+    """Seconds that vLLM spends on loaded weights: repacking, and the plugin's test and times."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self.memory: dict[str, int] = {}
 
     def watch(self) -> Preparation:
         """From now on."""
@@ -236,14 +218,21 @@ class Preparation:
         inner = base_loader.process_weights_after_loading
 
         def process(*args: Any, **kwargs: Any) -> None:
-            gpu_memory()
+            _wait()
             begin = time.perf_counter()
             inner(*args, **kwargs)
-            self.memory = gpu_memory()
+            _wait()
             self.seconds += time.perf_counter() - begin
 
         base_loader.process_weights_after_loading = process
         return self
+
+
+def _wait() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def _steps(args: argparse.Namespace) -> int:
@@ -259,7 +248,6 @@ def settings(args: argparse.Namespace) -> Json:
         "memory": args.memory,
         "tokens": _TINY_TOKENS if args.tiny else _TOKENS,
         "steps": _steps(args),
-        "serving": args.serving,
         "graphs": args.graphs,
     }
 
@@ -274,10 +262,6 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--attention", default="TRITON_ATTN")
     parser.add_argument("--memory", type=float, default=0.85, help="share of the card's memory")
-    parser.add_argument("--load", action="store_true", help="after the times, requests of mixed lengths")
-    parser.add_argument(
-        "--serving", action="store_true", help="the load alone: two MTP drafts, prefix caching, not compiled"
-    )
     parser.add_argument(
         "--graphs", action="store_true", help="CUDA graphs for prefill too; variants stock, exact, fp8"
     )

@@ -5,7 +5,6 @@ python -m bench.pages prefill
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -276,41 +275,6 @@ def memory_table(result: Json) -> str:
     )
 
 
-def load_table(result: Json) -> str:
-    """Requests served each way: how many are alike with the first way's, and how near a tie where they part."""
-    rows: list[Json] = []
-    for name, run in result["runs"].items():
-        for way, served in run.get("load", {}).get("ways", {}).items():
-            apart, gaps = served["first_difference"], [gap for gap in served["margin"] if gap is not None]
-            rows.append(
-                {
-                    "way": label((name, way)),
-                    "alike": f"{apart.count(None)} of {len(apart)}",
-                    "at": _middle_and([at for at in apart if at is not None], min, "d"),
-                    "margin": _middle_and(gaps, max, ".4f"),
-                    "calls": ", ".join(f"{route} {count:,}" for route, count in served["calls"].items()),
-                    "digest": served["digest"],
-                }
-            )
-    return table(
-        [
-            Column("way", "way"),
-            Column("requests alike with the first row", "alike"),
-            Column("first difference at token (median, least)", "at"),
-            Column("margin there (median, largest), nats", "margin"),
-            Column("calls", "calls"),
-            Column("digest", "digest"),
-        ],
-        rows,
-        environments(result),
-    )
-
-
-def _middle_and(values: Sequence[Any], end: Any, spec: str) -> str | None:
-    ordered = sorted(values)
-    return f"{ordered[len(ordered) // 2]:{spec}}, {end(ordered):{spec}}" if ordered else None
-
-
 def gemms_table(result: Json) -> str:
     """Milliseconds that the linears of 64 layers take by each route and GEMM, as start-up measured them.
 
@@ -341,8 +305,6 @@ def engine_report(result: Json) -> str:
     parts = [ttft_table(result)]
     if "stock" in result["runs"]:
         parts.append(targets_table(result))
-    if any(run.get("load") for run in result["runs"].values()):
-        parts.append(load_table(result))
     parts += [run["plugin"]["banner"] for run in result["runs"].values() if "plugin" in run]
     return "\n\n".join(parts)
 
@@ -434,7 +396,6 @@ PAGE = Page(
         "memory": (memory_table, ENGINE),
         "graphs": (targets_table, GRAPHS),
         "gemms": (gemms_table, ENGINE),
-        "load": (load_table, HERE / "serving.json"),
         "quality": (quality_table, HERE / "quality.json"),
     },
     {"linear.png": (picture, LINEAR)},

@@ -8,8 +8,6 @@ op), ``exact`` and ``fp8``. The others have one way, called like the variant.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -99,20 +97,6 @@ def kv_given_up(result: Json, variant: str) -> int | None:
         return None
     ours, theirs = (result["runs"][name].get("kv_cache", {}).get("bytes") for name in (variant, base))
     return None if ours is None or theirs is None else int(theirs) - int(ours)
-
-
-def first_differences(one: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> list[int | None]:
-    """For each prompt the number of tokens before the two differ; None where they are alike to the end."""
-    found: list[int | None] = []
-    for ours, theirs in zip(one, other, strict=True):
-        apart = [i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b]
-        found.append(apart[0] if apart else None)
-    return found
-
-
-def digest(tokens: Sequence[Sequence[int]]) -> str:
-    """Of all tokens in their order, 16 hex digits."""
-    return hashlib.sha256(json.dumps([list(ids) for ids in tokens]).encode()).hexdigest()[:16]
 
 
 # What a kernel's name says it does; the first that matches.

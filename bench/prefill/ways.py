@@ -6,15 +6,13 @@ Prefill is not in a CUDA graph, and the way of a call is looked up when it runs:
 from __future__ import annotations
 
 import math
-import random
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from bench.engine import Prompts, generate, kernels_between, prompts
-from bench.prefill.results import digest, first_differences, lengths
+from bench.engine import generate, kernels_between, prompts
+from bench.prefill.results import lengths
 from bench.results import Json
 
 if TYPE_CHECKING:
@@ -195,81 +193,3 @@ def first_choice(llm: Any, ways: AnyWays, case: str, vocabulary: int) -> dict[st
             ways.add_problem(f"{way}: the logits are not finite, or all alike (log-probability {logprob})")
         found[way] = {"token": token, "logprob": round(logprob, 5) if math.isfinite(logprob) else None}
     return found
-
-
-def requests(count: int, least: int, most: int, vocabulary: int, seed: int = 20) -> Prompts:
-    """Prompts of mixed lengths, always the same."""
-    draw = random.Random(seed)
-    return [
-        {"prompt_token_ids": [draw.randrange(vocabulary - 8) for _ in range(draw.randint(least, most))]}
-        for _ in range(count)
-    ]
-
-
-def loads(llm: Any, ways: AnyWays, given: Prompts, new: int) -> Iterator[Json]:
-    """Serve all requests once each way, and with several the first once more; yields what is known after each.
-
-    Of each: seconds, a digest of the greedy tokens, calls by path, GPU memory before and after, and for each
-    request how many tokens it shares with the first way's (None: all), and by how many nats the first way preferred
-    its token to the next best where they part (next to nothing: a tie, which the order of a sum decides).
-    """
-    found: Json = {
-        "requests": len(given),
-        "prompt_tokens": sum(len(prompt["prompt_token_ids"]) for prompt in given),
-        "new_tokens": new,
-        "ways": {},
-    }
-    reference: list[list[int]] = []
-    margins: list[list[float]] = []
-    first = ways.names[0]
-    again = [(f"{first} again", first)] if len(ways.names) > 1 else []
-    for label, way in [*((name, name) for name in ways.names), *again]:
-        # Else what one way has computed would be the next one's.
-        llm.reset_prefix_cache()
-        before = gpu_memory()
-        with ways.through(way) as calls:
-            seconds, tokens, gaps = with_margins(llm, given, new)
-        reference, margins = reference or tokens, margins or gaps
-        apart = first_differences(reference, tokens)
-        paths = {path for by in calls.values() for path in by}
-        found["ways"][label] = {
-            "seconds": round(seconds, 3),
-            "digest": digest(tokens),
-            "calls": {path: sum(by.get(path, 0) for by in calls.values()) for path in sorted(paths)},
-            "first_difference": apart,
-            "margin": [
-                None if at is None else round(of[at], 5) for at, of in zip(apart, margins, strict=True)
-            ],
-            "memory": {"before": before, "after": gpu_memory()},
-        }
-        yield found
-
-
-def with_margins(llm: Any, given: Prompts, new: int) -> tuple[float, list[list[int]], list[list[float]]]:
-    """Seconds, greedy tokens, and for each the nats between it and the next best."""
-    from vllm import SamplingParams
-
-    sampling = SamplingParams(temperature=0.0, max_tokens=new, ignore_eos=True, detokenize=False, logprobs=2)
-    begin = time.perf_counter()
-    outputs = [output.outputs[0] for output in llm.generate(given, sampling, use_tqdm=False)]
-    seconds = time.perf_counter() - begin
-    margins = []
-    for output in outputs:
-        two = [sorted((choice.logprob for choice in at.values()), reverse=True) for at in output.logprobs]
-        margins.append([at[0] - at[1] for at in two])
-    return seconds, [list(output.token_ids) for output in outputs], margins
-
-
-def gpu_memory() -> dict[str, int]:
-    """Bytes: what tensors hold, what PyTorch holds, what the card has free. Empty without a GPU."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return {}
-    torch.cuda.synchronize()
-    free, _ = torch.cuda.mem_get_info()
-    return {
-        "allocated": torch.cuda.memory_allocated(),
-        "reserved": torch.cuda.memory_reserved(),
-        "free": free,
-    }

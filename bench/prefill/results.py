@@ -171,9 +171,9 @@ def us(row: Json, name: str) -> float | None:
 
 
 def passes(result: Json) -> dict[str, dict[int, dict[str, float]]]:
-    """By layout and number of rows: milliseconds that the quantized linears of 64 layers take, by variant.
+    """By layout and number of tokens: milliseconds that the quantized linears of 64 layers take, by variant.
 
-    Numbers of rows and variants that some shape lacks are left out.
+    Numbers of tokens and variants that some shape lacks are left out.
     """
     found: dict[str, dict[int, dict[str, float]]] = {}
     for layout in dict.fromkeys(shape["shape"].split()[0] for shape in result["shapes"]):
@@ -196,7 +196,7 @@ def passes(result: Json) -> dict[str, dict[int, dict[str, float]]]:
 def worst(result: Json, *, elsewhere: bool = False) -> list[tuple[float, str]]:
     """The plugin's time over stock's at its worst, for each way: ratio, and where.
 
-    ``elsewhere``: of calls with as many rows as take another path than stock's kernel.
+    ``elsewhere``: of calls with as many tokens as take another route than stock's kernel.
     """
     found = []
     for name, paths in (("plugin", ("exact",)), ("plugin_fp8", ("exact", "fp8"))):

@@ -51,12 +51,12 @@ class OneWay(_Problems):
         yield {}
 
     def taken(self, name: str, rows: int) -> dict[str, str]:
-        """The path of each shape for so many rows."""
+        """The route of each shape for so many tokens."""
         return {}
 
 
 class Ways(_Problems):
-    """The ways of `vllm_qwen36_plugin.prefill`, from what start-up found: its paths, its numbers of rows.
+    """The ways of `vllm_qwen36_plugin.prefill`, from what start-up found: its routes, and from how many tokens on.
 
     Args:
         linears: entries of the dispatch table.
@@ -79,9 +79,9 @@ class Ways(_Problems):
 
     @contextmanager
     def through(self, name: str, rows: int | None = None) -> Iterator[Calls]:
-        """Calls made inside go this way; the dict is filled with those of each shape and path when it is left.
+        """Calls made inside go this way; the dict is filled with those of each shape and route when it is left.
 
-        With ``rows``, exactly one pass of so many rows is to be made; another path, or another number of calls,
+        With ``rows``, exactly one pass of so many tokens is to be made; another route, or number of calls,
         is one of ``problems``.
         """
         self._set(name)
@@ -97,7 +97,7 @@ class Ways(_Problems):
                 self.add_problem(f"{name} with {rows} rows should have made the calls {wanted}, not {calls}")
 
     def taken(self, name: str, rows: int) -> dict[str, str]:
-        """The path of each shape for so many rows: a way may leave some of them to the stock kernel."""
+        """The route of each shape for so many tokens: a way may leave some to the stock kernel."""
         self._set(name)
         return {linear.shape.key: linear.path_for(rows) or "stock" for linear, _, _ in self._linears}
 

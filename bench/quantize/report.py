@@ -10,8 +10,6 @@ from bench.pages import Page
 from bench.results import Json
 from bench.tables import Column, interval, number, table, where
 
-_STAGES = ("forward", "hessian", "solver", "inverse", "moves", "finalize")
-
 
 def layer_seconds(run: Json) -> float:
     """Seconds a layer, between the first and the last; of all layers where there are no others."""
@@ -42,7 +40,7 @@ def whole_model_minutes(run: Json, settings: Json, layers: int = 64, samples: in
 
     An extrapolation: nothing of that size was run.
     """
-    passes = sum(layer["seconds"] for layer in run["passes"][1:-1])
+    passes = sum(run["pass_seconds"][1:-1])
     seconds = run["layer_seconds"][1:-1]
     return (passes * samples / settings["samples"] + sum(seconds) - passes) / len(seconds) * layers / 60
 
@@ -86,10 +84,11 @@ def speed(result: Json) -> str:
         Column("variant", "name"),
         Column("s a layer", layer_seconds, ".2f"),
         Column("/ stock", lambda r: layer_seconds(r) / layer_seconds(r["of"]) if r["of"] else None, ".2f"),
-        Column("solver, s", ("stages", "solver"), ".1f"),
-        _against_stock(("stages", "solver")),
+        Column("solver, s", ("seconds", "solver"), ".1f"),
+        _against_stock(("seconds", "solver")),
         Column("GPU, GiB", ("memory", "gpu_gib"), ".2f"),
         Column("CPU, GiB", ("memory", "cpu_gib"), ".1f"),
+        Column("batches through a mixer", "mixers"),
         Column("loss, worst", worst, lambda x: f"{100 * x:.2g} %"),
         Column(
             "64 layers, 512 rows, min (extrapolated)",
@@ -98,35 +97,6 @@ def speed(result: Json) -> str:
         ),
     ]
     return table(columns, _runs(result), _made_with(result))
-
-
-def stages(result: Json) -> str:
-    """Seconds by stage, of all layers, and a batch's pass. `inverse` lies in `solver`; `finalize` runs beside."""
-    batches = -(-result["settings"]["samples"] // result["settings"]["batch"])
-
-    def a_batch(*names: str) -> Column:
-        # Kernels are compiled in the first layer.
-        def value(run: Json) -> float:
-            steady = run["passes"][1:] or run["passes"]
-            seconds = sum(layer["seconds"] - sum(layer[name] for name in names) for layer in steady)
-            return 1e3 * seconds / (batches * sum(layer["passes"] for layer in steady))
-
-        return Column(f"ms a batch and pass{', without Hessian' if names else ''}", value, ".2f")
-
-    columns = [
-        Column("variant", "name"),
-        *(Column(stage, ("stages", stage), ".1f") for stage in _STAGES),
-        Column("in all, without saving", ("seconds", "quantize"), ".1f"),
-        Column("batches through a mixer", lambda run: sum(layer["mixers"] for layer in run["passes"])),
-        a_batch(),
-        a_batch("hessian"),
-    ]
-    return table(columns, _runs(result))
-
-
-def both(result: Json) -> str:
-    """:func:`speed` and :func:`stages`, to print."""
-    return f"{speed(result)}\n\n{stages(result)}"
 
 
 def memory(result: Json) -> str:
@@ -210,9 +180,7 @@ PAGE = Page(
     _HERE / "README.md",
     {
         "default": (speed, DEFAULT),
-        "default-stages": (stages, DEFAULT),
         "reference": (speed, REFERENCE),
-        "reference-stages": (stages, REFERENCE),
         "bytes": (equal, REFERENCE, BYTES),
         "memory": (memory, MEMORY),
         "kill": (kills, KILL),

@@ -1,4 +1,4 @@
-"""What quantizing a slice of the 27B takes: seconds by stage and layer, peak memory, loss. One GPU, or a CPU.
+"""What quantizing a slice of the 27B takes: seconds a layer, peak memory, loss. One GPU, or a CPU.
 
     python -m bench.quantize.run OUT.json [--layers 5] [--samples 128] [--length 2048] [--batch 1]
         [--recipe reference] [--variants stock definition ours fast] [--seconds 580]
@@ -27,8 +27,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from bench.quantize.report import both
-from bench.quantize.timing import Watch, peaks, wait
+from bench.quantize.report import speed
+from bench.quantize.timing import Watch, covered, peaks, wait
 from bench.results import Json, merge
 from bench.variants import add_arguments, main
 
@@ -135,15 +135,19 @@ def run(variant: str, args: argparse.Namespace, folder: Path) -> None:
         wait()
         end = time.perf_counter()
         keep(
-            seconds={"load": round(loaded - begin, 2), "quantize": round(end - start, 2)},
-            stages=watch.stages(),
-            layer_seconds=watch.layer_seconds(end),
-            passes=watch.layer_passes(),
+            seconds={
+                "load": round(loaded - begin, 2),
+                "quantize": round(end - start, 2),
+                "solver": round(covered(watch.solvers), 2),
+            },
+            **watch.layers(end),
+            passes=len(watch.passes),
+            mixers=watch.mixers,
             losses={name.partition(".layers.")[2]: loss for name, loss in watch.losses.items()},
             memory=peaks(),
             batches=None if counts is None else {"whole": counts.whole, "short": counts.short},
         )
-        print(f"{variant}: {end - start:.1f} s, {found['stages']}, {found['memory']}", flush=True)
+        print(f"{variant}: {found['seconds']}, {found['memory']}", flush=True)
         model.save(str(folder / "out"))
         saved = round(time.perf_counter() - end, 2)
         keep(seconds={**found["seconds"], "save": saved}, bytes=digest(folder / "out"), complete=True)
@@ -205,4 +209,4 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main("bench.quantize.run", parsed(), run, both)
+    main("bench.quantize.run", parsed(), run, speed)

@@ -15,16 +15,18 @@ list alone, and blended with the one from `--counted`, as `qwen36 draft-vocab` b
 from __future__ import annotations
 
 import argparse
-import json
 import lzma
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.draft_vocab.texts import GROUPS, count_by_domain, load_tokenizer
+from bench.results import Json, save
+from gptq_hybrid.calibration._encode import encode_row
+from gptq_hybrid.calibration._files import jsonl_files, read_jsonl
 from gptq_hybrid.checkpoint import DraftVocab
 from gptq_hybrid.checkpoint._draft_vocab import vocab_size_of
 from gptq_hybrid.checkpoint.files import LocalFiles
@@ -32,6 +34,7 @@ from gptq_hybrid.draft_vocab import (
     PRIOR_TOKENS,
     SIZES,
     Counts,
+    ReplyMarks,
     expected,
     first_tokens,
     make_draft_vocab,
@@ -39,6 +42,16 @@ from gptq_hybrid.draft_vocab import (
     shares,
 )
 
+# Groups of domains, for tables. What is in none of them stands for itself.
+GROUPS = {
+    "English": ("en",),
+    "chat": ("chat",),
+    "code": ("python", "c", "cpp", "go", "rust", "java"),
+    "European": ("de", "fr", "es", "pl", "ru"),
+    "Chinese, Japanese, Korean": ("zh", "ja"),
+}
+_BATCH = 2048
+_MOST = 1 << 20  # tokens of a document; none is longer
 # A judgement about what such models write, as the weights of mix:broad are.
 WEIGHTS = {"English": 4.0, "chat": 2.0, "code": 3.0, "European": 1.5, "Chinese, Japanese, Korean": 1.5}
 KEEP = 65_536
@@ -46,6 +59,43 @@ _XZ = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
 
 ByDomain = dict[str, Counts]
 Shares = dict[int, float]
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """A transformers tokenizer of a folder with `tokenizer.json`, as that has it."""
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    template = folder / "chat_template.jinja"
+    if template.exists():
+        tokenizer.chat_template = template.read_text(encoding="utf-8")
+    return tokenizer
+
+
+def count_by_domain(paths: list[Path], tokenizer: Any, vocab_size: int) -> dict[str, Counts]:
+    """Counts of the documents of files, or folders of them, by domain."""
+    marks = ReplyMarks.of(tokenizer)
+    found: dict[str, Counts] = {}
+    for path in paths:
+        for file in jsonl_files(path):
+            rows = read_jsonl(file)
+            while batch := list(islice(rows, _BATCH)):
+                by_domain: dict[str, list[list[int]]] = {}
+                for row, ids in zip(batch, _encoded(batch, tokenizer), strict=True):
+                    by_domain.setdefault(row["domain"], []).append(ids)
+                for domain, documents in by_domain.items():
+                    found.setdefault(domain, Counts(vocab_size)).add(documents, marks)
+    return found
+
+
+def _encoded(rows: list[dict[str, Any]], tokenizer: Any) -> Iterator[list[int]]:
+    if all("text" in row for row in rows):
+        encodings = tokenizer.backend_tokenizer.encode_batch_fast(
+            [r["text"] for r in rows], add_special_tokens=False
+        )
+        yield from (encoding.ids for encoding in encodings)
+        return
+    yield from (encode_row(row, tokenizer, _MOST) for row in rows)
 
 
 def mixed(found: ByDomain, groups: Sequence[str]) -> Counts:
@@ -61,36 +111,33 @@ def rounded(found: Shares) -> Shares:
     return {n: round(share, 5) for n, share in found.items()}
 
 
-def measure(counted: ByDomain, heldout: ByDomain, first: Sequence[int]) -> dict[str, Any]:
-    """Shares by what was counted, what was measured on, and N."""
+def measure(counted: ByDomain, heldout: ByDomain, first: Sequence[int]) -> Json:
+    """Tokens, and shares by what was counted, what was measured on, and N."""
     there = [group for group in GROUPS if any(domain in counted for domain in GROUPS[group])]
     lists = {group: mixed(counted, [group]) for group in there}
     lists |= {f"all but {group}": mixed(counted, [g for g in there if g != group]) for group in there}
     lists["all"] = mixed(counted, there)
-    ranked = {name: rank(counts.total, first) for name, counts in lists.items()}
     on = {group: mixed(heldout, [group]).total for group in there} | {"all": mixed(heldout, there).total}
     return {
-        "documents": {
-            d: {"counted": c.documents, "held out": heldout[d].documents} for d, c in counted.items()
+        "tokens": {
+            name: sum(c.tokens for c in of.values())
+            for name, of in (("counted", counted), ("held out", heldout))
         },
-        "tokens": {d: {"counted": c.tokens, "held out": heldout[d].tokens} for d, c in counted.items()},
-        "distinct": {name: int(np.count_nonzero(counts.total)) for name, counts in lists.items()},
         "groups": {
-            name: {group: rounded(shares(ids, held)) for group, held in on.items()}
-            for name, ids in ranked.items()
+            name: {group: rounded(shares(rank(counts.total, first), held)) for group, held in on.items()}
+            for name, counts in lists.items()
         },
-        "domains": {d: rounded(shares(ranked["all"], c.total)) for d, c in heldout.items()},
     }
 
 
-def small(large: Sequence[int], counted: ByDomain, heldout: ByDomain, first: Sequence[int]) -> dict[str, Any]:
+def small(large: Sequence[int], counted: ByDomain, heldout: ByDomain, first: Sequence[int]) -> Json:
     """Shares of a short text's list alone, blended with the list `large` as `draft-vocab` does, and of `large`.
 
     By the group the short text is of: on that group, and on all.
     """
     there = [group for group in GROUPS if any(domain in counted for domain in GROUPS[group])]
     everything = mixed(heldout, there).total
-    found: dict[str, Any] = {}
+    found: Json = {}
     for name in ("all", *there):
         groups = there if name == "all" else [name]
         counts = mixed(counted, groups)
@@ -141,19 +188,15 @@ def main() -> None:
     }
     vocab = make_draft_vocab(folder, total, source, blend=False, keep=KEEP)
     first = first_tokens(folder)
-    found = measure(counted, heldout, first)
-    content = {
-        "tokenizer": vocab.tokenizer,
-        "vocab_size": size,
-        "sizes": [n for n in SIZES if n <= size],
-        **found,
-    }
+    sizes = [n for n in SIZES if n <= size]
+    content: Json = {"tokenizer": vocab.tokenizer, "vocab_size": size, "sizes": sizes}
+    content |= measure(counted, heldout, first)
     if given.small:
         parts = count_by_domain([given.small], tokenizer, size)
         content["small"] = small(vocab.ranked, parts, heldout, first)
-    given.out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    save(given.out, content)
     if given.write:
-        shown = found["groups"]["all"]["all"]
+        shown = content["groups"]["all"]["all"]
         kept = replace(
             vocab,
             coverage=shown,
@@ -164,8 +207,6 @@ def main() -> None:
         )
         path = write_list(given.write, folder.name, kept)
         print(f"{path}: {len(kept.ranked)} ids, {path.stat().st_size} bytes")
-    for name, row in content["groups"].items():
-        print(f"{name:34}", {group: list(values.values()) for group, values in row.items()})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The figures of bench/draft_vocab: its README shows the JSON, and the list that ships is the one measured."""
+"""The figures of bench/draft_vocab: the list that ships is the one measured."""
 
 from __future__ import annotations
 
@@ -7,32 +7,26 @@ from pathlib import Path
 
 import pytest
 
-from bench.draft_vocab.measure import mixed
-from bench.draft_vocab.tables import HERE, load, tables
-from bench.draft_vocab.texts import count_by_domain, load_tokenizer
+from bench.draft_vocab.measure import count_by_domain, load_tokenizer, mixed
+from bench.draft_vocab.report import MINI, QWEN
 from bench.draft_vocab.tokenizer import merge_of, spelled
+from bench.results import load
 from gptq_hybrid.checkpoint._draft_vocab import shipped_for
 from gptq_hybrid.checkpoint._vocabulary import Vocabulary
 from gptq_hybrid.draft_vocab import rank, shares
 
-ROOT = HERE.parents[1]
-
-
-def test_the_readme_shows_the_tables_of_the_json() -> None:
-    text = (HERE / "README.md").read_text(encoding="utf-8")
-    for table in tables():
-        assert table in text, f"README.md is out of date; it should hold:\n{table}"
+ROOT = MINI.parents[2]
 
 
 def test_the_list_that_ships_has_the_coverage_measured() -> None:
-    found = load("qwen3.5")
+    found = load(QWEN) or {}
     shipped = shipped_for(Vocabulary(found["tokenizer"], 0, {}), found["vocab_size"])
     assert shipped is not None
     assert {str(n): share for n, share in shipped.coverage.items()} == found["groups"]["all"]["all"]
 
 
 def test_the_small_models_figures_can_be_made_again() -> None:
-    found = load("mini")
+    found = load(MINI) or {}
     tokenizer = load_tokenizer(ROOT / "bench" / "mini" / "checkpoint")
     counted = count_by_domain([ROOT / "bench" / "quality" / "calibration.jsonl.xz"], tokenizer, 8192)
     heldout = count_by_domain([ROOT / "bench" / "mini" / "heldout"], tokenizer, 8192)

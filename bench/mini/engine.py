@@ -7,6 +7,7 @@ keeps of speculative decoding are read in between.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -35,8 +36,17 @@ class Served:
         return 1 + sum(self.accepted) / self.steps
 
 
-def serve(checkpoint: Path, given: dict[str, list[list[int]]], new: int) -> dict[str, Served]:
-    """Up to `new` tokens after each prompt (token ids) of each domain, chosen greedily."""
+def serve(
+    checkpoint: Path,
+    given: dict[str, list[list[int]]],
+    new: int,
+    look: Callable[[Any], None] = lambda llm: None,
+    **options: Any,
+) -> dict[str, Served]:
+    """Up to `new` tokens after each prompt (token ids) of each domain, chosen greedily.
+
+    ``options`` are vLLM's own; ``look`` is called with the engine once it is up.
+    """
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; read at import
     from vllm import LLM, SamplingParams
 
@@ -49,7 +59,9 @@ def serve(checkpoint: Path, given: dict[str, list[list[int]]], new: int) -> dict
         disable_log_stats=False,
         limit_mm_per_prompt={"image": 0, "video": 0},
         speculative_config={"method": "mtp", "num_speculative_tokens": DRAFTS},
+        **options,
     )
+    look(llm)
     sampling = SamplingParams(temperature=0.0, max_tokens=new)
     served, before = {}, _counters(llm)
     for domain, prompts in given.items():

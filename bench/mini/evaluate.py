@@ -24,8 +24,7 @@ import torch.nn.functional as F  # noqa: N812
 from safetensors.torch import load_file
 
 from bench.mini import engine
-from bench.mini.model import MiniModel
-from bench.mini.rows import END_OF_TEXT, make_rows
+from bench.mini.model import END_OF_TEXT, MiniModel, make_rows
 from bench.mini.sources import CHAT, DOMAINS
 from bench.results import save
 
@@ -100,11 +99,6 @@ def acceptance(model: MiniModel, tokens: list[int], prompt: int, end: int) -> li
     first, second = (
         model.lm_head(h)[0].argmax(-1).tolist() for h in model.drafts(hidden, rows, ids[:, 1:-1], ids[:, 2:])
     )
-    return accepted_drafts(tokens, prompt, first, second)
-
-
-def accepted_drafts(tokens: list[int], prompt: int, first: list[int], second: list[int]) -> list[int]:
-    """Accepted drafts (0 to 2) of every step; ``first`` is drafted at each place, one on, ``second`` two on."""
     accepted, last = [], prompt  # index of the newest token the target has given
     while last + 2 < len(tokens):
         right = first[last - 1] == tokens[last + 1]

@@ -9,16 +9,15 @@ flash-linear-attention 0.6.0 refuses its backward pass on a Hopper GPU with the 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
-
-from bench.mini.rows import Rows
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 Config = dict[str, Any]
+END_OF_TEXT = "<|endoftext|>"
 _RESET = -40.0  # log decay at the first token of a document
 _CHUNK = 64  # tokens computed at once
 
@@ -87,6 +86,47 @@ def delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tens
         out.append(q[:, :, i] @ state + attention[:, :, i] @ new)
         state = state * kept[:, :, i] + k[:, :, i].mT @ new
     return torch.cat(out, 2).transpose(1, 2)[:, :length]
+
+
+class Rows(NamedTuple):
+    """Token rows with what separates their documents.
+
+    tokens: [batch, length]; document: number of the document within the row, same shape; starts: True at each first
+    token; causal, drafting: attention masks of the layers and of the second draft step (queries x 2 * length keys).
+    """
+
+    tokens: Tensor
+    document: Tensor
+    starts: Tensor
+    causal: Tensor | BlockMask
+    drafting: Tensor | BlockMask | None
+
+
+def make_rows(tokens: Tensor, end: int, *, drafting: bool = True) -> Rows:
+    """`Rows` of `tokens` [batch, length]; a document ends with the token `end`."""
+    batch, length = tokens.shape
+    starts = torch.zeros_like(tokens, dtype=torch.bool)
+    starts[:, 1:] = tokens[:, :-1] == end
+    document = starts.int().cumsum(1).int()
+    starts[:, 0] = True
+    if tokens.is_cuda:
+
+        def causal(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return (q >= k) & (document[b, q] == document[b, k])
+
+        def draft(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            first = (k <= q) & (document[b, q] == document[b, k % length])
+            return torch.where(k < length, first, k - length == q)
+
+        masks = [
+            create_block_mask(mod, batch, None, length, keys, device=tokens.device, _compile=True)
+            for mod, keys in ((causal, length), (draft, 2 * length))[: 1 + drafting]
+        ]
+        return Rows(tokens, document, starts, masks[0], masks[1] if drafting else None)
+    same = document[:, :, None] == document[:, None, :]
+    mask = (same & torch.ones(length, length, dtype=torch.bool).tril())[:, None]
+    eye = torch.eye(length, dtype=torch.bool).expand(batch, 1, -1, -1)
+    return Rows(tokens, document, starts, mask, torch.cat((mask, eye), -1))
 
 
 class RMSNorm(nn.Module):

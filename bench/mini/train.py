@@ -22,8 +22,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from bench.mini.model import DecoderLayer, MiniModel
-from bench.mini.rows import make_rows
+from bench.mini.model import DecoderLayer, MiniModel, make_rows
 
 # Shares of the training tokens by domain.
 SHARES = {

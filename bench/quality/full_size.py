@@ -3,7 +3,7 @@
     python -m bench.quality.full_size WORK OUT [--layers 4] [--documents 16]
 
 Writes a BF16 slice and a round-to-nearest W4 copy into WORK (about 16 GB for 4 layers), scores one against the
-other on rows of 2,048 tokens, and OUT/full_size.json: peak GPU memory and seconds by stage. Needs a GPU. Figures
+other on rows of 2,048 tokens, and OUT/full_size.json: peak GPU memory and seconds. Needs a GPU. Figures
 of a whole model follow by repetition of layers, which is an extrapolation and labelled so.
 """
 
@@ -118,25 +118,13 @@ def main() -> None:
     quantize(original, packed, config)
     documents(data, args.documents)
     torch.cuda.empty_cache()
-    stages: dict[str, float] = {}
-    peaks: dict[str, int] = {}
-    last = [time.perf_counter()]
-
-    def on_progress(what: str, done: int, total: int) -> None:
-        now = time.perf_counter()
-        stages[what] = stages.get(what, 0.0) + now - last[0]
-        last[0] = now
-        peaks[what] = torch.cuda.max_memory_allocated()
-
     request = EvalRequest(original, (packed,), (str(data),), max_length=2048, drafts=2)
     started = time.perf_counter()
-    found = score(request, on_progress=on_progress)
+    found = score(request)
     result = {
         "environment": found.environment,
         "settings": {**found.settings, "layers": args.layers, "data": ["strung"]},
         "seconds": round(time.perf_counter() - started, 1),
-        "seconds_by_stage": {k: round(v, 1) for k, v in stages.items()},
-        "peak_gpu_gib_so_far_by_stage": {k: round(v / 2**30, 2) for k, v in peaks.items()},
         "peak_gpu_gib": round((found.peak_gpu_bytes or 0) / 2**30, 2),
         "mean_kld": round(float(np.concatenate([s.kld for s in found.scores["w4"]]).mean()), 4),
     }

@@ -121,15 +121,6 @@ class Results:
         """Change of the KLD in one domain, as a share of the control's."""
         return (run.domains[domain].difference or 0.0) / self.control(run).domains[domain].kld
 
-    def against_static(self, run: Run) -> Estimate:
-        """KLD against `static`, as a share; of an experiment on `static-mse`, through that one's value."""
-        change = self.change(run)
-        if run.against == "static":
-            return change
-        through = self.control(run)
-        factor = through.kld.value / self.control(through).kld.value
-        return Estimate(*(factor * (1 + x) - 1 for x in change[:3]), change.p)
-
     def seeds(self, method: str) -> list[Run]:
         """A method by calibration seed, 0 first."""
         names = (method, *(f"{method}-seed-{seed}" for seed in (1, 2, 3)))

@@ -1,6 +1,6 @@
 """Checkpoints in a stock vLLM, plugin off: do they load, which kernels do they take, how many drafts are accepted?
 
-    python -m bench.quality.served OUT.json CHECKPOINT... [--disable MacheteLinearKernel]
+    python -m bench.quality.served OUT.json CHECKPOINT [--disable MacheteLinearKernel]     # once a checkpoint
 
 Greedy, two drafts, prompts from the mini model's held-out text. `--disable` keeps vLLM from a kernel: without
 Machete a Hopper card takes Marlin, as an Ada card does. Needs a GPU.
@@ -9,29 +9,18 @@ Machete a Hopper card takes Marlin, as an Ada card does. Needs a GPU.
 from __future__ import annotations
 
 import argparse
-import gc
-import json
 import os
 from pathlib import Path
 from typing import Any
 
-from bench.mini.engine import _counters
-from bench.results import Json, save
+from bench.engine import MINI, mini_prompts
+from bench.mini.engine import serve, summary, together
+from bench.results import Json, load, save
 
-_MINI = Path(__file__).parents[1] / "mini"
-_PROMPT, _NEW, _A_DOMAIN = 64, 96, 2
-# One module of each kind: in_proj_qkvz stands for the MLP too.
+_NEW, _A_DOMAIN = 96, 2
+# A module of each kind; in_proj_qkvz stands for the MLP too.
 _MODULES = ("layers.0.linear_attn.in_proj_qkvz", "layers.0.linear_attn.out_proj", "layers.3.self_attn.qkv_proj",
             "lm_head")  # fmt: skip
-
-
-def prompts(tokenizer: Any) -> list[list[int]]:
-    """The first tokens of two held-out documents of each domain."""
-    found = []
-    for file in sorted((_MINI / "heldout").glob("*.jsonl")):
-        ids = [tokenizer(json.loads(line)["text"])["input_ids"] for line in file.open(encoding="utf-8")]
-        found += [x[:_PROMPT] for x in ids if len(x) > _PROMPT][:_A_DOMAIN]
-    return found
 
 
 def kernels(model: Any) -> dict[str, str]:
@@ -48,50 +37,14 @@ def kernels(model: Any) -> dict[str, str]:
     return found
 
 
-def serve(checkpoint: Path, given: list[list[int]], memory: float) -> Json:
-    """Start an engine in this process, generate, count."""
-    import torch
-    from vllm import LLM, SamplingParams
-
-    llm = LLM(
-        model=str(checkpoint),
-        dtype="bfloat16",
-        max_model_len=512,
-        max_num_seqs=32,
-        enforce_eager=True,
-        enable_prefix_caching=False,
-        disable_log_stats=False,
-        limit_mm_per_prompt={"image": 0, "video": 0},
-        speculative_config={"method": "mtp", "num_speculative_tokens": 2},
-        gpu_memory_utilization=memory,
-        attention_backend="TRITON_ATTN",
-        gdn_prefill_backend="triton",
-    )
-    sampling = SamplingParams(temperature=0.0, max_tokens=_NEW, ignore_eos=True)
-    llm.generate([{"prompt_token_ids": ids} for ids in given], sampling, use_tqdm=False)
-    steps, *accepted = _counters(llm)
-    found = {
-        "checkpoint": f"`{checkpoint.name}`",
-        "steps": steps,
-        "accepted_per_position": [round(count / steps, 4) for count in accepted],
-        "acceptance_length": round(1 + sum(accepted) / steps, 4),
-        "kernels": llm.apply_model(kernels)[0],
-    }
-    del llm
-    gc.collect()
-    torch.cuda.empty_cache()
-    return found
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path)
-    parser.add_argument("checkpoints", type=Path, nargs="+")
+    parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--disable", default="")
-    parser.add_argument("--memory", type=float, default=0.2)
     args = parser.parse_args()
     os.environ |= {"VLLM_PLUGINS": "", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     if args.disable:
@@ -100,17 +53,21 @@ def main() -> None:
 
     from gptq_hybrid.evaluate._environment import environment
 
-    given = prompts(AutoTokenizer.from_pretrained(_MINI / "checkpoint"))
-    result: Json = {
+    given = mini_prompts(AutoTokenizer.from_pretrained(MINI / "checkpoint"), _A_DOMAIN)
+    taken: list[dict[str, str]] = []
+    served = serve(
+        args.checkpoint, given, _NEW, lambda llm: taken.append(llm.apply_model(kernels)[0]),
+        attention_backend="TRITON_ATTN", gdn_prefill_backend="triton", gpu_memory_utilization=0.2,
+    )  # fmt: skip
+    result: Json = load(args.out) or {
         "environment": environment("cuda:0"),
         "disabled_kernels": args.disable,
-        "prompts": len(given),
+        "prompts": sum(map(len, given.values())),
         "served": [],
     }
-    for checkpoint in args.checkpoints:
-        result["served"].append(serve(checkpoint, given, args.memory))
-        save(args.out, result)
-        print(result["served"][-1], flush=True)
+    figures = summary(together(list(served.values())))
+    result["served"].append({"checkpoint": f"`{args.checkpoint.name}`", **figures, "kernels": taken[0]})
+    save(args.out, result)
 
 
 if __name__ == "__main__":

@@ -147,8 +147,7 @@ def test_tied_embeddings_are_the_output_head(tmp_path: Path, documents: list[lis
 @torch.inference_mode()
 def test_drafts_are_those_of_the_module_that_was_trained(documents: list[list[int]]) -> None:
     """Step ``k`` from position ``i``: ``MiniModel`` computes every position, the stream those with all drafts."""
-    from bench.mini.model import MiniModel
-    from bench.mini.rows import make_rows
+    from bench.mini.model import MiniModel, make_rows
 
     mini = MiniModel(config_of()["text_config"]).float().eval()
     known = {k: v.float() for k, v in tensors_of(CHECKPOINT).items() if not k.startswith("model.visual.")}

@@ -119,24 +119,23 @@ def equal(reference: Json, searched: Json) -> str:
 
 def kills(result: Json) -> str:
     """Runs of the command, what kills left, and which files of the targets differ."""
-    left = iter(result["kills"])
-    rows = []
-    for name, seconds in result["seconds"].items():
-        kill = next(left) if name.startswith("killed") else {"exit": 0, "layers": "", "target": True}
-        there = "yes" if kill["target"] else "no"
-        rows.append([name, f"{seconds:.0f}", str(kill["exit"]), str(kill["layers"]), there])
-    settings, count = result["settings"], len(result["files"])
-    differing = {"repetition": result["again_differs"], "continued run": result["continued_differs"]}
-    lines = "\n".join(
-        f"* A run and its {what}: of {count} files these differ: {', '.join(names) or 'none'}"
-        for what, names in differing.items()
-    )
+    columns = [
+        Column("run", "name"), Column("s", "seconds", ".0f"), Column("exit code", "exit"),
+        Column("layers kept", "layers"), Column("target there", lambda row: "yes" if row["target"] else "no"),
+    ]  # fmt: skip
+    settings = result["settings"]
     made = (
         f"{where(result['environment'])}; {settings['layers']} layers of "
         f"{'a tiny model' if settings['tiny'] else 'the 27B'}, {settings['samples']} rows of at most "
         f"{settings['length']} tokens, recipe `{settings['recipe']}`"
     )
-    return f"{table(['run', 's', 'exit code', 'layers kept', 'target there'], rows, made)}\n\n{lines}"
+    rows = ({"name": name, **run} for name, run in result["runs"].items())
+    differing = {"repetition": result["again_differs"], "continued run": result["continued_differs"]}
+    lines = "\n".join(
+        f"* A run and its {what}: of {result['files']} files these differ: {', '.join(names) or 'none'}"
+        for what, names in differing.items()
+    )
+    return f"{table(columns, rows, made)}\n\n{lines}"
 
 
 def hessian(result: Json) -> str:

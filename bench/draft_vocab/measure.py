@@ -75,7 +75,7 @@ def load_tokenizer(folder: Path) -> Any:
 def count_by_domain(paths: list[Path], tokenizer: Any, vocab_size: int) -> dict[str, Counts]:
     """Counts of the documents of files, or folders of them, by domain."""
     marks = ReplyMarks.of(tokenizer)
-    found: dict[str, Counts] = {}
+    counts: dict[str, Counts] = {}
     for path in paths:
         for file in jsonl_files(path):
             rows = read_jsonl(file)
@@ -84,8 +84,8 @@ def count_by_domain(paths: list[Path], tokenizer: Any, vocab_size: int) -> dict[
                 for row, ids in zip(batch, _encoded(batch, tokenizer), strict=True):
                     by_domain.setdefault(row["domain"], []).append(ids)
                 for domain, documents in by_domain.items():
-                    found.setdefault(domain, Counts(vocab_size)).add(documents, marks)
-    return found
+                    counts.setdefault(domain, Counts(vocab_size)).add(documents, marks)
+    return counts
 
 
 def _encoded(rows: list[dict[str, Any]], tokenizer: Any) -> Iterator[list[int]]:
@@ -98,17 +98,17 @@ def _encoded(rows: list[dict[str, Any]], tokenizer: Any) -> Iterator[list[int]]:
     yield from (encode_row(row, tokenizer, _MOST) for row in rows)
 
 
-def mixed(found: ByDomain, groups: Sequence[str]) -> Counts:
+def mixed(by_domain: ByDomain, groups: Sequence[str]) -> Counts:
     """One `Counts` of `groups`, by weight."""
     parts = []
     for group in groups:
-        domains = [domain for domain in GROUPS[group] if domain in found]
-        parts += [(found[domain], WEIGHTS[group] / len(domains)) for domain in domains]
+        domains = [domain for domain in GROUPS[group] if domain in by_domain]
+        parts += [(by_domain[domain], WEIGHTS[group] / len(domains)) for domain in domains]
     return Counts.mixed(parts)
 
 
-def rounded(found: Shares) -> Shares:
-    return {n: round(share, 5) for n, share in found.items()}
+def rounded(by_size: Shares) -> Shares:
+    return {n: round(share, 5) for n, share in by_size.items()}
 
 
 def measure(counted: ByDomain, heldout: ByDomain, first: Sequence[int]) -> Json:
@@ -137,7 +137,7 @@ def small(large: Sequence[int], counted: ByDomain, heldout: ByDomain, first: Seq
     """
     there = [group for group in GROUPS if any(domain in counted for domain in GROUPS[group])]
     everything = mixed(heldout, there).total
-    found: Json = {}
+    by_group: Json = {}
     for name in ("all", *there):
         groups = there if name == "all" else [name]
         counts = mixed(counted, groups)
@@ -145,12 +145,12 @@ def small(large: Sequence[int], counted: ByDomain, heldout: ByDomain, first: Seq
         prior = expected(large, len(own), PRIOR_TOKENS)
         lists = {"alone": rank(own, first), "blended": rank(own + prior, first), "large": large}
         held = {"own": mixed(heldout, groups).total, "all": everything}
-        found[name] = {
+        by_group[name] = {
             "tokens": counts.tokens,
             "distinct": int(np.count_nonzero(own)),
             **{kind: {on: rounded(shares(ids, c)) for on, c in held.items()} for kind, ids in lists.items()},
         }
-    return found
+    return by_group
 
 
 def write_list(folder: Path, name: str, vocab: DraftVocab) -> Path:
@@ -171,11 +171,11 @@ def main() -> None:
     parser.add_argument("--small", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--write", type=Path, metavar="FOLDER")
-    given = parser.parse_args()
-    folder: Path = given.tokenizer
+    args = parser.parse_args()
+    folder: Path = args.tokenizer
     tokenizer, size = load_tokenizer(folder), vocab_size_of(LocalFiles(folder))
-    counted = count_by_domain(given.counted, tokenizer, size)
-    heldout = count_by_domain(given.heldout, tokenizer, size)
+    counted = count_by_domain(args.counted, tokenizer, size)
+    heldout = count_by_domain(args.heldout, tokenizer, size)
     everything = list(GROUPS)
     total = mixed(counted, [g for g in everything if any(d in counted for d in GROUPS[g])])
     source = {
@@ -191,11 +191,11 @@ def main() -> None:
     sizes = [n for n in SIZES if n <= size]
     content: Json = {"tokenizer": vocab.tokenizer, "vocab_size": size, "sizes": sizes}
     content |= measure(counted, heldout, first)
-    if given.small:
-        parts = count_by_domain([given.small], tokenizer, size)
+    if args.small:
+        parts = count_by_domain([args.small], tokenizer, size)
         content["small"] = small(vocab.ranked, parts, heldout, first)
-    save(given.out, content)
-    if given.write:
+    save(args.out, content)
+    if args.write:
         shown = content["groups"]["all"]["all"]
         kept = replace(
             vocab,
@@ -205,7 +205,7 @@ def main() -> None:
                 "held_out": "documents of other files, of the same packages, by the same weights",
             },
         )
-        path = write_list(given.write, folder.name, kept)
+        path = write_list(args.write, folder.name, kept)
         print(f"{path}: {len(kept.ranked)} ids, {path.stat().st_size} bytes")
 
 

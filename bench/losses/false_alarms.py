@@ -38,7 +38,7 @@ def main() -> None:
     )
     parser.add_argument("out", type=Path)
     out = parser.parse_args().out
-    found = {
+    rates = {
         distribution: {
             str(bound): round(
                 sum(count * rate(layers, bound, distribution) for layers, count in _KINDS.items()), 3
@@ -47,8 +47,8 @@ def main() -> None:
         }
         for distribution in ("normal", "t5")
     }
-    save(out, {"draws": _DRAWS, "numpy": np.__version__, "false_alarms_a_run": found})
-    print(found)
+    save(out, {"draws": _DRAWS, "numpy": np.__version__, "false_alarms_a_run": rates})
+    print(rates)
 
 
 if __name__ == "__main__":

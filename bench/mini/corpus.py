@@ -91,12 +91,12 @@ def download(work: Path) -> None:
 def find(work: Path, source: Source, *, missing_ok: bool = False) -> Path | None:
     """The package of a source in WORK; FileNotFoundError unless `missing_ok`."""
     if source.registry == "debian":
-        found = sorted((work / "debian").glob(f"{source.package}_*.deb"))
+        files = sorted((work / "debian").glob(f"{source.package}_*.deb"))
     else:
-        found = sorted((work / "pypi").glob(f"{source.package.replace('-', '_')}-*.whl"))
-    if not found and not missing_ok:
+        files = sorted((work / "pypi").glob(f"{source.package.replace('-', '_')}-*.whl"))
+    if not files and not missing_ok:
         raise FileNotFoundError(f"package {source.package} is not in {work}")
-    return found[-1] if found else None
+    return files[-1] if files else None
 
 
 def files_of(package: Path, sources: list[Source]) -> Iterator[tuple[str, bytes]]:
@@ -256,14 +256,14 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="folder for downloads and the corpus")
     work: Path = parser.parse_args().work
     download(work)
-    found: list[Document] = []
+    everything: list[Document] = []
     manifest: list[dict[str, Any]] = []
     for package in dict.fromkeys((s.registry, s.package) for s in SOURCES):
         sources = [s for s in SOURCES if (s.registry, s.package) == package]
         path = find(work, sources[0])
         assert path is not None
         docs = list(documents(work, path, sources))
-        found += docs
+        everything += docs
         manifest.append(
             {
                 "package": package[1],
@@ -275,7 +275,7 @@ def main() -> None:
         )
         size = sum(len(d.text) for d in docs) / 1e6
         print(f"{path.name[:50]:50} {len(docs):7} documents {size:7.1f} M characters", flush=True)
-    parts = deduplicate(found)
+    parts = deduplicate(everything)
     counts = write(work / "corpus", parts)
     for entry in manifest:
         of = [d for d in parts["train"] if d.source == entry["package"]]

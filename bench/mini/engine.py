@@ -38,7 +38,7 @@ class Served:
 
 def serve(
     checkpoint: Path,
-    given: dict[str, list[list[int]]],
+    prompts_by_domain: dict[str, list[list[int]]],
     new: int,
     look: Callable[[Any], None] = lambda llm: None,
     **options: Any,
@@ -64,7 +64,7 @@ def serve(
     look(llm)
     sampling = SamplingParams(temperature=0.0, max_tokens=new)
     served, before = {}, _counters(llm)
-    for domain, prompts in given.items():
+    for domain, prompts in prompts_by_domain.items():
         outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], sampling, use_tqdm=False)
         tokens = [[*ids, *output.outputs[0].token_ids] for ids, output in zip(prompts, outputs, strict=True)]
         after = _counters(llm)
@@ -75,12 +75,12 @@ def serve(
 
 def _counters(llm: Any) -> list[int]:
     """[steps, accepted first drafts, accepted second drafts, ...] so far; zeros before the first request."""
-    found = {metric.name: metric for metric in llm.get_metrics()}
+    metrics = {metric.name: metric for metric in llm.get_metrics()}
     prefix = "vllm:spec_decode_num_"
-    if prefix + "drafts" not in found:
+    if prefix + "drafts" not in metrics:
         raise RuntimeError("vLLM has no counters of speculative decoding: the MTP head is not in use")
-    accepted = found[prefix + "accepted_tokens_per_pos"].values
-    return [int(found[prefix + "drafts"].value), *map(int, accepted)]
+    accepted = metrics[prefix + "accepted_tokens_per_pos"].values
+    return [int(metrics[prefix + "drafts"].value), *map(int, accepted)]
 
 
 @torch.no_grad()

@@ -66,8 +66,8 @@ class Text:
 def read(work: Path, part: str, domain: str) -> list[Text]:
     """Documents of one part and domain, in hash order of their text."""
     with (work / "corpus" / part / f"{domain}.jsonl").open(encoding="utf-8") as lines:
-        found = [Text(**json.loads(line)) for line in lines]
-    return sorted(found, key=lambda t: text_hash(t.text))
+        texts = [Text(**json.loads(line)) for line in lines]
+    return sorted(texts, key=lambda t: text_hash(t.text))
 
 
 def cut(text: str, limit: int, domain: str) -> str:

@@ -65,7 +65,7 @@ class Data:
     def batch(self) -> Tensor:
         """[rows, length + LOOK_AHEAD] token ids."""
         counts = self.rng.multinomial(self.rows, [SHARES[d] for d in self.names])
-        found = []
+        rows = []
         for domain, count in zip(self.names, counts, strict=True):
             tokens = self.parts["train"][domain]
             if len(self.queues[domain]) < count:
@@ -74,8 +74,8 @@ class Data:
                 self.queues[domain] = self.rng.permutation(starts)
             take, self.queues[domain] = self.queues[domain][:count], self.queues[domain][count:]
             self.epochs[domain] += len(take) * self.length / len(tokens)
-            found.append(self.windows(tokens, torch.from_numpy(take).to(self.device)))
-        return torch.cat(found)
+            rows.append(self.windows(tokens, torch.from_numpy(take).to(self.device)))
+        return torch.cat(rows)
 
     def windows(self, tokens: Tensor, starts: Tensor) -> Tensor:
         """[len(starts), length + LOOK_AHEAD] token ids from each start on."""

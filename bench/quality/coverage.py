@@ -107,9 +107,9 @@ def linear(documents: list[DocumentScores]) -> dict[str, tuple[np.ndarray, np.nd
 
 def figures(documents: list[DocumentScores], weights: np.ndarray) -> dict[str, np.ndarray]:
     """Every figure under every row of weights."""
-    found = {name: ratio(weights @ a, weights @ b) for name, (a, b) in linear(documents).items()}
+    ratios = {name: ratio(weights @ a, weights @ b) for name, (a, b) in linear(documents).items()}
     ranked = Ranked.of([d.kld for d in documents])
-    return found | dict(zip(LEVELS, ranked.quantiles(weights, tuple(LEVELS.values())), strict=True))
+    return ratios | dict(zip(LEVELS, ranked.quantiles(weights, tuple(LEVELS.values())), strict=True))
 
 
 def intervals(documents: list[DocumentScores], rng: np.random.Generator) -> dict[str, dict[str, Ends]]:
@@ -119,12 +119,12 @@ def intervals(documents: list[DocumentScores], rng: np.random.Generator) -> dict
     full = draws_of([rng.multinomial(n, share, RESAMPLES).astype(float)])
     less: Draws = draws_of([rng.multinomial(n - 1, share, RESAMPLES).astype(float)])
     plain, chosen = figures(documents, full.weights), figures(documents, less.weights)
-    found: dict[str, dict[str, Ends]] = {}
+    by_figure: dict[str, dict[str, Ends]] = {}
     for figure, rows in plain.items():
         low, high = np.quantile(rows[1 + n :], [TAIL, 1 - TAIL])
         used = interval(chosen[figure], less)
-        found[figure] = {"percentile": (low, high), "expanded percentile": (used.low, used.high)}
-    return found
+        by_figure[figure] = {"percentile": (low, high), "expanded percentile": (used.low, used.high)}
+    return by_figure
 
 
 def truth(population: Population | Measured, seed: int) -> dict[str, float]:
@@ -157,7 +157,7 @@ def digest(seen: list[Outcome]) -> list[float]:
 def coverage(population: Population | Measured, repeat: int, seed: int) -> Json:
     """:func:`digest` by figure, kind of interval and number of documents."""
     true = truth(population, seed)
-    found: Json = {}
+    by_figure: Json = {}
     for count in COUNTS:
         rng = np.random.default_rng([seed, count])
         outcomes: dict[tuple[str, str], list[Outcome]] = {}
@@ -166,8 +166,8 @@ def coverage(population: Population | Measured, repeat: int, seed: int) -> Json:
                 for kind, ends in kinds.items():
                     outcomes.setdefault((figure, kind), []).append(outcome(true[figure], ends))
         for (figure, kind), seen in outcomes.items():
-            found.setdefault(figure, {}).setdefault(kind, {})[str(count)] = digest(seen)
-    return found
+            by_figure.setdefault(figure, {}).setdefault(kind, {})[str(count)] = digest(seen)
+    return by_figure
 
 
 def domain_population(i: int) -> Population:
@@ -213,7 +213,7 @@ def main() -> None:
     populations: Json = (load(args.out) or {"populations": {}})["populations"]
     for name in args.only:
         if name == "domains":
-            found = over_all(args.repeat, args.seed)
+            result = over_all(args.repeat, args.seed)
         else:
             population: Population | Measured
             if name == "measured":
@@ -222,8 +222,8 @@ def main() -> None:
                 population = Measured(tuple(load_scores(args.scores)))
             else:
                 population = {"moderate": MODERATE, "heavy": HEAVY}[name]
-            found = coverage(population, args.repeat, args.seed)
-        populations[name] = {"repeat": args.repeat, "figures": found}
+            result = coverage(population, args.repeat, args.seed)
+        populations[name] = {"repeat": args.repeat, "figures": result}
         content = {
             "resamples": RESAMPLES,
             "seed": args.seed,

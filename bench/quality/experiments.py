@@ -32,8 +32,8 @@ _FIELDS = ("kld", "top1", "nll_ref", "nll", "drafts_ref", "drafts")
 
 def _limit() -> int | None:
     """Documents a domain at most, in this process and those it starts."""
-    found = os.environ.get("QUALITY_DOCUMENTS")
-    return int(found) if found else None
+    limit = os.environ.get("QUALITY_DOCUMENTS")
+    return int(limit) if limit else None
 
 
 class Bench:
@@ -115,10 +115,10 @@ def load_scores(path: Path) -> list[Any]:
     """`DocumentScores` as saved by a run."""
     from gptq_hybrid.evaluate import DocumentScores
 
-    with np.load(path) as found:
+    with np.load(path) as arrays:
         return [
-            DocumentScores(str(domain), str(key), **{name: found[f"{i}.{name}"] for name in _FIELDS})
-            for i, (domain, key) in enumerate(zip(found["domains"], found["keys"], strict=True))
+            DocumentScores(str(domain), str(key), **{name: arrays[f"{i}.{name}"] for name in _FIELDS})
+            for i, (domain, key) in enumerate(zip(arrays["domains"], arrays["keys"], strict=True))
         ]
 
 
@@ -131,20 +131,22 @@ def _sum_up(arguments: tuple[Path, str]) -> tuple[str, dict[str, Any]]:
     work, name = arguments
     experiment = BY_NAME[name]
     scores = load_scores(work / "scores" / f"{name}.npz")
-    found: dict[str, Any] = {"summary": asdict(summarize(name, scores))}
+    figures: dict[str, Any] = {"summary": asdict(summarize(name, scores))}
     control = experiment.control
     if control != name and (work / "scores" / f"{control}.npz").is_file():
         against = load_scores(work / "scores" / f"{control}.npz")
-        found["against"] = asdict(compare((control, name), against, scores))
-    return name, found
+        figures["against"] = asdict(compare((control, name), against, scores))
+    return name, figures
 
 
-def run(work: Path, wanted: list[Experiment], workers: int, deadline: float) -> dict[str, dict[str, Any]]:
+def run(
+    work: Path, experiments: list[Experiment], workers: int, deadline: float
+) -> dict[str, dict[str, Any]]:
     """Run what has no scores yet, bases first; returns facts by name, also of earlier calls."""
     log = work / "facts.json"
     facts: dict[str, dict[str, Any]] = json.loads(log.read_text()) if log.is_file() else {}
     work.mkdir(parents=True, exist_ok=True)
-    left = [e for e in wanted if not (work / "scores" / f"{e.name}.npz").is_file()]
+    left = [e for e in experiments if not (work / "scores" / f"{e.name}.npz").is_file()]
     context = multiprocessing.get_context("spawn")
     with context.Pool(workers) as pool:
         # Overlays lie on checkpoints of the first stage, and take seconds.
@@ -155,11 +157,11 @@ def run(work: Path, wanted: list[Experiment], workers: int, deadline: float) -> 
         for stage in stages:
             # Longest first: GPTAQ takes a row at a time, the search for scales doubles a run.
             stage.sort(key=lambda task: ("gptaq" not in task[1], "mse" not in task[1]))
-            for name, found in pool.imap_unordered(_work, stage):
-                facts[name] = found
+            for name, outcome in pool.imap_unordered(_work, stage):
+                facts[name] = outcome
                 log.write_text(json.dumps(facts, indent=1))
-                said = found.get("failed") or found.get("skipped") or found.get("seconds")
-                print(f"{name:28} {said}", flush=True)
+                line = outcome.get("failed") or outcome.get("skipped") or outcome.get("seconds")
+                print(f"{name:28} {line}", flush=True)
     return facts
 
 
@@ -183,8 +185,8 @@ def main() -> None:
     from gptq_hybrid.evaluate._environment import environment
 
     names = set(filter(None, args.only.split(",")))
-    wanted = [e for e in EXPERIMENTS if not names or names & {e.name, e.group}]
-    facts = run(args.work, wanted, args.workers, deadline)
+    chosen = [e for e in EXPERIMENTS if not names or names & {e.name, e.group}]
+    facts = run(args.work, chosen, args.workers, deadline)
     done = [e.name for e in EXPERIMENTS if (args.work / "scores" / f"{e.name}.npz").is_file()]
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
         summed = dict(pool.imap_unordered(_sum_up, [(args.work, name) for name in done]))

@@ -79,7 +79,7 @@ def quantize(source: Path, target: Path, config: dict[str, Any]) -> None:
                     out[name] = tensor
                     continue
                 parts = pack(*quantize_rtn(tensor.cuda(), 4, 128, search=False), 4)
-                out |= {f"{linears[name]}.{part}": found.cpu() for part, found in parts.items()}
+                out |= {f"{linears[name]}.{part}": packed.cpu() for part, packed in parts.items()}
         save_file(out, target / file.name, metadata={"format": "pt"})
     settings = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False}
     _finish(target, {**config, "quantization_config": settings})
@@ -120,13 +120,13 @@ def main() -> None:
     torch.cuda.empty_cache()
     request = EvalRequest(original, (packed,), (str(data),), max_length=2048, drafts=2)
     started = time.perf_counter()
-    found = score(request)
+    scored = score(request)
     result = {
-        "environment": found.environment,
-        "settings": {**found.settings, "layers": args.layers, "data": ["strung"]},
+        "environment": scored.environment,
+        "settings": {**scored.settings, "layers": args.layers, "data": ["strung"]},
         "seconds": round(time.perf_counter() - started, 1),
-        "peak_gpu_gib": round((found.peak_gpu_bytes or 0) / 2**30, 2),
-        "mean_kld": round(float(np.concatenate([s.kld for s in found.scores["w4"]]).mean()), 4),
+        "peak_gpu_gib": round((scored.peak_gpu_bytes or 0) / 2**30, 2),
+        "mean_kld": round(float(np.concatenate([s.kld for s in scored.scores["w4"]]).mean()), 4),
     }
     args.out.mkdir(parents=True, exist_ok=True)
     save(args.out / "full_size.json", result)

@@ -135,8 +135,8 @@ class Results:
     def corrected(self) -> dict[str, float]:
         """p of the KLD over all domains, with Holm's correction over all experiments of the file."""
         names = [name for name, run in self.runs.items() if run.compared]
-        found = holm([self.runs[name].differences["kld_mean"].p for name in names])
-        return dict(zip(names, found, strict=True))
+        p_values = holm([self.runs[name].differences["kld_mean"].p for name in names])
+        return dict(zip(names, p_values, strict=True))
 
 
 def _run(row: Json, calls: Sequence[Json]) -> Run:
@@ -201,21 +201,21 @@ def _compact(experiment: Mapping[str, Any], domains: list[str]) -> Json:
         row["against"] = against["a"]
         row["differences"] = {m: _difference(against["overall"], m) for m in _MEASURES}
         parts = {part["domain"]: part for part in against["domains"]}
-        found = [_measure(parts[domain], "kld_mean") for domain in domains]
-        row["domains"]["difference"] = [_round(-one["difference"]["value"]) for one in found]
-        row["domains"]["p_holm"] = [_round(one["p_holm"]) for one in found]
+        differences = [_measure(parts[domain], "kld_mean") for domain in domains]
+        row["domains"]["difference"] = [_round(-one["difference"]["value"]) for one in differences]
+        row["domains"]["p_holm"] = [_round(one["p_holm"]) for one in differences]
     return row
 
 
 def _difference(part: Mapping[str, Any], measure: str) -> list[float]:
     """Experiment less control: value, low, high and p."""
-    found = _measure(part, measure)
-    return [*(_round(-found["difference"][end]) for end in ("value", "high", "low")), _round(found["p"])]
+    one = _measure(part, measure)
+    return [*(_round(-one["difference"][end]) for end in ("value", "high", "low")), _round(one["p"])]
 
 
 def _measure(part: Mapping[str, Any], measure: str) -> Mapping[str, Any]:
-    (found,) = [d for d in part["differences"] if d["measure"] == measure]
-    return found
+    (one,) = [d for d in part["differences"] if d["measure"] == measure]
+    return one
 
 
 def _round(x: float) -> float:

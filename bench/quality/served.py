@@ -25,16 +25,16 @@ _MODULES = ("layers.0.linear_attn.in_proj_qkvz", "layers.0.linear_attn.out_proj"
 
 def kernels(model: Any) -> dict[str, str]:
     """Kernel and bits of a module of each kind."""
-    found = {}
+    by_module = {}
     for name, module in model.named_modules():
         if name.endswith(_MODULES) and (method := getattr(module, "quant_method", None)) is not None:
             kernel, config = getattr(method, "kernel", None), getattr(method, "quant_config", None)
-            found[name.rsplit(".", 1)[-1]] = (
+            by_module[name.rsplit(".", 1)[-1]] = (
                 f"{type(kernel).__name__.removesuffix('LinearKernel')}, {config.weight_bits} bit"
                 if kernel and config
                 else "not quantized"
             )
-    return found
+    return by_module
 
 
 def main() -> None:

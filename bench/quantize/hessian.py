@@ -78,14 +78,14 @@ def ways(cuda: bool) -> dict[str, Callable[[], AbstractContextManager[None]]]:
         finally:
             matmul.fp32_precision = before
 
-    found: dict[str, Callable[[], AbstractContextManager[None]]] = {
+    by_name: dict[str, Callable[[], AbstractContextManager[None]]] = {
         BASE: lambda: replaced(in_float64),
         "ieee": lambda: hessian_products("ieee"),
         "bf16 sums": lambda: replaced(lambda matrix: (matrix.T @ matrix).to(torch.float32)),
     }
     if cuda:
-        found |= {"tf32": lambda: replaced(in_tf32), "half": lambda: hessian_products("half")}
-    return found
+        by_name |= {"tf32": lambda: replaced(in_tf32), "half": lambda: hessian_products("half")}
+    return by_name
 
 
 def quantized(
@@ -129,23 +129,23 @@ def compare(kind: str, args: argparse.Namespace, device: str) -> Json:
         "bits": 4, "group_size": 128, "sym": True, "desc_act": True, "static_groups": True, "damp_percent": 0.01,
         "offload_to_disk": False,
     }  # fmt: skip
-    found: dict[str, Json] = {}
-    base: tuple[torch.Tensor, float] | None = None
+    figures: dict[str, Json] = {}
+    reference: tuple[torch.Tensor, float] | None = None
     for name, way in ways(device != "cpu").items():
         with way():
             hessian, result = quantized(weight, batches, settings)
         delta = weight.double() - result.double()
         loss = float(((delta @ exact) * delta).sum())
-        base = base or (result, loss)
+        reference = reference or (result, loss)
         # Against the diagonal's geometric mean: what an entry's error means to the two columns it couples.
         scale = exact.diagonal().sqrt()
-        found[name] = {
+        figures[name] = {
             "error": float(((hessian.double() - exact) / (scale[:, None] * scale)).abs().max()),
-            "loss_ratio": loss / base[1],
-            "codes_differ": float((result != base[0]).double().mean()),
+            "loss_ratio": loss / reference[1],
+            "codes_differ": float((result != reference[0]).double().mean()),
         }
-        print(kind, name, found[name], flush=True)
-    return {"inputs": kind, "ways": found}
+        print(kind, name, figures[name], flush=True)
+    return {"inputs": kind, "ways": figures}
 
 
 def main() -> None:

@@ -46,16 +46,16 @@ def quantized(work: Path, way: str) -> Path:
     return target
 
 
-def summary(found: Json) -> Json:
+def summary(evaluation: Json) -> Json:
     """Of an evaluation (``gptq_hybrid.evaluate.as_json``), what is about all domains."""
-    (kld,) = [d for d in found["comparisons"][0]["overall"]["differences"] if d["measure"] == "kld_mean"]
+    (kld,) = [d for d in evaluation["comparisons"][0]["overall"]["differences"] if d["measure"] == "kld_mean"]
     return {
-        "environment": found["environment"],
-        "documents": found["settings"]["documents"],
-        "tokens": found["settings"]["tokens"],
+        "environment": evaluation["environment"],
+        "documents": evaluation["settings"]["documents"],
+        "tokens": evaluation["settings"]["tokens"],
         "checkpoints": {
             one["name"]: {measure: one["overall"][measure] for measure in ("kld_mean", "top1")}
-            for one in found["checkpoints"]
+            for one in evaluation["checkpoints"]
         },
         "difference": {**kld["difference"], "p": kld["p"]},
     }
@@ -72,7 +72,7 @@ def main() -> None:
     from gptq_hybrid.evaluate import EvalRequest, as_json, evaluate
 
     args.work.mkdir(parents=True, exist_ok=True)
-    found = evaluate(
+    evaluation = evaluate(
         EvalRequest(
             MINI / "checkpoint",
             tuple(quantized(args.work, way) for way in WAYS),
@@ -82,7 +82,7 @@ def main() -> None:
             device="cpu",
         )
     )
-    result = summary(as_json(found))
+    result = summary(as_json(evaluation))
     save(args.out, result)
     print(quality_table(result))
 

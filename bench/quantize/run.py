@@ -40,13 +40,13 @@ def rows(args: argparse.Namespace, vocabulary: int) -> list[dict[str, list[int]]
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    found = []
+    drawn = []
     for _ in range(args.samples):
         length = args.length
         if args.mixed:
             length = int(torch.randint(args.length // 4, args.length + 1, (), generator=generator))
-        found.append({"input_ids": torch.randint(0, vocabulary, (length,), generator=generator).tolist()})
-    return found
+        drawn.append({"input_ids": torch.randint(0, vocabulary, (length,), generator=generator).tolist()})
+    return drawn
 
 
 def prepare(variant: str, args: argparse.Namespace, stack: ExitStack) -> Any:
@@ -68,19 +68,19 @@ def kernels() -> Json:
     """What decides which of gptqmodel's and transformers' ways are taken."""
     import torch
 
-    found: Json = {"fp32_precision": str(getattr(torch.backends.cuda.matmul, "fp32_precision", "unknown"))}
+    facts: Json = {"fp32_precision": str(getattr(torch.backends.cuda.matmul, "fp32_precision", "unknown"))}
     try:
         import fla
 
-        found["fla"] = str(fla.__version__)
+        facts["fla"] = str(fla.__version__)
     except ImportError:
-        found["fla"] = "none: Gated DeltaNet in plain torch"
+        facts["fla"] = "none: Gated DeltaNet in plain torch"
     if torch.cuda.is_available():
         from gptqmodel.quantization.gptq_cuda import block_update_available
 
         # Built by a compiler on first use; without one gptqmodel's sweep goes column by column.
-        found["gptqmodel_block_kernel"] = bool(block_update_available())
-    return found
+        facts["gptqmodel_block_kernel"] = bool(block_update_available())
+    return facts
 
 
 def run(variant: str, args: argparse.Namespace, folder: Path) -> None:
@@ -96,11 +96,11 @@ def run(variant: str, args: argparse.Namespace, folder: Path) -> None:
     from bench.quantize.slice import write_slice
 
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
-    found: Json = {"complete": False, "environment": environment(device)}
+    record: Json = {"complete": False, "environment": environment(device)}
 
     def keep(**figures: Any) -> None:
-        found.update(figures)
-        merge(args.out, settings(args), VARIANTS, variant, found)
+        record.update(figures)
+        merge(args.out, settings(args), VARIANTS, variant, record)
 
     source = args.slice / f"{args.layers}{'-tiny' if args.tiny else ''}"
     if not source.is_dir():
@@ -127,11 +127,11 @@ def run(variant: str, args: argparse.Namespace, folder: Path) -> None:
         # What `ours` and `fast` need was entered above, around what takes the times.
         model.faster = False
         loaded = time.perf_counter()
-        given = rows(args, int(model.model.config.get_text_config().vocab_size))
+        samples = rows(args, int(model.model.config.get_text_config().vocab_size))
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()
-        model.quantize(given, batch_size=args.batch)
+        model.quantize(samples, batch_size=args.batch)
         wait()
         end = time.perf_counter()
         keep(
@@ -147,10 +147,10 @@ def run(variant: str, args: argparse.Namespace, folder: Path) -> None:
             memory=peaks(),
             batches=None if counts is None else {"whole": counts.whole, "short": counts.short},
         )
-        print(f"{variant}: {found['seconds']}, {found['memory']}", flush=True)
+        print(f"{variant}: {record['seconds']}, {record['memory']}", flush=True)
         model.save(str(folder / "out"))
         saved = round(time.perf_counter() - end, 2)
-        keep(seconds={**found["seconds"], "save": saved}, bytes=digest(folder / "out"), complete=True)
+        keep(seconds={**record["seconds"], "save": saved}, bytes=digest(folder / "out"), complete=True)
 
 
 def digest(folder: Path) -> str:
@@ -164,12 +164,12 @@ def digest(folder: Path) -> str:
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             names |= {name: path for name in file.keys() if name.endswith((".qweight", ".scales", ".g_idx"))}  # noqa: SIM118
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
     for name, path in sorted(names.items()):
         with safe_open(path, "pt") as file:
-            found.update(name.encode())
-            found.update(file.get_tensor(name).contiguous().view(torch.uint8).numpy().tobytes())
-    return f"{len(names)} tensors, {found.hexdigest()[:16]}"
+            sha.update(name.encode())
+            sha.update(file.get_tensor(name).contiguous().view(torch.uint8).numpy().tobytes())
+    return f"{len(names)} tensors, {sha.hexdigest()[:16]}"
 
 
 def settings(args: argparse.Namespace) -> Json:

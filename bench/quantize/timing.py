@@ -117,8 +117,8 @@ def peaks() -> dict[str, float]:
     """GiB at most so far: of this process in main memory; of tensors, and with what PyTorch holds, on the GPU."""
     import torch
 
-    found = {"cpu_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)}
+    gib = {"cpu_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)}
     if torch.cuda.is_available():
-        found["gpu_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-        found["gpu_reserved_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)
-    return found
+        gib["gpu_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+        gib["gpu_reserved_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)
+    return gib

@@ -145,23 +145,21 @@ def test_tied_embeddings_are_the_output_head(tmp_path: Path, documents: list[lis
 
 
 @torch.inference_mode()
-def test_drafts_are_those_of_the_module_that_was_trained(documents: list[list[int]]) -> None:
-    """Step ``k`` from position ``i``: ``MiniModel`` computes every position, the stream those with all drafts."""
-    from bench.mini.model import MiniModel, make_rows
+def test_drafts_are_those_of_a_head_in_plain_torch(documents: list[list[int]]) -> None:
+    """Step ``k`` from position ``i``."""
+    from bench.mini.mtp import MTPHead
 
-    mini = MiniModel(config_of()["text_config"]).float().eval()
-    known = {k: v.float() for k, v in tensors_of(CHECKPOINT).items() if not k.startswith("model.visual.")}
-    mini.load_state_dict(known, strict=True)
-    stack = stack_of(CHECKPOINT)
+    model, plain, streamed = (
+        whole_model(CHECKPOINT).model,
+        MTPHead(CHECKPOINT),
+        DraftHead(stack_of(CHECKPOINT)),
+    )
     for ids in documents[:3]:
         tokens = torch.tensor([ids])
-        count = len(ids) - 2
-        rows = make_rows(tokens[:, :count], end=-1)
-        hidden = mini.hidden(rows)
-        wanted = mini.drafts(hidden, rows, tokens[:, 1 : count + 1], tokens[:, 2:])
-        found = DraftHead(stack).run(torch.cat([hidden, hidden[:, -2:]], dim=1), tokens, 2)
-        for one, other in zip(found, wanted, strict=True):
-            torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+        hidden = model(input_ids=tokens).last_hidden_state
+        expected = plain.drafts(hidden[:, :-2], tokens[:, 1:-1], tokens[:, 2:])
+        for drafts, reference in zip(streamed.run(hidden, tokens, 2), expected, strict=True):
+            torch.testing.assert_close(drafts, reference, atol=1e-4, rtol=0)
 
 
 def test_more_drafts_do_not_change_the_earlier_ones(documents: list[list[int]]) -> None:

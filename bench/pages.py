@@ -18,7 +18,6 @@ from one.
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -27,6 +26,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from bench.arguments import command_line
 from bench.results import load
 
 HERE = Path(__file__).parent
@@ -90,9 +90,7 @@ def page(room: str) -> Page:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("rooms", nargs="*", metavar="ROOM", help="all, if none is named")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is stale")
     parser.add_argument("--no-pictures", action="store_true")

@@ -28,7 +28,7 @@ from bench.engine import (
     vocabulary,
 )
 from bench.results import Json, merge
-from bench.variants import add_arguments, main
+from bench.variants import engine_arguments, main
 
 _STEPS, _SHOWN = 128, 8
 _BATCHES = (1, 16)
@@ -115,15 +115,7 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser, VARIANTS, VARIANTS)
-    parser.add_argument("--layers", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--attention", default="TRITON_ATTN")
-    parser.add_argument("--memory", type=float, default=0.6, help="share of the card's memory")
-    parser.add_argument("--tiny", action="store_true", help="a small model, eager: to try this out on a CPU")
+    parser = engine_arguments(__doc__, VARIANTS, VARIANTS, repeats=7, memory=0.6)
     return parser.parse_args(arguments)
 
 

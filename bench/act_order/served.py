@@ -21,7 +21,6 @@ Prompts that are off in `stock` are left out of the errors of every way; which a
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
@@ -30,6 +29,7 @@ from typing import Any
 
 import torch
 
+from bench.arguments import command_line
 from bench.engine import MINI, mini_prompts
 from bench.results import Json, load, merge, save
 
@@ -235,11 +235,7 @@ def _alike(one: Sequence[list[int]], other: Sequence[list[int]]) -> int:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("raw", type=Path)
+    parser = command_line(__doc__, "checkpoint", "raw")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument(
         "--summary", type=Path, metavar="OUT.json", help="serve nothing; compare, and write this"

@@ -17,7 +17,6 @@ disagreement: the demo head barely uses its MLP, and an engine does not miss wha
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import sys
@@ -25,6 +24,7 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+from bench.arguments import command_line
 from bench.mtp_faults import w4_reference_cpu
 from bench.mtp_faults.server import Outcome, serve_once
 from bench.results import Json, load, save
@@ -101,10 +101,7 @@ def run_case(case: CorpusCase, bases: Bases, scratch: Path, shim: Path | None) -
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("quantized", type=Path)
+    parser = command_line(__doc__, "quantized")
     parser.add_argument(
         "--reference", type=Path, help="the same with the recipe `reference`, for act-order cases"
     )

@@ -15,7 +15,6 @@ other work. Garbage collection leaves alone what was there before: going through
 
 from __future__ import annotations
 
-import argparse
 import functools
 import http.server
 import os
@@ -29,6 +28,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+from bench.arguments import command_line
 from bench.full_size import build
 from bench.results import Json, save
 from gptq_hybrid.checkpoint import Report, check
@@ -195,9 +195,7 @@ def plugin_cost(folder: Path, repeat: int, environment: dict[str, str]) -> Json:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=("check", "plugin"), default=("check", "plugin"))
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("cost.json"))

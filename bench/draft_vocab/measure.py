@@ -9,12 +9,12 @@ whatever its texts' size, and so do the domains in it, equally.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from bench.arguments import command_line
 from bench.results import Json, save
 from gptq_hybrid.calibration._encode import encode_row
 from gptq_hybrid.calibration._files import jsonl_files, read_jsonl
@@ -111,9 +111,7 @@ def measure(counted: ByDomain, heldout: ByDomain, first: Sequence[int]) -> Json:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("tokenizer", type=Path, help="folder with tokenizer.json and config.json")
     parser.add_argument("--counted", type=Path, nargs="+", required=True)
     parser.add_argument("--heldout", type=Path, nargs="+", required=True)

@@ -16,7 +16,6 @@ drafts had a part in, counted against those of `none`.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import subprocess
@@ -28,6 +27,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bench.arguments import command_line
 from bench.drafts.frequencies import homogeneity
 from bench.engine import mini_prompts
 from bench.mini.engine import _counters
@@ -174,11 +174,7 @@ def summary(result: Json) -> Json:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("raw", type=Path)
+    parser = command_line(__doc__, "checkpoint", "raw")
     parser.add_argument("--ways", nargs="+", default=list(WAYS))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--samples", type=int, default=20000, help="draws of all prompts together")

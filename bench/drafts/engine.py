@@ -28,7 +28,7 @@ from bench.drafts.report import engine_tables
 from bench.engine import batch_of, environment, generate, kernels_between, set_up, start, vocabulary
 from bench.mini.engine import _counters
 from bench.results import Json, merge
-from bench.variants import add_arguments, main
+from bench.variants import engine_arguments, main
 
 VARIANTS = (
     "none", "none-4", "stock", "auto", "w4", "w8", "fp8", "bf16:65536", "w4:65536", "w8:65536", "fp8:65536",
@@ -161,15 +161,7 @@ def settings(args: argparse.Namespace) -> Json:
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser, VARIANTS, _USUAL)
-    parser.add_argument("--layers", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--attention", default="TRITON_ATTN")
-    parser.add_argument("--memory", type=float, default=0.85, help="share of the card's memory")
-    parser.add_argument("--tiny", action="store_true", help="a small model, eager: to try this out on a CPU")
+    parser = engine_arguments(__doc__, VARIANTS, _USUAL, repeats=5, memory=0.85)
     return parser.parse_args(arguments)
 
 

@@ -11,7 +11,6 @@ transformers. Writes `evaluation.json` beside the checkpoint.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import math
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from bench.arguments import command_line
 from bench.mini import engine
 from bench.mini.mtp import MTPHead
 from bench.results import save
@@ -173,9 +173,7 @@ def in_vllm(
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--folder", type=Path, default=_HERE, help="holds checkpoint/ and heldout/")
     parser.add_argument("--vllm", action="store_true")
     args = parser.parse_args()

@@ -9,7 +9,6 @@ results-GPU.json beside this file, so a run can be continued.
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import shlex
@@ -20,6 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from bench.arguments import command_line
 from bench.mtp_faults import w4_reference_cpu
 from bench.mtp_faults.faults import FAULTS, faulty_copy, intact_copy
 from bench.mtp_faults.report import cells
@@ -33,10 +33,7 @@ TOKENS = 48
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("checkpoint", type=Path)
+    parser = command_line(__doc__, "checkpoint")
     parser.add_argument("--only", nargs="+", choices=[fault.name for fault in FAULTS])
     parser.add_argument("--setup", nargs="+", choices=list(SETUPS), default=list(SETUPS))
     parser.add_argument("--flags", default="", help="further flags for `vllm serve`, one string")

@@ -35,7 +35,7 @@ from bench.prefill.report import engine_report
 from bench.prefill.results import GRAPHED, PLUGIN, VARIANTS, lengths
 from bench.prefill.ways import OneWay, Ways, kernel_names, layers_by_shape
 from bench.results import Json, merge
-from bench.variants import add_arguments, main
+from bench.variants import engine_arguments, main
 
 _BATCHES, _STEPS = (1, 16), 128
 # What matters most comes first: a run may be cut off.
@@ -254,18 +254,11 @@ def settings(args: argparse.Namespace) -> Json:
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser, VARIANTS, (PLUGIN, "stock", "bf16", "machete"))
-    parser.add_argument("--layers", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--attention", default="TRITON_ATTN")
-    parser.add_argument("--memory", type=float, default=0.85, help="share of the card's memory")
+    usual = (PLUGIN, "stock", "bf16", "machete")
+    parser = engine_arguments(__doc__, VARIANTS, usual, repeats=7, memory=0.85)
     parser.add_argument(
         "--graphs", action="store_true", help="CUDA graphs for prefill too; variants stock, exact, fp8"
     )
-    parser.add_argument("--tiny", action="store_true", help="a small model, eager: to try this out on a CPU")
     args = parser.parse_args(arguments)
     if PLUGIN in args.variants and args.graphs:
         parser.error(f"{PLUGIN}: its ways take turns, and a graph has one; name exact, fp8")

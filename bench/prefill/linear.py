@@ -22,12 +22,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
+from bench.arguments import command_line
 from bench.gpu_time import in_turns, recorded, spread
 from bench.prefill.results import MODULES
 from bench.results import save
@@ -212,10 +212,7 @@ def environment() -> dict[str, Any]:
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("out", type=Path)
+    parser = command_line(__doc__, "out")
     parser.add_argument("--layouts", nargs="+", default=["marlin", "machete"], choices=["marlin", "machete"])
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16"])
     parser.add_argument("--rows", type=int, nargs="+", default=list(_ROWS))

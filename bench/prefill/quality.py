@@ -18,7 +18,6 @@ keeps activations and scales in BF16.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import shutil
@@ -31,6 +30,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
+from bench.arguments import command_line
 from bench.prefill.report import quality_table
 from bench.quality.experiments import HELD_OUT, MINI
 from bench.quality.grid import BY_NAME
@@ -272,11 +272,7 @@ def rounded(value: Any) -> Any:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("work", type=Path)
-    parser.add_argument("out", type=Path)
+    parser = command_line(__doc__, "work", "out")
     parser.add_argument("--samples", type=int, default=64, help="rows of calibration that are asked for")
     parser.add_argument("--documents", type=int, default=12, help="most of a domain; 0: all")
     parser.add_argument("--threads", type=int, default=1)

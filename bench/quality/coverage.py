@@ -11,13 +11,13 @@ What was not asked for with `--only` stays in coverage.json as it is.
 
 from __future__ import annotations
 
-import argparse
 import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from bench.arguments import command_line
 from bench.results import Json, load, save
 from gptq_hybrid.evaluate import DocumentScores, summarize
 from gptq_hybrid.evaluate._bootstrap import Draws, Ranked, draws_of, interval, ratio
@@ -200,9 +200,7 @@ def over_all(repeat: int, seed: int, count: int = 10) -> Json:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     every = ("moderate", "heavy", "domains", "measured")
     parser.add_argument("--repeat", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)

@@ -9,7 +9,6 @@ A GPU is used if there is one.
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.arguments import command_line
 from bench.quality.grid import BY_NAME, CONTROL, EXPERIMENTS, Experiment
 from bench.results import save
 
@@ -167,11 +167,7 @@ def run(
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("work", type=Path)
-    parser.add_argument("out", type=Path)
+    parser = command_line(__doc__, "work", "out")
     parser.add_argument("--only", default="", help="names or groups, by commas")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument(

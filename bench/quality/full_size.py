@@ -9,7 +9,6 @@ of a whole model follow by repetition of layers, which is an extrapolation and l
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import time
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from bench.arguments import command_line
 from bench.full_size import TEXT_27B
 from bench.results import save
 from gptq_hybrid.checkpoint import layout_for, write_index, write_json_atomic
@@ -105,11 +105,7 @@ def documents(path: Path, count: int) -> None:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("work", type=Path)
-    parser.add_argument("out", type=Path)
+    parser = command_line(__doc__, "work", "out")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--documents", type=int, default=16)
     args = parser.parse_args()

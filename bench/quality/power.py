@@ -11,12 +11,12 @@ of 10 and 1.9 times as bad on the tenth: not the test's null hypothesis, and so 
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 
 import numpy as np
 
+from bench.arguments import command_line
 from bench.quality.coverage import MODERATE
 from bench.results import Json, save
 from gptq_hybrid.evaluate._compare import ALPHA, holm, sign_flip
@@ -70,9 +70,7 @@ def simulate(repeat: int, seed: int) -> Json:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--repeat", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("power.json"))

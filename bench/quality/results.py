@@ -9,13 +9,13 @@ improvement.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench.arguments import command_line
 from bench.quality.grid import BY_NAME
 from bench.results import Json, load, save
 from gptq_hybrid.evaluate._compare import holm
@@ -224,9 +224,7 @@ def _round(x: float) -> float:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, default=FILE)
     args = parser.parse_args()

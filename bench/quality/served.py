@@ -8,11 +8,10 @@ Machete a Hopper card takes Marlin, as an Ada card does. Needs a GPU.
 
 from __future__ import annotations
 
-import argparse
 import os
-from pathlib import Path
 from typing import Any
 
+from bench.arguments import command_line
 from bench.engine import MINI, mini_prompts
 from bench.mini.engine import serve, summary, together
 from bench.results import Json, load, save
@@ -39,11 +38,7 @@ def kernels(model: Any) -> dict[str, str]:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("out", type=Path)
-    parser.add_argument("checkpoint", type=Path)
+    parser = command_line(__doc__, "out", "checkpoint")
     parser.add_argument("--disable", default="")
     args = parser.parse_args()
     os.environ |= {"VLLM_PLUGINS": "", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}

@@ -13,9 +13,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.arguments import command_line
 from bench.quantize.report import hessian as hessian_table
 from bench.results import Json, save
 
@@ -150,10 +150,7 @@ def compare(kind: str, args: argparse.Namespace, device: str) -> Json:
 
 def main() -> None:
     """The command line; the file is written after every kind of inputs."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("out", type=Path)
+    parser = command_line(__doc__, "out")
     parser.add_argument("--columns", type=int, default=5120)
     parser.add_argument("--rows", type=int, default=2048, help="of the weight")
     parser.add_argument("--batches", type=int, default=32)

@@ -17,6 +17,7 @@ import sys
 import time
 from pathlib import Path
 
+from bench.arguments import command_line
 from bench.quantize.report import kills
 from bench.quantize.slice import write_slice
 from bench.results import Json, save
@@ -91,11 +92,7 @@ def measure(args: argparse.Namespace) -> Json:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("work", type=Path)
-    parser.add_argument("out", type=Path)
+    parser = command_line(__doc__, "work", "out")
     parser.add_argument("--layers", type=int, default=5)
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--length", type=int, default=512)

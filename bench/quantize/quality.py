@@ -9,10 +9,10 @@ BF16 original by `qwen36 eval` in float32. (Products of 16-bit numbers on tensor
 
 from __future__ import annotations
 
-import argparse
 from contextlib import ExitStack
 from pathlib import Path
 
+from bench.arguments import command_line
 from bench.quantize.report import quality as quality_table
 from bench.results import Json, save
 
@@ -63,12 +63,7 @@ def summary(evaluation: Json) -> Json:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("work", type=Path)
-    parser.add_argument("out", type=Path)
-    args = parser.parse_args()
+    args = command_line(__doc__, "work", "out").parse_args()
     from gptq_hybrid.evaluate import EvalRequest, as_json, evaluate
 
     args.work.mkdir(parents=True, exist_ok=True)

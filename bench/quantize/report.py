@@ -60,10 +60,9 @@ def _runs(result: Json) -> list[Json]:
 def _made_with(result: Json) -> str:
     settings, run = result["settings"], next(iter(result["runs"].values()))
     size = "a tiny model" if settings["tiny"] else "the 27B"
-    rows = f"{settings['samples']} × {settings['length']} tokens{', mixed' if settings['mixed'] else ''}"
     return (
-        f"{where(run['environment'])}; {settings['layers']} layers of {size}, {rows}, batch {settings['batch']}, "
-        f"recipe `{settings['recipe']}`"
+        f"{where(run['environment'])}; {settings['layers']} layers of {size}, {settings['samples']} × "
+        f"{settings['length']} tokens, batch 1, recipe `{settings['recipe']}`"
     )
 
 

@@ -1,6 +1,6 @@
 """What quantizing a slice of the 27B takes: seconds a layer, peak memory, loss. One GPU, or a CPU.
 
-    python -m bench.quantize.run OUT.json [--layers 5] [--samples 128] [--length 2048] [--batch 1]
+    python -m bench.quantize.run OUT.json [--layers 5] [--samples 128] [--length 2048]
         [--recipe reference] [--variants stock definition ours fast] [--seconds 580]
 
 Variants, every one a process of its own over the same slice and the same random rows:
@@ -27,26 +27,22 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from bench import variants
 from bench.quantize.report import speed
 from bench.quantize.timing import Watch, covered, peaks, wait
 from bench.results import Json, merge
-from bench.variants import add_arguments, main
 
 VARIANTS = ("stock", "definition", "ours", "fast")
 
 
 def rows(args: argparse.Namespace, vocabulary: int) -> list[dict[str, list[int]]]:
-    """Random token ids from a fixed seed; with --mixed each row is between a quarter and all of --length."""
+    """Random token ids from a fixed seed."""
     import torch
 
-    generator = torch.Generator().manual_seed(0)
-    drawn = []
-    for _ in range(args.samples):
-        length = args.length
-        if args.mixed:
-            length = int(torch.randint(args.length // 4, args.length + 1, (), generator=generator))
-        drawn.append({"input_ids": torch.randint(0, vocabulary, (length,), generator=generator).tolist()})
-    return drawn
+    drawn = torch.randint(
+        0, vocabulary, (args.samples, args.length), generator=torch.Generator().manual_seed(0)
+    )
+    return [{"input_ids": row} for row in drawn.tolist()]
 
 
 def prepare(variant: str, args: argparse.Namespace, stack: ExitStack) -> Any:
@@ -131,7 +127,7 @@ def run(variant: str, args: argparse.Namespace, folder: Path) -> None:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()
-        model.quantize(samples, batch_size=args.batch)
+        model.quantize(samples, batch_size=1)
         wait()
         end = time.perf_counter()
         keep(
@@ -174,25 +170,16 @@ def digest(folder: Path) -> str:
 
 def settings(args: argparse.Namespace) -> Json:
     """What runs must share to be compared."""
-    names = (
-        "layers", "samples", "length", "batch", "mixed", "recipe", "tiny", "calibration_on_cpu", "room",
-    )  # fmt: skip
+    names = ("layers", "samples", "length", "recipe", "tiny", "calibration_on_cpu", "room")
     return {name: getattr(args, name) for name in names}
 
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser, VARIANTS, VARIANTS)
+    parser = variants.arguments(__doc__, VARIANTS, VARIANTS)
     parser.add_argument("--layers", type=int, default=5, help="at least 4; every fourth is full attention")
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--length", type=int, default=2048, help="tokens a row")
-    parser.add_argument("--batch", type=int, default=1, help="rows at a time")
-    parser.add_argument(
-        "--mixed", action="store_true", help="rows of unequal length (stock fails on batches)"
-    )
     parser.add_argument("--recipe", default="reference")
     parser.add_argument("--room", type=float, help="GiB of the GPU for what `ours` keeps of a layer")
     parser.add_argument(
@@ -204,9 +191,8 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
         default=Path(tempfile.gettempdir(), "bench-quantize-slice"),
         help="where the slice is kept for the next variant and the next call",
     )
-    parser.add_argument("--tiny", action="store_true", help="a small model: to try this out on a CPU")
     return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":
-    main("bench.quantize.run", parsed(), run, speed)
+    variants.main("bench.quantize.run", parsed(), run, speed)

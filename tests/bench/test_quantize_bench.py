@@ -23,7 +23,7 @@ def figures(seconds: float, *, loss: float | str = 1.0) -> Any:
 def test_what_changes_the_figures_is_part_of_the_settings() -> None:
     usual = run.settings(run.parsed(["out.json"]))
     for more in (
-        ["--layers", "6"], ["--samples", "9"], ["--length", "64"], ["--batch", "4"], ["--mixed"], ["--tiny"],
+        ["--layers", "6"], ["--samples", "9"], ["--length", "64"], ["--tiny"],
         ["--recipe", "static"], ["--calibration-on-cpu"], ["--room", "2"],
     ):  # fmt: skip
         assert run.settings(run.parsed(["out.json", *more])) != usual
@@ -50,16 +50,10 @@ def test_a_tiny_slice_is_a_checkpoint_with_every_tensor_and_no_head(tmp_path: Pa
         write_slice(folder, 4, tiny=True)
 
 
-def test_rows_are_the_same_for_every_variant_and_of_unequal_length_where_asked() -> None:
-    import torch  # noqa: F401 - rows are drawn with it
-
+def test_rows_are_the_same_for_every_variant() -> None:
     args = run.parsed(["out.json", "--samples", "6", "--length", "64"])
     assert run.rows(args, 300) == run.rows(args, 300)
-    assert {len(row["input_ids"]) for row in run.rows(args, 300)} == {64}
-    mixed = run.rows(run.parsed(["out.json", "--samples", "6", "--length", "64", "--mixed"]), 300)
-    lengths = {len(row["input_ids"]) for row in mixed}
-    assert len(lengths) > 1
-    assert min(lengths) >= 16
+    assert [len(row["input_ids"]) for row in run.rows(args, 300)] == [64] * 6
 
 
 def test_a_layer_lasts_until_the_next_one_begins() -> None:

@@ -148,6 +148,11 @@ def generate(llm: Any, given: Prompts, new: int) -> tuple[float, list[list[int]]
     return seconds, tokens
 
 
+def turns(names: tuple[str, ...], repeats: int) -> list[tuple[str, ...]]:
+    """Rounds of all names, each starting with the next one: clock and temperature drift meet all of them."""
+    return [names[i % len(names) :] + names[: i % len(names)] for i in range(repeats)]
+
+
 def step_times(llm: Any, given: Prompts, count: int, repeats: int) -> list[float]:
     """Milliseconds a decode step: the time for ``count`` + 1 tokens less the time for one, over ``count``."""
     generate(llm, given, 1 + count)

@@ -1,6 +1,6 @@
 """A W4A16 linear of the 27B by each route and number of tokens, on one GPU.
 
-    python -m bench.prefill.linear OUT.json [--layouts marlin machete] [--dtype bfloat16] [--rows 1 16 …]
+    python -m bench.prefill.linear OUT.json [--layouts marlin machete] [--dtype bfloat16]
 
 For each shape, with random weights of both signs, repacked by vLLM's own kernel:
 
@@ -20,19 +20,22 @@ import gc
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
+from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from bench.arguments import command_line
-from bench.gpu_time import in_turns, recorded, spread
+from bench.engine import environment as versions
+from bench.engine import turns
 from bench.prefill.results import MODULES
 from bench.results import save
 
-_GROUP, BITS = 128, 4
+_GROUP, BITS, _SCRATCH_MIB = 128, 4, 128
 _ROWS = (1, 3, 16, 64, 128, 192, 256, 384, 512, 768, 1000, 1024, 1500, 2048, 3000, 4096, 8192)
 # Of one graph, about; a round is as many of these as there are variants.
 _GRAPH_US = 4000.0
@@ -77,7 +80,7 @@ def kernel_config(k: int, n: int, group: int, dtype: torch.dtype) -> Any:
     from vllm.model_executor.kernels.linear import MPLinearLayerConfig
     from vllm.scalar_type import scalar_types
 
-    asked: dict[str, Any] = {
+    config: dict[str, Any] = {
         "full_weight_shape": (k, n),
         "partition_weight_shape": (k, n),
         "weight_type": scalar_types.uint4b8,
@@ -86,8 +89,8 @@ def kernel_config(k: int, n: int, group: int, dtype: torch.dtype) -> Any:
         "zero_points": False,
     }
     if any(field.name == "has_g_idx" for field in fields(MPLinearLayerConfig)):
-        asked["has_g_idx"] = False
-    return MPLinearLayerConfig(**asked)
+        config["has_g_idx"] = False
+    return MPLinearLayerConfig(**config)
 
 
 def build(
@@ -129,24 +132,58 @@ def build(
     return made, layer
 
 
-def graphed(calls: Calls, guess_us: float, repeats: int = _REPEATS) -> dict[str, dict[str, float]]:
-    """Median and median deviation of each, microseconds a call."""
+def recorded(call: Callable[[], Any], count: int) -> torch.cuda.CUDAGraph:
+    """``count`` calls as one CUDA graph.
+
+    Called once before, so that what is compiled or allocated on first use is not recorded.
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        call()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(count):
+            call()
+    return graph
+
+
+def graphed(calls: Calls, guess_us: float) -> dict[str, dict[str, float]]:
+    """Median and median deviation of each, microseconds a call: one slow round moves neither.
+
+    A round is queued as a whole behind an untimed run, so that the time to launch is not measured.
+    """
     count = max(2, min(50, int(_GRAPH_US / max(guess_us, 1.0))))
-    runs = {name: recorded([call] * count, "cuda") for name, call in calls.items()}
-    found = {}
-    for name, seconds in in_turns(runs, repeats, "cuda").items():
-        middle, off = spread([value / count * 1e6 for value in seconds])
-        found[name] = {"us": round(middle, 2), "deviation_us": round(off, 2)}
-    return found
+    graphs = {name: recorded(call, count) for name, call in calls.items()}
+    us: dict[str, list[float]] = {name: [] for name in calls}
+    for order in turns(tuple(calls), _REPEATS):
+        graphs[order[-1]].replay()
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(len(order) + 1)]
+        events[0].record()
+        for name, event in zip(order, events[1:], strict=True):
+            graphs[name].replay()
+            event.record()
+        torch.cuda.synchronize()
+        for name, (begin, end) in zip(order, pairwise(events), strict=True):
+            us[name].append(begin.elapsed_time(end) * 1e3 / count)
+    return {name: spread(times) for name, times in us.items()}
 
 
-def relative_rms(found: torch.Tensor, expected: torch.Tensor) -> float:
+def spread(times: Sequence[float]) -> dict[str, float]:
+    """Median, and the median distance from it."""
+    middle = median(times)
+    return {"us": round(middle, 2), "deviation_us": round(median(abs(t - middle) for t in times), 2)}
+
+
+def relative_rms(result: torch.Tensor, expected: torch.Tensor) -> float:
     """Of the difference, over that of what was expected."""
     expected = expected.float()
-    return float((found.float() - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+    return float((result.float() - expected).square().mean().sqrt() / expected.square().mean().sqrt())
 
 
-def measure(module: str, dtype: torch.dtype, rows: list[int], args: argparse.Namespace) -> dict[str, Any]:
+def measure(module: str, dtype: torch.dtype) -> dict[str, Any]:
     """All of one shape in the layout of the kernel that vLLM chooses now."""
     from vllm_qwen36_plugin.packed import dequantize_words
     from vllm_qwen36_plugin.prefill import dispatch
@@ -155,7 +192,7 @@ def measure(module: str, dtype: torch.dtype, rows: list[int], args: argparse.Nam
     k, n, _ = MODULES[module]
     qweight, scales = random_weight(k, n, _GROUP, dtype, "cuda")
     begin = time.perf_counter()
-    with vllm_config(prefill="fp8", prefill_scratch_mib=args.scratch_mib):
+    with vllm_config(prefill="fp8", prefill_scratch_mib=_SCRATCH_MIB):
         kernel, layer = build(qweight, scales, RowDispatchKernel, _GROUP)
     torch.cuda.synchronize()
     prepared = time.perf_counter() - begin
@@ -173,8 +210,8 @@ def measure(module: str, dtype: torch.dtype, rows: list[int], args: argparse.Nam
         "prepared_s": round(prepared, 2),
         "rows": [],
     }
-    wanted = linear.order
-    for count in rows:
+    routes = linear.order
+    for count in _ROWS:
         x = torch.randn(count, k, device="cuda", dtype=dtype)
         expected = x[:256].float() @ dense.float().t()
 
@@ -183,9 +220,9 @@ def measure(module: str, dtype: torch.dtype, rows: list[int], args: argparse.Nam
             return kernel.apply_weights(layer, x)
 
         calls: Calls = {"stock": lambda x=x: linear.stock(x, tensors)}
-        for path in wanted:
+        for path in routes:
             calls[path] = lambda x=x, path=path: linear.run(path, x, weight)
-        calls |= {"plugin": lambda x=x: served(("exact",), x), "plugin_fp8": lambda x=x: served(wanted, x)}
+        calls |= {"plugin": lambda x=x: served(("exact",), x), "plugin_fp8": lambda x=x: served(routes, x)}
         calls["cublas"] = lambda x=x: torch.nn.functional.linear(x, dense)
         entry: dict[str, Any] = {
             "m": count,
@@ -193,15 +230,13 @@ def measure(module: str, dtype: torch.dtype, rows: list[int], args: argparse.Nam
             "times": graphed(calls, count * k * n / 1.5e8),
         }
         result["rows"].append(entry)
-        times = "  ".join(f"{name} {found['us']:.1f}" for name, found in entry["times"].items())
+        times = "  ".join(f"{name} {times['us']:.1f}" for name, times in entry["times"].items())
         print(f"{kernel.shape.key} M {count}: {times}", flush=True)
     return result
 
 
 def environment() -> dict[str, Any]:
     """Card and versions."""
-    from bench.engine import environment as versions
-
     properties = torch.cuda.get_device_properties(0)
     return {
         **versions(),
@@ -215,9 +250,6 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = command_line(__doc__, "out")
     parser.add_argument("--layouts", nargs="+", default=["marlin", "machete"], choices=["marlin", "machete"])
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16"])
-    parser.add_argument("--rows", type=int, nargs="+", default=list(_ROWS))
-    parser.add_argument("--modules", nargs="+", default=[*MODULES], choices=MODULES, metavar="MODULE")
-    parser.add_argument("--scratch-mib", type=int, default=128)
     return parser.parse_args(arguments)
 
 
@@ -229,7 +261,7 @@ def main() -> None:
     dtype = getattr(torch, args.dtype)
     result: dict[str, Any] = {
         "environment": environment(),
-        "settings": {"dtype": args.dtype, "group_size": _GROUP, "scratch_mib": args.scratch_mib},
+        "settings": {"dtype": args.dtype, "group_size": _GROUP, "scratch_mib": _SCRATCH_MIB},
         "shapes": [],
     }
     for layout in args.layouts:
@@ -237,8 +269,8 @@ def main() -> None:
             continue
         # Read by vLLM each time it chooses.
         os.environ["VLLM_DISABLED_KERNELS"] = "" if layout == "machete" else "MacheteLinearKernel"
-        for module in args.modules:
-            result["shapes"].append(measure(module, dtype, args.rows, args))
+        for module in MODULES:
+            result["shapes"].append(measure(module, dtype))
             save(args.out, result)
             gc.collect()
             torch.cuda.empty_cache()

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from bench.engine import generate, kernels_between, prompts
+from bench.engine import generate, kernels_between, prompts, turns
 from bench.prefill.results import lengths
 from bench.results import Json
 
@@ -147,9 +147,8 @@ def first_tokens(llm: Any, ways: AnyWays, case: str, repeats: int, vocabulary: i
     for way in ways.names:
         with ways.through(way, rows):
             generate(llm, given, 1)
-    for round_ in range(repeats):
-        turn = round_ % len(ways.names)
-        for way in ways.names[turn:] + ways.names[:turn]:
+    for order in turns(ways.names, repeats):
+        for way in order:
             with ways.through(way, rows):
                 seconds, _ = generate(llm, given, 1)
             found[way].append(round(seconds * 1e3, 3))

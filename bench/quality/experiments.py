@@ -88,10 +88,8 @@ class Bench:
 _BENCH: dict[int, Bench] = {}
 
 
-def _work(arguments: tuple[Path, str, float]) -> tuple[str, dict[str, Any]]:
-    work, name, deadline = arguments
-    if time.time() > deadline:
-        return name, {"skipped": "no time was left"}
+def _work(arguments: tuple[Path, str]) -> tuple[str, dict[str, Any]]:
+    work, name = arguments
     if os.getpid() not in _BENCH:
         _BENCH[os.getpid()] = Bench(work)
     try:
@@ -139,9 +137,7 @@ def _sum_up(arguments: tuple[Path, str]) -> tuple[str, dict[str, Any]]:
     return name, figures
 
 
-def run(
-    work: Path, experiments: list[Experiment], workers: int, deadline: float
-) -> dict[str, dict[str, Any]]:
+def run(work: Path, experiments: list[Experiment], workers: int) -> dict[str, dict[str, Any]]:
     """Run what has no scores yet, bases first; returns facts by name, also of earlier calls."""
     log = work / "facts.json"
     facts: dict[str, dict[str, Any]] = json.loads(log.read_text()) if log.is_file() else {}
@@ -151,8 +147,8 @@ def run(
     with context.Pool(workers) as pool:
         # Overlays lie on checkpoints of the first stage, and take seconds.
         stages = (
-            [(work, e.name, deadline) for e in left if e.base is None],
-            [(work, e.name, float("inf")) for e in left if e.base is not None],
+            [(work, e.name) for e in left if e.base is None],
+            [(work, e.name) for e in left if e.base is not None],
         )
         for stage in stages:
             # Longest first: GPTAQ takes a row at a time, the search for scales doubles a run.
@@ -160,7 +156,7 @@ def run(
             for name, outcome in pool.imap_unordered(_work, stage):
                 facts[name] = outcome
                 log.write_text(json.dumps(facts, indent=1))
-                line = outcome.get("failed") or outcome.get("skipped") or outcome.get("seconds")
+                line = outcome.get("failed") or outcome.get("seconds")
                 print(f"{name:28} {line}", flush=True)
     return facts
 
@@ -170,19 +166,15 @@ def main() -> None:
     parser = command_line(__doc__, "work", "out")
     parser.add_argument("--only", default="", help="names or groups, by commas")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument(
-        "--seconds", type=float, default=float("inf"), help="start no experiment after this long"
-    )
     parser.add_argument("--documents", type=int, help="most held-out documents of a domain")
     args = parser.parse_args()
     if args.documents:
         os.environ["QUALITY_DOCUMENTS"] = str(args.documents)
-    deadline = time.time() + args.seconds
     from gptq_hybrid.evaluate._environment import environment
 
     names = set(filter(None, args.only.split(",")))
     chosen = [e for e in EXPERIMENTS if not names or names & {e.name, e.group}]
-    facts = run(args.work, chosen, args.workers, deadline)
+    facts = run(args.work, chosen, args.workers)
     done = [e.name for e in EXPERIMENTS if (args.work / "scores" / f"{e.name}.npz").is_file()]
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
         summed = dict(pool.imap_unordered(_sum_up, [(args.work, name) for name in done]))

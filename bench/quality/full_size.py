@@ -19,32 +19,20 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from bench import dummy
 from bench.arguments import command_line
-from bench.full_size import TEXT_27B
 from bench.results import save
 from gptq_hybrid.checkpoint import layout_for, write_index, write_json_atomic
 from gptq_hybrid.evaluate import EvalRequest, score
 from gptq_hybrid.packing import pack, quantize_rtn
 
 _MINI = Path(__file__).parents[1] / "mini"
-_TEXT = {
-    **TEXT_27B, "attn_output_gate": True, "rms_norm_eps": 1e-6, "hidden_act": "silu",
-    "rope_parameters": {
-        "rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25, "mrope_section": [11, 11, 10],
-    },
-}  # fmt: skip
 
 
 def build(folder: Path, layers: int) -> dict[str, Any]:
     """The BF16 slice; returns its config."""
-    kinds = ["full_attention" if (i + 1) % 4 == 0 else "linear_attention" for i in range(layers)]
-    text = {**_TEXT, "num_hidden_layers": layers, "layer_types": kinds}
-    config = {
-        "architectures": ["Qwen3_5ForConditionalGeneration"],
-        "model_type": "qwen3_5",
-        "tie_word_embeddings": False,
-        "text_config": text,
-    }
+    config = dummy.config(layers, desc_act=False)
+    del config["quantization_config"], config["vision_config"]
     layout = layout_for(config)
     folder.mkdir(parents=True)
     generator = torch.Generator("cuda").manual_seed(0)

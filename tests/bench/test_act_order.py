@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from bench import dummy, gpu_time  # noqa: E402
+from bench import dummy  # noqa: E402
 from bench.act_order.report import HERE, added, quantization, same_first_token  # noqa: E402
 from bench.act_order.served import BF16, WAYS, against, said_of  # noqa: E402
 from bench.results import load  # noqa: E402
@@ -46,15 +46,6 @@ def test_what_act_order_adds_is_by_kernels_where_both_have_them(engine_result: d
     found = added(engine_result)
     assert found["1"]["stock"] == pytest.approx(0.8)
     assert found["1"]["ours"] == pytest.approx(0.5)
-
-
-def test_variants_take_turns() -> None:
-    seen: list[str] = []
-    runs = {name: gpu_time.recorded([lambda name=name: seen.append(name)], "cpu") for name in "abc"}  # type: ignore[misc]
-    found = gpu_time.in_turns(runs, 3, "cpu")
-    assert {name: len(values) for name, values in found.items()} == {"a": 3, "b": 3, "c": 3}
-    assert "".join(seen) == "cabc" + "abca" + "bcab"
-    assert gpu_time.spread([1.0, 2.0, 9.0]) == (2.0, 1.0)
 
 
 def test_random_order_is_an_act_order_and_always_the_same() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bench import dummy
+from bench.engine import turns
 from bench.prefill import linear
 from bench.prefill.report import ENGINE, GRAPHS, gemms_table, targets_table
 from bench.prefill.results import (
@@ -229,3 +230,8 @@ def test_the_gemms_table_adds_up_what_start_up_measured() -> None:
         for key, entry in shapes.items()
     )
     assert float(found["1024"][0]) == pytest.approx(stock / 1e3, abs=0.06)
+
+
+def test_variants_take_turns() -> None:
+    assert ["".join(order) for order in turns(tuple("abc"), 4)] == ["abc", "bca", "cab", "abc"]
+    assert linear.spread([1.0, 2.0, 9.0]) == {"us": 2.0, "deviation_us": 1.0}

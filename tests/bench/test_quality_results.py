@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.quality.coverage import digest
 from bench.quality.grid import BY_NAME, Experiment
+from bench.quality.intervals import digest
 from bench.quality.results import FILE, Results, merge
 from bench.quality.sizes import extra_bytes, layout_27b, size_of
 from bench.results import load, save

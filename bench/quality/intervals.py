@@ -1,17 +1,28 @@
-"""How often the intervals of `qwen36 eval` contain the truth, beside plain percentiles.
+"""Are the intervals and the paired test of `qwen36 eval` right? Simulations, on a CPU.
 
-    python -m bench.quality.coverage [--repeat 400] [--only POPULATION …] [--scores WORK/scores/rtn.npz]
+    python -m bench.quality.intervals coverage [--only POPULATION …] [--scores WORK/scores/rtn.npz]
+    python -m bench.quality.intervals power
 
-Samples of 10, 20 and 40 documents are drawn from populations whose true figures are known; both kinds of interval
-are made from every sample, with 1,000 resamples. Populations: two made ones, and with `--scores` real
-documents, as `experiments.py` keeps them, from which whole documents are drawn with replacement. `domains`: the
-figures over all of `summarize()` itself, for 15 domains of 10 documents that differ in level and spread by domain.
-What was not asked for with `--only` stays in coverage.json as it is.
+`coverage`: how often the intervals contain the truth, beside plain percentiles. Samples of 10, 20 and 40
+documents are drawn from populations whose true figures are known; both kinds of interval are made from every
+sample, with 1,000 resamples. Populations: two made ones, and with `--scores` real documents, as `experiments.py`
+keeps them, from which whole documents are drawn with replacement. `domains`: the figures over all of
+`summarize()` itself, for 15 domains of 10 documents that differ in level and spread by domain. What `--only`
+leaves out stays in coverage.json.
+
+`power`: how often the paired test shows a difference where there is none, and where there is one. Documents come
+from the moderate population. Each checkpoint's KLD of a document is that of the population times a log-normal
+factor of its own (standard deviation 0.3). Without a difference ("alike") the test must reject in at most 5 % of
+the samples. "Other shape" has equal means too, but B is a tenth better on 9 documents of 10 and 1.9 times as bad
+on the tenth: not the test's null hypothesis, and so the place to look for its limits. "Family" is the chance that
+Holm's correction lets any of 15 domains without a difference through.
 """
 
 from __future__ import annotations
 
 import platform
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,11 +32,14 @@ from bench.arguments import command_line
 from bench.results import Json, load, save
 from gptq_hybrid.evaluate import DocumentScores, summarize
 from gptq_hybrid.evaluate._bootstrap import Draws, Ranked, draws_of, interval, ratio
+from gptq_hybrid.evaluate._compare import ALPHA, holm, sign_flip
 from gptq_hybrid.evaluate._documents import Layout, Sums
 
-FILE = Path(__file__).with_name("coverage.json")
+COVERAGE, POWER = (Path(__file__).with_name(f"{name}.json") for name in ("coverage", "power"))
 RESAMPLES, TAIL = 1000, 0.025
 COUNTS = (10, 20, 40)
+# Of the test: standard deviation of the factors' logarithms, and domains of a family.
+NOISE, FAMILY = 0.3, 15
 LEVELS = {"KLD median": 0.5, "KLD p99": 0.99, "KLD p99.9": 0.999}
 Ends = tuple[float, float]
 
@@ -147,9 +161,9 @@ def outcome(true: float, ends: Ends) -> Outcome:
     return true < low, true > high, (high - low) / abs(true)
 
 
-def digest(seen: list[Outcome]) -> list[float]:
+def digest(outcomes: list[Outcome]) -> list[float]:
     """Shares of intervals with the truth inside, below and above; median width over the truth."""
-    below, above, width = zip(*seen, strict=True)
+    below, above, width = zip(*outcomes, strict=True)
     missed = float(np.mean(below) + np.mean(above))
     return [round(float(x), 4) for x in (1 - missed, np.mean(below), np.mean(above), np.median(width))]
 
@@ -165,8 +179,8 @@ def coverage(population: Population | Measured, repeat: int, seed: int) -> Json:
             for figure, kinds in intervals(population.draw(rng, count), rng).items():
                 for kind, ends in kinds.items():
                     outcomes.setdefault((figure, kind), []).append(outcome(true[figure], ends))
-        for (figure, kind), seen in outcomes.items():
-            by_figure.setdefault(figure, {}).setdefault(kind, {})[str(count)] = digest(seen)
+        for (figure, kind), pairs in outcomes.items():
+            by_figure.setdefault(figure, {}).setdefault(kind, {})[str(count)] = digest(pairs)
     return by_figure
 
 
@@ -182,54 +196,103 @@ def over_all(repeat: int, seed: int, count: int = 10) -> Json:
     names["kld_p999"] = "KLD p99.9"
     domains = [domain_population(i) for i in range(15)]
     # Of every domain the same number of tokens: the mixture that the figures over all are about.
-    rng, kept = np.random.default_rng(seed), 1_000_000
+    rng, tokens_each = np.random.default_rng(seed), 1_000_000
     pools = [p.draw(rng, 5_000) for p in domains]
     sums = [linear(pool) for pool in pools]
     true = {n: float(np.mean([s[n][0].sum() / s[n][1].sum() for s in sums])) for n in ("KLD mean", "top-1")}
-    tokens = np.concatenate([rng.choice(np.concatenate([d.kld for d in pool]), kept) for pool in pools])
+    tokens = np.concatenate(
+        [rng.choice(np.concatenate([d.kld for d in pool]), tokens_each) for pool in pools]
+    )
     true |= {n: float(np.quantile(tokens, q, method="inverted_cdf")) for n, q in LEVELS.items()}
-    seen: dict[str, list[Outcome]] = {name: [] for name in names.values()}
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in names.values()}
     for _ in range(repeat):
         drawn = [d for i, p in enumerate(domains) for d in p.draw(rng, count, f"domain {i}")]
         overall = summarize("q", drawn, resamples=RESAMPLES, seed=int(rng.integers(1 << 31))).overall
         for field, name in names.items():
             estimate = getattr(overall, field)
-            seen[name].append(outcome(true[name], (estimate.low, estimate.high)))
-    return {figure: {"expanded percentile": {str(count): digest(v)}} for figure, v in seen.items()}
+            outcomes[name].append(outcome(true[name], (estimate.low, estimate.high)))
+    return {figure: {"expanded percentile": {str(count): digest(v)}} for figure, v in outcomes.items()}
+
+
+def document_sums(rng: np.random.Generator, count: int = 4_000) -> np.ndarray:
+    """Sums of KLD of documents of the population."""
+    return np.array([float(d.kld.sum()) for d in MODERATE.draw(rng, count)])
+
+
+def differences(rng: np.random.Generator, pool: np.ndarray, n: int, factor: float) -> np.ndarray:
+    """[n, 1] sums of A less those of B, whose mean is `factor` times as high."""
+    noise = np.exp(rng.normal(0, NOISE, (2, n)))
+    return (rng.choice(pool, n) * (noise[0] - factor * noise[1]))[:, None]
+
+
+def other_shape(rng: np.random.Generator, pool: np.ndarray, n: int) -> np.ndarray:
+    """[n, 1] differences of mean zero that are not symmetric."""
+    return (rng.choice(pool, n) * (1 - np.where(rng.random(n) < 0.1, 1.9, 0.9)))[:, None]
+
+
+def simulate(repeat: int, seed: int) -> Json:
+    """Shares of samples in which a difference was shown."""
+    rng = np.random.default_rng(seed)
+    pool = document_sums(rng)
+    result: Json = {"alike": {}, "other_shape": {}, "family": {}, "power": {}}
+
+    def p(sample: np.ndarray) -> float:
+        return float(sign_flip(sample, rng)[0])
+
+    for n in (6, 10, 20, 40):
+        alike = [p(differences(rng, pool, n, 1.0)) <= ALPHA for _ in range(repeat)]
+        result["alike"][str(n)] = float(np.mean(alike))
+        shapes = [p(other_shape(rng, pool, n)) <= ALPHA for _ in range(repeat)]
+        result["other_shape"][str(n)] = float(np.mean(shapes))
+        result["power"][str(n)] = {
+            str(factor): float(
+                np.mean([p(differences(rng, pool, n, factor)) <= ALPHA for _ in range(repeat)])
+            )
+            for factor in (1.05, 1.1, 1.2, 1.5)
+        }
+    for n in (10, 20):
+        families = [
+            min(holm([p(differences(rng, pool, n, 1.0)) for _ in range(FAMILY)])) for _ in range(repeat // 4)
+        ]
+        result["family"][str(n)] = float(np.mean([least <= ALPHA for least in families]))
+    return result
+
+
+def run_coverage(only: Sequence[str], repeat: int, seed: int, scores: Path | None) -> None:
+    """Simulate some populations; others stay in the file."""
+    populations: Json = (load(COVERAGE) or {"populations": {}})["populations"]
+    for name in only:
+        if name == "domains":
+            result = over_all(repeat, seed)
+        elif name == "measured":
+            from bench.quality.experiments import load_scores
+
+            if scores is None:
+                raise SystemExit("the population `measured` needs --scores")
+            result = coverage(Measured(tuple(load_scores(scores))), repeat, seed)
+        else:
+            result = coverage({"moderate": MODERATE, "heavy": HEAVY}[name], repeat, seed)
+        populations[name] = {"repeat": repeat, "figures": result}
+        place = {"numpy": np.__version__, "python": platform.python_version()}
+        save(COVERAGE, {"resamples": RESAMPLES, "seed": seed, **place, "populations": populations})
 
 
 def main() -> None:
     """Command line."""
-    parser = command_line(__doc__)
     every = ("moderate", "heavy", "domains", "measured")
-    parser.add_argument("--repeat", type=int, default=400)
+    parser = command_line(__doc__)
+    parser.add_argument("what", choices=("coverage", "power"))
+    parser.add_argument("--repeat", type=int, help="samples; 400 of coverage, 1,000 of power")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=every, nargs="+", default=every[:3])
     parser.add_argument("--scores", type=Path, help="of `measured`, kept by experiments.py")
-    parser.add_argument("--out", type=Path, default=FILE)
     args = parser.parse_args()
-    populations: Json = (load(args.out) or {"populations": {}})["populations"]
-    for name in args.only:
-        if name == "domains":
-            result = over_all(args.repeat, args.seed)
-        else:
-            population: Population | Measured
-            if name == "measured":
-                from bench.quality.experiments import load_scores
-
-                population = Measured(tuple(load_scores(args.scores)))
-            else:
-                population = {"moderate": MODERATE, "heavy": HEAVY}[name]
-            result = coverage(population, args.repeat, args.seed)
-        populations[name] = {"repeat": args.repeat, "figures": result}
-        content = {
-            "resamples": RESAMPLES,
-            "seed": args.seed,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-            "populations": populations,
-        }
-        save(args.out, content)
+    if args.what == "coverage":
+        run_coverage(args.only, args.repeat or 400, args.seed, args.scores)
+        return
+    repeat, begun = args.repeat or 1000, time.perf_counter()
+    result = {"repeat": repeat, "seed": args.seed, "numpy": np.__version__, **simulate(repeat, args.seed)}
+    save(POWER, result | {"seconds": round(time.perf_counter() - begun)})
 
 
 if __name__ == "__main__":

@@ -43,11 +43,7 @@ def save(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def merge(
-    path: Path,
-    settings: Mapping[str, Any],
-    variants: Sequence[str],
-    variant: str,
-    run: Mapping[str, Any],
+    path: Path, settings: Mapping[str, Any], variants: Sequence[str], variant: str, run: Mapping[str, Any]
 ) -> Json:
     """Put one run into the file, in the order of ``variants``; drop runs made with other settings."""
     before = load(path)

@@ -18,15 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.act_order.report import VARIANTS, engine_table
-from bench.engine import (
-    batch_of,
-    generate,
-    set_up,
-    start,
-    step_kernel_times,
-    step_times,
-    vocabulary,
-)
+from bench.engine import batch_of, generate, set_up, start, step_kernel_times, step_times, vocabulary
 from bench.results import Json, merge
 from bench.variants import engine_arguments, main
 

@@ -117,8 +117,5 @@ def served_table(result: Json) -> str:
 
 PAGE = Page(
     HERE / "README.md",
-    {
-        "engine": (engine_table, HERE / "engine.json"),
-        "served": (served_table, HERE / "served.json"),
-    },
+    {"engine": (engine_table, HERE / "engine.json"), "served": (served_table, HERE / "served.json")},
 )

@@ -40,8 +40,5 @@ def faults_table(result: Json) -> str:
 
 PAGE = Page(
     HERE / "README.md",
-    {
-        "cpu": (faults_table, HERE / "results-cpu.json"),
-        "h200": (faults_table, HERE / "results-h200.json"),
-    },
+    {"cpu": (faults_table, HERE / "results-cpu.json"), "h200": (faults_table, HERE / "results-h200.json")},
 )

@@ -238,11 +238,7 @@ def measure(module: str, dtype: torch.dtype) -> dict[str, Any]:
 def environment() -> dict[str, Any]:
     """Card and versions."""
     properties = torch.cuda.get_device_properties(0)
-    return {
-        **versions(),
-        "cuda": torch.version.cuda,
-        "multiprocessors": properties.multi_processor_count,
-    }
+    return {**versions(), "cuda": torch.version.cuda, "multiprocessors": properties.multi_processor_count}
 
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -33,9 +33,7 @@ from bench.prefill.results import (
     ttft_ratio,
     worst,
 )
-from bench.prefill.results import (
-    Column as Way,
-)
+from bench.prefill.results import Column as Way
 from bench.results import Json
 from bench.tables import Column, interval, number, table, where
 

@@ -156,12 +156,7 @@ MODULES = {
     "down": (17408, 5120, 64),
 }
 LAYERS = {name: layers for name, (_, _, layers) in MODULES.items()}
-_NAMES = {
-    "stock": "stock",
-    "plugin": "plugin, exact",
-    "plugin_fp8": "plugin, fp8",
-    "cublas": "dense",
-}
+_NAMES = {"stock": "stock", "plugin": "plugin, exact", "plugin_fp8": "plugin, fp8", "cublas": "dense"}
 
 
 def us(row: Json, name: str) -> float | None:

@@ -23,7 +23,7 @@ _GROUP = 128
 # Root mean square of a 4-bit value less 8, all 16 alike.
 _VALUE = 4.637
 # Sizes a CPU gets through, to try the script out; its times say nothing.
-_TINY = {
+TINY = {
     "hidden_size": 512,
     "intermediate_size": 1024,
     "num_attention_heads": 4,
@@ -36,7 +36,7 @@ _TINY = {
 
 def config(layers: int, *, desc_act: bool, tiny: bool = False) -> dict[str, Any]:
     """``config.json`` of a GPTQ checkpoint of the 27B with so many layers."""
-    text: dict[str, Any] = {**TEXT_27B, **(_TINY if tiny else {}), "num_hidden_layers": layers}
+    text: dict[str, Any] = {**TEXT_27B, **(TINY if tiny else {}), "num_hidden_layers": layers}
     interval = text["full_attention_interval"]
     text |= {
         "layer_types": [

@@ -94,11 +94,11 @@ def environment() -> dict[str, str]:
     from gptq_hybrid.evaluate import _environment
     from vllm_qwen36_plugin.prefill import measure
 
-    found = _environment.environment("cuda:0" if torch.cuda.is_available() else "cpu")
-    found["triton"] = measure.versions()["triton"]
+    place = _environment.environment("cuda:0" if torch.cuda.is_available() else "cpu")
+    place["triton"] = measure.versions()["triton"]
     if torch.cuda.is_available():
-        found["driver"] = measure.card(torch.device("cuda:0"), 0).driver
-    return found
+        place["driver"] = measure.card(torch.device("cuda:0"), 0).driver
+    return place
 
 
 def vocabulary(llm: Any) -> int:
@@ -116,13 +116,13 @@ def prompts(lengths: Sequence[int], size: int) -> Prompts:
 
 def mini_prompts(tokenizer: Any, a_domain: int) -> dict[str, list[list[int]]]:
     """The first 64 tokens of so many held-out documents of each domain of the mini model."""
-    given = {}
+    by_domain = {}
     for file in sorted((MINI / "heldout").glob("*.jsonl")):
         rows = [json.loads(line) for line in file.open(encoding="utf-8")]
         ids = [tokenizer(row["text"])["input_ids"] for row in rows if "text" in row]
         if long := [x[:_MINI_PROMPT] for x in ids if len(x) > _MINI_PROMPT][:a_domain]:
-            given[file.stem] = long
-    return given
+            by_domain[file.stem] = long
+    return by_domain
 
 
 def batch_of(batch: int, size: int) -> Prompts:
@@ -130,7 +130,7 @@ def batch_of(batch: int, size: int) -> Prompts:
     return prompts([_PROMPT] * batch, size)
 
 
-def generate(llm: Any, given: Prompts, new: int) -> tuple[float, list[list[int]]]:
+def generate(llm: Any, batch: Prompts, new: int) -> tuple[float, list[list[int]]]:
     """Seconds, and the tokens that came.
 
     Raises:
@@ -140,7 +140,7 @@ def generate(llm: Any, given: Prompts, new: int) -> tuple[float, list[list[int]]
 
     sampling = SamplingParams(temperature=0.0, max_tokens=new, ignore_eos=True, detokenize=False)
     begin = time.perf_counter()
-    outputs = llm.generate(given, sampling, use_tqdm=False)
+    outputs = llm.generate(batch, sampling, use_tqdm=False)
     seconds = time.perf_counter() - begin
     tokens = [list(output.outputs[0].token_ids) for output in outputs]
     if any(len(ids) != new for ids in tokens):
@@ -153,20 +153,34 @@ def turns(names: tuple[str, ...], repeats: int) -> list[tuple[str, ...]]:
     return [names[i % len(names) :] + names[: i % len(names)] for i in range(repeats)]
 
 
-def step_times(llm: Any, given: Prompts, count: int, repeats: int) -> list[float]:
-    """Milliseconds a decode step: the time for ``count`` + 1 tokens less the time for one, over ``count``."""
-    generate(llm, given, 1 + count)
-    times = []
-    for _ in range(repeats):
-        one, _ = generate(llm, given, 1)
-        all_, _ = generate(llm, given, 1 + count)
-        times.append(round((all_ - one) / count * 1e3, 4))
-    return times
+def decode_steps(llm: Any, batches: Sequence[int], count: int, repeats: int) -> Json:
+    """Milliseconds a decode step by batch: the time for ``count`` + 1 tokens less the time for one, over ``count``.
+
+    On the clock, and as the sum over kernels, in which the host has no part: it differs from process to process.
+    """
+    clock: dict[str, list[float]] = {}
+    kernels: dict[str, Json] = {}
+    for batch in batches:
+        requests, key = batch_of(batch, vocabulary(llm)), str(batch)
+        one, many = partial(generate, llm, requests, 1), partial(generate, llm, requests, 1 + count)
+        many()
+        clock[key] = []
+        for _ in range(repeats):
+            first, _ = one()
+            whole, _ = many()
+            clock[key].append(round((whole - first) / count * 1e3, 4))
+        kernels[key] = kernels_between(one, many, count)
+        shown = " ".join(map(str, clock[key]))
+        print(f"batch {batch}: ms a step: {shown}; kernels {kernels[key].get('total')}", flush=True)
+    return {"step_ms": clock, "step_gpu_ms": kernels}
 
 
-def step_kernel_times(llm: Any, given: Prompts, count: int) -> Json:
-    """The same as the sum over its kernels: the host, which differs from process to process, has no part in it."""
-    return kernels_between(partial(generate, llm, given, 1), partial(generate, llm, given, 1 + count), count)
+def wait() -> None:
+    """Until the GPU has done all it was given."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def kernel_ms(call: Callable[[], Any]) -> dict[str, float]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.act_order.report import VARIANTS, engine_table
-from bench.engine import batch_of, generate, set_up, start, step_kernel_times, step_times, vocabulary
+from bench.engine import batch_of, decode_steps, generate, set_up, start, vocabulary
 from bench.results import Json, merge
 from bench.variants import engine_arguments, main
 
@@ -58,29 +58,17 @@ def run(variant: str, args: argparse.Namespace, folder: Path) -> Json:
     config = llm.llm_engine.vllm_config
     layers = linears(loaded[-1], variant)
     print(f"{variant}: started in {started:.0f} s, {layers}", flush=True)
-    size = vocabulary(llm)
-    _, tokens = generate(llm, batch_of(_BATCHES[-1], size), _SHOWN)
-    step_ms: dict[str, list[float]] = {}
-    step_gpu_ms: dict[str, Json] = {}
+    _, tokens = generate(llm, batch_of(_BATCHES[-1], vocabulary(llm)), _SHOWN)
     gc.collect()
     gc.freeze()
-    for batch in _BATCHES:
-        given, key = batch_of(batch, size), str(batch)
-        step_ms[key] = step_times(llm, given, _STEPS, args.repeats)
-        step_gpu_ms[key] = step_kernel_times(llm, given, _STEPS)
-        print(
-            f"{variant}: batch {batch}, ms a step: {' '.join(map(str, step_ms[key]))}; "
-            f"kernels {step_gpu_ms[key].get('total')}",
-            flush=True,
-        )
+    steps = decode_steps(llm, _BATCHES, _STEPS, args.repeats)
     return {
         "environment": environment("cuda:0" if torch.cuda.is_available() else "cpu"),
         "quantization": str(config.model_config.quantization),
         "cudagraph_mode": str(config.compilation_config.cudagraph_mode),
         "layers": layers,
         "start_seconds": round(started, 1),
-        "step_ms": step_ms,
-        "step_gpu_ms": step_gpu_ms,
+        **steps,
         "tokens": tokens,
     }
 

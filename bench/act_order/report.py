@@ -68,13 +68,10 @@ def engine_table(result: Json) -> str:
         if "ratio" in of
     ]
     if {"stock", "ours"} <= set(runs):
-        notes.append("same first token in stock and ours: {} of {}".format(*_alike(runs, "stock", "ours")))
+        same, count = same_first_token(runs["stock"], runs["ours"])
+        notes.append(f"same first token in stock and ours: {same} of {count}")
     rows = [{"name": name, "run": run} for name, run in runs.items()]
     return table(columns, rows, "; ".join(notes))
-
-
-def _alike(runs: Json, one: str, other: str) -> tuple[int, int]:
-    return same_first_token(runs[one], runs[other])
 
 
 def quantization(run: Mapping[str, Any]) -> str:

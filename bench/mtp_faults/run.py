@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shlex
 import sys
 import tempfile
 from dataclasses import asdict
@@ -36,16 +35,12 @@ def main() -> int:
     parser = command_line(__doc__, "checkpoint")
     parser.add_argument("--only", nargs="+", choices=[fault.name for fault in FAULTS])
     parser.add_argument("--setup", nargs="+", choices=list(SETUPS), default=list(SETUPS))
-    parser.add_argument("--flags", default="", help="further flags for `vllm serve`, one string")
     parser.add_argument("--out", type=Path, default=HERE / f"results-{_device().split()[-1].lower()}.json")
-    parser.add_argument("--logs", type=Path, help="keep server logs in this folder")
     args = parser.parse_args()
     results = load(args.out) or {"rows": {}}
     results["machine"] = _machine()
     results["speculative_config"] = SPECULATIVE
     with tempfile.TemporaryDirectory() as scratch:
-        logs = args.logs or Path(scratch)
-        logs.mkdir(parents=True, exist_ok=True)
         intact = Path(scratch, "source")
         intact_copy(args.checkpoint, intact)
         shim = Path(scratch, "shim")
@@ -62,16 +57,10 @@ def main() -> int:
             model = Path(scratch, fault.name)
             faulty_copy(intact, model, fault)
             for setup in args.setup:
-                log = logs / f"{fault.name}-{setup}.log"
+                log = Path(scratch, f"{fault.name}-{setup}.log")
                 plugins = ",".join([*kernel, *SETUPS[setup]])
                 outcome = serve_once(
-                    model,
-                    prompt,
-                    TOKENS,
-                    plugins=plugins,
-                    log=log,
-                    pythonpath=shim if kernel else None,
-                    extra=shlex.split(args.flags),
+                    model, prompt, TOKENS, plugins=plugins, log=log, pythonpath=shim if kernel else None
                 )
                 row = asdict(outcome) | {"fault": fault.description, "output_right": outcome.text == right}
                 del row["text"]
@@ -94,7 +83,7 @@ def _machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "cpu": platform.processor() or platform.machine(),
         "python": platform.python_version(),
-        **{name: found for name in ("vllm", "torch", "transformers") if (found := _version(name))},
+        **{name: number for name in ("vllm", "torch", "transformers") if (number := _version(name))},
     }
 
 

@@ -144,21 +144,10 @@ def take(llm: Any, ways: OneWay | Ways, args: argparse.Namespace, vocabulary: in
         ttft_gpu_ms[case] = timing.kernels_of_a_first_token(llm, ways, case, vocabulary)
         keep(ttft_gpu_ms=ttft_gpu_ms)
     # 128 steps average out what a single first token does not.
-    repeats = args.repeats // 2 + 1
-    step_ms: dict[str, list[float]] = {}
-    step_gpu_ms: dict[str, Json] = {}
-    for batch in _BATCHES:
-        given, key = engine.batch_of(batch, vocabulary), str(batch)
-        with ways.through(ways.usual):
-            step_ms[key] = engine.step_times(llm, given, _steps(args), repeats)
-            keep(step_ms=step_ms)
-            step_gpu_ms[key] = engine.step_kernel_times(llm, given, _steps(args))
-        print(
-            f"batch {batch}: ms a step: {' '.join(map(str, step_ms[key]))}; "
-            f"kernels {step_gpu_ms[key].get('total')}",
-            flush=True,
+    with ways.through(ways.usual):
+        keep(
+            **engine.decode_steps(llm, _BATCHES, _TINY_STEPS if args.tiny else _STEPS, args.repeats // 2 + 1)
         )
-        keep(step_gpu_ms=step_gpu_ms)
 
 
 def engine_facts(llm: Any) -> Json:
@@ -218,25 +207,14 @@ class Preparation:
         inner = base_loader.process_weights_after_loading
 
         def process(*args: Any, **kwargs: Any) -> None:
-            _wait()
+            engine.wait()
             begin = time.perf_counter()
             inner(*args, **kwargs)
-            _wait()
+            engine.wait()
             self.seconds += time.perf_counter() - begin
 
         base_loader.process_weights_after_loading = process
         return self
-
-
-def _wait() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def _steps(args: argparse.Namespace) -> int:
-    return _TINY_STEPS if args.tiny else _STEPS
 
 
 def settings(args: argparse.Namespace) -> Json:
@@ -247,7 +225,7 @@ def settings(args: argparse.Namespace) -> Json:
         "attention": args.attention,
         "memory": args.memory,
         "tokens": _TINY_TOKENS if args.tiny else _TOKENS,
-        "steps": _steps(args),
+        "steps": _TINY_STEPS if args.tiny else _STEPS,
         "graphs": args.graphs,
     }
 

@@ -10,29 +10,8 @@ from typing import Any
 
 from bench.engine import step_kernels_ms, step_ms
 from bench.pages import Page
-from bench.prefill.results import (
-    GRAPHED,
-    KINDS,
-    LAYERS,
-    MODULES,
-    PLUGIN,
-    STEP,
-    TARGETS,
-    WITHOUT,
-    WRITTEN,
-    by_kind,
-    by_size,
-    cases,
-    columns,
-    comparable,
-    first_token_kernels_ms,
-    kv_given_up,
-    passes,
-    stock_column,
-    ttft_ms,
-    ttft_ratio,
-    worst,
-)
+from bench.prefill import results
+from bench.prefill.results import PLUGIN
 from bench.prefill.results import Column as Way
 from bench.results import Json
 from bench.tables import Column, interval, number, table, where
@@ -41,7 +20,7 @@ HERE = Path(__file__).parent
 _MIB, _GIB = 1 << 20, 1 << 30
 # Of the numbers of tokens that were measured.
 _SHOWN = (1, 16, 128, 256, 512, 1024, 2048, 4096, 8192)
-_SHAPES = {f"{k}x{n}": name for name, (k, n, _) in MODULES.items()}
+_SHAPES = {f"{k}x{n}": name for name, (k, n, _) in results.MODULES.items()}
 _ROUTES = {
     "stock": "stock",
     "exact": "exact",
@@ -82,7 +61,7 @@ def pass_table(result: Json) -> str:
     """All quantized linears of 64 layers, by number of tokens."""
     rows = [
         {"layout": layout, "m": m, **times, "over": {name: ms / times["stock"] for name, ms in times.items()}}
-        for layout, by_m in passes(result).items()
+        for layout, by_m in results.passes(result).items()
         for m, times in by_m.items()
         if m in _SHOWN
     ]
@@ -114,7 +93,7 @@ def worst_table(result: Json) -> str:
     rows = [
         [number(ratio, ".3f"), place, "another route" if elsewhere else "any route"]
         for elsewhere in (False, True)
-        for ratio, place in worst(result, elsewhere=elsewhere)
+        for ratio, place in results.worst(result, elsewhere=elsewhere)
     ]
     return table(["over stock at worst", "where", "of calls that take"], rows)
 
@@ -126,7 +105,7 @@ def ttft_table(result: Json) -> str:
     """Milliseconds to the first token, median, and the range in brackets."""
 
     def cell(case: str, way: Way) -> str | None:
-        middle = ttft_ms(result, way, case)
+        middle = results.ttft_ms(result, way, case)
         if middle is None:
             return None
         times = result["runs"][way[0]]["ttft_ms"][way[1]][case]
@@ -135,9 +114,9 @@ def ttft_table(result: Json) -> str:
     return table(
         [
             Column("tokens", str),
-            *(Column(label(way), lambda case, way=way: cell(case, way)) for way in columns(result)),
+            *(Column(label(way), lambda case, way=way: cell(case, way)) for way in results.columns(result)),
         ],
-        cases(result),
+        results.cases(result),
         f"{environments(result)}. Ms to first token, medians (range); NxM: N prompts of M tokens",
     )
 
@@ -145,10 +124,10 @@ def ttft_table(result: Json) -> str:
 def _ratios(result: Json, ours: Way, base: Way, case: str) -> tuple[float | None, float | None]:
     """On the clock and of kernels."""
     kernels = None
-    if comparable(result, ours[0], base[0]):
-        one, other = (first_token_kernels_ms(result, way, case) for way in (ours, base))
+    if results.comparable(result, ours[0], base[0]):
+        one, other = (results.first_token_kernels_ms(result, way, case) for way in (ours, base))
         kernels = one / other if one is not None and other else None
-    return ttft_ratio(result, ours, base, case), kernels
+    return results.ttft_ratio(result, ours, base, case), kernels
 
 
 def _step_ratios(run: Json, base: Json, batch: str) -> tuple[float | None, float | None]:
@@ -165,26 +144,35 @@ def targets_table(result: Json) -> str:
     runs, rows = result["runs"], []
     graphs = PLUGIN not in runs
     if graphs:
-        most = {(target.way, target.case): target.most for target in TARGETS if target.base == "stock"}
-        ways = [way for way in GRAPHED if comparable(result, way, "stock")]
-        for case in cases(result):
+        most = {
+            (target.way, target.case): target.most for target in results.TARGETS if target.base == "stock"
+        }
+        ways = [way for way in results.GRAPHED if results.comparable(result, way, "stock")]
+        for case in results.cases(result):
             for way in ways:
                 ratios = _ratios(result, (way, way), ("stock", "stock"), case)
                 rows.append((f"first token, {way} / stock", case, most.get((way, case)), ratios))
         steps = [(f"decode step, {way} / stock", way) for way in ways]
     else:
-        for target in TARGETS:
-            base: Way = (target.base, target.base)
-            if target.base == WITHOUT[PLUGIN]:
-                base = stock_column(result, PLUGIN)
+        for target in results.TARGETS:
+            base = results.stock_column(result) if target.base == "stock" else (target.base, target.base)
             what = f"first token, {target.way} / {target.base}{', in turns' if base[0] == PLUGIN else ''}"
             rows.append(
-                (what, target.case, target.most, _ratios(result, (PLUGIN, target.way), base, target.case))
+                (
+                    what,
+                    target.case,
+                    target.most,
+                    _ratios(result, (PLUGIN, target.way), base, target.case),
+                )
             )
-        steps = [("decode step, plugin / stock", PLUGIN)] if comparable(result, PLUGIN, "stock") else []
+        steps = (
+            [("decode step, plugin / stock", PLUGIN)] if results.comparable(result, PLUGIN, "stock") else []
+        )
     for what, name in steps:
         for batch in runs[name].get("step_ms", {}):
-            rows.append((f"{what}, batch {batch}", "", STEP, _step_ratios(runs[name], runs["stock"], batch)))
+            rows.append(
+                (f"{what}, batch {batch}", "", results.STEP, _step_ratios(runs[name], runs["stock"], batch))
+            )
 
     def met(row: Any, place: int) -> str | None:
         ratio, most = row[3][place], row[2]
@@ -213,18 +201,18 @@ def kinds_table(result: Json) -> str:
             for case, by_way in result["runs"][way[0]].get("ttft_gpu_ms", {}).items()
             if by_way.get(way[1])
         }
-        for way in columns(result)
+        for way in results.columns(result)
     }
     shown = [way for way, by_case in taken.items() if by_case]
     rows: list[Json] = []
-    for case in by_size([case for by_case in taken.values() for case in by_case]):
-        each = {way: by_kind(taken[way][case]) for way in shown if case in taken[way]}
+    for case in results.by_size([case for by_case in taken.values() for case in by_case]):
+        each = {way: results.by_kind(taken[way][case]) for way in shown if case in taken[way]}
         rows += [
             {"case": case, "kind": kind, **{label(way): of[kind] or None for way, of in each.items()}}
-            for kind in (*KINDS, "all others")
+            for kind in (*results.KINDS, "all others")
             if any(of[kind] for of in each.values())
         ]
-        totals = {label(way): first_token_kernels_ms(result, way, case) for way in shown}
+        totals = {label(way): results.first_token_kernels_ms(result, way, case) for way in shown}
         rows.append({"case": case, "kind": "all", **totals})
     note = (
         "Ms of kernels to the first token; GEMMs with the output head; beyond the 24 longest all are others"
@@ -244,7 +232,7 @@ def memory_table(result: Json) -> str:
     """KV cache and what the plugin takes of it; seconds of start-up."""
     rows = []
     for name, run in result["runs"].items():
-        given_up, plugin = kv_given_up(result, name), run.get("plugin", {})
+        given_up, plugin = results.kv_given_up(result, name), run.get("plugin", {})
         rows.append(
             {
                 "name": name,
@@ -281,11 +269,11 @@ def gemms_table(result: Json) -> str:
     """
     shapes = result["runs"][PLUGIN]["plugin"]["profile"]["shapes"]
     times = {_SHAPES[key.split()[1]]: entry["times_us"] for key, entry in shapes.items()}
-    if set(times) != set(LAYERS):
-        raise ValueError(f"the profile has {sorted(times)}, and the 27B {sorted(LAYERS)}")
+    if set(times) != set(results.LAYERS):
+        raise ValueError(f"the profile has {sorted(times)}, and the 27B {sorted(results.LAYERS)}")
     rows = []
     for m in times["qkv"]["stock"]:
-        ms = {r: sum(LAYERS[name] * by[r][m] for name, by in times.items()) / 1e3 for r in _ROUTES}
+        ms = {r: sum(results.LAYERS[name] * by[r][m] for name, by in times.items()) / 1e3 for r in _ROUTES}
         rows.append({"m": m, **ms, "ratio": ms["fp8_torch"] / ms["fp8_vllm"]})
     return table(
         [
@@ -317,7 +305,7 @@ def quality_table(result: Json) -> str:
         ways, base = result[part]["ways"], result[part]["ways"]["w4a16"]["kld_mean"]["value"]
         for way, row in reversed(ways.items()):
             less = result[part]["less_w4a16"].get(way, {})
-            rows.append({"way": f"`{way}`, {WRITTEN[part]}", **row, "less": less, "base": base})
+            rows.append({"way": f"`{way}`, {results.WRITTEN[part]}", **row, "less": less, "base": base})
 
     def share(row: Json) -> str | None:
         difference = row["less"].get("kld_mean")

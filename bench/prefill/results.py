@@ -21,10 +21,6 @@ VARIANTS = (PLUGIN, "stock", "exact", "fp8", "machete", "bf16")
 WAYS = ("stock", "exact", "fp8")
 # With --graphs a pass is recorded with the way it goes, so that each way is a process.
 GRAPHED = ("exact", "fp8")
-# What the plugin's processes are held against: the same kernel without it.
-WITHOUT = {PLUGIN: "stock"}
-# In a process of the plugin, every linear by vLLM's kernel.
-IN_TURNS = "stock"
 Column = tuple[str, str]
 
 
@@ -76,26 +72,24 @@ def ttft_ratio(result: Json, column: Column, base: Column, case: str) -> float |
     return times / against if times is not None and against else None
 
 
-def stock_column(result: Json, variant: str) -> Column:
-    """vLLM's kernel that a plugin's process is held against: in a process without it if there is one, or turns."""
-    base = WITHOUT[variant]
-    return (base, base) if base in result["runs"] else (variant, IN_TURNS)
+def stock_column(result: Json) -> Column:
+    """vLLM's kernel that the plugin is held against: of the process without it, else of its own."""
+    return ("stock" if "stock" in result["runs"] else PLUGIN, "stock")
 
 
 def first_token_kernels_ms(result: Json, column: Column, case: str) -> float | None:
     """Milliseconds of kernels until every prompt of a case has its first token; None where they were not taken."""
     variant, way = column
     by_case = result["runs"].get(variant, {}).get("ttft_gpu_ms", {})
-    found: float | None = by_case.get(case, {}).get(way, {}).get("total")
-    return found
+    total: float | None = by_case.get(case, {}).get(way, {}).get("total")
+    return total
 
 
 def kv_given_up(result: Json, variant: str) -> int | None:
     """Bytes of KV cache that a plugin's process has less than the same without it; None if not comparable."""
-    base = WITHOUT.get(variant)
-    if base is None or not comparable(result, variant, base):
+    if variant != PLUGIN or not comparable(result, variant, "stock"):
         return None
-    ours, theirs = (result["runs"][name].get("kv_cache", {}).get("bytes") for name in (variant, base))
+    ours, theirs = (result["runs"][name].get("kv_cache", {}).get("bytes") for name in (variant, "stock"))
     return None if ours is None or theirs is None else int(theirs) - int(ours)
 
 

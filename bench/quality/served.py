@@ -13,7 +13,7 @@ from typing import Any
 
 from bench.arguments import command_line
 from bench.engine import MINI, mini_prompts
-from bench.mini.engine import serve, summary, together
+from bench.mini.engine import serve, start, summary, together
 from bench.results import Json, load, save
 
 _NEW, _A_DOMAIN = 96, 2
@@ -48,20 +48,21 @@ def main() -> None:
 
     from gptq_hybrid.evaluate._environment import environment
 
-    given = mini_prompts(AutoTokenizer.from_pretrained(MINI / "checkpoint"), _A_DOMAIN)
-    taken: list[dict[str, str]] = []
-    served = serve(
-        args.checkpoint, given, _NEW, lambda llm: taken.append(llm.apply_model(kernels)[0]),
+    prompts = mini_prompts(AutoTokenizer.from_pretrained(MINI / "checkpoint"), _A_DOMAIN)
+    llm = start(
+        args.checkpoint,
         attention_backend="TRITON_ATTN", gdn_prefill_backend="triton", gpu_memory_utilization=0.2,
     )  # fmt: skip
+    taken = llm.apply_model(kernels)[0]
+    served = serve(llm, prompts, _NEW)
     result: Json = load(args.out) or {
         "environment": environment("cuda:0"),
         "disabled_kernels": args.disable,
-        "prompts": sum(map(len, given.values())),
+        "prompts": sum(map(len, prompts.values())),
         "served": [],
     }
     figures = summary(together(list(served.values())))
-    result["served"].append({"checkpoint": f"`{args.checkpoint.name}`", **figures, "kernels": taken[0]})
+    result["served"].append({"checkpoint": f"`{args.checkpoint.name}`", **figures, "kernels": taken})
     save(args.out, result)
 
 

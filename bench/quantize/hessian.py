@@ -1,6 +1,6 @@
 """Ways to multiply Hessians against float64: their error, and that of weights quantized with them.
 
-    python -m bench.quantize.hessian OUT.json [--columns 5120] [--rows 2048] [--batches 32] [--length 2048]
+    python -m bench.quantize.hessian OUT.json
 
 Inputs are BF16 and made up as a calibration's are: heavy-tailed, with a spectrum that falls off, a few channels a
 hundred times the others, one that nearly repeats another. GPTQ itself runs on each Hessian, and its result is
@@ -10,7 +10,6 @@ batch's sum rounded to BF16. Without a GPU, `tf32` and `half` are gptqmodel's ow
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
 
 INPUTS = ("gaussian", "heavy-tailed")
 BASE = "float64"
+# Inputs of the linear; batches, and tokens in each.
+COLUMNS, BATCHES, LENGTH = 5120, 32, 2048
 
 
 def made_up(kind: str, tokens: int, columns: int, device: str, seed: int) -> torch.Tensor:
@@ -112,18 +113,25 @@ def quantized(
     return hessian, solver.quantize()[0]
 
 
-def compare(kind: str, args: argparse.Namespace, device: str) -> Json:
+def compare(
+    kind: str,
+    device: str,
+    columns: int = COLUMNS,
+    rows: int = 2048,
+    batches: int = BATCHES,
+    length: int = LENGTH,
+) -> Json:
     """One row of the table: all ways on one kind of inputs."""
     import torch
 
-    batches = [made_up(kind, args.length, args.columns, device, seed) for seed in range(1, args.batches + 1)]
+    inputs = [made_up(kind, length, columns, device, seed) for seed in range(1, batches + 1)]
     generator = torch.Generator().manual_seed(0)
-    weight = (torch.randn(args.rows, args.columns, generator=generator) * args.columns**-0.5).to(device)
-    exact = torch.zeros(args.columns, args.columns, dtype=torch.float64, device=device)
-    for batch in batches:
+    weight = (torch.randn(rows, columns, generator=generator) * columns**-0.5).to(device)
+    exact = torch.zeros(columns, columns, dtype=torch.float64, device=device)
+    for batch in inputs:
         double = batch.double()
         exact += double.T @ double
-    exact *= 2 / sum(len(batch) for batch in batches)
+    exact *= 2 / sum(len(batch) for batch in inputs)
     # Scales are of the weight as it is then: values differ only where codes do.
     settings = {
         "bits": 4, "group_size": 128, "sym": True, "desc_act": True, "static_groups": True, "damp_percent": 0.01,
@@ -133,7 +141,7 @@ def compare(kind: str, args: argparse.Namespace, device: str) -> Json:
     reference: tuple[torch.Tensor, float] | None = None
     for name, way in ways(device != "cpu").items():
         with way():
-            hessian, result = quantized(weight, batches, settings)
+            hessian, result = quantized(weight, inputs, settings)
         delta = weight.double() - result.double()
         loss = float(((delta @ exact) * delta).sum())
         reference = reference or (result, loss)
@@ -150,12 +158,7 @@ def compare(kind: str, args: argparse.Namespace, device: str) -> Json:
 
 def main() -> None:
     """The command line; the file is written after every kind of inputs."""
-    parser = command_line(__doc__, "out")
-    parser.add_argument("--columns", type=int, default=5120)
-    parser.add_argument("--rows", type=int, default=2048, help="of the weight")
-    parser.add_argument("--batches", type=int, default=32)
-    parser.add_argument("--length", type=int, default=2048, help="tokens a batch")
-    args = parser.parse_args()
+    out = command_line(__doc__, "out").parse_args().out
     from gptq_hybrid.compat import prepare_environment
     from gptq_hybrid.evaluate._environment import environment
 
@@ -165,13 +168,13 @@ def main() -> None:
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     result: Json = {
         "environment": environment(device),
-        "columns": args.columns,
-        "tokens": args.batches * args.length,
+        "columns": COLUMNS,
+        "tokens": BATCHES * LENGTH,
         "rows": [],
     }
     for kind in INPUTS:
-        result["rows"].append(compare(kind, args, device))
-        save(args.out, result)
+        result["rows"].append(compare(kind, device))
+        save(out, result)
     print(hessian_table(result))
 
 

@@ -1,6 +1,6 @@
 """`qwen36 quantize` of a slice of the 27B at full size: run twice, and killed with SIGKILL twice and continued.
 
-    python -m bench.quantize.kill WORK OUT.json [--layers 5] [--samples 64] [--length 512] [--recipe reference]
+    python -m bench.quantize.kill WORK OUT.json
 
 WORK gets the slice, three targets and what each run printed. Kills come within a second after the first and after
 the third layer is kept. OUT.json says which files differ: of a run and its repetition, and of a run and a continued
@@ -23,6 +23,7 @@ from bench.quantize.slice import write_slice
 from bench.results import Json, save
 
 _KILL_AFTER = (1, 3)
+_SETTINGS: Json = {"layers": 5, "samples": 64, "length": 512, "recipe": "reference"}
 _MAIN = "import sys; sys.argv[0] = 'qwen36'; from gptq_hybrid.cli import main; sys.exit(main())"
 
 
@@ -48,8 +49,8 @@ def run(command: list[str], target: Path, log: Path, layers: int | None = None, 
     if layers is None and code:
         sys.exit(f"{log.stem} ended with exit code {code}:\n{log.read_text()[-3000:]}")
     seconds = round(time.monotonic() - begin, 1)
-    kept = None if layers is None else state.layers()
-    return {"seconds": seconds, "exit": code, "layers": kept, "target": target.exists()}
+    reached = None if layers is None else state.layers()
+    return {"seconds": seconds, "exit": code, "layers": reached, "target": target.exists()}
 
 
 def differing(one: Path, other: Path) -> list[str]:
@@ -65,12 +66,13 @@ def measure(args: argparse.Namespace) -> Json:
 
     from gptq_hybrid.evaluate._environment import environment
 
-    source = args.work / f"slice-{args.layers}{'-tiny' if args.tiny else ''}"
+    source = args.work / f"slice{'-tiny' if args.tiny else ''}"
     if not source.is_dir():
-        write_slice(source, args.layers, tiny=args.tiny)
+        write_slice(source, _SETTINGS["layers"], tiny=args.tiny)
     command = [
         sys.executable, "-c", _MAIN, "quantize", str(source), "--no-mtp", "--state-every", "1", "--calibration",
-        "demo", "--recipe", args.recipe, "--samples", str(args.samples), "--max-length", str(args.length),
+        "demo", "--recipe", _SETTINGS["recipe"], "--samples", str(_SETTINGS["samples"]),
+        "--max-length", str(_SETTINGS["length"]),
     ]  # fmt: skip
     dice = random.Random(7)
     cases = [("whole", "whole", None), ("again", "again", None)]
@@ -82,7 +84,7 @@ def measure(args: argparse.Namespace) -> Json:
     }
     return {
         "environment": environment("cuda:0" if torch.cuda.is_available() else "cpu"),
-        "settings": {name: getattr(args, name) for name in ("layers", "samples", "length", "recipe", "tiny")},
+        "settings": {**_SETTINGS, "tiny": args.tiny},
         "runs": runs,
         "files": len(list((args.work / "whole").iterdir())),
         "again_differs": differing(args.work / "whole", args.work / "again"),
@@ -93,10 +95,6 @@ def measure(args: argparse.Namespace) -> Json:
 def main() -> None:
     """Command line."""
     parser = command_line(__doc__, "work", "out")
-    parser.add_argument("--layers", type=int, default=5)
-    parser.add_argument("--samples", type=int, default=64)
-    parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--recipe", default="reference")
     parser.add_argument("--tiny", action="store_true", help="a small model: to try this out on a CPU")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)

@@ -16,15 +16,8 @@ from itertools import pairwise
 from threading import Lock
 from typing import Any
 
+from bench.engine import wait
 from bench.results import Json
-
-
-def wait() -> None:
-    """Until the GPU has done all it was given."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 class Watch:

@@ -11,8 +11,7 @@ import pytest
 pytest.importorskip("scipy")
 
 from bench.drafts import report
-from bench.drafts.acceptance import digest, options, summary
-from bench.drafts.frequencies import homogeneity
+from bench.drafts.acceptance import digest, homogeneity, options, summary
 
 
 def draws(weights: list[float], count: int, seed: int) -> list[int]:

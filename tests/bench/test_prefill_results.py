@@ -93,7 +93,7 @@ def test_targets_are_met_at_most_and_said_to_be_nothing_where_there_is_no_figure
 
 def test_without_a_process_that_has_no_plugin_its_own_stock_way_is_what_counts(result: Json) -> None:
     del result["runs"]["stock"]
-    assert stock_column(result, "plugin") == ("plugin", "stock")
+    assert stock_column(result) == ("plugin", "stock")
     found = {tuple(row[:2]): row[2:] for row in cells(targets_table(result))[2:]}
     assert found["first token, fp8 / stock, in turns", "8192"] == ["0.40", "0.400, met", "0.435"]
     assert not [row for row in found if row[0].startswith("decode")]

@@ -6,9 +6,11 @@ install before the start and in which steps they count.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import time
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -38,20 +40,19 @@ def set_up(*, machete: bool = False) -> None:
 def start(
     checkpoint: Path,
     options: Json,
+    args: Namespace,
     *,
-    memory: float,
-    attention: str,
     graphs: Sequence[int],
     tokens: int = 2048,
     context: int | None = None,
     drafts: int = 0,
-    eager: bool = False,
     log_stats: bool = False,
 ) -> Any:
     """Start the engine in this process.
 
-    ``options`` is vLLM's ``additional_config``. It is part of the key of compiled graphs, which knows nothing of
-    kernels or linear methods: name the variant in it. ``graphs``: numbers of tokens recorded as CUDA graphs.
+    ``options`` is vLLM's ``additional_config``. It is part of the key of compiled graphs, which knows nothing
+    of kernels or linear methods: name the variant in it. ``args``: those of `bench.variants.engine_arguments`.
+    ``graphs``: numbers of tokens recorded as CUDA graphs.
     """
     import torch
     from vllm import LLM
@@ -59,12 +60,12 @@ def start(
     extra: Json = {}
     if torch.cuda.is_available():
         extra = {
-            "gpu_memory_utilization": memory,
-            "attention_backend": attention,
+            "gpu_memory_utilization": args.memory,
+            "attention_backend": args.attention,
             "gdn_prefill_backend": "triton",
             "compilation_config": {"cudagraph_capture_sizes": list(graphs)},
         }
-    if eager:
+    if args.tiny:
         extra["enforce_eager"] = True
     if drafts:
         extra["speculative_config"] = {"method": "mtp", "num_speculative_tokens": drafts}
@@ -87,18 +88,26 @@ def start(
     )
 
 
-def environment() -> dict[str, str]:
-    """Card, driver, versions."""
+def place() -> dict[str, str]:
+    """Card or processor, and versions."""
     import torch
 
-    from gptq_hybrid.evaluate import _environment
+    from gptq_hybrid.evaluate import environment
+
+    return environment("cuda:0" if torch.cuda.is_available() else "cpu")
+
+
+def environment() -> dict[str, str]:
+    """The same with the versions of Triton and the driver."""
+    import torch
+
     from vllm_qwen36_plugin.prefill import measure
 
-    place = _environment.environment("cuda:0" if torch.cuda.is_available() else "cpu")
-    place["triton"] = measure.versions()["triton"]
+    result = place()
+    result["triton"] = measure.versions()["triton"]
     if torch.cuda.is_available():
-        place["driver"] = measure.card(torch.device("cuda:0"), 0).driver
-    return place
+        result["driver"] = measure.card(torch.device("cuda:0"), 0).driver
+    return result
 
 
 def vocabulary(llm: Any) -> int:
@@ -114,9 +123,11 @@ def prompts(lengths: Sequence[int], size: int) -> Prompts:
     ]
 
 
-def mini_prompts(tokenizer: Any, a_domain: int) -> dict[str, list[list[int]]]:
+def mini_prompts(checkpoint: Path, a_domain: int) -> dict[str, list[list[int]]]:
     """The first 64 tokens of so many held-out documents of each domain of the mini model."""
-    by_domain = {}
+    from transformers import AutoTokenizer
+
+    tokenizer, by_domain = AutoTokenizer.from_pretrained(checkpoint), {}
     for file in sorted((MINI / "heldout").glob("*.jsonl")):
         rows = [json.loads(line) for line in file.open(encoding="utf-8")]
         ids = [tokenizer(row["text"])["input_ids"] for row in rows if "text" in row]
@@ -160,6 +171,8 @@ def decode_steps(llm: Any, batches: Sequence[int], count: int, repeats: int) -> 
     """
     clock: dict[str, list[float]] = {}
     kernels: dict[str, Json] = {}
+    gc.collect()
+    gc.freeze()
     for batch in batches:
         requests, key = batch_of(batch, vocabulary(llm)), str(batch)
         one, many = partial(generate, llm, requests, 1), partial(generate, llm, requests, 1 + count)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.arguments import command_line
-from bench.results import Json, load, without
+from bench.results import Json, load, merge, without
 
 
 def arguments(text: str | None, every: tuple[str, ...], usual: tuple[str, ...]) -> argparse.ArgumentParser:
@@ -71,6 +71,19 @@ def drive(module: str, args: argparse.Namespace, argv: list[str]) -> dict[str, s
             failed[variant] = reason
             print(f"{variant}: {reason}", flush=True)
     return failed
+
+
+def saving(
+    run: Callable[[str, argparse.Namespace, Path], Json],
+    settings: Callable[[argparse.Namespace], Json],
+    every: tuple[str, ...],
+) -> Callable[[str, argparse.Namespace, Path], None]:
+    """What `main` runs, of a function that returns a variant's figures."""
+
+    def save(variant: str, args: argparse.Namespace, folder: Path) -> None:
+        merge(args.out, settings(args), every, variant, run(variant, args, folder))
+
+    return save
 
 
 def main(

@@ -12,15 +12,14 @@ the clock, host included, and as the sum over its kernels.
 from __future__ import annotations
 
 import argparse
-import gc
 import time
 from pathlib import Path
 from typing import Any
 
 from bench.act_order.report import VARIANTS, engine_table
-from bench.engine import batch_of, decode_steps, generate, set_up, start, vocabulary
-from bench.results import Json, merge
-from bench.variants import engine_arguments, main
+from bench.engine import batch_of, decode_steps, generate, place, set_up, start, vocabulary
+from bench.results import Json
+from bench.variants import engine_arguments, main, saving
 
 _STEPS, _SHOWN = 128, 8
 _BATCHES = (1, 16)
@@ -32,7 +31,6 @@ def run(variant: str, args: argparse.Namespace, folder: Path) -> Json:
     import torch
 
     from bench.dummy import fill_on_load, random_order, write_checkpoint
-    from gptq_hybrid.evaluate._environment import environment
 
     if variant.startswith("ours"):
         from vllm_qwen36_plugin import _register
@@ -49,26 +47,21 @@ def run(variant: str, args: argparse.Namespace, folder: Path) -> Json:
     llm = start(
         write_checkpoint(folder / variant, args.layers, desc_act=variant != "none", tiny=args.tiny),
         {"act_order_bench": variant},
-        memory=args.memory,
-        attention=args.attention,
+        args,
         graphs=(1, 2, 4, 16),
-        eager=args.tiny,
     )
     started = time.perf_counter() - begin
     config = llm.llm_engine.vllm_config
     layers = linears(loaded[-1], variant)
     print(f"{variant}: started in {started:.0f} s, {layers}", flush=True)
     _, tokens = generate(llm, batch_of(_BATCHES[-1], vocabulary(llm)), _SHOWN)
-    gc.collect()
-    gc.freeze()
-    steps = decode_steps(llm, _BATCHES, _STEPS, args.repeats)
     return {
-        "environment": environment("cuda:0" if torch.cuda.is_available() else "cpu"),
+        "environment": place(),
         "quantization": str(config.model_config.quantization),
         "cudagraph_mode": str(config.compilation_config.cudagraph_mode),
         "layers": layers,
         "start_seconds": round(started, 1),
-        **steps,
+        **decode_steps(llm, _BATCHES, _STEPS, args.repeats),
         "tokens": tokens,
     }
 
@@ -99,10 +92,5 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def keep(variant: str, args: argparse.Namespace, folder: Path) -> None:
-    """Run one variant and write its figures."""
-    merge(args.out, settings(args), VARIANTS, variant, run(variant, args, folder))
-
-
 if __name__ == "__main__":
-    main("bench.act_order.engine", parsed(), keep, engine_table)
+    main("bench.act_order.engine", parsed(), saving(run, settings, VARIANTS), engine_table)

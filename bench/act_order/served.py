@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from bench.arguments import command_line
-from bench.engine import MINI, mini_prompts
+from bench.engine import MINI, mini_prompts, place
 from bench.results import Json, load, merge, save
 
 WAYS: dict[str, tuple[list[str], dict[str, str]]] = {
@@ -94,15 +94,15 @@ def continued(model: Any, ids: list[int], new: int) -> list[int]:
     return [int(token) for token in out[0]]
 
 
-def errors(found: list[torch.Tensor], exact: list[torch.Tensor]) -> dict[str, float]:
+def errors(scored: list[torch.Tensor], exact: list[torch.Tensor]) -> dict[str, float]:
     """Of log-probabilities, in nats."""
-    difference = torch.cat(found) - torch.cat(exact)
+    difference = torch.cat(scored) - torch.cat(exact)
     return {"rms": difference.square().mean().sqrt().item(), "largest": difference.abs().max().item()}
 
 
-def answers(server: Any, given: list[list[int]]) -> Json:
+def answers(server: Any, prompts: list[list[int]]) -> Json:
     """Of each prompt: vLLM's log-probability of its tokens but the first, and the greedy reply's token ids."""
-    ask = {"model": server.model, "prompt": given, "temperature": 0}
+    ask = {"model": server.model, "prompt": prompts, "temperature": 0}
     scored = server.post("/v1/completions", {**ask, "max_tokens": 1, "prompt_logprobs": 0})["choices"]
     replied = server.post(
         "/v1/completions", {**ask, "max_tokens": NEW, "ignore_eos": True, "return_token_ids": True}
@@ -113,7 +113,7 @@ def answers(server: Any, given: list[list[int]]) -> Json:
                 round(row[str(token)]["logprob"], _DIGITS)
                 for row, token in zip(c["prompt_logprobs"][1:], ids[1:], strict=True)
             ]
-            for c, ids in zip(sorted(scored, key=lambda c: c["index"]), given, strict=True)
+            for c, ids in zip(sorted(scored, key=lambda c: c["index"]), prompts, strict=True)
         ],
         "replies": [c["token_ids"] for c in sorted(replied, key=lambda c: c["index"])],
     }
@@ -130,28 +130,24 @@ def said_of(log: str, checkpoint: Path) -> list[str]:
 
 def serve(checkpoint: Path, way: str) -> Json:
     """One way: what it answers, what it accepted, and what its log says of how it is served."""
-    from transformers import AutoTokenizer
-
     from gptq_hybrid.demo.server import vllm_server
-    from gptq_hybrid.evaluate._environment import environment
 
-    by_domain = mini_prompts(AutoTokenizer.from_pretrained(checkpoint), A_DOMAIN)
-    given = [ids for rows in by_domain.values() for ids in rows]
+    prompts = [ids for rows in mini_prompts(checkpoint, A_DOMAIN).values() for ids in rows]
     flags, variables = WAYS[way]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "vllm.log")
         with vllm_server(
             [str(checkpoint), *_ARGUMENTS, *flags], log=log, environment=variables, timeout=_PATIENCE
         ) as server:
-            found = answers(server, given)
+            answered = answers(server, prompts)
             counted = server.acceptance()
         said = said_of(log.read_text(encoding="utf-8", errors="replace"), checkpoint)
     return {
-        "environment": environment("cuda:0" if torch.cuda.is_available() else "cpu"),
+        "environment": place(),
         "flags": flags,
         "acceptance_length": round(counted.length, 4),
         "log": said,
-        **found,
+        **answered,
     }
 
 
@@ -161,23 +157,20 @@ def compared(checkpoint: Path, result: Json) -> Json:
     Raises:
         ValueError: a way was asked other prompts than these.
     """
-    from transformers import AutoTokenizer
-
-    by_domain = mini_prompts(AutoTokenizer.from_pretrained(checkpoint), A_DOMAIN)
-    given = [ids for rows in by_domain.values() for ids in rows]
+    prompts = [ids for rows in mini_prompts(checkpoint, A_DOMAIN).values() for ids in rows]
     exact, rounded = dense_models(checkpoint)
     of_model = {
         name: {
-            "log_probabilities": [log_probabilities(model, ids).tolist() for ids in given],
-            "replies": [continued(model, ids, NEW)[len(ids) :] for ids in given],
+            "log_probabilities": [log_probabilities(model, ids).tolist() for ids in prompts],
+            "replies": [continued(model, ids, NEW)[len(ids) :] for ids in prompts],
         }
         for name, model in (("exact", exact), (BF16, rounded))
     }
     # Servers are told to go on behind the end of a text, transformers is not.
     ends = set(exact.generation_config.eos_token_id)
     return {
-        "prompts": len(given),
-        "prompt_tokens": len(given[0]),
+        "prompts": len(prompts),
+        "prompt_tokens": len(prompts[0]),
         "ways": against(of_model.pop("exact"), {**of_model, **result["runs"]}, ends),
     }
 
@@ -192,29 +185,29 @@ def against(exact: Mapping[str, Any], runs: Mapping[str, Mapping[str, Any]], end
         ValueError: a run has other prompts, or another number of tokens in one, than ``exact``.
     """
     reference = [torch.tensor(row) for row in exact["log_probabilities"]]
-    said = {way: [_until(ids, ends) for ids in run["replies"]] for way, run in runs.items()}
-    wanted = [_until(ids, ends) for ids in exact["replies"]]
+    replies = {way: [_until(ids, ends) for ids in run["replies"]] for way, run in runs.items()}
+    expected = [_until(ids, ends) for ids in exact["replies"]]
     scored = {way: [torch.tensor(row) for row in run["log_probabilities"]] for way, run in runs.items()}
     off: dict[str, list[int]] = {}
     for way, rows in scored.items():
         if [len(row) for row in rows] != [len(row) for row in reference]:
             raise ValueError(f"{way} was asked other prompts than the reference: serve it again")
         pairs = enumerate(zip(rows, reference, strict=True))
-        off[way] = [place for place, (row, want) in pairs if errors([row], [want])["rms"] > _OFF]
-    kept = [place for place in range(len(reference)) if place not in off.get("stock", [])]
-    found: Json = {}
+        off[way] = [i for i, (row, exact_row) in pairs if errors([row], [exact_row])["rms"] > _OFF]
+    sound = [i for i in range(len(reference)) if i not in off.get("stock", [])]
+    by_way: Json = {}
     for way, rows in scored.items():
-        found[way] = {
-            "log_probability_error": errors([rows[p] for p in kept], [reference[p] for p in kept]),
+        by_way[way] = {
+            "log_probability_error": errors([rows[p] for p in sound], [reference[p] for p in sound]),
             "prompts off": off[way],
-            "replies as float32": _alike(said[way], wanted),
+            "replies as float32": _alike(replies[way], expected),
             **{
-                f"replies as {other}": _alike(said[way], replies)
-                for other, replies in said.items()
+                f"replies as {other}": _alike(replies[way], others)
+                for other, others in replies.items()
                 if other != way
             },
         }
-    return found
+    return by_way
 
 
 def summary(result: Json, comparison: Json) -> Json:
@@ -245,9 +238,9 @@ def main() -> None:
         result = load(args.raw)
         if not result:
             parser.error(f"{args.raw} is not there: serve first")
-        found = summary(result, compared(args.checkpoint, result))
-        save(args.summary, found)
-        print(json.dumps(found["compared"], indent=1))
+        summed = summary(result, compared(args.checkpoint, result))
+        save(args.summary, summed)
+        print(json.dumps(summed["compared"], indent=1))
         return
     for way in args.ways:
         run = serve(args.checkpoint, way)

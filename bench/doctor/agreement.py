@@ -80,15 +80,8 @@ def run_case(case: CorpusCase, bases: Bases, scratch: Path, shim: Path | None) -
         extra = [a for a in arguments if a]
     if case.id in WITH_IMAGES:
         extra += ["--limit-mm-per-prompt", '{"image": 1, "video": 0}']
-    run = serve_once(
-        shop.folder,
-        prompt,
-        TOKENS,
-        plugins=w4_reference_cpu.NAME if shim else "",
-        log=scratch / f"{case.id}.log",
-        pythonpath=shim,
-        extra=extra,
-    )
+    plugins, log = w4_reference_cpu.NAME if shim else "", scratch / f"{case.id}.log"
+    run = serve_once(shop.folder, prompt, TOKENS, plugins=plugins, log=log, pythonpath=shim, extra=extra)
     outcome = outcome_of(run, demo.expected_text(prompt, TOKENS))
     return {
         "verdict": report.verdict,

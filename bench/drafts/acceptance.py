@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.arguments import command_line
-from bench.engine import mini_prompts
+from bench.engine import mini_prompts, place
 from bench.mini import engine
 from bench.results import Json, load, save
 
@@ -124,18 +124,13 @@ def run(
     checkpoint: Path, way: str, before: Json, tasks: Sequence[str], samples: int, seed: int
 ) -> Iterator[Json]:
     """The figures asked for of one way, greedy ones first; others stay as they were ``before``."""
-    import torch
-    from transformers import AutoTokenizer
-
-    from gptq_hybrid.evaluate._environment import environment
-
-    prompts = mini_prompts(AutoTokenizer.from_pretrained(checkpoint), _A_DOMAIN)
+    prompts = mini_prompts(checkpoint, _A_DOMAIN)
     llm = start(checkpoint, way, seed)
     figures: Json = {
         "greedy": {},
         "sampled": {},
         **before,
-        "environment": environment("cuda:0" if torch.cuda.is_available() else "cpu"),
+        "environment": place(),
         "options": options(way),
     }
     begin = time.perf_counter()

@@ -27,8 +27,8 @@ from bench.drafts.acceptance import DRAFTS, options
 from bench.drafts.report import engine_tables
 from bench.engine import batch_of, environment, generate, kernels_between, set_up, start, vocabulary
 from bench.mini.engine import counters
-from bench.results import Json, merge
-from bench.variants import engine_arguments, main
+from bench.results import Json
+from bench.variants import engine_arguments, main, saving
 
 VARIANTS = (
     "none", "none-4", "stock", "auto", "w4", "w8", "fp8", "bf16:65536", "w4:65536", "w8:65536", "fp8:65536",
@@ -62,12 +62,10 @@ def start_variant(variant: str, args: argparse.Namespace, folder: Path) -> Any:
     return start(
         write_checkpoint(folder / "checkpoint", layers, tiny=args.tiny),
         additional,
-        memory=args.memory,
-        attention=args.attention,
+        args,
         # Tokens of a step: one a request, or with drafts three.
         graphs=(1, 2, 3, 16, 48),
         drafts=0 if variant in _WITHOUT else DRAFTS,
-        eager=args.tiny,
         log_stats=True,
     )
 
@@ -165,10 +163,5 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def keep(variant: str, args: argparse.Namespace, folder: Path) -> None:
-    """Run one variant and write its figures."""
-    merge(args.out, settings(args), VARIANTS, variant, run(variant, args, folder))
-
-
 if __name__ == "__main__":
-    main("bench.drafts.engine", parsed(), keep, engine_tables)
+    main("bench.drafts.engine", parsed(), saving(run, settings, VARIANTS), engine_tables)

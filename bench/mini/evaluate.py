@@ -174,11 +174,10 @@ def in_vllm(
 def main() -> None:
     """Command line."""
     parser = command_line(__doc__)
-    parser.add_argument("--folder", type=Path, default=_HERE, help="holds checkpoint/ and heldout/")
     parser.add_argument("--vllm", action="store_true")
     args = parser.parse_args()
-    held = args.folder / "heldout"
-    models, tokenizer = load(args.folder / "checkpoint")
+    held = _HERE / "heldout"
+    models, tokenizer = load(_HERE / "checkpoint")
     domains, agreeing = on_text(held, models, tokenizer)
     by_domain = {domain: prompts(tokenizer, held, domain) for domain in DOMAINS}
     generated = generate(models.target, by_domain)
@@ -202,10 +201,10 @@ def main() -> None:
             "agreement_length_on_text": round(1 + (agreeing[1] + 2 * agreeing[2]) / sum(agreeing), 3),
         },
     }
-    target = args.folder / "evaluation.json"
+    target = _HERE / "evaluation.json"
     save(target, result)
     if args.vllm:
-        result["vllm"] = in_vllm(args.folder, by_domain, generated, models)
+        result["vllm"] = in_vllm(_HERE, by_domain, generated, models)
         save(target, result)
     print(json.dumps({"mtp": result["mtp"], "vllm": result.get("vllm", {}).get("mtp")}, indent=1))
 

@@ -58,12 +58,10 @@ def start(variant: str, args: argparse.Namespace, folder: Path) -> Any:
     return engine.start(
         write_checkpoint(folder / variant, args.layers, quantized=variant != "bf16", tiny=args.tiny),
         options,
-        memory=args.memory,
-        attention=args.attention,
+        args,
         graphs=_GRAPHS if args.graphs else _GRAPHS[:4],
         tokens=tokens,
         context=tokens + 256,
-        eager=args.tiny,
     )
 
 

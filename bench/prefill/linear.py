@@ -15,7 +15,6 @@ the variants take turns. Errors are root mean squares against float32, relative.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
 import tempfile
@@ -241,17 +240,12 @@ def environment() -> dict[str, Any]:
     return {**versions(), "cuda": torch.version.cuda, "multiprocessors": properties.multi_processor_count}
 
 
-def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+def main() -> None:
+    """Command line."""
     parser = command_line(__doc__, "out")
     parser.add_argument("--layouts", nargs="+", default=["marlin", "machete"], choices=["marlin", "machete"])
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16"])
-    return parser.parse_args(arguments)
-
-
-def main() -> None:
-    """Command line."""
-    args = parsed()
+    args = parser.parse_args()
     os.environ["VLLM_PLUGINS"] = ""
     torch.manual_seed(0)
     dtype = getattr(torch, args.dtype)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from bench.arguments import command_line
+from bench.engine import place
 from bench.quality.grid import BY_NAME, CONTROL, EXPERIMENTS, Experiment
 from bench.results import save
 
@@ -170,7 +171,6 @@ def main() -> None:
     args = parser.parse_args()
     if args.documents:
         os.environ["QUALITY_DOCUMENTS"] = str(args.documents)
-    from gptq_hybrid.evaluate._environment import environment
 
     names = set(filter(None, args.only.split(",")))
     chosen = [e for e in EXPERIMENTS if not names or names & {e.name, e.group}]
@@ -178,10 +178,9 @@ def main() -> None:
     done = [e.name for e in EXPERIMENTS if (args.work / "scores" / f"{e.name}.npz").is_file()]
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
         summed = dict(pool.imap_unordered(_sum_up, [(args.work, name) for name in done]))
-    import torch
 
     result = {
-        "environment": environment("cuda:0" if torch.cuda.is_available() else "cpu"),
+        "environment": place(),
         "settings": {
             "max_length": _MAX_LENGTH,
             "drafts": _DRAFTS,

@@ -12,7 +12,7 @@ import os
 from typing import Any
 
 from bench.arguments import command_line
-from bench.engine import MINI, mini_prompts
+from bench.engine import MINI, mini_prompts, place
 from bench.mini.engine import serve, start, summary, together
 from bench.results import Json, load, save
 
@@ -44,11 +44,8 @@ def main() -> None:
     os.environ |= {"VLLM_PLUGINS": "", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     if args.disable:
         os.environ["VLLM_DISABLED_KERNELS"] = args.disable
-    from transformers import AutoTokenizer
 
-    from gptq_hybrid.evaluate._environment import environment
-
-    prompts = mini_prompts(AutoTokenizer.from_pretrained(MINI / "checkpoint"), _A_DOMAIN)
+    prompts = mini_prompts(MINI / "checkpoint", _A_DOMAIN)
     llm = start(
         args.checkpoint,
         attention_backend="TRITON_ATTN", gdn_prefill_backend="triton", gpu_memory_utilization=0.2,
@@ -56,7 +53,7 @@ def main() -> None:
     taken = llm.apply_model(kernels)[0]
     served = serve(llm, prompts, _NEW)
     result: Json = load(args.out) or {
-        "environment": environment("cuda:0"),
+        "environment": place(),
         "disabled_kernels": args.disable,
         "prompts": sum(map(len, prompts.values())),
         "served": [],

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from bench.arguments import command_line
+from bench.engine import place
 from bench.quantize.report import kills
 from bench.quantize.slice import write_slice
 from bench.results import Json, save
@@ -62,10 +63,6 @@ def differing(one: Path, other: Path) -> list[str]:
 
 def measure(args: argparse.Namespace) -> Json:
     """All of it."""
-    import torch
-
-    from gptq_hybrid.evaluate._environment import environment
-
     source = args.work / f"slice{'-tiny' if args.tiny else ''}"
     if not source.is_dir():
         write_slice(source, _SETTINGS["layers"], tiny=args.tiny)
@@ -83,7 +80,7 @@ def measure(args: argparse.Namespace) -> Json:
         for target, name, layers in cases
     }
     return {
-        "environment": environment("cuda:0" if torch.cuda.is_available() else "cpu"),
+        "environment": place(),
         "settings": {**_SETTINGS, "tiny": args.tiny},
         "runs": runs,
         "files": len(list((args.work / "whole").iterdir())),

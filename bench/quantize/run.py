@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import variants
+from bench.engine import place
 from bench.quantize.report import speed
 from bench.quantize.timing import Watch, covered, peaks, wait
 from bench.results import Json, merge
@@ -82,7 +83,6 @@ def kernels() -> Json:
 def run(variant: str, args: argparse.Namespace, folder: Path) -> None:
     """Load, quantize and save one variant; each part is written when it is there."""
     from gptq_hybrid.compat import prepare_environment, without_stray_logs
-    from gptq_hybrid.evaluate._environment import environment
     from gptq_hybrid.recipes import load_recipe
 
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -91,8 +91,7 @@ def run(variant: str, args: argparse.Namespace, folder: Path) -> None:
 
     from bench.quantize.slice import write_slice
 
-    device = "cuda:0" if torch.cuda.is_available() else "cpu"
-    record: Json = {"complete": False, "environment": environment(device)}
+    record: Json = {"complete": False, "environment": place()}
 
     def keep(**figures: Any) -> None:
         record.update(figures)

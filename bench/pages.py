@@ -84,8 +84,8 @@ def rooms() -> list[str]:
 
 def page(room: str) -> Page:
     """The page of a room."""
-    found: Page = import_module(f"bench.{room}.report").PAGE
-    return found
+    made: Page = import_module(f"bench.{room}.report").PAGE
+    return made
 
 
 def main() -> None:

@@ -92,8 +92,8 @@ def measure(llm: Any, variant: str, args: argparse.Namespace) -> Json:
     gc.collect()
     gc.freeze()
     for batch in _BATCHES:
-        given = batch_of(batch, size)
-        one, many = partial(generate, llm, given, 1), partial(generate, llm, given, 1 + new)
+        requests = batch_of(batch, size)
+        one, many = partial(generate, llm, requests, 1), partial(generate, llm, requests, 1 + new)
         many()
         before = [] if variant in _WITHOUT else counters(llm)
         many()

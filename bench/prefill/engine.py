@@ -88,14 +88,14 @@ def set_up(variant: str, folder: Path) -> None:
 def run(variant: str, args: argparse.Namespace, folder: Path) -> None:
     """Start one variant and take its figures, each written when it is there."""
     set_up(variant, folder)
-    found: Json = {"complete": False}
+    record: Json = {"complete": False}
     ways: OneWay | Ways = OneWay(variant)
 
     def keep(**figures: Any) -> None:
-        found.update(figures)
+        record.update(figures)
         if ways.problems:
-            found["problems"] = ways.problems
-        merge(args.out, settings(args), VARIANTS, variant, found)
+            record["problems"] = ways.problems
+        merge(args.out, settings(args), VARIANTS, variant, record)
 
     loaded = fill_on_load(scaled=True) if variant != "bf16" else []
     preparation = Preparation().watch()
@@ -114,7 +114,7 @@ def run(variant: str, args: argparse.Namespace, folder: Path) -> None:
         facts = plugin_facts(loaded[-1])
         keep(seconds={**seconds, "measuring": facts.pop("measuring")}, plugin=facts)
     print(
-        f"{variant}: started in {started:.0f} s; ways {', '.join(ways.names)}; {found.get('kernels')}",
+        f"{variant}: started in {started:.0f} s; ways {', '.join(ways.names)}; {record.get('kernels')}",
         flush=True,
     )
     take(llm, ways, args, engine.vocabulary(llm), keep)

@@ -153,10 +153,9 @@ def checkpoint_of(work: Path, samples: int) -> tuple[Path, Json]:
         shutil.rmtree(folder, ignore_errors=True)
         text = replace(BY_NAME[EXPERIMENT].text, samples=samples)
         experiment = replace(BY_NAME[EXPERIMENT], text=text)
-        found = quantize(experiment, MINI, folder, unpack_pool(work), AutoTokenizer.from_pretrained(MINI))
-        write_json_atomic(facts, found)
-    known: Json = json.loads(facts.read_text(encoding="utf-8"))
-    return folder, known
+        made = quantize(experiment, MINI, folder, unpack_pool(work), AutoTokenizer.from_pretrained(MINI))
+        write_json_atomic(facts, made)
+    return folder, json.loads(facts.read_text(encoding="utf-8"))
 
 
 def passed(stack: TextStack, batches: Sequence[Batch]) -> tuple[Pass, OutputHead]:
@@ -233,12 +232,12 @@ def measure(work: Path, samples: int, limit: int | None) -> Json:
 
 def summary(part: Json) -> Json:
     """What the page needs of an evaluation: each way over all domains, less `w4a16`, and by domain."""
-    kept = ("documents", "tokens", "kld_mean", "top1", "perplexity_ratio")
+    figures = ("documents", "tokens", "kld_mean", "top1", "perplexity_ratio")
     result: Json = {"ways": {}, "less_w4a16": {}, "domains": {}}
     for entry in part["checkpoints"]:
         row, acceptance = entry["overall"], entry["overall"]["acceptance"]
         length = acceptance["length"]["value"] if acceptance else None
-        result["ways"][entry["name"]] = {key: row[key] for key in kept} | {"acceptance_length": length}
+        result["ways"][entry["name"]] = {key: row[key] for key in figures} | {"acceptance_length": length}
     for pair in (pair for pair in part["comparisons"] if pair["b"] == "w4a16"):
         result["less_w4a16"][pair["a"]] = {
             d["measure"]: {**d["difference"], "p": d["p"]}
@@ -250,9 +249,9 @@ def summary(part: Json) -> Json:
     base = {row["domain"]: row["kld_mean"]["value"] for row in _entry(part, "w4a16")["domains"]}
     (pair,) = (pair for pair in part["comparisons"] if (pair["a"], pair["b"]) == (first, "w4a16"))
     for row in pair["domains"]:
-        (found,) = (d for d in row["differences"] if d["measure"] == "kld_mean")
-        share = found["difference"]["value"] / base[row["domain"]]
-        result["domains"][row["domain"]] = {"share": share, "p_holm": found["p_holm"]}
+        (kld,) = (d for d in row["differences"] if d["measure"] == "kld_mean")
+        share = kld["difference"]["value"] / base[row["domain"]]
+        result["domains"][row["domain"]] = {"share": share, "p_holm": kld["p_holm"]}
     return result
 
 

@@ -45,8 +45,10 @@ def columns(result: Json) -> list[Column]:
 
 def cases(result: Json) -> list[str]:
     """All that any run has."""
-    found = [case for run in result["runs"].values() for by in run.get("ttft_ms", {}).values() for case in by]
-    return by_size(found)
+    measured = [
+        case for run in result["runs"].values() for by in run.get("ttft_ms", {}).values() for case in by
+    ]
+    return by_size(measured)
 
 
 def ttft_ms(result: Json, column: Column, case: str) -> float | None:
@@ -104,17 +106,17 @@ _KINDS = {
 KINDS = ("GEMMs", "unpacking", "activations to e4m3", "copies of results", "attention")
 
 
-def by_kind(found: Json) -> dict[str, float]:
+def by_kind(kernels: Json) -> dict[str, float]:
     """Milliseconds by what kernels do, those of no kind and those that were not named as ``all others``."""
     kinds = dict.fromkeys(KINDS, 0.0)
-    for name, ms in found["kernels"].items():
+    for name, ms in kernels["kernels"].items():
         # An output or a Gated-DeltaNet kernel that Inductor wrote has the GEMM that it follows in its name.
         if name.startswith("triton_"):
             continue
         kind = next((kind for kind, pattern in _KINDS.items() if re.search(pattern, name)), None)
         if kind:
             kinds[kind] += ms
-    return {**kinds, "all others": found["total"] - sum(kinds.values())}
+    return {**kinds, "all others": kernels["total"] - sum(kinds.values())}
 
 
 class Target(NamedTuple):
@@ -155,8 +157,8 @@ _NAMES = {"stock": "stock", "plugin": "plugin, exact", "plugin_fp8": "plugin, fp
 
 def us(row: Json, name: str) -> float | None:
     """Microseconds a call."""
-    found = row["times"].get(name)
-    return None if found is None else float(found["us"])
+    entry = row["times"].get(name)
+    return None if entry is None else float(entry["us"])
 
 
 def passes(result: Json) -> dict[str, dict[int, dict[str, float]]]:
@@ -164,7 +166,7 @@ def passes(result: Json) -> dict[str, dict[int, dict[str, float]]]:
 
     Numbers of tokens and variants that some shape lacks are left out.
     """
-    found: dict[str, dict[int, dict[str, float]]] = {}
+    by_layout: dict[str, dict[int, dict[str, float]]] = {}
     for layout in dict.fromkeys(shape["shape"].split()[0] for shape in result["shapes"]):
         shapes = [shape for shape in result["shapes"] if shape["shape"].startswith(layout + " ")]
         if {shape["module"] for shape in shapes} != set(LAYERS):
@@ -178,8 +180,8 @@ def passes(result: Json) -> dict[str, dict[int, dict[str, float]]]:
                     total = sum(
                         LAYERS[s["module"]] * t for s, t in zip(shapes, each, strict=True) if t is not None
                     )
-                    found.setdefault(layout, {}).setdefault(m, {})[name] = total / 1e3
-    return found
+                    by_layout.setdefault(layout, {}).setdefault(m, {})[name] = total / 1e3
+    return by_layout
 
 
 def worst(result: Json, *, elsewhere: bool = False) -> list[tuple[float, str]]:
@@ -187,7 +189,7 @@ def worst(result: Json, *, elsewhere: bool = False) -> list[tuple[float, str]]:
 
     ``elsewhere``: of calls with as many tokens as take another route than stock's kernel.
     """
-    found = []
+    highest = []
     for name, paths in (("plugin", ("exact",)), ("plugin_fp8", ("exact", "fp8"))):
         ratios = [
             (time / stock, f"{_NAMES[name]}: {shape['shape']}, M = {row['m']}")
@@ -197,5 +199,5 @@ def worst(result: Json, *, elsewhere: bool = False) -> list[tuple[float, str]]:
             if not elsewhere or any(row["m"] >= (shape["starts"][path] or math.inf) for path in paths)
         ]
         if ratios:
-            found.append(max(ratios))
-    return found
+            highest.append(max(ratios))
+    return highest

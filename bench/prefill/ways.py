@@ -92,9 +92,11 @@ class Ways(_Problems):
             key = linear.shape.key
             calls[key] = dict(Counter(linear.served) - before[key])
         if rows is not None:
-            wanted = {key: {path: self._layers[key]} for key, path in self.taken(name, rows).items()}
-            if calls != wanted:
-                self.add_problem(f"{name} with {rows} rows should have made the calls {wanted}, not {calls}")
+            expected = {key: {path: self._layers[key]} for key, path in self.taken(name, rows).items()}
+            if calls != expected:
+                self.add_problem(
+                    f"{name} with {rows} rows should have made the calls {expected}, not {calls}"
+                )
 
     def taken(self, name: str, rows: int) -> dict[str, str]:
         """The route of each shape for so many tokens: a way may leave some to the stock kernel."""
@@ -121,8 +123,8 @@ def layers_by_shape(model: Any) -> dict[str, int]:
 def kernels(model: Any) -> list[Any]:
     """The kernel of every packed linear."""
     packed = [module for module in model.modules() if hasattr(module, "qweight")]
-    found = [getattr(getattr(module, "quant_method", None), "kernel", None) for module in packed]
-    return [kernel for kernel in found if kernel is not None]
+    each = [getattr(getattr(module, "quant_method", None), "kernel", None) for module in packed]
+    return [kernel for kernel in each if kernel is not None]
 
 
 def kernel_names(model: Any) -> dict[str, int]:
@@ -142,17 +144,17 @@ def first_tokens(llm: Any, ways: AnyWays, case: str, repeats: int, vocabulary: i
 
     A pass that did not go its way is one of ``ways.problems``.
     """
-    given, rows = prompts(lengths(case), vocabulary), sum(lengths(case))
-    found: dict[str, list[float]] = {way: [] for way in ways.names}
+    batch, rows = prompts(lengths(case), vocabulary), sum(lengths(case))
+    by_way: dict[str, list[float]] = {way: [] for way in ways.names}
     for way in ways.names:
         with ways.through(way, rows):
-            generate(llm, given, 1)
+            generate(llm, batch, 1)
     for order in turns(ways.names, repeats):
         for way in order:
             with ways.through(way, rows):
-                seconds, _ = generate(llm, given, 1)
-            found[way].append(round(seconds * 1e3, 3))
-    return found
+                seconds, _ = generate(llm, batch, 1)
+            by_way[way].append(round(seconds * 1e3, 3))
+    return by_way
 
 
 def kernels_of_a_first_token(llm: Any, ways: AnyWays, case: str, vocabulary: int) -> dict[str, Json]:
@@ -164,12 +166,12 @@ def kernels_of_a_first_token(llm: Any, ways: AnyWays, case: str, vocabulary: int
 
     if not torch.cuda.is_available():
         return {}
-    given, rows = prompts(lengths(case), vocabulary), sum(lengths(case))
-    found = {}
+    batch, rows = prompts(lengths(case), vocabulary), sum(lengths(case))
+    by_way = {}
     for way in ways.names:
         with ways.through(way, rows):
-            found[way] = kernels_between(lambda: None, lambda: generate(llm, given, 1), 1)
-    return found
+            by_way[way] = kernels_between(lambda: None, lambda: generate(llm, batch, 1), 1)
+    return by_way
 
 
 def first_choice(llm: Any, ways: AnyWays, case: str, vocabulary: int) -> dict[str, Json]:
@@ -180,7 +182,7 @@ def first_choice(llm: Any, ways: AnyWays, case: str, vocabulary: int) -> dict[st
     from vllm import SamplingParams
 
     sampling = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True, detokenize=False, logprobs=1)
-    found = {}
+    by_way = {}
     for way in ways.names:
         with ways.through(way):
             output = llm.generate(prompts(lengths(case), vocabulary)[:1], sampling, use_tqdm=False)[
@@ -190,5 +192,5 @@ def first_choice(llm: Any, ways: AnyWays, case: str, vocabulary: int) -> dict[st
         logprob = float(output.logprobs[0][token].logprob)
         if not math.isfinite(logprob) or abs(logprob + math.log(vocabulary)) < 1e-4:
             ways.add_problem(f"{way}: the logits are not finite, or all alike (log-probability {logprob})")
-        found[way] = {"token": token, "logprob": round(logprob, 5) if math.isfinite(logprob) else None}
-    return found
+        by_way[way] = {"token": token, "logprob": round(logprob, 5) if math.isfinite(logprob) else None}
+    return by_way

@@ -92,9 +92,9 @@ def weights(experiment: Experiment, source: Path, checkpoint: Path) -> Weights:
     return source_weights
 
 
-def _rtn_where(wanted: Callable[[str], bool], settings: Mapping[str, Any]) -> Callable[[str, Any], Any]:
+def _rtn_where(is_linear: Callable[[str], bool], settings: Mapping[str, Any]) -> Callable[[str, Any], Any]:
     def replace(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        return _rtn(tensor, **settings) if wanted(name) else tensor
+        return _rtn(tensor, **settings) if is_linear(name) else tensor
 
     return replace
 

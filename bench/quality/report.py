@@ -202,12 +202,12 @@ def rows(content: Json) -> str:
     others = ("static-mix-64x2048", "static-mix-1024x128", "static-mix-unpacked")
     amounts = sorted(results.group("samples"), key=lambda run: run.facts["calibration_tokens"])
 
-    def asked(run: Run) -> str:
+    def amount(run: Run) -> str:
         text = BY_NAME[run.name].text
         return f"{text.samples} × {text.length}{'' if text.pack else ', not packed'}"
 
     columns = [
-        _NAME, Column("asked for", asked),
+        _NAME, Column("asked for", amount),
         Column("tokens", lambda run: run.facts["calibration_tokens"], ","),
         Column(f"by {widest} inputs", lambda run: run.facts["calibration_tokens"] / widest, ".0f"),
         _KLD, _change(results, "against `static`"), _p_all(results),

@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from bench import variants
-from bench.engine import place
+from bench.engine import place, wait
 from bench.quantize.report import speed
-from bench.quantize.timing import Watch, covered, peaks, wait
+from bench.quantize.timing import Watch, covered, peaks
 from bench.results import Json, merge
 
 VARIANTS = ("stock", "definition", "ours", "fast")

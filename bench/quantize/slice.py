@@ -11,27 +11,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from bench.dummy import TINY
 from bench.full_size import TEXT_27B
-from gptq_hybrid.demo import _config, _weights
-from gptq_hybrid.demo._tokenizer import build_tokenizer
+from gptq_hybrid.demo import config as _config, weights as _weights
+from gptq_hybrid.demo.tokenizer import build_tokenizer
 from gptq_hybrid.demo.builder import DemoSpec, _next_token, _shard, _write_json, _write_weights
 
-# Sizes a CPU gets through; its times say nothing about a GPU's.
-_TINY = {
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 6,
-}
 # The demo's configuration has the rest, and a vocabulary of its own.
 _OWN = ("vocab_size", "num_hidden_layers", "mtp_num_hidden_layers")
 
 
 def slice_config(layers: int, vocabulary: Any, *, tiny: bool = False) -> dict[str, Any]:
     """``config.json`` of the slice; ``vocabulary`` is what ``build_tokenizer`` makes."""
-    sizes = {**TEXT_27B, **(_TINY if tiny else {})}
+    sizes = {**TEXT_27B, **(TINY if tiny else {})}
     spec = DemoSpec(hidden_size=sizes["hidden_size"], num_hidden_layers=max(layers, 4))
     config = _config.model_config(spec, vocabulary)
     text = config["text_config"]

@@ -12,7 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from gptq_hybrid.checkpoint.files import HttpFiles, LocalFiles, Range
+from gptq_hybrid.checkpoint.files import LocalFiles, Range
+from gptq_hybrid.checkpoint.files.http import HttpFiles
 from gptq_hybrid.common.errors import CheckpointError
 
 from .range_server import RangeServer, serving

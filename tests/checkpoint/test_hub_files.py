@@ -13,8 +13,10 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from gptq_hybrid.checkpoint.files import HttpFiles, LocalFiles, Range, is_hub_id, open_files, open_hub
-from gptq_hybrid.checkpoint.files import _open as opening
+from gptq_hybrid.checkpoint.files import LocalFiles, Range, is_hub_id, open_files
+from gptq_hybrid.checkpoint.files import hub as hub_module
+from gptq_hybrid.checkpoint.files.http import HttpFiles
+from gptq_hybrid.checkpoint.files.hub import open_hub
 from gptq_hybrid.common.errors import CheckpointError
 
 from .range_server import RangeServer, serving
@@ -228,7 +230,7 @@ def test_what_is_nothing_of_the_three_is_refused(text: str) -> None:
 def test_the_page_of_a_model_is_its_hub_id(
     monkeypatch: pytest.MonkeyPatch, url: str, hub_id: str | None
 ) -> None:
-    monkeypatch.setattr(opening, "open_hub", lambda repo_id, **_: repo_id)
+    monkeypatch.setattr(hub_module, "open_hub", lambda repo_id, **_: repo_id)
     files = open_files(url)
     if hub_id is None:
         assert isinstance(files, HttpFiles)

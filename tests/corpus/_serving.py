@@ -9,7 +9,7 @@ import torch
 from gptq_hybrid.checkpoint.draft_vocab_file import (
     DRAFT_VOCAB_FILE,
     DraftVocab,
-    vocab_size_of,
+    read_vocab_size,
     write_draft_vocab,
 )
 from gptq_hybrid.checkpoint.files import LocalFiles
@@ -79,7 +79,7 @@ def _list_to_draft_from(*, foreign: bool) -> object:
     def apply(shop: Workshop) -> None:
         files = LocalFiles(shop.folder)
         tokenizer = "0" * 64 if foreign else read_vocabulary(files).sha256
-        found = DraftVocab(tokenizer, vocab_size_of(files), tuple(range(64)), {}, {})
+        found = DraftVocab(tokenizer, read_vocab_size(files), tuple(range(64)), {}, {})
         write_draft_vocab(shop.folder / DRAFT_VOCAB_FILE, found)
 
     return apply

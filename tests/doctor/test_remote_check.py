@@ -13,8 +13,7 @@ import pytest
 from gptq_hybrid.checkpoint import INDEX_NAME, MTP_FILE
 from gptq_hybrid.demo.builder import DemoCheckpoint
 from gptq_hybrid.doctor import check
-
-from .range_server import serving
+from tests.checkpoint.range_server import serving
 
 
 @pytest.fixture(scope="module")

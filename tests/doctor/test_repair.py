@@ -18,9 +18,8 @@ from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.demo.builder import DemoCheckpoint
 from gptq_hybrid.doctor import check
 from gptq_hybrid.doctor.repair import repair
+from tests.checkpoint.range_server import serving
 from tests.corpus import CASES, Bases, Workshop
-
-from .range_server import serving
 
 FC = "mtp.fc.weight"
 LAST = "model-00002-of-00002.safetensors"
@@ -191,7 +190,7 @@ def test_one_permuted_g_idx_among_trivial_ones_keeps_the_flag(bases: Bases, tmp_
 
 def test_a_flag_that_denies_an_order_that_every_module_has_is_set(bases: Bases, tmp_path: Path) -> None:
     path = broken(bases, "g-idx-denied-by-hand", tmp_path)
-    assert repair(path).done[0] == "set desc_act to true, every module being in act order"
+    assert repair(path).done[0] == "set desc_act to true, as every module is in act order"
     for name in ("config.json", "quantize_config.json"):
         found = json.loads((path / name).read_text())
         assert found.get("quantization_config", found)["desc_act"] is True

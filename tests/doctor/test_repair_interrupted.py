@@ -19,7 +19,7 @@ from tests.corpus import Workshop
 # A process that kills itself at the N-th call that changes the file system.
 KILLED = """
 import os, signal, sys
-from gptq_hybrid.checkpoint import repair
+from gptq_hybrid.doctor.repair import repair
 left = int(sys.argv[1])
 def mortal(function):
     def call(*args, **kwargs):

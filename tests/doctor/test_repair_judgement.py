@@ -288,7 +288,7 @@ def test_a_call_that_fails_leaves_the_old_or_the_new(
 
 KILLED = """
 import sys
-from gptq_hybrid.checkpoint import repair
+from gptq_hybrid.doctor.repair import repair
 print("ready", flush=True)
 repair(sys.argv[1], mtp_from=sys.argv[2])
 """

@@ -17,7 +17,7 @@ from gptq_hybrid.checkpoint import (
     shipped_draft_vocab,
     write_draft_vocab,
 )
-from gptq_hybrid.checkpoint.draft_vocab_file import vocab_size_of
+from gptq_hybrid.checkpoint.draft_vocab_file import read_vocab_size
 from gptq_hybrid.checkpoint.files import LocalFiles
 from gptq_hybrid.checkpoint.vocabulary import end_tokens, read_vocabulary
 from gptq_hybrid.common.errors import CheckpointError
@@ -30,7 +30,7 @@ def made_for(folder: Path, ranked: tuple[int, ...] = (5, 3, 7)) -> DraftVocab:
     files = LocalFiles(folder)
     return DraftVocab(
         read_vocabulary(files).sha256,
-        vocab_size_of(files),
+        read_vocab_size(files),
         ranked,
         {4: 0.25, 1024: 0.9},
         {"texts": ["a – b"]},

@@ -9,7 +9,7 @@ from typing import Any
 
 from gptq_hybrid.checkpoint import Checkpoint, LinearSpec, TensorLayout, layout_for
 from gptq_hybrid.checkpoint.files import open_files
-from gptq_hybrid.checkpoint.formats import AUTO_ROUND, COMPRESSED_TENSORS, GPTQ, UNQUANTIZED, format_of
+from gptq_hybrid.checkpoint.formats import AUTO_ROUND, COMPRESSED_TENSORS, GPTQ, UNQUANTIZED, declared_format
 from gptq_hybrid.checkpoint.formats.gptq import settings
 from gptq_hybrid.common.errors import HybridError
 
@@ -115,7 +115,7 @@ def _stored(quantization: Mapping[str, Any] | None, linear: LinearSpec, where: s
     Raises:
         HybridError: not symmetric integers of 4 or 8 bits.
     """
-    known = format_of(quantization)
+    known = declared_format(quantization)
     if quantization is None or known is UNQUANTIZED:
         return BITS, GROUP_SIZE
     if known not in (GPTQ, AUTO_ROUND, COMPRESSED_TENSORS) or quantization.get("sym", True) is False:
@@ -137,7 +137,7 @@ def _stored(quantization: Mapping[str, Any] | None, linear: LinearSpec, where: s
 
 def _by_shapes(quantization: Mapping[str, Any], linear: LinearSpec) -> tuple[int, int] | None:
     """Bits and group size from the shapes of the tensors that the config calls for."""
-    known = format_of(quantization)
+    known = declared_format(quantization)
     expected = (known.expected(quantization, linear) if known else None) or {}
     words = expected.get("weight_packed") or expected.get("qweight")
     scales = expected.get("weight_scale") or expected.get("scales")

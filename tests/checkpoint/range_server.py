@@ -100,18 +100,18 @@ class _Handler(BaseHTTPRequestHandler):
             return self.respond(404, {}, b"absent")
         return self.ranged(name, file.read_bytes(), headers.get("range"))
 
-    def ranged(self, name: str, data: bytes, asked: str | None) -> None:
+    def ranged(self, name: str, data: bytes, requested: str | None) -> None:
         faults = self.server.faults
         extra = {"Content-Encoding": faults.encoding} if faults.encoding else {}
-        if asked is None or faults.no_ranges:
+        if requested is None or faults.no_ranges:
             return self.respond(200, extra, data, name)
-        first, _, last = asked.removeprefix("bytes=").partition("-")
+        first, _, last = requested.removeprefix("bytes=").partition("-")
         begin, end = int(first), min(int(last) + 1 if last else len(data), len(data))
         if begin >= end:
             return self.respond(416, {"Content-Range": f"bytes */{len(data)}"}, b"")
-        told = faults.content_ranges.get(name, f"bytes {begin}-{end - 1}/{len(data)}")
+        content_range = faults.content_ranges.get(name, f"bytes {begin}-{end - 1}/{len(data)}")
         more = 7 if name in faults.longer else 0
-        return self.respond(206, {"Content-Range": told, **extra}, data[begin : end + more], name)
+        return self.respond(206, {"Content-Range": content_range, **extra}, data[begin : end + more], name)
 
     def respond(self, status: int, headers: dict[str, str], body: bytes, name: str = "") -> None:
         faults = self.server.faults

@@ -21,11 +21,11 @@ def _without(key: str, mark: str) -> Apply:
 
     def change(config: dict[str, Any]) -> None:
         quantization = config["quantization_config"]
-        kept = quantization[key]
-        if isinstance(kept, dict):
-            quantization[key] = {name: value for name, value in kept.items() if mark not in name}
+        entries = quantization[key]
+        if isinstance(entries, dict):
+            quantization[key] = {name: value for name, value in entries.items() if mark not in name}
         else:
-            quantization[key] = [name for name in kept if mark not in name]
+            quantization[key] = [name for name in entries if mark not in name]
 
     return lambda shop: shop.config(change)
 

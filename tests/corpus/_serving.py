@@ -79,8 +79,8 @@ def _list_to_draft_from(*, foreign: bool) -> object:
     def apply(shop: Workshop) -> None:
         files = LocalFiles(shop.folder)
         tokenizer = "0" * 64 if foreign else read_vocabulary(files).sha256
-        found = DraftVocab(tokenizer, read_vocab_size(files), tuple(range(64)), {}, {})
-        write_draft_vocab(shop.folder / DRAFT_VOCAB_FILE, found)
+        vocab = DraftVocab(tokenizer, read_vocab_size(files), tuple(range(64)), {}, {})
+        write_draft_vocab(shop.folder / DRAFT_VOCAB_FILE, vocab)
 
     return apply
 

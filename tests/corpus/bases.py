@@ -84,14 +84,14 @@ def _auto_round_config(layout: TensorLayout, vision: list[str]) -> dict[str, Any
 
 
 def _awq_config(layout: TensorLayout, vision: list[str]) -> dict[str, Any]:
-    kept = ["mtp", "visual", *SMALL]
+    excluded = ["mtp", "visual", *SMALL]
     return {
         "quant_method": "awq",
         "bits": 4,
         "group_size": GROUP,
         "zero_point": True,
         "version": "gemm",
-        "modules_to_not_convert": kept,
+        "modules_to_not_convert": excluded,
     }
 
 
@@ -129,19 +129,19 @@ def _requantized(
     target.mkdir(parents=True)
     config = json.loads((source / "config.json").read_text())
     layout = layout_for(config)
-    wanted = {linear.weight.name: linear for linear in layout.quantized}
+    linears = {linear.weight.name: linear for linear in layout.quantized}
     if head:
         for spec in layout.mtp:
             if len(spec.shape) == 2 and spec.name != "mtp.fc.weight":
-                wanted[spec.name] = LinearSpec(spec.name.removesuffix(".weight"), *spec.shape)
+                linears[spec.name] = LinearSpec(spec.name.removesuffix(".weight"), *spec.shape)
     for path in source.iterdir():
         if path.suffix != ".safetensors":
             (target / path.name).write_bytes(path.read_bytes())
             continue
         out: Tensors = {}
         for name, tensor in load_file(path).items():
-            if name in wanted:
-                module = wanted[name]
+            if name in linears:
+                module = linears[name]
                 out |= {f"{module.name}.{part}": value for part, value in make(module).items()}
             else:
                 out[name] = tensor

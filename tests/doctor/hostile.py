@@ -79,10 +79,10 @@ def refused(folder: Path, *more: str, run: Callable[..., Ended] = run_here) -> l
     assert "Traceback" not in ended.err, ended.err[-600:]
     content = json.loads(ended.out)
     assert ended.code == {"faulty": 1, "unreadable": 2}[content["verdict"]]
-    found: list[dict[str, str]] = content["findings"]
-    assert any(finding["severity"] == "error" for finding in found)
-    assert "rule-failed" not in {finding["rule"] for finding in found}, found
-    return found
+    findings: list[dict[str, str]] = content["findings"]
+    assert any(finding["severity"] == "error" for finding in findings)
+    assert "rule-failed" not in {finding["rule"] for finding in findings}, findings
+    return findings
 
 
 def raw_header(change: Callable[[bytes], bytes]) -> Attack:

@@ -169,8 +169,8 @@ COSTLY = {
 def test_an_attack_ends_in_a_finding(shop: Workshop, name: str) -> None:
     attack, rule = CASES[name]
     attack(shop)
-    found = refused(shop.folder, run=run_apart if name in COSTLY else run_here)
-    assert rule in {finding["rule"] for finding in found}
+    findings = refused(shop.folder, run=run_apart if name in COSTLY else run_here)
+    assert rule in {finding["rule"] for finding in findings}
 
 
 def test_memory_stays_far_below_the_size_of_a_huge_index(shop: Workshop) -> None:

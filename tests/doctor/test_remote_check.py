@@ -88,11 +88,11 @@ def test_a_server_without_ranges_is_not_downloaded_from(head_apart: Path) -> Non
     with serving(head_apart) as server:
         server.faults.no_ranges = True
         report = check(server.url, vllm="0.32")
-        asked = [request.path for request in server.requests if request.method == "GET"]
+        paths = [request.path for request in server.requests if request.method == "GET"]
     assert report.verdict == "unreadable"
     assert "range" in report.findings[0].message
-    # Each shard is asked for once, and its answer hung up on; what the kernel had buffered by then is its own.
-    assert len(asked) == len(set(asked))
+    # Each shard is paths for once, and its answer hung up on; what the kernel had buffered by then is its own.
+    assert len(paths) == len(set(paths))
 
 
 def test_the_command_line_takes_an_address(head_apart: Path) -> None:

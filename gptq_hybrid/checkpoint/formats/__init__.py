@@ -53,7 +53,7 @@ def stored(tensors: Mapping[str, Any], module: str) -> Stored | None:
     A form that lacks one of its tensors counts as absent, so that a rule can name what is missing.
     """
     for candidate in FORMATS:
-        form = candidate.stored(tensors, module)
-        if form is not None:
-            return form
+        result = candidate.stored(tensors, module)
+        if result is not None:
+            return result
     return dense_or_none(tensors, module)

@@ -55,7 +55,7 @@ def _head_is_quantized(changes: Changes, checkpoint: Checkpoint, layout: TensorL
     else:
         tensors = {**checkpoint.stray, **checkpoint.loaded}
     forms = {linear.name: formats.stored(tensors, linear.name) for linear in layout.mtp_linears}
-    return {module: form.quantized for module, form in forms.items() if form is not None}
+    return {module: stored.quantized for module, stored in forms.items() if stored is not None}
 
 
 def _declare_head(

@@ -144,4 +144,6 @@ def _head_is_alien(checkpoint: Checkpoint, rules: set[str]) -> bool:
         return False
     modules = [spec.name.removesuffix(".weight") for spec in layout_for(checkpoint.config).mtp]
     forms = [formats.stored(checkpoint.loaded, module) for module in modules]
-    return any(form is not None and form.quantized and form.form not in declared.forms for form in forms)
+    return any(
+        stored is not None and stored.quantized and stored.form not in declared.forms for stored in forms
+    )

@@ -26,9 +26,9 @@ def is_gptq(inspection: Inspection) -> bool:
 def linears(inspection: Inspection) -> Iterator[tuple[LinearSpec, Stored]]:
     """Yield the linears this family quantizes, with how each is stored; absent ones are left out."""
     for linear in inspection.layout.quantized:
-        form = formats.stored(inspection.checkpoint.loaded, linear.name)
-        if form is not None:
-            yield linear, form
+        stored = formats.stored(inspection.checkpoint.loaded, linear.name)
+        if stored is not None:
+            yield linear, stored
 
 
 def unquantized_linears(inspection: Inspection) -> Iterator[tuple[LinearSpec, Stored]]:
@@ -37,16 +37,16 @@ def unquantized_linears(inspection: Inspection) -> Iterator[tuple[LinearSpec, St
         module = module_name(spec)
         if len(spec.shape) != 2 or module == spec.name or module.endswith(_NOT_LINEAR):
             continue
-        form = formats.stored(inspection.checkpoint.loaded, module)
-        if form is not None:
-            yield LinearSpec(module, *spec.shape), form
+        stored = formats.stored(inspection.checkpoint.loaded, module)
+        if stored is not None:
+            yield LinearSpec(module, *spec.shape), stored
 
 
 def quantized_output_head(inspection: Inspection) -> tuple[LinearSpec, Stored] | None:
     """Return ``lm_head`` where it is stored quantized."""
     head = inspection.layout.output_head
-    form = None if head is None else formats.stored(inspection.checkpoint.loaded, head.name)
-    return (head, form) if head is not None and form is not None and form.quantized else None
+    stored = None if head is None else formats.stored(inspection.checkpoint.loaded, head.name)
+    return (head, stored) if head is not None and stored is not None and stored.quantized else None
 
 
 def module_name(spec: TensorSpec) -> str:
@@ -54,16 +54,16 @@ def module_name(spec: TensorSpec) -> str:
     return spec.name.removesuffix(".weight")
 
 
-def describe(form: Stored) -> str:
+def describe(stored: Stored) -> str:
     """Say how a linear is stored, in words that compare: format, bits and group count, as its shapes tell them."""
-    scales = next((form.parts[suffix] for suffix in SCALES if suffix in form.parts), None)
+    scales = next((stored.parts[suffix] for suffix in SCALES if suffix in stored.parts), None)
     packed = next(
-        (form.parts[suffix] for suffix in ("qweight", "weight_packed") if suffix in form.parts), None
+        (stored.parts[suffix] for suffix in ("qweight", "weight_packed") if suffix in stored.parts), None
     )
     if scales is None or packed is None or len(scales.shape) != 2 or len(packed.shape) != 2:
-        return form.form
-    along = 1 if form.form == "pack-quantized" else 0
-    return f"{form.form} with {packed.shape[along]} packed rows in {scales.shape[along]} groups"
+        return stored.form
+    along = 1 if stored.form == "pack-quantized" else 0
+    return f"{stored.form} with {packed.shape[along]} packed rows in {scales.shape[along]} groups"
 
 
 def lookup_names(inspection: Inspection, module: str) -> tuple[str, ...]:

@@ -26,7 +26,11 @@ def stored_as(inspection: Inspection, spec: TensorSpec) -> Stored | None:
 def _dense(inspection: Inspection) -> list[tuple[TensorSpec, TensorInfo]]:
     """The head's tensors that are stored as plain weights."""
     forms = [(spec, stored_as(inspection, spec)) for spec in inspection.layout.mtp]
-    return [(spec, form.parts["weight"]) for spec, form in forms if form is not None and not form.quantized]
+    return [
+        (spec, stored.parts["weight"])
+        for spec, stored in forms
+        if stored is not None and not stored.quantized
+    ]
 
 
 @rule(
@@ -74,7 +78,7 @@ def unindexed(inspection: Inspection) -> Iterator[Fault]:
 @rule(
     "mtp-missing",
     scope="mtp",
-    explanation="vLLM does not miss tensors of a quantized model: the draft runs on uninitialised memory.",
+    explanation="vLLM does not notice missing tensors of a quantized model: it drafts from uninitialised memory.",
     remedy=GRAFT,
 )
 def missing(inspection: Inspection) -> Iterator[Fault]:
@@ -97,8 +101,8 @@ def missing(inspection: Inspection) -> Iterator[Fault]:
 )
 def shapes(inspection: Inspection) -> Iterator[Fault]:
     for spec in inspection.layout.mtp:
-        form = stored_as(inspection, spec)
-        weight = form.parts.get("weight") if form else None
+        stored = stored_as(inspection, spec)
+        weight = stored.parts.get("weight") if stored else None
         if weight is not None and weight.shape != spec.shape and weight.dtype != "U8":
             yield Fault(
                 f"{spec.name} in {weight.file} is {list(weight.shape)}; config.json calls for {list(spec.shape)}",
@@ -138,15 +142,15 @@ def values(inspection: Inspection) -> Iterator[Fault]:
     """
     candidates: list[tuple[TensorInfo, bool]] = []
     for spec in inspection.layout.mtp:
-        form = stored_as(inspection, spec)
-        if form is None or (not form.quantized and form.parts["weight"].shape != spec.shape):
+        stored = stored_as(inspection, spec)
+        if stored is None or (not stored.quantized and stored.parts["weight"].shape != spec.shape):
             continue
         for suffix in ("weight", "scales", "weight_scale", "weight_scale_inv"):
-            info = form.parts.get(suffix)
+            info = stored.parts.get(suffix)
             if info is not None and info.dtype in formats.FLOAT_DTYPES:
                 candidates.append((info, len(spec.shape) > 1 and info.nbytes > 0))
         for suffix in ("qweight", "weight_packed"):
-            if (info := form.parts.get(suffix)) is not None and info.nbytes:
+            if (info := stored.parts.get(suffix)) is not None and info.nbytes:
                 candidates.append((info, True))
     data = samples(inspection.checkpoint, [info for info, _ in candidates])
     for (info, matrix), sample in zip(candidates, data, strict=True):

@@ -27,8 +27,8 @@ def packed(inspection: Inspection) -> Iterator[Fault]:
         return
     loaded = inspection.checkpoint.loaded
     for linear in inspection.layout.mtp_linears:
-        form = formats.stored(loaded, linear.name)
-        if form is None or not form.quantized or form.form not in declared.forms:
+        stored = formats.stored(loaded, linear.name)
+        if stored is None or not stored.quantized or stored.form not in declared.forms:
             continue
         # Bits and group size as vLLM gets them, under the name it looks up.
         name = lookup_names(inspection, linear.name)[0] if declared is formats.GPTQ else linear.name
@@ -70,9 +70,9 @@ def quantized_consistently(inspection: Inspection) -> Iterator[Fault]:
             )
         return
     alien = [
-        (module_name(spec), form.form)
+        (module_name(spec), stored.form)
         for spec in inspection.layout.mtp
-        if (form := stored_as(inspection, spec)) and form.quantized and form.form not in declared.forms
+        if (stored := stored_as(inspection, spec)) and stored.quantized and stored.form not in declared.forms
     ]
     if alien:
         yield Fault(
@@ -84,14 +84,14 @@ def quantized_consistently(inspection: Inspection) -> Iterator[Fault]:
         return
     wrong: dict[bool, list[str]] = {}
     for spec in inspection.layout.mtp:
-        form, expected = stored_as(inspection, spec), declared.declares(config, module_name(spec))
-        if len(spec.shape) == 2 and form and expected is not None and expected != form.quantized:
-            wrong.setdefault(form.quantized, []).append(module_name(spec))
+        stored, expected = stored_as(inspection, spec), declared.declares(config, module_name(spec))
+        if len(spec.shape) == 2 and stored and expected is not None and expected != stored.quantized:
+            wrong.setdefault(stored.quantized, []).append(module_name(spec))
     for quantized, modules in wrong.items():
-        stored = "quantized" if quantized else "in BF16"
+        actual = "quantized" if quantized else "in BF16"
         config_says = "leaves them unquantized" if quantized else f"has them as {declared.name}"
         yield Fault(
-            f"{some(modules)} {'is' if len(modules) == 1 else 'are'} stored {stored}, but quantization_config "
+            f"{some(modules)} {'is' if len(modules) == 1 else 'are'} stored {actual}, but quantization_config "
             f"{config_says}",
             tensor=f"{modules[0]}.weight",
             file="config.json",
@@ -111,7 +111,9 @@ def _rule_that_means_all(inspection: Inspection, reported: set[str]) -> Iterator
     layers = [
         module_name(spec)
         for spec in inspection.layout.mtp
-        if spec.name.startswith("mtp.layers.") and (form := stored_as(inspection, spec)) and form.quantized
+        if spec.name.startswith("mtp.layers.")
+        and (stored := stored_as(inspection, spec))
+        and stored.quantized
     ]
     left = [module for module in layers if module not in reported]
     if rules and left:
@@ -132,14 +134,14 @@ def _rule_that_means_all(inspection: Inspection, reported: set[str]) -> Iterator
 def fused(inspection: Inspection) -> Iterator[Fault]:
     by_parent: dict[str, dict[str, str]] = {}
     for spec in inspection.layout.mtp:
-        if len(spec.shape) == 2 and (form := stored_as(inspection, spec)):
+        if len(spec.shape) == 2 and (stored := stored_as(inspection, spec)):
             parent, _, leaf = module_name(spec).rpartition(".")
-            by_parent.setdefault(parent, {})[leaf] = describe(form)
+            by_parent.setdefault(parent, {})[leaf] = describe(stored)
     for parent, forms in by_parent.items():
         for group in MTP_FUSED.values():
             parts = {leaf: forms[leaf] for leaf in group if leaf in forms}
             if len(set(parts.values())) > 1:
-                each = ", ".join(f"{leaf} {form}" for leaf, form in parts.items())
+                each = ", ".join(f"{leaf} {description}" for leaf, description in parts.items())
                 yield Fault(
                     f"{parent}: vLLM loads {', '.join(group)} as one, but they are stored as {each}",
                     tensor=f"{parent}.{group[0]}.weight",

@@ -40,7 +40,7 @@ _AUTO_ROUND_PACKINGS = (
 )
 def undeclared(inspection: Inspection) -> Iterator[Fault]:
     if inspection.checkpoint.quantization_config is None:
-        packed = [linear.name for linear, form in linears(inspection) if form.quantized]
+        packed = [linear.name for linear, stored in linears(inspection) if stored.quantized]
         if packed:
             yield Fault(
                 f"{len(packed)} modules are quantized, but config.json has no quantization_config",
@@ -130,8 +130,8 @@ def mismatch(inspection: Inspection) -> Iterator[Fault]:
     if config is None or declared is None:
         return
     states = [
-        (linear.name, form.quantized, declared.declares(config, linear.name))
-        for linear, form in (*linears(inspection), *unquantized_linears(inspection))
+        (linear.name, stored.quantized, declared.declares(config, linear.name))
+        for linear, stored in (*linears(inspection), *unquantized_linears(inspection))
     ]
     packed = [name for name, quantized, expected in states if quantized and expected is False]
     dense = [name for name, quantized, expected in states if not quantized and expected is True]
@@ -198,23 +198,22 @@ def dynamic_names(inspection: Inspection) -> Iterator[Fault]:
         return
     head = quantized_output_head(inspection)
     # vLLM builds what is stored dense as dense, whatever the rules say.
-    modules = [linear.name for linear, form in linears(inspection) if form.quantized]
+    modules = [linear.name for linear, stored in linears(inspection) if stored.quantized]
     modules += [head[0].name] if head else []
     if inspection.mtp:
         loaded = inspection.checkpoint.loaded
         forms = (
             (linear.name, formats.stored(loaded, linear.name)) for linear in inspection.layout.mtp_linears
         )
-        modules += [name for name, form in forms if form is not None and form.quantized]
+        modules += [name for name, stored in forms if stored is not None and stored.quantized]
     names = {module: lookup_names(inspection, module) for module in modules}
-    settings = {
-        name: declared_settings(config, name) for name in {*names, *chain.from_iterable(names.values())}
-    }
+    every_name = {*names, *chain.from_iterable(names.values())}
+    meaning = {name: declared_settings(config, name) for name in every_name}
     differ = [
-        (module, name, settings[module], settings[name])
+        (module, name, meaning[module], meaning[name])
         for module, lookups in names.items()
         for name in lookups
-        if settings[module] != settings[name]
+        if meaning[module] != meaning[name]
     ]
     if differ:
         module, name, ours, theirs = differ[0]

@@ -300,7 +300,7 @@ def _packed_beside(inspection: Inspection, module: str) -> bool:
 def unknown(inspection: Inspection) -> Iterator[Fault]:
     dense = {spec.name for spec in inspection.layout.dense}
     modules = {name.removesuffix(".weight") for name in dense if name.endswith(".weight")}
-    suffixes = {suffix for form in formats.FORMATS for suffix in form.suffixes}
+    suffixes = {suffix for candidate in formats.FORMATS for suffix in candidate.suffixes}
     strange: list[str] = []
     for name in inspection.checkpoint.loaded:
         module, _, suffix = name.rpartition(".")

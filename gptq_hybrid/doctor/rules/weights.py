@@ -28,7 +28,7 @@ def _quantizable(inspection: Inspection) -> list[LinearSpec]:
 @rule(
     "weights-missing",
     scope="quantized",
-    explanation="vLLM does not miss tensors of a quantized model: the module runs on uninitialised memory.",
+    explanation="vLLM does not notice missing tensors of a quantized model: it runs on uninitialised memory.",
     remedy=_REFETCH,
 )
 def missing(inspection: Inspection) -> Iterator[Fault]:
@@ -60,8 +60,8 @@ def _exists(tensors: dict[str, TensorInfo], name: str) -> bool:
 
 
 def _parts(tensors: dict[str, TensorInfo], name: str) -> Iterable[TensorInfo]:
-    form = formats.stored(tensors, name.removesuffix(".weight")) if name.endswith(".weight") else None
-    return form.parts.values() if form else ([tensors[name]] if name in tensors else ())
+    stored = formats.stored(tensors, name.removesuffix(".weight")) if name.endswith(".weight") else None
+    return stored.parts.values() if stored else ([tensors[name]] if name in tensors else ())
 
 
 @rule(
@@ -105,8 +105,8 @@ def shapes(inspection: Inspection) -> Iterator[Fault]:
     if config is None or declared is None:
         return
     for linear in _quantizable(inspection):
-        form = formats.stored(inspection.checkpoint.loaded, linear.name)
-        expected = declared.expected(config, linear) if form and form.quantized else None
+        stored = formats.stored(inspection.checkpoint.loaded, linear.name)
+        expected = declared.expected(config, linear) if stored and stored.quantized else None
         for suffix, (dtypes, shape) in (expected or {}).items():
             info = inspection.checkpoint.loaded.get(f"{linear.name}.{suffix}")
             if info is not None and (info.shape != shape or info.dtype not in dtypes):
@@ -152,7 +152,7 @@ def extra(inspection: Inspection) -> Iterator[Fault]:
 )
 def plain_shape(inspection: Inspection) -> Iterator[Fault]:
     loaded = inspection.checkpoint.loaded
-    dense = [linear.weight for linear, form in linears(inspection) if not form.quantized]
+    dense = [linear.weight for linear, stored in linears(inspection) if not stored.quantized]
     for spec in (*inspection.layout.plain, *inspection.layout.vision, *dense):
         info = loaded.get(spec.name)
         if info is not None and info.shape != spec.shape:
@@ -171,11 +171,11 @@ def plain_shape(inspection: Inspection) -> Iterator[Fault]:
 )
 def plain_dtype(inspection: Inspection) -> Iterator[Fault]:
     loaded = inspection.checkpoint.loaded
-    dense = [linear.weight for linear, form in linears(inspection) if not form.quantized]
+    dense = [linear.weight for linear, stored in linears(inspection) if not stored.quantized]
     for spec in (*inspection.layout.plain, *inspection.layout.vision, *dense):
-        form = formats.stored(loaded, spec.name.removesuffix(".weight"))
+        stored = formats.stored(loaded, spec.name.removesuffix(".weight"))
         info = loaded.get(spec.name)
-        if info is not None and info.dtype not in formats.FLOAT_DTYPES and not (form and form.quantized):
+        if info is not None and info.dtype not in formats.FLOAT_DTYPES and not (stored and stored.quantized):
             yield Fault(
                 f"{spec.name} is stored as {info.dtype} without scales", tensor=spec.name, file=info.file
             )
@@ -188,11 +188,13 @@ def plain_dtype(inspection: Inspection) -> Iterator[Fault]:
     remedy=_REQUANTIZE,
 )
 def fused(inspection: Inspection) -> Iterator[Fault]:
-    forms = {linear.name: form for linear, form in linears(inspection)}
+    forms = {linear.name: stored for linear, stored in linears(inspection)}
     for module in inspection.layout.fused:
         parts = {shard: describe(forms[shard]) for shard in module.shards if shard in forms}
         if len(set(parts.values())) > 1:
-            each = ", ".join(f"{shard.rpartition('.')[2]} {form}" for shard, form in parts.items())
+            each = ", ".join(
+                f"{shard.rpartition('.')[2]} {description}" for shard, description in parts.items()
+            )
             yield Fault(
                 f"vLLM loads {module.name} as one, but its parts differ: {each}", tensor=module.shards[0]
             )
@@ -209,9 +211,11 @@ def scales(inspection: Inspection) -> Iterator[Fault]:
     head = quantized_output_head(inspection)
     infos = [
         info
-        for _, form in (*linears(inspection), *([head] if head else []))
+        for _, stored in (*linears(inspection), *([head] if head else []))
         for suffix in SCALES
-        if (info := form.parts.get(suffix)) is not None and info.dtype in formats.FLOAT_DTYPES and info.nbytes
+        if (info := stored.parts.get(suffix)) is not None
+        and info.dtype in formats.FLOAT_DTYPES
+        and info.nbytes
     ]
     if inspection.checkpoint.files.far:
         infos = infos[:: max(1, len(infos) // _FAR_SCALES)][:_FAR_SCALES]

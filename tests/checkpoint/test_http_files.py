@@ -1,4 +1,4 @@
-"""Files behind a range server: only what is asked for is sent, and no fault ends in a hang or a traceback."""
+"""Files behind a range server: only requested bytes are sent, and no fault ends in a hang or a traceback."""
 
 from __future__ import annotations
 

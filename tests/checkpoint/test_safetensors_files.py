@@ -1,4 +1,4 @@
-"""Headers are believed only as far as the file bears them out; copies are verbatim."""
+"""A header is believed only if the file bears it out, and copies are verbatim."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults that look right at first sight: what `check` once called good."""
+"""Faults that look right at first sight; `check` once called each of them good."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _weight_beside_qweight(shop: Workshop) -> None:
 
 
 def _recoded(name: str, encoding: str) -> Apply:
-    """A JSON file in another encoding than UTF-8: `json.loads` of bytes guesses it, transformers does not."""
+    """Store a JSON file in another encoding than UTF-8: `json.loads` of bytes guesses it, transformers does not."""
 
     def apply(shop: Workshop) -> None:
         path = shop.path(name)
@@ -78,7 +78,7 @@ def _nan_in_header(shop: Workshop) -> None:
     shop.header(MTP_FILE, lambda header: header["mtp.norm.weight"].update(extra=float("nan")))
 
 
-# Small projections and vision tower are stored in BF16, but the config has vLLM build them quantized.
+# Small projections and the vision tower are stored in BF16, but the config makes vLLM build them quantized.
 UNLISTED: tuple[CorpusCase, ...] = (
     faulty(
         "fp8-small-projections-unlisted",

@@ -1,4 +1,4 @@
-"""What tests of repair ask about a checkpoint folder."""
+"""Questions about a checkpoint folder, for the tests of repair."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from tests.corpus import BASES, CASES, Bases, CorpusCase, Workshop
 from .folders import snapshot
 
 RECORD = Path(__file__).parents[2] / "bench" / "doctor" / "agreement.json"
-# Only a rule that breaks, or something that is no checkpoint at all, is reported under these.
+# These are reported for something that is no checkpoint at all.
 _NOT_RULES = {"config-dimensions", "unreadable"}
 
 
@@ -48,7 +48,7 @@ def test_a_case_gets_its_verdict(bases: Bases, case: CorpusCase, tmp_path: Path)
 
 
 def test_what_engines_did_still_agrees_with_what_is_said(bases: Bases, tmp_path: Path) -> None:
-    """The recorded engine starts (`bench/doctor/agreement.py`) against the rules as they are now."""
+    """Compare recorded starts of engines (`bench/doctor/agreement.py`) with the present rules."""
     recorded = json.loads(RECORD.read_text())
     cases = {case.id: case for case in CASES}
     assert len(recorded["cases"]) >= 12

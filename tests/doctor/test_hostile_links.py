@@ -1,4 +1,4 @@
-"""Links out of a checkpoint: what lies behind them is not read, but where a hub's cache has its blobs."""
+"""Links out of a checkpoint are not read through, except those of a hub's cache into its blobs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_file_outside_is_not_read_through_a_link(shop: Workshop, outside: Path
     findings = refused(shop.folder)
     assert SENTINEL not in json.dumps(findings)
     assert any("symbolic link" in finding["message"] for finding in findings)
-    # The control: it would have been seen, had it been read.
+    # The control: had it been read, it would show.
     assert SENTINEL in run_here(shop.folder, "--json", "--follow-symlinks").out
 
 

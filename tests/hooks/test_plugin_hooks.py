@@ -1,4 +1,4 @@
-"""Third parties extend through the same hooks that this project registers its own things with."""
+"""Third parties extend the project through the same hooks that its own contributions come through."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gptq_hybrid.cli import build_app
 from gptq_hybrid.demo.builder import DemoCheckpoint
 from gptq_hybrid.doctor import Fault, Finding, Inspection, Rule, Severity, check_mtp
 from gptq_hybrid.doctor.serve_line import gpu_profiles, profile_for
-from gptq_hybrid.hooks import CalibrationSource, get_plugin_manager, hookimpl
+from gptq_hybrid.hooks import CalibrationSource, GpuProfile, get_plugin_manager, hookimpl
 
 
 @pytest.fixture
@@ -76,6 +76,22 @@ def test_a_plugin_adds_a_calibration_source(plugin: SimpleNamespace) -> None:
     plugin.qwen36_calibration_sources = qwen36_calibration_sources
     get_plugin_manager().register(plugin)
     assert load_rows("haiku:frog", 2, 0) == [{"text": "haiku:frog"}] * 2
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_the_profile_registered_last_wins(plugin: SimpleNamespace, last: bool) -> None:
+    ours = GpuProfile("ours", ("L40S",), (8, 9), 48.0, (), "measured: here")
+    shipped = gpu_profiles()
+
+    # pluggy's trylast: as if it had been registered before all others.
+    @hookimpl(trylast=last)
+    def qwen36_gpu_profiles() -> list[GpuProfile]:
+        return [ours]
+
+    plugin.qwen36_gpu_profiles = qwen36_gpu_profiles
+    get_plugin_manager().register(plugin)
+    assert gpu_profiles() == ([ours, *shipped] if last else [*shipped, ours])
+    assert (profile_for("NVIDIA L40S") == ours) is not last
 
 
 def test_a_plugin_adds_a_command(plugin: SimpleNamespace) -> None:

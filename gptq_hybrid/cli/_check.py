@@ -42,7 +42,7 @@ def check_command(
             show_default=False,
         ),
     ] = None,
-    mtp: Annotated[bool, typer.Option("--mtp/--no-mtp", help="Whether it is to serve with MTP.")] = True,
+    mtp: Annotated[bool, typer.Option("--mtp/--no-mtp", help="Whether to serve it with MTP.")] = True,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for warnings too.")] = False,
     follow_symlinks: Annotated[
         bool, typer.Option("--follow-symlinks", help="Read files through links that lead out of the folder.")

@@ -15,7 +15,7 @@ _REQUANTIZE = "Quantize again: qwen36 quantize ORIGINAL TARGET"
 _REFETCH = "Fetch the checkpoint again, or quantize again: qwen36 quantize ORIGINAL TARGET"
 # The suffixes that mark a quantized linear; its other tensors come with one of these.
 _PACKED = (".qweight", ".weight_packed")
-# Over a network: scales of so many linears are sampled.
+# Linears whose scales are sampled over a network.
 _FAR_SCALES = 8
 
 

@@ -28,9 +28,9 @@ from bench.arguments import command_line
 from bench.mtp_faults import w4_reference_cpu
 from bench.mtp_faults.server import Outcome, serve_once
 from bench.results import Json, load, save
+from gptq_hybrid.demo.builder import DemoCheckpoint
 from gptq_hybrid.doctor import check
 from gptq_hybrid.doctor.serve_line import serve_arguments
-from gptq_hybrid.demo.builder import DemoCheckpoint
 from tests.corpus import CASES, Bases, CorpusCase, Workshop
 from tests.corpus.case import odd
 

@@ -15,11 +15,11 @@ from typing import Any
 
 from bench.arguments import command_line
 from bench.results import Json, save
-from gptq_hybrid.calibration.encode import encode_row
 from gptq_hybrid.calibration._files import jsonl_files, read_jsonl
-from gptq_hybrid.checkpoint.draft_vocab_file import vocab_size_of
-from gptq_hybrid.checkpoint.vocabulary import read_vocabulary
+from gptq_hybrid.calibration.encode import encode_row
+from gptq_hybrid.checkpoint.draft_vocab_file import read_vocab_size
 from gptq_hybrid.checkpoint.files import LocalFiles
+from gptq_hybrid.checkpoint.vocabulary import read_vocabulary
 from gptq_hybrid.draft_vocab import SIZES, Counts, ReplyMarks, first_tokens, rank, shares
 
 # Groups of domains, for tables. What is in none of them stands for itself.
@@ -113,7 +113,7 @@ def measure(counted: ByDomain, heldout: ByDomain, first: Sequence[int]) -> Json:
 def main() -> None:
     """Command line."""
     command_line(__doc__).parse_args()
-    tokenizer, size = load_tokenizer(CHECKPOINT), vocab_size_of(LocalFiles(CHECKPOINT))
+    tokenizer, size = load_tokenizer(CHECKPOINT), read_vocab_size(LocalFiles(CHECKPOINT))
     counted = count_by_domain([_BENCH / "quality" / "calibration.jsonl.xz"], tokenizer, size)
     heldout = count_by_domain([_BENCH / "mini" / "heldout"], tokenizer, size)
     content: Json = {

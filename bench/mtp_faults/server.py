@@ -8,7 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gptq_hybrid.common.vllm_server import (ServerExitedError, cpu_arguments, cpu_environment, vllm_server,)
+from gptq_hybrid.common.vllm_server import (
+    ServerExitedError,
+    cpu_arguments,
+    cpu_environment,
+    vllm_server,
+)
 
 SPECULATIVE = '{"method":"mtp","num_speculative_tokens":2}'
 FLAGS = [*cpu_arguments(), "--max-model-len", "512", "--max-num-seqs", "4"]

@@ -29,6 +29,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
+from vllm_qwen36_plugin.prefill.paths import FP8, fp8_scales
 
 from bench.arguments import command_line
 from bench.prefill.report import quality_table
@@ -36,8 +37,8 @@ from bench.quality.experiments import HELD_OUT, MINI
 from bench.quality.grid import BY_NAME
 from bench.results import Json, save
 from gptq_hybrid.common.atomic import write_json_atomic
-from gptq_hybrid.evaluate import DocumentScores, as_json, evaluation
 from gptq_hybrid.common.machine import environment
+from gptq_hybrid.evaluate import DocumentScores, as_json, evaluation
 from gptq_hybrid.evaluate.passes import Pass, own_drafts
 from gptq_hybrid.evaluate.states import fingerprint
 from gptq_hybrid.evaluate.tokens import score_documents
@@ -51,7 +52,6 @@ from gptq_hybrid.streaming import (
     make_batches,
 )
 from vllm_qwen36_plugin.packed import dequantize_words
-from vllm_qwen36_plugin.prefill.paths import FP8, fp8_scales
 
 Way = Literal["w4a16", "fp8-weights", "fp8", "fp8-context"]
 # `evaluation` compares each with those behind it, the earlier less the later.

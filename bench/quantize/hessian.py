@@ -159,8 +159,8 @@ def compare(
 def main() -> None:
     """The command line; the file is written after every kind of inputs."""
     out = command_line(__doc__, "out").parse_args().out
-    from gptq_hybrid.upstream import prepare_environment
     from gptq_hybrid.common.machine import environment
+    from gptq_hybrid.upstream import prepare_environment
 
     prepare_environment()
     import torch

@@ -23,8 +23,8 @@ _SAMPLES, _LENGTH, _DOCUMENTS = 64, 512, 6
 
 def quantized(work: Path, way: str) -> Path:
     """The checkpoint of one way, made if it is not there."""
-    from gptq_hybrid.upstream.speedups import direct_inverse, faster
     from gptq_hybrid.quantize import QuantizeRequest, quantize
+    from gptq_hybrid.upstream.speedups import direct_inverse, faster
 
     target = work / way
     if not target.is_dir():

@@ -82,8 +82,8 @@ def kernels() -> Json:
 
 def run(variant: str, args: argparse.Namespace, folder: Path) -> None:
     """Load, quantize and save one variant; each part is written when it is there."""
-    from gptq_hybrid.upstream import prepare_environment, without_stray_logs
     from gptq_hybrid.recipes import load_recipe
+    from gptq_hybrid.upstream import prepare_environment, without_stray_logs
 
     os.environ["HF_HUB_OFFLINE"] = "1"
     prepare_environment()

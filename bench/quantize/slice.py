@@ -13,9 +13,10 @@ from typing import Any
 
 from bench.dummy import TINY
 from bench.full_size import TEXT_27B
-from gptq_hybrid.demo import config as _config, weights as _weights
-from gptq_hybrid.demo.tokenizer import build_tokenizer
+from gptq_hybrid.demo import config as _config
+from gptq_hybrid.demo import weights as _weights
 from gptq_hybrid.demo.builder import DemoSpec, _next_token, _shard, _write_json, _write_weights
+from gptq_hybrid.demo.tokenizer import build_tokenizer
 
 # The demo's configuration has the rest, and a vocabulary of its own.
 _OWN = ("vocab_size", "num_hidden_layers", "mtp_num_hidden_layers")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gptq_hybrid.checkpoint import DraftVocab
-from gptq_hybrid.checkpoint.draft_vocab_file import shipped_for, vocab_size_of
+from gptq_hybrid.checkpoint.draft_vocab_file import read_vocab_size, shipped_for
 from gptq_hybrid.checkpoint.files import LocalFiles
 from gptq_hybrid.checkpoint.json_files import fetch_json_object
 from gptq_hybrid.checkpoint.vocabulary import Vocabulary, end_tokens, read_vocabulary
@@ -40,7 +40,7 @@ def first_tokens(folder: Path) -> list[int]:
         CheckpointError: the tokenizer or config cannot be read.
     """
     files = LocalFiles(folder)
-    return _first_tokens(files, read_vocabulary(files), vocab_size_of(files))
+    return _first_tokens(files, read_vocabulary(files), read_vocab_size(files))
 
 
 def _first_tokens(files: LocalFiles, vocabulary: Vocabulary, size: int) -> list[int]:
@@ -69,7 +69,7 @@ def draft_vocab_from_rows(
     Raises:
         CheckpointError: the tokenizer or config cannot be read.
     """
-    size = vocab_size_of(LocalFiles(folder))
+    size = read_vocab_size(LocalFiles(folder))
     counts = count_documents((row["input_ids"] for row in rows), tokenizer, size)
     if not counts.tokens:
         return None
@@ -97,7 +97,7 @@ def make_draft_vocab(
         CheckpointError: the tokenizer or config cannot be read.
     """
     files = LocalFiles(folder)
-    vocabulary, size = read_vocabulary(files), vocab_size_of(files)
+    vocabulary, size = read_vocabulary(files), read_vocab_size(files)
     first = _first_tokens(files, vocabulary, size)
     shipped = shipped_for(vocabulary, size) if blend else None
     prior: Numbers | float = 0.0

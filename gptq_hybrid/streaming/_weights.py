@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 from gptq_hybrid.checkpoint import Checkpoint, TensorLayout, layout_for
-from gptq_hybrid.checkpoint.quantization import GPTQ_METHODS, dynamic_rule, method_of
+from gptq_hybrid.checkpoint.quantization import GPTQ_METHODS, dynamic_rule, quant_method
 from gptq_hybrid.common.errors import CheckpointError
 from gptq_hybrid.packing import CheckpointFormat, dequantize
 
@@ -51,10 +51,11 @@ class CheckpointWeights:
         self.checkpoint = Checkpoint.open(folder)
         self.layout = layout_for(self.checkpoint.config)
         quantization = self.checkpoint.quantization_config
-        if quantization is not None and method_of(quantization) not in GPTQ_METHODS:
+        if quantization is not None and quant_method(quantization) not in GPTQ_METHODS:
             raise CheckpointError(
                 folder,
-                f"is quantized by {method_of(quantization)!r}; only BF16 originals and GPTQ checkpoints can be run",
+                f"is quantized by {quant_method(quantization)!r}; "
+                "only BF16 originals and GPTQ checkpoints can be run",
                 remedy="Give the BF16 original or a GPTQ checkpoint of it.",
             )
         self._quantization: Mapping[str, Any] = quantization or {}

@@ -9,7 +9,7 @@ from typing import Any
 from gptq_hybrid.checkpoint import Checkpoint, layout_for, read_json_object
 from gptq_hybrid.checkpoint.files import LocalFiles
 from gptq_hybrid.checkpoint.formats.gptq import settings
-from gptq_hybrid.checkpoint.g_idx import is_trivial, read_g_idx
+from gptq_hybrid.checkpoint.g_idx import is_natural
 from gptq_hybrid.checkpoint.quantization import with_mtp_excluded
 from gptq_hybrid.common.atomic import write_json_atomic
 from gptq_hybrid.common.errors import HybridError
@@ -45,7 +45,7 @@ def copy_companions(source: Path, folder: Path) -> None:
 def write_configs(source: Path, folder: Path, *, keep_mtp: bool, packaging: Packaging | None = None) -> None:
     """Write both configs: the source's own, plus what vLLM needs to know of the quantization.
 
-    ``desc_act`` is written false only once every ``g_idx`` is proven trivial; a
+    ``desc_act`` is written false only once every ``g_idx`` is proven in natural order; a
     permuted one keeps the flag true. ``dynamic`` names an MTP head in BF16, and
     heads of other bits than the rest. ``language_model_only`` says that there is
     no vision tower.
@@ -66,7 +66,7 @@ def write_configs(source: Path, folder: Path, *, keep_mtp: bool, packaging: Pack
         _declare_no_mtp(config)
     if packaging.text_only and isinstance(config.get("vision_config"), dict):
         config["language_model_only"] = True
-    if saved.get("desc_act") and _all_trivial(folder, config, saved):
+    if saved.get("desc_act") and _all_natural(folder, config, saved):
         quantization["desc_act"] = False
         # What was done, for people: vLLM reads the flag only to know how to load.
         quantization["meta"]["act_order"] = "static"
@@ -96,14 +96,16 @@ def _declare_no_mtp(config: dict[str, Any]) -> None:
     (text if isinstance(text, dict) else config)["mtp_num_hidden_layers"] = 0
 
 
-def _all_trivial(folder: Path, config: dict[str, Any], quantization: dict[str, Any]) -> bool:
+def _all_natural(folder: Path, config: dict[str, Any], quantization: dict[str, Any]) -> bool:
     checkpoint = Checkpoint(LocalFiles(folder), config)
     found = [
         (info, settings(quantization, linear.name)[1])
         for linear in layout_for(config).quantized
         if (info := checkpoint.loaded.get(f"{linear.name}.g_idx")) is not None
     ]
-    return bool(found) and all(is_trivial(read_g_idx(checkpoint, info), size) for info, size in found)
+    return bool(found) and all(
+        is_natural(checkpoint.read_bytes(info), info.shape[0], size) for info, size in found
+    )
 
 
 def refuse_machine_paths(folder: Path, paths: list[Path]) -> None:

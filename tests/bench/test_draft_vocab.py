@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from gptq_hybrid.checkpoint.draft_vocab_file import shipped_for
-from gptq_hybrid.checkpoint.vocabulary import Vocabulary
 
 from bench.draft_vocab.measure import count_by_domain, load_tokenizer, mixed
 from bench.draft_vocab.report import MINI, QWEN

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gptq_hybrid.recipes.sizes import quantized_bytes
 
 from bench.quality.grid import BY_NAME, Experiment
 from bench.quality.intervals import digest
@@ -23,6 +22,7 @@ from gptq_hybrid.evaluate import compare, summarize
 from gptq_hybrid.recipes import load_recipe
 from gptq_hybrid.recipes._recipe import DEFAULT_RECIPE
 from gptq_hybrid.recipes.packaging import Packaging
+from gptq_hybrid.recipes.sizes import quantized_bytes
 from tests.evaluate.made import random_scores
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gptq_hybrid.demo.tokenizer import build_tokenizer
 
 from bench.quantize import kill, report, run
 from bench.quantize.slice import slice_config, write_slice
 from bench.quantize.timing import Watch, covered
 from gptq_hybrid.checkpoint import layout_for
+from gptq_hybrid.demo.tokenizer import build_tokenizer
 
 
 def figures(seconds: float, *, loss: float | str = 1.0) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gptq_hybrid.checkpoint import Checkpoint
-from gptq_hybrid.checkpoint.g_idx import is_trivial, read_g_idx
+from gptq_hybrid.checkpoint.g_idx import is_natural
 from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.demo.builder import DemoCheckpoint
 
@@ -124,16 +124,16 @@ def test_padding_is_not_counted_as_calibration(quantized: Callable[..., Any]) ->
 
 
 def test_act_order_permutes_and_static_groups_do_not(quantized: Callable[..., Any]) -> None:
-    def trivial(recipe: str) -> set[bool]:
+    def natural(recipe: str) -> set[bool]:
         checkpoint = Checkpoint.open(quantized(recipe).path)
         return {
-            is_trivial(read_g_idx(checkpoint, info), 128)
+            is_natural(checkpoint.read_bytes(info), info.shape[0], 128)
             for name, info in checkpoint.loaded.items()
             if name.endswith(".g_idx") and info.shape[0] > 128
         }
 
-    assert trivial("reference") == {False}
-    assert trivial("static") == {True}
+    assert natural("reference") == {False}
+    assert natural("static") == {True}
 
 
 def test_fused_modules_end_with_one_g_idx(quantized: Callable[..., Any]) -> None:

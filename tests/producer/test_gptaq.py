@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gptq_hybrid.checkpoint import Checkpoint, layout_for
-from gptq_hybrid.checkpoint.g_idx import is_trivial, read_g_idx
+from gptq_hybrid.checkpoint.g_idx import is_natural
 from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.demo.builder import DemoCheckpoint
 from gptq_hybrid.doctor import inspect
@@ -40,7 +40,7 @@ def test_an_ordinary_checkpoint_is_written_and_every_module_recorded(
     assert "gptaq" not in config
     orders = [info for name, info in checkpoint.loaded.items() if name.endswith(".g_idx")]
     assert len(orders) == len(layout_for(checkpoint.config).quantized)
-    assert all(is_trivial(read_g_idx(checkpoint, info), 128) for info in orders)
+    assert all(is_natural(checkpoint.read_bytes(info), info.shape[0], 128) for info in orders)
     records = done.model.module_records
     assert len(records) == len(orders)
     assert {record.outcome for record in records.values()} == {"gptaq"}

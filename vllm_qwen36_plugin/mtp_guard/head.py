@@ -50,9 +50,9 @@ def packed_tensors(
     Bits and group size are those of the fused module, which is what vLLM asks ``dynamic`` about.
     """
     from gptq_hybrid.checkpoint import LinearSpec
-    from gptq_hybrid.checkpoint.formats import GPTQ, format_of
+    from gptq_hybrid.checkpoint.formats import GPTQ, declared_format
 
-    if quantization_config is None or format_of(quantization_config) is not GPTQ:
+    if quantization_config is None or declared_format(quantization_config) is not GPTQ:
         return {}
     fused_by = {shard: whole for whole, shards in packed.items() for shard in shards}
     shapes: dict[str, tuple[int, ...]] = {}

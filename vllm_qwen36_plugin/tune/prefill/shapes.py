@@ -9,7 +9,7 @@ from typing import Any
 
 from gptq_hybrid.checkpoint import Checkpoint, LinearSpec, TensorLayout, layout_for
 from gptq_hybrid.checkpoint.files import open_files
-from gptq_hybrid.checkpoint.formats import AUTO_ROUND, COMPRESSED_TENSORS, GPTQ, UNQUANTIZED, format_of
+from gptq_hybrid.checkpoint.formats import AUTO_ROUND, COMPRESSED_TENSORS, GPTQ, UNQUANTIZED, declared_format
 from gptq_hybrid.checkpoint.formats.gptq import settings
 from gptq_hybrid.common.errors import HybridError
 
@@ -121,7 +121,7 @@ def _format(quantization: Mapping[str, Any] | None, linear: LinearSpec, where: s
     Raises:
         HybridError: it is not in symmetric integers of 4 or 8 bits.
     """
-    fmt = format_of(quantization)
+    fmt = declared_format(quantization)
     if quantization is None or fmt is UNQUANTIZED:
         return BITS, GROUP_SIZE
     if fmt not in (GPTQ, AUTO_ROUND, COMPRESSED_TENSORS) or quantization.get("sym", True) is False:
@@ -143,7 +143,7 @@ def _format(quantization: Mapping[str, Any] | None, linear: LinearSpec, where: s
 
 def _format_by_shapes(quantization: Mapping[str, Any], linear: LinearSpec) -> tuple[int, int] | None:
     """Work out bits and group size from the shapes of the tensors that the config calls for."""
-    fmt = format_of(quantization)
+    fmt = declared_format(quantization)
     expected = (fmt.expected(quantization, linear) if fmt else None) or {}
     words = expected.get("weight_packed") or expected.get("qweight")
     scales = expected.get("weight_scale") or expected.get("scales")

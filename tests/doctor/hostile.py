@@ -1,4 +1,4 @@
-"""How checkpoints are made that hurt, and how `qwen36 check` is run on them."""
+"""Make hostile checkpoints, and run `qwen36 check` on them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.corpus import Workshop
 
 SECONDS, MEMORY = 60, 1536 << 20
 NORM = "mtp.norm.weight"
-# Grows as two to the length of the name it is matched against.
+# Matching it takes 2 to the power of the name's length.
 BACKTRACKING = r"^(([a-z_.0-9])+)+!$"
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False}
 Attack = Callable[[Workshop], object]
@@ -40,7 +40,7 @@ main()
 
 @dataclass(frozen=True)
 class Ended:
-    """How one run of the command ended; ``peak`` is resident memory in bytes, where it was measured."""
+    """The outcome of one run of the command; ``peak`` is resident memory in bytes, if measured."""
 
     code: int
     out: str
@@ -66,7 +66,7 @@ def run_apart(folder: Path, *more: str) -> Ended:
 
 
 def run_here(folder: Path, *more: str) -> Ended:
-    """The same in this process, for what costs nothing; an exception that escapes fails the test."""
+    """``qwen36 check`` in this process, for cheap cases; an exception that escapes fails the test."""
     result = CliRunner().invoke(build_app(), arguments_for(folder, *more), env={"COLUMNS": "120"})
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -74,19 +74,19 @@ def run_here(folder: Path, *more: str) -> Ended:
 
 
 def refused(folder: Path, *more: str, run: Callable[..., Ended] = run_here) -> list[dict[str, str]]:
-    """Findings of a checkpoint that must be called bad, in an orderly way."""
+    """Return the findings of a checkpoint that must be called bad, without a traceback."""
     ended = run(folder, "--json", *more)
     assert "Traceback" not in ended.err, ended.err[-600:]
     content = json.loads(ended.out)
     assert ended.code == {"faulty": 1, "unreadable": 2}[content["verdict"]]
-    found: list[dict[str, str]] = content["findings"]
-    assert any(finding["severity"] == "error" for finding in found)
-    assert "rule-failed" not in {finding["rule"] for finding in found}, found
-    return found
+    findings: list[dict[str, str]] = content["findings"]
+    assert any(finding["severity"] == "error" for finding in findings)
+    assert "rule-failed" not in {finding["rule"] for finding in findings}, findings
+    return findings
 
 
 def raw_header(change: Callable[[bytes], bytes]) -> Attack:
-    """Rewrite the bytes of the head's header, with a length that is true."""
+    """Rewrite the bytes of the head's header, with its true length."""
 
     def apply(shop: Workshop) -> None:
         path = shop.path(MTP_FILE)
@@ -123,7 +123,7 @@ def quantization(config: dict[str, Any]) -> Attack:
 
 
 def send(file: str) -> Attack:
-    """Have the index send one tensor elsewhere."""
+    """Make the index send one tensor elsewhere."""
     return lambda shop: shop.index(lambda weight_map: weight_map.update({NORM: file}))
 
 
@@ -145,7 +145,7 @@ def sparse(name: str, size: int, start: bytes = b"") -> Attack:
 
 
 def long_header(length: int) -> Attack:
-    """A header of the length declared, all of it valid JSON: names of tensors without data."""
+    """A header of the declared length that is valid JSON: names of tensors without data."""
 
     def apply(shop: Workshop) -> None:
         empty = ',"%09d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'

@@ -1,4 +1,4 @@
-"""Spot reads of tensor values, without numpy: importing it takes longer than a whole check."""
+"""Sample tensor values, without numpy: importing it takes longer than a whole check."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from gptq_hybrid.checkpoint.headers import TensorInfo
 SAMPLE_BYTES = 4096
 # 16 samples of 4 KiB from each of 15 tensors read 1 MiB of the 0.85 GB head.
 SAMPLES = 16
-# Over a network a sample is a round trip and bytes are slow: these read 15 KiB of the head in 30 requests.
+# Over a network a sample costs a round trip, and bytes are slow: these read 15 KiB of the head in 30 requests.
 FAR_SAMPLES, FAR_SAMPLE_BYTES = 2, 512
 _SCAN_BYTES = 1 << 22
 
-# Exponent bits all set mean infinity or NaN (IEEE 754, and bfloat16 alike). In little-endian bytes: the
-# width, which high bytes can hold such an exponent, and from which value on the byte below completes it.
+# All exponent bits set mean infinity or NaN (IEEE 754; bfloat16 too). In little-endian bytes: the width, the high
+# bytes that can hold such an exponent, and the value from which on the byte below completes it.
 _NON_FINITE = {
     "F16": (2, bytes([*range(0x7C, 0x80), *range(0xFC, 0x100)]), 0),
     "BF16": (2, b"\x7f\xff", 0x80),
@@ -25,7 +25,7 @@ _ALL = bytes(range(256))
 
 
 def samples(checkpoint: Checkpoint, infos: Sequence[TensorInfo], count: int | None = None) -> list[bytes]:
-    """``count`` pieces of each tensor (fewer of a small one), joined by tensor; one batch of reads."""
+    """Read ``count`` pieces of each tensor (fewer of a small one) in one batch; return them joined, by tensor."""
     far = checkpoint.files.far
     count = (FAR_SAMPLES if far else SAMPLES) if count is None else count
     size = FAR_SAMPLE_BYTES if far else SAMPLE_BYTES
@@ -44,7 +44,7 @@ def samples(checkpoint: Checkpoint, infos: Sequence[TensorInfo], count: int | No
 
 
 def all_zero(checkpoint: Checkpoint, info: TensorInfo, sample: bytes) -> bool:
-    """Whether every value is zero; reads the whole tensor only when its sample is, and only from a disk."""
+    """Whether every value is zero; the whole tensor is read only if its sample is zero, and only from a disk."""
     if any(sample):
         return False
     if checkpoint.files.far:
@@ -55,7 +55,7 @@ def all_zero(checkpoint: Checkpoint, info: TensorInfo, sample: bytes) -> bool:
 
 
 def all_alike(checkpoint: Checkpoint, info: TensorInfo, sample: bytes) -> bool:
-    """Whether every 32-bit word is the same; reads it whole only when its sample is so, and only from a disk."""
+    """Whether all 32-bit words are equal; the tensor is read whole only if its sample is, and only from a disk."""
     word = sample[:4]
     if len(word) < 4 or sample != word * (len(sample) // 4):
         return False

@@ -1,4 +1,4 @@
-"""A check over HTTP says what a check of the folder says, and never takes a failing server for a bad checkpoint."""
+"""A check over HTTP agrees with a check of the folder, and a failing server is no verdict on the checkpoint."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import pytest
 from gptq_hybrid.checkpoint import INDEX_NAME, MTP_FILE
 from gptq_hybrid.demo.builder import DemoCheckpoint
 from gptq_hybrid.doctor import check
-
-from .range_server import serving
+from tests.checkpoint.range_server import serving
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +54,7 @@ def test_a_faulty_checkpoint_has_the_findings_of_the_folder(separate: Path, faul
     expected = rules(separate)
     assert expected
     if fault == "no index":
-        # Without a listing the shards cannot be known, only that the usual names are not there.
+        # Without a listing the shards are unknown; only the usual names can be tried.
         assert "weights-missing" in remote
     else:
         assert remote == expected
@@ -89,11 +88,11 @@ def test_a_server_without_ranges_is_not_downloaded_from(head_apart: Path) -> Non
     with serving(head_apart) as server:
         server.faults.no_ranges = True
         report = check(server.url, vllm="0.32")
-        asked = [request.path for request in server.requests if request.method == "GET"]
+        paths = [request.path for request in server.requests if request.method == "GET"]
     assert report.verdict == "unreadable"
     assert "range" in report.findings[0].message
-    # Each shard is asked for once, and its answer hung up on; what the kernel had buffered by then is its own.
-    assert len(asked) == len(set(asked))
+    # Each shard is requested once and its answer cut off; what the kernel buffered by then does not count.
+    assert len(paths) == len(set(paths))
 
 
 def test_the_command_line_takes_an_address(head_apart: Path) -> None:

@@ -1,4 +1,4 @@
-"""Whatever index, headers and config hold, `check` answers; and it calls good only what can be loaded."""
+"""Whatever index, headers and config hold, `check` answers, and calls good only what can be loaded."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def template(build: Callable[..., DemoCheckpoint]) -> Path:
 
 
 class Fuzzed:
-    """A fresh copy for every example, and the checks that hold of any."""
+    """A fresh copy for every example, and the checks that hold for all."""
 
     def __init__(self, template: Path, folder: Path) -> None:
         self.template, self.folder, self.count = template, folder, 0
@@ -99,7 +99,7 @@ class Fuzzed:
 
 
 def loads(folder: Path) -> bool:
-    """By the safetensors library alone: every file named opens, and holds the whole model with its head."""
+    """Whether the safetensors library opens every named file, and they hold the whole model with its head."""
     config = json.loads((folder / "config.json").read_text())
     index = folder / INDEX_NAME
     if index.exists():

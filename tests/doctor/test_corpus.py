@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from gptq_hybrid.doctor import check, check_rules
 from tests.corpus import BASES, CASES, Bases, CorpusCase, Workshop
 
+from .folders import snapshot
+
 RECORD = Path(__file__).parents[2] / "bench" / "doctor" / "agreement.json"
-# Only a rule that breaks, or something that is no checkpoint at all, is reported under these.
+# These are reported for something that is no checkpoint at all.
 _NOT_RULES = {"config-dimensions", "unreadable"}
-
-
-@pytest.fixture(scope="session")
-def bases(tmp_path_factory: pytest.TempPathFactory, quantized: Callable[..., Any]) -> Bases:
-    return Bases(tmp_path_factory.mktemp("bases"), lambda recipe: Path(quantized(recipe).path))
-
-
-def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
-    return {p.name: (p.lstat().st_size, p.lstat().st_mtime_ns) for p in folder.iterdir()}
 
 
 @pytest.mark.parametrize("name", [name for name in BASES if name != "gptq-act-order"])
@@ -39,12 +30,12 @@ def test_a_case_gets_its_verdict(bases: Bases, case: CorpusCase, tmp_path: Path)
     case.apply(shop)
     before = snapshot(shop.folder)
     report = check(shop.folder, vllm=case.vllm, mtp=case.mtp, plugin=case.plugin)
-    found = {finding.rule for finding in report.findings}
+    rules = {finding.rule for finding in report.findings}
     assert report.verdict == case.verdict, report.findings
-    assert case.rules <= found, report.findings
+    assert case.rules <= rules, report.findings
     if case.verdict == "serves":
-        assert found == case.rules, report.findings
-    assert "rule-failed" not in found, report.findings
+        assert rules == case.rules, report.findings
+    assert "rule-failed" not in rules, report.findings
     assert all(finding.message and finding.remedy for finding in report.findings)
     severities = [str(finding.severity) for finding in report.findings]
     assert severities == sorted(severities), "errors come before warnings"
@@ -57,7 +48,7 @@ def test_a_case_gets_its_verdict(bases: Bases, case: CorpusCase, tmp_path: Path)
 
 
 def test_what_engines_did_still_agrees_with_what_is_said(bases: Bases, tmp_path: Path) -> None:
-    """The recorded engine starts (`bench/doctor/agreement.py`) against the rules as they are now."""
+    """Compare recorded starts of engines (`bench/doctor/agreement.py`) with the present rules."""
     recorded = json.loads(RECORD.read_text())
     cases = {case.id: case for case in CASES}
     assert len(recorded["cases"]) >= 12

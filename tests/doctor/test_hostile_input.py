@@ -1,4 +1,4 @@
-"""Files made to hurt: `qwen36 check` stays within time and memory, says what is wrong, and shows no raw bytes."""
+"""Hostile files: `qwen36 check` stays within time and memory, says what is wrong, and prints no raw bytes."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ CASES: dict[str, tuple[Attack, str]] = {
     "tokenizer-is-a-pipe": (pipe("tokenizer.json"), "tokenizer-missing"),
     "headers-of-2-GB-in-all": (many_headers(150, (16 << 20) - 64), "shard-unreadable"),
 }
-# What could cost time or memory, or block: each of these runs in a process of its own.
+# These could cost time or memory, or block, so each runs in a process of its own.
 COSTLY = {
     "header-of-100-MB-of-names",
     "header-of-100-MB",
@@ -169,8 +169,8 @@ COSTLY = {
 def test_an_attack_ends_in_a_finding(shop: Workshop, name: str) -> None:
     attack, rule = CASES[name]
     attack(shop)
-    found = refused(shop.folder, run=run_apart if name in COSTLY else run_here)
-    assert rule in {finding["rule"] for finding in found}
+    findings = refused(shop.folder, run=run_apart if name in COSTLY else run_here)
+    assert rule in {finding["rule"] for finding in findings}
 
 
 def test_memory_stays_far_below_the_size_of_a_huge_index(shop: Workshop) -> None:

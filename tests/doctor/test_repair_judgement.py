@@ -1,4 +1,4 @@
-"""Where which of two things is right takes judgement, `repair` leaves both, and the finding, alone."""
+"""`repair` leaves alone what needs judgement, such as which of two files is right, and the finding stays."""
 
 from __future__ import annotations
 
@@ -20,37 +20,17 @@ from safetensors.torch import load_file
 from gptq_hybrid.checkpoint import INDEX_NAME, MTP_FILE, Checkpoint
 from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.demo.builder import DemoCheckpoint
-from gptq_hybrid.doctor import check
 from gptq_hybrid.doctor.repair import repair
 from tests.corpus import Workshop
+
+from .folders import content, nothing_lost, rules, weight_map, without_head
 
 FIRST, LAST = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 FC = "mtp.fc.weight"
 
 
-def rules(path: Path) -> set[str]:
-    return {finding.rule for finding in check(path, vllm="0.32").findings}
-
-
-def weight_map(path: Path) -> dict[str, str]:
-    found: dict[str, str] = json.loads((path / INDEX_NAME).read_text())["weight_map"]
-    return found
-
-
-def content(path: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in path.iterdir()}
-
-
-def without_head(source: Path, folder: Path) -> Path:
-    shop = Workshop(source, folder)
-    shop.index(lambda m: [m.pop(name) for name in list(m) if name.startswith("mtp.")])
-    if (shop.folder / MTP_FILE).exists():
-        shop.delete(MTP_FILE)
-    return shop.folder
-
-
 def other_copy(path: Path) -> Workshop:
-    """A second copy of the first shard of a checkpoint, in which the last byte is another."""
+    """A copy of a checkpoint with a second version of its first shard, whose last byte differs."""
     shop = Workshop(path, path.parent / "case")
     data = (shop.folder / FIRST).read_bytes()
     (shop.folder / "zz.safetensors").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
@@ -139,7 +119,7 @@ def test_a_donor_need_only_have_a_good_head(
     assert repair(path, mtp_from=donor.folder).left == ()
 
 
-def test_a_donor_out_of_the_hub_s_cache_is_recorded_by_name_and_commit(
+def test_a_donor_from_the_hub_cache_is_recorded_by_name_and_commit(
     separate: Path, original: DemoCheckpoint, tmp_path: Path
 ) -> None:
     commit = "0123456789abcdef0123456789abcdef01234567"
@@ -159,7 +139,7 @@ def test_a_donor_out_of_the_hub_s_cache_is_recorded_by_name_and_commit(
 
 
 def quantize_head(shop: Workshop, *, permuted: bool) -> None:
-    """Store the head as GPTQ, its g_idx trivial or back to front."""
+    """Store the head as GPTQ, its g_idx in natural order or back to front."""
 
     generator = torch.Generator().manual_seed(0)
 
@@ -168,7 +148,7 @@ def quantize_head(shop: Workshop, *, permuted: bool) -> None:
             out, into = tensors.pop(name).shape
             module, groups = name.removesuffix(".weight"), into // 128
             g_idx = torch.arange(into, dtype=torch.int32) // 128
-            # One value throughout would be a dead head.
+            # A head of equal values would be called dead.
             words = torch.randint(0, 1 << 31, (into // 8, out), generator=generator)
             tensors[f"{module}.qweight"] = words.to(torch.int32)
             tensors[f"{module}.scales"] = torch.full((groups, out), 0.01, dtype=torch.float16)
@@ -188,8 +168,8 @@ def test_the_rule_that_excludes_a_quantized_head_is_removed(
     assert rules(shop.folder) == {"mtp-quantization"}
     assert repair(shop.folder).left == ()
     for name in ("config.json", "quantize_config.json"):
-        found = json.loads((shop.folder / name).read_text())
-        assert found.get("quantization_config", found)["dynamic"] == {"+:.*nothing.*": {"bits": 8}}
+        config = json.loads((shop.folder / name).read_text())
+        assert config.get("quantization_config", config)["dynamic"] == {"+:.*nothing.*": {"bits": 8}}
 
 
 def test_a_rule_that_excludes_more_than_the_head_stays(quantized: Callable[..., Any], tmp_path: Path) -> None:
@@ -237,10 +217,10 @@ def test_a_rewritten_shard_of_odd_sizes_is_read_by_safetensors_itself(
     odd = {"a.odd": torch.ones(3, dtype=torch.bfloat16), "b.wide": torch.ones(2, dtype=torch.int64)}
     shop.shard(LAST, lambda t: t.update(odd))
     repair(shop.folder, out=tmp_path / "out", split_mtp=True)
-    # As pages of the file: a view of a wide element must start where it may.
-    found = load_file(tmp_path / "out" / LAST)
-    assert all(torch.equal(found[name], tensor) for name, tensor in odd.items())
-    assert all(tensor.data_ptr() % tensor.element_size() == 0 for tensor in found.values())
+    # Tensors are views of the file's pages, so a wide element must be aligned there.
+    tensors = load_file(tmp_path / "out" / LAST)
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in odd.items())
+    assert all(tensor.data_ptr() % tensor.element_size() == 0 for tensor in tensors.values())
 
 
 CALLS = ("replace", "rename", "link", "fsync", "unlink")
@@ -276,8 +256,7 @@ def test_a_call_that_fails_leaves_the_old_or_the_new(
                 failed = True
         assert rules(shop.folder) <= old
         after = content(shop.folder)
-        for name, data in before.items():
-            assert any(after[n] == data for n in after if n == name or n.startswith(f"{name}.bak"))
+        assert nothing_lost(before, after)
         assert not [n for n in after if n.endswith(".safetensors") and n not in before]
         assert repair(shop.folder, mtp_from=original.path).left == ()
         if count < step:
@@ -288,7 +267,7 @@ def test_a_call_that_fails_leaves_the_old_or_the_new(
 
 KILLED = """
 import sys
-from gptq_hybrid.checkpoint import repair
+from gptq_hybrid.doctor.repair import repair
 print("ready", flush=True)
 repair(sys.argv[1], mtp_from=sys.argv[2])
 """
@@ -315,8 +294,7 @@ def test_killed_at_any_time_while_a_larger_head_is_copied(
         finished += MTP_FILE in weight_map(path).values()
         after = content(path)
         assert rules(path) <= shop_rules
-        for name, data in before.items():
-            assert any(after[n] == data for n in after if n == name or n.startswith(f"{name}.bak"))
+        assert nothing_lost(before, after)
         assert repair(path, mtp_from=donor).left == ()
         shutil.rmtree(path)
     assert killed

@@ -1,4 +1,4 @@
-"""Every way to lose the MTP head is found, and named by tensor and file; a whole head passes."""
+"""Every way to lose the MTP head is reported by tensor and file; a whole head passes."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ def findings(path: Path) -> list[Finding]:
 
 
 def the_one(path: Path) -> Finding:
-    found = findings(path)
-    assert len(found) == 1, found
-    assert found[0].remedy
-    return found[0]
+    (finding,) = findings(path)
+    assert finding.remedy
+    return finding
 
 
 def edit_head(path: Path, change: Callable[[dict], object]) -> None:  # type: ignore[type-arg]
@@ -47,10 +46,10 @@ def test_a_whole_head_passes(build: Callable[..., DemoCheckpoint], mtp: str, tex
 
 
 def test_an_unindexed_head(build: Callable[..., DemoCheckpoint]) -> None:
-    found = the_one(build(mtp="unindexed").path)
-    assert (found.rule, found.file) == ("mtp-unindexed", MTP_FILE)
-    assert "15 of 15" in found.message
-    assert "qwen36 repair" in found.remedy
+    finding = the_one(build(mtp="unindexed").path)
+    assert (finding.rule, finding.file) == ("mtp-unindexed", MTP_FILE)
+    assert "15 of 15" in finding.message
+    assert "qwen36 repair" in finding.remedy
 
 
 def test_a_head_without_any_index_is_read(separate: Path) -> None:
@@ -59,53 +58,53 @@ def test_a_head_without_any_index_is_read(separate: Path) -> None:
 
 
 def test_an_absent_head(build: Callable[..., DemoCheckpoint]) -> None:
-    found = the_one(build(mtp="none").path)
-    assert found.rule == "mtp-missing"
-    assert "15 of 15" in found.message
+    finding = the_one(build(mtp="none").path)
+    assert finding.rule == "mtp-missing"
+    assert "15 of 15" in finding.message
 
 
 @pytest.mark.parametrize("name", ["mtp.fc.weight", GATE, "mtp.layers.0.self_attn.k_norm.weight"])
 def test_a_head_that_lacks_one_tensor(separate: Path, name: str) -> None:
     edit_head(separate, lambda tensors: tensors.pop(name))
-    found = the_one(separate)
-    assert (found.rule, found.tensor, found.file) == ("mtp-missing", name, MTP_FILE)
+    finding = the_one(separate)
+    assert (finding.rule, finding.tensor, finding.file) == ("mtp-missing", name, MTP_FILE)
 
 
 def test_a_head_of_another_size(separate: Path) -> None:
     edit_head(separate, lambda tensors: tensors.update({GATE: tensors[GATE][:-32].contiguous()}))
-    found = the_one(separate)
-    assert (found.rule, found.tensor) == ("mtp-shape", GATE)
-    assert "[480, 256]" in found.message
-    assert "[512, 256]" in found.message
+    finding = the_one(separate)
+    assert (finding.rule, finding.tensor) == ("mtp-shape", GATE)
+    assert "[480, 256]" in finding.message
+    assert "[512, 256]" in finding.message
 
 
 def test_a_head_in_a_dtype_that_needs_scales(separate: Path) -> None:
     import torch
 
     edit_head(separate, lambda tensors: tensors.update({GATE: tensors[GATE].to(torch.float8_e4m3fn)}))
-    found = the_one(separate)
-    assert (found.rule, found.tensor) == ("mtp-dtype", GATE)
+    finding = the_one(separate)
+    assert (finding.rule, finding.tensor) == ("mtp-dtype", GATE)
 
 
 def test_an_index_that_names_a_missing_file(separate: Path) -> None:
     (separate / MTP_FILE).unlink()
-    rules = {found.rule for found in findings(separate)}
+    rules = {finding.rule for finding in findings(separate)}
     assert rules == {"index-missing-file", "mtp-missing"}
 
 
 def test_a_truncated_file(separate: Path) -> None:
     whole = (separate / MTP_FILE).read_bytes()
     (separate / MTP_FILE).write_bytes(whole[: len(whole) // 2])
-    found = findings(separate)
-    assert found[0].rule == "shard-unreadable"
-    assert "truncated" in found[0].message
+    first = findings(separate)[0]
+    assert first.rule == "shard-unreadable"
+    assert "truncated" in first.message
 
 
 def test_a_head_of_zeros(separate: Path) -> None:
     edit_head(separate, lambda tensors: tensors[GATE].zero_())
-    found = the_one(separate)
-    assert (found.rule, found.tensor) == ("mtp-values", GATE)
-    assert "zeros" in found.message
+    finding = the_one(separate)
+    assert (finding.rule, finding.tensor) == ("mtp-values", GATE)
+    assert "zeros" in finding.message
 
 
 def test_one_value_that_is_not_zero_is_enough(separate: Path) -> None:
@@ -120,8 +119,8 @@ def test_one_value_that_is_not_zero_is_enough(separate: Path) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_head_with_a_non_finite_row(separate: Path, value: float) -> None:
     edit_head(separate, lambda tensors: tensors["mtp.fc.weight"][0].fill_(value))
-    found = the_one(separate)
-    assert (found.rule, found.tensor) == ("mtp-values", "mtp.fc.weight")
+    finding = the_one(separate)
+    assert (finding.rule, finding.tensor) == ("mtp-values", "mtp.fc.weight")
 
 
 def test_a_config_without_mtp_layers(separate: Path) -> None:

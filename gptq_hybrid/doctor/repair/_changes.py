@@ -6,43 +6,45 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from gptq_hybrid.checkpoint import TensorInfo
 from gptq_hybrid.checkpoint.files import Files
-from gptq_hybrid.checkpoint.headers import TensorInfo
 
-# From SHA-256 by tensor to the text that goes into a file.
-Describe = Callable[[dict[str, str]], dict[str, str]]
+# From SHA-256 by tensor to a header's `__metadata__`.
+Metadata = Callable[[dict[str, str]], dict[str, str]]
 
 
 def plain_metadata(digests: dict[str, str]) -> dict[str, str]:
-    """What transformers expects in every safetensors file, and nothing else."""
+    """Return what transformers expects in every safetensors file, and nothing else."""
     return {"format": "pt"}
 
 
 @dataclass(frozen=True)
 class TensorFile:
-    """A safetensors file to write: where each tensor comes from, and what its metadata says."""
+    """A safetensors file to write: where each tensor comes from, and the file's metadata."""
 
     tensors: tuple[tuple[Files, TensorInfo], ...]
-    metadata: Describe = plain_metadata
+    metadata: Metadata = plain_metadata
 
     @property
     def nbytes(self) -> int:
+        """Bytes of its tensors."""
         return sum(info.nbytes for _, info in self.tensors)
 
     @property
     def names(self) -> frozenset[str]:
+        """Names of its tensors."""
         return frozenset(info.name for _, info in self.tensors)
 
 
 @dataclass
-class Plan:
-    """Files to write, in the order of their importance to a loader, and one sentence for each thing done.
+class Changes:
+    """The files of a repair, and one sentence for each thing it does.
 
     Attributes:
-        shards: safetensors files, by name; one that exists already is replaced.
+        shards: safetensors files to write, by name; an existing one is replaced.
         dropped: safetensors files that a repaired copy leaves out.
-        receipt: content of a receipt, from the digests of what was grafted.
-        documents: small JSON files, by name; the index, which decides what a loader opens, comes last.
+        receipt: makes the content of a receipt from the digests of the grafted tensors.
+        documents: small JSON files to write, by name.
         sentences: what is done, for people.
     """
 
@@ -54,5 +56,15 @@ class Plan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of tensors to be written."""
+        """Bytes of tensors to write."""
         return sum(file.nbytes for file in self.shards.values())
+
+    @property
+    def space_needed(self) -> int:
+        """Bytes on disk to write, with room for headers and JSON."""
+        return self.nbytes + (1 << 20)
+
+    @property
+    def written(self) -> dict[str, TensorInfo]:
+        """Every tensor to write, by name, where it comes from."""
+        return {info.name: info for file in self.shards.values() for _, info in file.tensors}

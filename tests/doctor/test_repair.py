@@ -1,4 +1,4 @@
-"""`repair` mends what takes no judgement, keeps what it replaces, and says what is left."""
+"""`repair` mends what needs no judgement, keeps what it replaces, and says what is left."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,13 +17,14 @@ from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.demo.builder import DemoCheckpoint
 from gptq_hybrid.doctor import check
 from gptq_hybrid.doctor.repair import repair
+from tests.checkpoint.range_server import serving
 from tests.corpus import CASES, Bases, Workshop
 
-from .range_server import serving
+from .folders import content, nothing_lost, snapshot, weight_map
 
 FC = "mtp.fc.weight"
 LAST = "model-00002-of-00002.safetensors"
-# Cases of the corpus that `repair` mends on its own, and those a donor is needed for.
+# Cases of the corpus that `repair` mends on its own, and those that need a donor.
 ALONE = (
     "index-not-json", "index-no-weight-map", "body-unindexed", "unnamed-tensor", "stale-entry", "total-size",
     "no-index", "head-unindexed", "dynamic-null", "head-short-module-list", "head-not-in-awq-list",
@@ -37,34 +37,11 @@ WITH_DONOR = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def bases(tmp_path_factory: pytest.TempPathFactory, quantized: Callable[..., Any]) -> Bases:
-    return Bases(tmp_path_factory.mktemp("bases"), lambda recipe: Path(quantized(recipe).path))
-
-
 def broken(bases: Bases, case_id: str, folder: Path) -> Path:
     case = next(case for case in CASES if case.id == case_id)
     shop = Workshop(bases[case.base], folder / "case")
     case.apply(shop)
     return shop.folder
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-
-
-def snapshot(folder: Path) -> dict[str, tuple[int, int, int]]:
-    found = {path.name: path.lstat() for path in folder.rglob("*")}
-    return {name: (s.st_ino, s.st_size, s.st_mtime_ns) for name, s in found.items()}
-
-
-def nothing_lost(before: dict[str, bytes], folder: Path) -> bool:
-    """Whether every file that was there still is, under its name or as a backup."""
-    after = content(folder)
-    return all(
-        any(after[n] == data for n in after if n == name or n.startswith(f"{name}.bak"))
-        for name, data in before.items()
-    )
 
 
 @pytest.mark.parametrize("case_id", ALONE)
@@ -75,7 +52,7 @@ def test_what_takes_no_donor_is_mended_in_place(bases: Bases, case_id: str, tmp_
     assert result.done
     assert [finding for finding in result.left if finding.rule != "index-orphan-file"] == []
     assert check(path, vllm="0.32").verdict == "serves"
-    assert nothing_lost(before, path)
+    assert nothing_lost(before, content(path))
     assert {n: d for n, d in before.items() if n.endswith(".safetensors")}.items() <= content(path).items()
     assert repair(path).done == ()
 
@@ -85,7 +62,7 @@ def test_a_lost_head_is_taken_from_a_donor(bases: Bases, case_id: str, tmp_path:
     path, donor = broken(bases, case_id, tmp_path), bases["bf16-inline"]
     before = content(path)
     assert repair(path, mtp_from=donor).left == ()
-    assert nothing_lost(before, path)
+    assert nothing_lost(before, content(path))
     mended, source = Checkpoint.open(path), Checkpoint.open(donor)
     head = {name for name in source.loaded if name.startswith("mtp.")}
     assert {name for name in mended.loaded if name.startswith("mtp.")} == head
@@ -104,10 +81,10 @@ def test_origin_and_digests_of_a_grafted_head_are_recorded(bases: Bases, tmp_pat
     assert metadata["format"] == "pt"
     assert metadata["mtp_origin"] == receipt["donor"]
     checkpoint = Checkpoint.open(path)
-    for name, noted in receipt["tensors"].items():
+    for name, entry in receipt["tensors"].items():
         digest = hashlib.sha256(checkpoint.read_bytes(checkpoint.loaded[name])).hexdigest()
-        assert noted["sha256"] == digest == metadata[f"sha256:{name}"]
-        assert noted["file"].startswith("model-")
+        assert entry["sha256"] == digest == metadata[f"sha256:{name}"]
+        assert entry["file"].startswith("model-")
     assert len(receipt["tensors"]) == 15
     assert str(tmp_path) not in json.dumps(receipt) + json.dumps(metadata)
 
@@ -116,13 +93,13 @@ def test_a_donor_on_a_server_is_read_for_its_head_alone(bases: Bases, tmp_path: 
     path = broken(bases, "head-absent", tmp_path)
     donor = bases["bf16-inline"]
     head = sum(i.nbytes for n, i in Checkpoint.open(donor).loaded.items() if n.startswith("mtp."))
-    seen: list[tuple[int, int]] = []
+    reports: list[tuple[int, int]] = []
     with serving(donor) as server:
-        result = repair(path, mtp_from=server.url, progress=lambda done, total: seen.append((done, total)))
+        result = repair(path, mtp_from=server.url, progress=lambda *report: reports.append(report))
         sent = server.sent
     assert result.left == ()
     assert head <= sent < head + 300_000
-    assert seen[-1] == (head, head)
+    assert reports[-1] == (head, head)
 
 
 def test_several_faults_go_in_one_run(bases: Bases, tmp_path: Path) -> None:
@@ -149,16 +126,15 @@ def test_an_entry_that_names_a_missing_file_is_not_dropped(bases: Bases, tmp_pat
     path = broken(bases, "shard-absent", tmp_path)
     result = repair(path)
     assert "index-missing-file" in {finding.rule for finding in result.left}
-    assert LAST in json.loads((path / INDEX_NAME).read_text())["weight_map"].values()
+    assert LAST in weight_map(path).values()
 
 
 def test_tensors_of_a_missing_file_that_lie_elsewhere_are_found(bases: Bases, tmp_path: Path) -> None:
     shop = Workshop(bases["bf16"], tmp_path / "case")
     (shop.folder / MTP_FILE).rename(shop.folder / "head.safetensors")
     assert repair(shop.folder).left == ()
-    weight_map = json.loads((shop.folder / INDEX_NAME).read_text())["weight_map"]
-    assert weight_map[FC] == "head.safetensors"
-    assert MTP_FILE not in weight_map.values()
+    assert weight_map(shop.folder)[FC] == "head.safetensors"
+    assert MTP_FILE not in weight_map(shop.folder).values()
 
 
 def test_a_file_that_only_repeats_others_leaves_the_index(bases: Bases, tmp_path: Path) -> None:
@@ -181,7 +157,7 @@ def test_a_permuted_g_idx_keeps_its_flag(bases: Bases, tmp_path: Path) -> None:
     assert snapshot(shop.folder) == before
 
 
-def test_one_permuted_g_idx_among_trivial_ones_keeps_the_flag(bases: Bases, tmp_path: Path) -> None:
+def test_one_permuted_g_idx_among_natural_ones_keeps_the_flag(bases: Bases, tmp_path: Path) -> None:
     shop = Workshop(bases["gptq"], tmp_path / "case")
     shop.quantization(desc_act=True)
     shop.tensor("model.language_model.layers.3.self_attn.o_proj.g_idx", lambda t: t.flip(0))
@@ -191,16 +167,16 @@ def test_one_permuted_g_idx_among_trivial_ones_keeps_the_flag(bases: Bases, tmp_
 
 def test_a_flag_that_denies_an_order_that_every_module_has_is_set(bases: Bases, tmp_path: Path) -> None:
     path = broken(bases, "g-idx-denied-by-hand", tmp_path)
-    assert repair(path).done[0] == "set desc_act to true, every module being in act order"
+    assert repair(path).done[0] == "set desc_act to true, as every module is in act order"
     for name in ("config.json", "quantize_config.json"):
-        found = json.loads((path / name).read_text())
-        assert found.get("quantization_config", found)["desc_act"] is True
+        config = json.loads((path / name).read_text())
+        assert config.get("quantization_config", config)["desc_act"] is True
     assert [f.rule for f in check(path, vllm="0.29").findings] == ["act-order-version"]
     assert repair(path).done == ()
 
 
 @pytest.mark.parametrize(
-    "fault", ["one is trivial", "a group is uneven", "a fused one differs", "one is gone"]
+    "fault", ["one is natural", "a group is uneven", "a fused one differs", "one is gone"]
 )
 def test_a_flag_that_denies_an_order_in_doubt_is_left_alone(bases: Bases, tmp_path: Path, fault: str) -> None:
     shop = Workshop(bases["gptq-act-order"], tmp_path / "case")
@@ -210,7 +186,7 @@ def test_a_flag_that_denies_an_order_in_doubt_is_left_alone(bases: Bases, tmp_pa
     def change(g_idx: torch.Tensor) -> torch.Tensor | None:
         if fault == "one is gone":
             return None
-        if fault == "one is trivial":
+        if fault == "one is natural":
             return torch.arange(len(g_idx), dtype=torch.int32) // 128
         if fault == "a group is uneven":
             g_idx[(g_idx == 0).nonzero()[0]] = g_idx.max()

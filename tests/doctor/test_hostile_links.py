@@ -1,4 +1,4 @@
-"""Links out of a checkpoint: what lies behind them is not read, but where a hub's cache has its blobs."""
+"""Links out of a checkpoint are not read through, except those of a hub's cache into its blobs."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def outside(shop: Workshop) -> Path:
 @pytest.mark.parametrize("name", [MTP_FILE, "config.json", INDEX_NAME])
 def test_a_file_outside_is_not_read_through_a_link(shop: Workshop, outside: Path, name: str) -> None:
     link_to(str(outside / name), name)(shop)
-    found = refused(shop.folder)
-    assert SENTINEL not in json.dumps(found)
-    assert any("symbolic link" in finding["message"] for finding in found)
-    # The control: it would have been seen, had it been read.
+    findings = refused(shop.folder)
+    assert SENTINEL not in json.dumps(findings)
+    assert any("symbolic link" in finding["message"] for finding in findings)
+    # The control: had it been read, it would show.
     assert SENTINEL in run_here(shop.folder, "--json", "--follow-symlinks").out
 
 
@@ -51,9 +51,9 @@ def test_a_template_outside_is_not_read_through_a_link(shop: Workshop, outside: 
 def test_a_file_outside_is_not_read_through_a_linked_folder(shop: Workshop, outside: Path) -> None:
     (shop.folder / "sub").symlink_to(outside)
     send(f"sub/{MTP_FILE}")(shop)
-    found = refused(shop.folder)
-    assert SENTINEL not in json.dumps(found)
-    assert "file-outside" in {finding["rule"] for finding in found}
+    findings = refused(shop.folder)
+    assert SENTINEL not in json.dumps(findings)
+    assert "file-outside" in {finding["rule"] for finding in findings}
 
 
 def cache_of(shop: Workshop, root: Path) -> Path:
@@ -77,6 +77,6 @@ def test_a_snapshot_may_not_link_past_its_blobs(shop: Workshop, tmp_path: Path, 
     snapshot = cache_of(shop, tmp_path / "hub")
     (snapshot / MTP_FILE).unlink()
     (snapshot / MTP_FILE).symlink_to(outside / MTP_FILE)
-    found = refused(snapshot)
-    assert SENTINEL not in json.dumps(found)
-    assert "file-outside" in {finding["rule"] for finding in found}
+    findings = refused(snapshot)
+    assert SENTINEL not in json.dumps(findings)
+    assert "file-outside" in {finding["rule"] for finding in findings}

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,15 +14,9 @@ from gptq_hybrid.doctor.repair import repair
 from tests.corpus import Bases, Workshop
 
 
-@pytest.fixture(scope="module")
-def compact(tmp_path_factory: pytest.TempPathFactory, quantized: Callable[..., Any]) -> Path:
-    bases = Bases(tmp_path_factory.mktemp("bases"), lambda recipe: Path(quantized(recipe).path))
-    return bases["gptq-compact"]
-
-
 @pytest.fixture
-def shop(compact: Path, tmp_path: Path) -> Workshop:
-    return Workshop(compact, tmp_path / "copy")
+def shop(bases: Bases, tmp_path: Path) -> Workshop:
+    return Workshop(bases["gptq-compact"], tmp_path / "copy")
 
 
 def _unindex(shop: Workshop) -> None:

@@ -51,7 +51,7 @@ def load_whole_model(path: Path) -> torch.nn.Module:
 
 @torch.inference_mode()
 def test_logits_are_those_of_transformers_whatever_the_batches(documents: list[list[int]]) -> None:
-    model = load_load_whole_model(CHECKPOINT)
+    model = load_whole_model(CHECKPOINT)
     expected = [model(input_ids=torch.tensor([ids])).logits[0] for ids in documents]
     for batch_tokens in (1, 140, 10_000):
         batches = make_batches(documents, batch_tokens)

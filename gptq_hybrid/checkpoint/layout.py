@@ -53,6 +53,23 @@ class TensorLayout:
     mtp: tuple[TensorSpec, ...]
     fused: tuple[FusedModule, ...]
 
+    @property
+    def dense(self) -> tuple[TensorSpec, ...]:
+        """Every tensor of the unquantized original."""
+        return (*(linear.weight for linear in self.quantized), *self.plain, *self.vision, *self.mtp)
+
+    @property
+    def output_head(self) -> LinearSpec | None:
+        """The output head as a linear; None where it is the embedding (tied)."""
+        head = next((spec for spec in self.plain if spec.name == "lm_head.weight"), None)
+        return None if head is None else LinearSpec("lm_head", *head.shape)
+
+    @property
+    def mtp_linears(self) -> list[LinearSpec]:
+        """The linears of the MTP head, ``mtp.fc`` among them."""
+        matrices = [spec for spec in self.mtp if len(spec.shape) == 2]
+        return [LinearSpec(spec.name.removesuffix(".weight"), *spec.shape) for spec in matrices]
+
     def renamed(self, old: str, new: str) -> TensorLayout:
         """The layout with ``new`` in place of the prefix ``old`` in every name."""
 
@@ -70,11 +87,6 @@ class TensorLayout:
             vision=tensors(self.vision),
             fused=tuple(FusedModule(name(f.name), tuple(map(name, f.shards))) for f in self.fused),
         )
-
-    @property
-    def dense(self) -> tuple[TensorSpec, ...]:
-        """Every tensor of the unquantized original."""
-        return (*(linear.weight for linear in self.quantized), *self.plain, *self.vision, *self.mtp)
 
 
 @dataclass(frozen=True, slots=True)

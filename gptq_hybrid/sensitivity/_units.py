@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gptq_hybrid.checkpoint import LinearSpec, TensorLayout
-from gptq_hybrid.recipes.packaging import mtp_linears, output_head
 
 Place = Literal["layer", "head", "draft"]
 WHOLE_DRAFT = "mtp"
@@ -51,14 +50,14 @@ def units_of(layout: TensorLayout, *, draft: bool) -> list[Unit]:
         name, shards = (fused.name, fused.shards) if fused else (linear.name, (linear.name,))
         number, _, kind = name.removeprefix(f"{layout.layers_prefix}.").partition(".")
         units.append(Unit(name, kind, int(number), "layer", tuple(linears[shard] for shard in shards)))
-    head = output_head(layout)
+    head = layout.output_head
     if head is not None:
         units.append(Unit(head.name, head.name, None, "head", (head,)))
     return units + (_draft_units(layout) if draft else [])
 
 
 def _draft_units(layout: TensorLayout) -> list[Unit]:
-    found = mtp_linears(layout)
+    found = layout.mtp_linears
     if not found:
         return []
     fused = _fused_kinds(layout)

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Damping:
-    """``asked``: the damping in the settings. ``floor``: added to every diagonal entry. Shares of mean(diag H)."""
+    """``configured``: the damping in the settings. ``floor``: added to every diagonal entry. Shares of mean(diag H)."""
 
-    asked: float
+    configured: float
     floor: float
 
 

@@ -145,7 +145,7 @@ def record_modules() -> Iterator[dict[str, ModuleRecord]]:
         def add(record: ModuleRecord) -> None:
             damping = dampings.pop(record.module, None)
             if damping is not None:
-                record = replace(record, damp_asked=damping.asked, floor=damping.floor)
+                record = replace(record, damp_asked=damping.configured, floor=damping.floor)
             with lock:
                 records[record.module] = record
 

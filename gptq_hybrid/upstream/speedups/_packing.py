@@ -3,8 +3,8 @@
 Changes: ``PackableQuantLinear.pack_block``, for dense linears in 2, 4 or 8 bits.
 Why: gptqmodel packs a module on one core while the next modules are quantized. For five layers of the 27B that
     kept threads busy for 53 s of a run of 28 s (an H200, with the other speed-ups), and threads that wait for
-    Python's lock slowed down the sweep from 2.7 to 4.3 s. The ``pack_impl="gpu"`` of 7.6.0 launches nine kernels for
-    every 32 inputs.
+    Python's lock slowed down the sweep from 2.7 to 4.3 s. The ``pack_impl="gpu"`` of 7.6.0 launches nine
+    kernels for every 32 inputs.
 Versions: 7.6.0; it fits 7.7.0, and was not run there on a GPU.
 Checks: the signature of ``pack_block``.
 May go: when gptqmodel's ``pack_impl="gpu"`` is as fast.

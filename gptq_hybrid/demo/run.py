@@ -21,7 +21,7 @@ from gptq_hybrid.common.vllm_server import (
 from gptq_hybrid.doctor import inspect, installed_vllm
 from gptq_hybrid.doctor.serve_line import serve_arguments
 from gptq_hybrid.doctor.vllm_releases import plugin_installed
-from gptq_hybrid.quantize import QuantizeRequest, QuantizeResult, quantize
+from gptq_hybrid.quantize import QuantizeRequest, QuantizeResult, plan_run, quantize
 from gptq_hybrid.recipes import load_recipe
 
 from .builder import DemoCheckpoint, build_demo_checkpoint
@@ -95,7 +95,7 @@ def run_demo(folder: Path, *, recipe: str, on_stage: Callable[[str], None]) -> D
     with stage("build", "Building a checkpoint of the true architecture, with an MTP head"):
         original = build_demo_checkpoint(folder / "original")
     with stage("quantize", "Quantizing to W4A16 GPTQ g128 with gptqmodel"):
-        result = _quantize(original, folder / "quantized", recipe)
+        result = _quantize(original, folder / "quantized", recipe, on_stage)
         refuse_faulty(result.target)
     arguments = _serve_arguments(result.target)
     with ExitStack() as serving:
@@ -114,16 +114,19 @@ def run_demo(folder: Path, *, recipe: str, on_stage: Callable[[str], None]) -> D
     return report
 
 
-def _quantize(original: DemoCheckpoint, target: Path, recipe: str) -> QuantizeResult:
+def _quantize(
+    original: DemoCheckpoint, target: Path, recipe: str, on_stage: Callable[[str], None]
+) -> QuantizeResult:
+    request = QuantizeRequest(
+        source=original.path,
+        target=target,
+        recipe=load_recipe(recipe),
+        calibration="demo",
+        samples=24,
+        max_length=256,
+    )
     return quantize(
-        QuantizeRequest(
-            source=original.path,
-            target=target,
-            recipe=load_recipe(recipe),
-            calibration="demo",
-            samples=24,
-            max_length=256,
-        )
+        plan_run(request), on_slower=lambda reason: on_stage(f"gptqmodel runs at its own speed: {reason}")
     )
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gptq_hybrid.checkpoint import LinearSpec, TensorLayout
-from gptq_hybrid.recipes.packaging import mtp_linears, output_head
 
 Place = Literal["layer", "head", "mtp"]
 WHOLE_MTP = "mtp"
@@ -52,14 +51,14 @@ def list_units(layout: TensorLayout, *, mtp: bool) -> list[Unit]:
         name, shards = (fused.name, fused.shards) if fused else (linear.name, (linear.name,))
         number, _, kind = name.removeprefix(f"{layout.layers_prefix}.").partition(".")
         units.append(Unit(name, kind, int(number), "layer", tuple(linears[shard] for shard in shards)))
-    head = output_head(layout)
+    head = layout.output_head
     if head is not None:
         units.append(Unit(head.name, head.name, None, "head", (head,)))
     return units + (_list_mtp_units(layout) if mtp else [])
 
 
 def _list_mtp_units(layout: TensorLayout) -> list[Unit]:
-    linears = mtp_linears(layout)
+    linears = layout.mtp_linears
     if not linears:
         return []
     fused = _fused_kinds(layout)

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from gptq_hybrid.checkpoint import LinearSpec, TensorLayout, layout_for
+from gptq_hybrid.checkpoint import Checkpoint, LinearSpec, TensorLayout, layout_for
 from gptq_hybrid.demo import DemoSpec, build_demo_checkpoint
-from gptq_hybrid.recipes.packaging import Packaging
-from gptq_hybrid.writer import CheckpointPlan, write_checkpoint
+from gptq_hybrid.recipes import Packaging
+from gptq_hybrid.writer import CheckpointSpec, write_checkpoint
 
 from .case import INDEX, MTP_FILE, Tensors
 
@@ -165,7 +165,7 @@ def _repackaged(quantized: Path, original: Path, target: Path, packaging: Packag
         (folder / "quantize_config.json").write_text(json.dumps(saved))
         (folder / "config.json").write_bytes((original / "config.json").read_bytes())
 
-    write_checkpoint(CheckpointPlan(original, packaging=packaging), target, save_shards)
+    write_checkpoint(CheckpointSpec(Checkpoint.open(original), packaging=packaging), target, save_shards)
     return target
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Damping:
-    """``configured``: the damping in the settings. ``floor``: added to every diagonal entry. Shares of mean(diag H)."""
+    """``configured``: the damping in the settings. ``floor``: added to the diagonal. Shares of mean(diag H)."""
 
     configured: float
     floor: float

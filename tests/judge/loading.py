@@ -107,9 +107,9 @@ class Judgement:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
     # pydantic says first how many errors there are, then whose, then what.
-    text = lines[2 if len(lines) > 2 and "validation error" in lines[0] else 0] if lines else ""
+    text = next((line for line in lines[1:] if " [type=" in line), lines[0])
     return f"{type(error).__name__}: {text.partition(' [type=')[0][:300]}"
 
 
@@ -165,12 +165,13 @@ class _Notes:
         self.heads: list[torch.Tensor] = []
         self.unwritten: dict[str, float] = {}
         self.dropped: list[str] = []
-        self.given: dict[int, int] = {}
+        self.given: dict[int, dict[Any, int]] = {}
         self.misread: dict[str, str] = {}
 
     def arrives(self, name: str, parameter: torch.Tensor, tensor: torch.Tensor) -> None:
         """A tensor of the checkpoint is about to be written into a parameter, or into a part of it."""
-        self.given[id(parameter)] = self.given.get(id(parameter), 0) + tensor.numel()
+        shard = getattr(tensor, "shard_id", None)
+        self.given.setdefault(id(parameter), {})[shard] = tensor.numel()
         codes = not tensor.is_floating_point() or tensor.element_size() == 1
         if codes and parameter.is_floating_point() and parameter.element_size() > 1:
             self.misread[name] = f"{tensor.dtype} into {parameter.dtype}"
@@ -178,8 +179,8 @@ class _Notes:
     def compare(self, model: nn.Module) -> None:
         """Do as many elements arrive as there are?"""
         for name, parameter in model.named_parameters():
-            given, last = self.given.get(id(parameter)), name.rpartition(".")[2]
-            if given is None or last in _MAY_BE_ABSENT or name in self.unwritten:
+            given, last = sum(self.given.get(id(parameter), {}).values()), name.rpartition(".")[2]
+            if not given or last in _MAY_BE_ABSENT or name in self.unwritten:
                 continue
             if given != parameter.numel():
                 self.misread.setdefault(name, f"{given} elements into {parameter.numel()}")
@@ -215,7 +216,8 @@ def _note_taking_loader() -> type[Any]:
 
 
 def _note_arrivals() -> None:
-    """Have vLLM's loader of a parameter say what it is about to load."""
+    """Have vLLM's loaders of a parameter, and of a part of a fused one, say what they are about to load."""
+    from vllm.model_executor.layers.linear import MergedColumnParallelLinear, QKVParallelLinear
     from vllm.model_executor.models.utils import AutoWeightsLoader
 
     stock = AutoWeightsLoader._load_param
@@ -231,6 +233,22 @@ def _note_arrivals() -> None:
         yield from stock(self, base_prefix, parameter, noted())
 
     AutoWeightsLoader._load_param = load
+
+    def noting(stock: Any) -> Any:
+        def load_weights(self: Any, weights: Any) -> Iterator[str]:
+            def noted() -> Iterator[tuple[str, torch.Tensor]]:
+                for name, tensor in weights:
+                    parameter = getattr(self, name, None)
+                    if isinstance(parameter, torch.Tensor):
+                        _notes.arrives(f"{self.prefix}.{name}", parameter, tensor)
+                    yield name, tensor
+
+            yield from stock(self, noted())
+
+        return load_weights
+
+    for fused in (MergedColumnParallelLinear, QKVParallelLinear):
+        fused.load_weights = noting(fused.load_weights)
 
 
 def _thrown_away(model: nn.Module) -> list[str]:
@@ -328,7 +346,7 @@ def install() -> None:
       is written into a parameter;
     * linear kernels that run nothing (:func:`_stand_in_kernels`);
     * the registry inspects a class here, not in a process of its own that would import vLLM again;
-    * no garbage collection after each model.
+    * no garbage collection after each model, and no pause before a config is read a second time.
     """
     global _installed
     if _installed:
@@ -341,6 +359,7 @@ def install() -> None:
     from vllm.model_executor.layers.quantization import get_quantization_config
     from vllm.model_executor.model_loader import base_loader
     from vllm.model_executor.models import registry
+    from vllm.transformers_utils import repo_utils
 
     for method in ("auto_gptq", "auto_awq", "compressed-tensors", "fp8", "inc", "modelopt", "modelopt_fp4"):
         get_quantization_config(method)
@@ -350,6 +369,7 @@ def install() -> None:
     loaders._LOAD_FORMAT_TO_MODEL_LOADER["auto"] = _note_taking_loader()
     registry._run_in_subprocess = lambda inspect: inspect()
     _custom_ops._supports_onednn = False
+    repo_utils.time = SimpleNamespace(sleep=lambda seconds: None)
     base_loader.gc = SimpleNamespace(collect=lambda: None)
     gc.collect()
     gc.freeze()

@@ -67,7 +67,11 @@ class Judge:
         child = self._running()
         assert child.stdin and child.stdout
         try:
-            print(json.dumps({"folder": str(folder), "mtp": mtp, "images": images}), file=child.stdin, flush=True)
+            print(
+                json.dumps({"folder": str(folder), "mtp": mtp, "images": images}),
+                file=child.stdin,
+                flush=True,
+            )
             answer = child.stdout.readline()
         except BrokenPipeError:
             answer = ""
@@ -78,7 +82,11 @@ class Judge:
 
     def _running(self) -> subprocess.Popen[str]:
         if self._child is None:
-            environment = os.environ | {"VLLM_PLUGINS": "", "OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+            environment = os.environ | {
+                "VLLM_PLUGINS": "",
+                "OMP_NUM_THREADS": "1",
+                "VLLM_LOGGING_LEVEL": "ERROR",
+            }
             self._child = subprocess.Popen(
                 [sys.executable, "-m", "tests.judge.loading"],
                 cwd=_ROOT,

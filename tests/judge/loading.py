@@ -42,7 +42,11 @@ _BYTES_BY_CHANCE = 1 / 20
 # a KV cache in FP8, which have defaults. So may the zero points of symmetric GPTQ, whose kernels are told
 # `zero_points=False`.
 _MAY_BE_ABSENT = frozenset(
-    {"weight_shape", "prob_scale", *(f"{which}_{part}" for which in "qkv" for part in ("scale", "zero_point"))}
+    {
+        "weight_shape",
+        "prob_scale",
+        *(f"{which}_{part}" for which in "qkv" for part in ("scale", "zero_point")),
+    }
 )
 
 
@@ -104,6 +108,21 @@ class Judgement:
     def fine(self) -> bool:
         """Whether this serves as asked."""
         return self.loads and self.target_live and not self.misread and (self.head_live or not self.mtp)
+
+    @property
+    def said(self) -> str:
+        """What is wrong, in a line."""
+        lost = {
+            **self.unwritten_target,
+            **{f"draft {name}": share for name, share in self.unwritten_draft.items()},
+        }
+        told = {
+            "unwritten": sorted(lost)[:3],
+            "thrown away": self.dropped,
+            "misread": dict([*self.misread.items()][:2]),
+        }
+        wrong = f"{self.stage}: {self.error} ({self.where})" if self.error else self.stage
+        return "; ".join([wrong, *(f"{what} {names}" for what, names in told.items() if names)])
 
 
 def _first_line(error: BaseException) -> str:
@@ -271,6 +290,7 @@ def _stand_in_kernels() -> None:
     """
     from vllm.model_executor.kernels import linear
     from vllm.model_executor.kernels.linear.mixed_precision import MPLinearKernel, marlin
+    from vllm.model_executor.layers.quantization.inc.schemes import inc_wna16_scheme
     from vllm.model_executor.layers.quantization.utils import marlin_utils
     from vllm.platforms import PlatformEnum
 
@@ -281,8 +301,6 @@ def _stand_in_kernels() -> None:
             return stock(has_zp, include_fp_type, 89)
 
     marlin_utils._query_cpu_marlin_supported_quant_types = as_on_ada
-    for name in ("query_marlin_supported_quant_types",):
-        setattr(marlin_utils, name, stock)
 
     class StandIn(MPLinearKernel):  # type: ignore[misc]
         @classmethod
@@ -302,6 +320,8 @@ def _stand_in_kernels() -> None:
 
     linear._POSSIBLE_KERNELS[PlatformEnum.CPU] = [StandIn]
 
+    inc_wna16_scheme.current_platform = SimpleNamespace(**_GPU)
+
     class Nothing:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self.config = SimpleNamespace(zero_points=True)
@@ -312,7 +332,7 @@ def _stand_in_kernels() -> None:
         def __getattr__(self, name: str) -> Any:
             if name.startswith("__"):
                 raise AttributeError(name)
-            return None
+            return lambda *args, **kwargs: None
 
     for module in list(sys.modules.values()):
         if getattr(module, "__name__", "").startswith("vllm."):
@@ -480,7 +500,9 @@ def _judge_draft(result: Judgement, vllm_config: Any, target: nn.Module) -> None
     result.draft = type(draft).__name__
     shared = ("model.embed_tokens.", "lm_head.")
     result.unwritten_draft = {n: s for n, s in _notes.unwritten.items() if not n.startswith(shared)}
-    result.misread |= {f"draft {name}": said for name, said in _notes.misread.items() if not name.startswith(shared)}
+    result.misread |= {
+        f"draft {name}": said for name, said in _notes.misread.items() if not name.startswith(shared)
+    }
     result.mtp_layers = len(draft.model.layers)
     proposer.model = draft
     owner = target.get_language_model() if hasattr(target, "get_language_model") else target

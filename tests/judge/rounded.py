@@ -31,7 +31,7 @@ def rounded_checkpoint(folder: Path, recipe: str) -> Path:
     for path in folder.glob("model-*.safetensors"):
         tensors = load_file(path)
         for name in sorted(wanted.keys() & tensors.keys()):
-            codes, scales = quantize_rtn(tensors.pop(name), 4, GROUP)
+            codes, scales = quantize_rtn(tensors.pop(name), 4, GROUP, search=False)
             parts = pack(codes, scales.to(torch.float16), 4)
             if act_order:
                 parts["g_idx"] = _permuted(parts["g_idx"])

@@ -23,15 +23,21 @@ from .kinds import AGREED, TO_MEND, Kind
 from .made import GROUPS, Made, build
 from .rounded import rounded_checkpoint
 
+# What is to be mended was seen with this one; the case of another release is not for this judge.
+RELEASE = "0.32.0"
+VERSION = str(installed_vllm()).partition("+")[0]
 pytestmark = [
     # No engine, but vLLM's imports: 10 to 20 s on two cores.
     pytest.mark.engine,
     pytest.mark.skipif(unavailable() is not None, reason=str(unavailable())),
+    pytest.mark.skipif(
+        unavailable() is None and VERSION != RELEASE,
+        reason=f"vLLM {VERSION} is installed; the kinds are of {RELEASE}",
+    ),
 ]
 
 EXAMPLES = int(os.environ.get("QWEN36_JUDGE_EXAMPLES", "0"))
 BY_DEFAULT = 120
-VERSION = str(installed_vllm()).partition("+")[0]
 
 # What the checker calls an error and a loader cannot see, by rule.
 UNSEEN = {
@@ -92,6 +98,7 @@ class Opinion:
 @pytest.fixture(scope="module")
 def judge() -> Iterator[Judge]:
     judge = Judge()
+    judge.start()
     yield judge
     judge.close()
 
@@ -138,7 +145,7 @@ def _judged(case: CorpusCase) -> bool:
     return case.vllm == VERSION and not case.plugin
 
 
-@pytest.mark.parametrize("case", filter(_judged, CASES), ids=lambda case: case.id)
+@pytest.mark.parametrize("case", [case for case in CASES if _judged(case)], ids=lambda case: case.id)
 def test_the_corpus(ask: Callable[..., Opinion], bases: Bases, case: CorpusCase, tmp_path: Path) -> None:
     shop = Workshop(bases[case.base], tmp_path / "case")
     case.apply(shop)
@@ -186,16 +193,20 @@ _GROUPS = st.frozensets(st.sampled_from(GROUPS), max_size=2)
 CHECKPOINTS = st.builds(
     Made,
     nested=st.booleans(),
-    architecture=st.sampled_from([None] * 6 + ["Qwen3_5ForConditionalGeneration", "Qwen3_5ForCausalLM"]),
+    architecture=st.sampled_from([None] * 12 + ["Qwen3_5ForConditionalGeneration", "Qwen3_5ForCausalLM"]),
     format=st.sampled_from(["bf16", "gptq", "awq", "auto-round", "packed", "fp8"]),
-    packed=st.one_of(st.just(frozenset()), _GROUPS),
-    declared=st.one_of(st.none(), st.none(), _GROUPS),
-    style=st.sampled_from(["shard", "shard", "fused", "regex"]),
-    zero=st.sampled_from([(False, False)] * 4 + [(True, True), (True, False), (False, True)]),
-    count=st.sampled_from(["text-1"] * 5 + ["text-0", "root-1", "absent", "nextn-1"]),
-    tied=st.one_of(st.just((False, False)), st.tuples(*[st.sampled_from([None, False, True])] * 2)),
-    own_head=st.sampled_from([True, True, True, False]),
+    packed=st.one_of(
+        st.just(frozenset()), st.sampled_from([frozenset({"mtp"}), frozenset({"mtp", "fc"})]), _GROUPS
+    ),
+    declared=st.one_of(st.none(), st.none(), st.none(), _GROUPS),
+    style=st.sampled_from(["shard", "shard", "regex", "regex", "fused"]),
+    zero=st.sampled_from([(False, False)] * 6 + [(True, True), (True, False), (False, True)]),
+    count=st.sampled_from(["text-1"] * 16 + ["text-0", "root-1", "absent", "nextn-1"]),
+    tied=st.one_of(*[st.just((False, False))] * 3, st.tuples(*[st.sampled_from([None, False, True])] * 2)),
+    own_head=st.sampled_from([True] * 6 + [False]),
     absent=st.one_of(
+        st.just(frozenset()),
+        st.just(frozenset()),
         st.just(frozenset()),
         st.frozensets(st.sampled_from(["head_dim", "layer_types", "full_attention_interval"]), max_size=2),
     ),
@@ -206,9 +217,9 @@ CHECKPOINTS = st.builds(
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A place for a checkpoint of each example."""
-    yield tmp_path_factory.mktemp("drawn")
+    return tmp_path_factory.mktemp("drawn")
 
 
 @settings(
@@ -225,5 +236,5 @@ def test_checkpoints_drawn_at_random(
 ) -> None:
     folder = build(made, drawn / str(len(list(drawn.iterdir()))), original.path)
     opinion = ask(folder, mtp=mtp)
-    excused = [kind.id for kind in TO_MEND if kind.excuses and kind.excuses(made)]
+    excused = [kind.id for kind in TO_MEND if kind.says == opinion.report.verdict and kind.may_be(made)]
     assert opinion.difference is None or excused

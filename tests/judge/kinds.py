@@ -34,6 +34,7 @@ class Kind:
         why: what vLLM does, in one sentence.
         made, change: how to build one.
         folder: what the checkpoint's folder is called.
+        mtp: whether MTP is asked for.
         excuses: of checkpoints drawn at random, those whose disagreement may be of this kind.
     """
 
@@ -45,6 +46,7 @@ class Kind:
     change: Change | None = None
     folder: str = "checkpoint"
     excuses: Callable[[Made], bool] | None = None
+    mtp: bool = True
 
     def may_be(self, made: Made) -> bool:
         """Whether what checker and vLLM make of ``made`` may differ for this reason."""
@@ -382,6 +384,10 @@ CLASSES = (
     Kind("text-class-with-a-tower", 8, "serves", "has no module called visual",
          Made(architecture="Qwen3_5ForCausalLM")),
 )  # fmt: skip
+PREFIXES = (
+    Kind("head-under-language_model-unwanted", 10, "faulty", "drops `mtp.` inside `language_model.` too",
+         Made(head="language_model.mtp"), excuses=lambda m: m.head == "language_model.mtp", mtp=False),
+)  # fmt: skip
 DEFAULTS = (
     *(
         Kind(f"absent-{key}", 11, "faulty", "has a default", Made(absent=frozenset({key})),
@@ -434,7 +440,8 @@ ALARMS = (
          tensors(lambda t: [t.pop(name) for name in list(t) if name.endswith(".qzeros")])),
 )  # fmt: skip
 TO_MEND: tuple[Kind, ...] = (
-    *NAMES, *COUNT, *TIED, *ZERO, *PLACES, *METHODS, *GROUPS, *RULES, *CLASSES, *DEFAULTS, *FILES, *VALUES, *ALARMS,
+    *NAMES, *COUNT, *TIED, *ZERO, *PLACES, *METHODS, *GROUPS, *RULES, *CLASSES,
+    *PREFIXES, *DEFAULTS, *FILES, *VALUES, *ALARMS,
 )  # fmt: skip
 # Suspects of which checker and vLLM think alike today; they have to go on doing so.
 AGREED: tuple[Kind, ...] = (

@@ -168,7 +168,7 @@ def test_explanations_are_of_cases_and_rules_that_there_are() -> None:
 def test_what_is_to_be_mended_still_is(
     ask: Callable[..., Opinion], companions: Path, kind: Kind, tmp_path: Path
 ) -> None:
-    opinion = ask(kind.build(tmp_path, companions))
+    opinion = ask(kind.build(tmp_path, companions), mtp=kind.mtp)
     assert opinion.difference, f"{kind.id} is mended: take it out of TO_MEND, or move it to AGREED"
     assert opinion.report.verdict == kind.says
     assert opinion.judgement.fine is (kind.says == "faulty"), opinion.judgement.said
@@ -178,7 +178,7 @@ def test_what_is_to_be_mended_still_is(
 def test_what_was_suspected_and_is_right(
     ask: Callable[..., Opinion], companions: Path, kind: Kind, tmp_path: Path
 ) -> None:
-    opinion = ask(kind.build(tmp_path, companions))
+    opinion = ask(kind.build(tmp_path, companions), mtp=kind.mtp)
     assert opinion.difference is None
     assert opinion.report.verdict == kind.says
     assert opinion.judgement.fine is (kind.says == "serves"), opinion.judgement.said

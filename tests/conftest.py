@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from gptq_hybrid.demo import DemoCheckpoint, DemoSpec, build_demo_checkpoint
+from tests.log_lines import lines_from
 
 SAMPLES, MAX_LENGTH = 24, 192
 
@@ -111,3 +113,10 @@ def damaged(tmp_path: Path) -> Iterator[Callable[[Path], Path]]:
 def separate(build: Callable[..., DemoCheckpoint], damaged: Callable[[Path], Path]) -> Path:
     """A private copy of the constructed checkpoint with its head in ``mtp.safetensors``."""
     return damaged(build(mtp="separate").path)
+
+
+@pytest.fixture
+def shown() -> Iterator[Callable[[], str]]:
+    """What the plugin has logged so far, a line each, as ``LEVEL message``."""
+    with lines_from(logging.DEBUG) as lines:
+        yield lines

@@ -1,7 +1,7 @@
 """vLLM's names of the model classes this plugin acts on.
 
-Those of the family in ``gptq_hybrid.checkpoint.families`` (a test compares them), written down here because
-importing that package and scanning its entry points took 80 ms of a register() that may take 50.
+The same as those of the family in ``gptq_hybrid.checkpoint.families`` (a test compares them). They stand here too
+because importing that package and scanning its entry points takes 80 ms, and register() may take 50.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the plugin raises on purpose. Each text is written for the person who started vLLM."""
+"""The plugin's errors. Each text is written for the person who started vLLM."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ class RefusalError(ValueError):
 
 
 class OptionsError(RefusalError):
-    """``--additional-config`` holds an option the plugin does not have."""
+    """An option in ``--additional-config`` that does not exist, has a wrong value, or cannot be done here."""
 
 
 class MtpHeadError(RefusalError):
@@ -20,4 +20,4 @@ class ActOrderError(RefusalError):
 
 
 class CompatError(RuntimeError):
-    """Something of vLLM that is no public interface is not what this plugin expects."""
+    """Something below vLLM's public interface is not what this plugin expects."""

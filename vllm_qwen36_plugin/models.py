@@ -1,22 +1,22 @@
-"""The family's model classes, as vLLM is to build them: its own, with what the features want done at that moment.
+"""The model classes that vLLM builds in place of its own, under the same names.
 
-The registry imports this module where the model is built, in the worker. Doing what it does from ``register()``
-would import vLLM's kernels (3.5 s on two cores) into every command.
+vLLM's registry imports this module in the worker, where a model is built, and asks for a class by name. That is the
+moment to offer kernels: from ``register()`` it would import vLLM's (3.5 s on two cores) into every command.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from vllm.model_executor.models import qwen3_5
 from vllm.platforms import current_platform
 
-from .act_order.built import introduced
-from .architectures import TARGETS
+from .architectures import MTP_DRAFT, TARGETS
+from .log import logger
 
-# Importing them offers their kernels.
 if current_platform.is_cpu():
-    from .cpu import models as _cpu_int4  # noqa: F401
+    from .cpu.packed_weights import offer
+
+    offer()
 elif current_platform.is_cuda():
     from .prefill.offer import offer
 
@@ -24,11 +24,33 @@ elif current_platform.is_cuda():
 
 
 def __getattr__(name: str) -> Any:
-    # Which classes there are depends on vLLM: 0.19.1 has no Qwen3_5ForCausalLM.
-    found = getattr(qwen3_5, name)
-    if name in TARGETS:
-        found = introduced(found)
-        # One class, however often it is asked for, that is found again under its name.
-        found.__module__ = __name__
-        globals()[name] = found
-    return found
+    if name == MTP_DRAFT:
+        made = _draft_class()
+    elif name in TARGETS:
+        made = _target_class(name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # The same class however often it is asked for; a target's can be pickled by its name here.
+    globals()[name] = made
+    return made
+
+
+def _draft_class() -> type:
+    """The draft model with cheaper drafts; the one with the check alone if that cannot be imported."""
+    try:
+        from .draft_head.model import Qwen3_5MTP
+    except Exception as error:  # noqa: BLE001 - drafts as vLLM makes them are right too
+        from .mtp_guard.worker import Qwen3_5MTP
+
+        logger.warning("vllm-qwen36-plugin: drafts stay as vLLM makes them because %s", error or repr(error))
+    return Qwen3_5MTP
+
+
+def _target_class(name: str) -> type:
+    from vllm.model_executor.models import qwen3_5
+
+    from .act_order.siblings import announcing
+
+    made = announcing(getattr(qwen3_5, name))
+    made.__module__ = __name__
+    return made

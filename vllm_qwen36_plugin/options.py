@@ -9,28 +9,30 @@ from typing import Any, Literal, get_args, get_type_hints
 from .errors import OptionsError
 
 SECTION = "qwen36"
+_EXAMPLE = f'\'{{"{SECTION}": {{"mtp_check": "off"}}}}\''
 
 
 @dataclass(frozen=True, slots=True)
 class PluginOptions:
     """What a user can set. A ``Literal`` lists its valid values, the default first."""
 
+    # The checks of the MTP head, before start and in the worker; the check of every g_idx.
     mtp_check: Literal["on", "off"] = "on"
     act_order_check: Literal["on", "off"] = "on"
-    # Linears for many rows: the checkpoint's numbers, wherever measured faster; the same, asked for by name;
-    # in 8 bits.
+    # How linears multiply many tokens. `auto` and `exact`: with the checkpoint's own numbers, wherever that was
+    # measured faster. `fp8`: in e4m3.
     prefill: Literal["auto", "exact", "fp8", "off"] = "auto"
     prefill_scratch_mib: int = 128
     prefill_profile: str | None = None
-    # Weights that MTP drafts with: the plugin's choice; the checkpoint's own; e4m3; 4 or 8 bits as GPTQ.
+    # Weights that MTP drafts with: the plugin's choice, the checkpoint's own, e4m3, 4 or 8 bits as GPTQ.
     draft: Literal["auto", "bf16", "fp8", "w4", "w8"] = "auto"
-    # Tokens that may be drafted, the likeliest of a list; 0 for all; None for the usual number if there is a list.
+    # How many tokens may be drafted, the likeliest of a list: 0 for all, None for the usual number if there is one.
     draft_vocab: int | None = None
     draft_vocab_file: str | None = None
 
     @classmethod
     def of(cls, additional_config: object) -> PluginOptions:
-        """Options in vLLM's ``additional_config``; the defaults where it has no section of ours.
+        """Read the options in vLLM's ``additional_config``; the defaults if it has no section of ours.
 
         Raises:
             OptionsError: an unknown key or value, or a section that is not an object.
@@ -39,7 +41,7 @@ class PluginOptions:
             return cls()
         section = additional_config[SECTION]
         if not isinstance(section, Mapping):
-            raise OptionsError(f'"{SECTION}" in --additional-config must be an object, e.g. {_example()}')
+            raise OptionsError(f'"{SECTION}" in --additional-config must be an object, e.g. {_EXAMPLE}')
         hints = get_type_hints(cls)
         names = [field.name for field in fields(cls)]
         for key, value in section.items():
@@ -47,29 +49,22 @@ class PluginOptions:
                 raise OptionsError(
                     f'unknown option "{SECTION}.{key}" in --additional-config; there are: {", ".join(names)}'
                 )
-            wanted = _unless_valid(hints[key], value)
-            if wanted:
+            valid, description = _judge(hints[key], value)
+            if not valid:
                 raise OptionsError(
-                    f'"{SECTION}.{key}" in --additional-config must be {wanted}, not {value!r}'
+                    f'"{SECTION}.{key}" in --additional-config must be {description}, not {value!r}'
                 )
         return cls(**section)
 
 
-def _unless_valid(hint: Any, value: object) -> str | None:
-    """What a value must be, if it is not."""
+def _judge(hint: Any, value: object) -> tuple[bool, str]:
+    """Return whether a value fits a field's type, and a description of those that do."""
     choices = get_args(hint)
+    number = value if isinstance(value, int) and not isinstance(value, bool) else -1
     if hint is int:
-        return None if _whole(value) and value != 0 else "a whole number above 0"
+        return number > 0, "a whole number above 0"
     if int in choices:
-        return None if value is None or _whole(value) else "a whole number, 0 or more"
+        return value is None or number >= 0, "a whole number, 0 or more"
     if type(None) in choices:
-        return None if value is None or (isinstance(value, str) and value) else "the path of a file"
-    return None if value in choices else " or ".join(f'"{choice}"' for choice in choices)
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _example() -> str:
-    return f'\'{{"{SECTION}": {{"mtp_check": "off"}}}}\''
+        return value is None or (isinstance(value, str) and value != ""), "the path of a file"
+    return value in choices, " or ".join(f'"{choice}"' for choice in choices)

@@ -1,12 +1,29 @@
-"""Linears in GPTQ's file layout, with torch and without gptqmodel: round, pack, unpack.
+"""Linears in GPTQ's file layout, with torch alone: round, pack, unpack.
 
-What gptqmodel is needed for is choosing the codes of the decoder layers; the output
-head and the MTP head are rounded here, and whoever evaluates a checkpoint reads all of
-them with :func:`dequantize`.
+Needs neither vLLM nor gptqmodel. gptqmodel chooses the codes of the decoder layers; the output head and the MTP
+head are rounded here, by the writer and by the plugin. Whoever reads a checkpoint's weights uses
+:func:`dequantize`.
 """
 
-from ._gptq import BITS, CheckpointFormat, dequantize, pack
-from ._rtn import quantize_rtn
-from ._words import pack_words
+from .gptq_layout import (
+    BITS,
+    CheckpointFormat,
+    dequantize,
+    dequantize_symmetric,
+    natural_g_idx,
+    pack,
+)
+from .rounding import quantize_rtn
+from .words import pack_words, unpack_words
 
-__all__ = ["BITS", "CheckpointFormat", "dequantize", "pack", "pack_words", "quantize_rtn"]
+__all__ = [
+    "BITS",
+    "CheckpointFormat",
+    "dequantize",
+    "dequantize_symmetric",
+    "natural_g_idx",
+    "pack",
+    "pack_words",
+    "quantize_rtn",
+    "unpack_words",
+]

@@ -11,7 +11,16 @@ torch = pytest.importorskip("torch")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from gptq_hybrid.packing import BITS, dequantize, pack, quantize_rtn  # noqa: E402
+from gptq_hybrid.packing import (  # noqa: E402
+    BITS,
+    dequantize,
+    dequantize_symmetric,
+    natural_g_idx,
+    pack,
+    pack_words,
+    quantize_rtn,
+    unpack_words,
+)
 
 
 def _codes(rows: int, columns: int, bits: int, seed: int = 0) -> Any:
@@ -23,7 +32,7 @@ def _scales(rows: int, groups: int, seed: int = 1) -> Any:
 
 
 def _bit_by_bit(parts: dict[str, Any], bits: int, stored_minus: int) -> Any:
-    """The definition, in Python's integers: the stream of bits of each column, one value after another."""
+    """Unpack by the definition, in Python's integers: the bits of a column, one value after another."""
 
     def stream(words: list[int]) -> int:
         return sum((word & 0xFFFFFFFF) << (32 * number) for number, word in enumerate(words))
@@ -66,6 +75,40 @@ def test_without_g_idx_groups_are_in_natural_order() -> None:
     assert torch.equal(dequantize(**parts, bits=4), dequantize(**{**parts, "g_idx": None}, bits=4))
 
 
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_a_symmetric_weight_is_one_product_rounded_once(bits: int, dtype: Any, groups: int) -> None:
+    codes = _codes(32, 64, bits)
+    scales = torch.randn(32, groups, generator=torch.Generator().manual_seed(2)).to(dtype)  # of either sign
+    parts = pack(codes, scales, bits)
+    found = dequantize_symmetric(parts["qweight"], parts["scales"], bits)
+    assert found.is_contiguous()
+    assert found.dtype == dtype
+    assert torch.equal(found, _bit_by_bit(parts, bits, 1).to(dtype))
+    transposed = parts["qweight"].t().contiguous().t()
+    assert torch.equal(dequantize_symmetric(transposed, parts["scales"], bits), found)
+
+
+def test_the_last_group_of_a_natural_order_may_be_smaller() -> None:
+    assert natural_g_idx(7, 3).tolist() == [0, 0, 0, 1, 1, 1, 2]
+    assert natural_g_idx(4, -1).tolist() == [0, 0, 0, 0]
+    assert natural_g_idx(4, 2).dtype == torch.int32
+
+
+@given(
+    bits=st.integers(1, 8), words=st.integers(1, 3), columns=st.integers(1, 4), seed=st.integers(0, 1 << 30)
+)
+@settings(max_examples=40, deadline=None)
+def test_values_of_any_width_come_back_from_their_words(
+    bits: int, words: int, columns: int, seed: int
+) -> None:
+    values = _codes(32 * words, columns, bits, seed)
+    packed = pack_words(values, bits)
+    assert packed.shape == (bits * words, columns)
+    assert torch.equal(unpack_words(packed, bits).long(), values)
+
+
 @given(
     bits=st.sampled_from(BITS),
     rows=st.integers(1, 3),
@@ -103,6 +146,13 @@ def test_what_does_not_go_together_is_refused(change: dict[str, Any], said: str)
     parts = {**pack(_codes(32, 64, 4), _scales(32, 2), 4), "bits": 4}
     with pytest.raises(ValueError, match=said):
         dequantize(**{**parts, **change})
+
+
+def test_words_that_hold_no_whole_number_of_values_are_refused() -> None:
+    with pytest.raises(ValueError, match="1 words hold no whole number of 3-bit values"):
+        unpack_words(torch.zeros(1, 4, dtype=torch.int32), 3)
+    with pytest.raises(ValueError, match="divide"):
+        dequantize_symmetric(torch.zeros(8, 32, dtype=torch.int32), torch.ones(5, 32), 4)
 
 
 def test_codes_that_fill_no_word_are_refused() -> None:

@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from gptq_hybrid.hooks import manager as plugins
-from vllm_qwen36_plugin import features as _register
-from vllm_qwen36_plugin import register
+from gptq_hybrid.checkpoint.families import families
+from vllm_qwen36_plugin import features, register
 from vllm_qwen36_plugin.architectures import MTP_DRAFT, TARGETS
 from vllm_qwen36_plugin.errors import CompatError
 from vllm_qwen36_plugin.upstream.config_map import add_config_check
@@ -61,14 +60,14 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     monkeypatch.setitem(sys.modules, parent.__name__, parent)
     monkeypatch.setitem(sys.modules, CONFIG, config)
     monkeypatch.setitem(sys.modules, REGISTRY, models)
-    monkeypatch.setattr(_register, "_warned", set())
-    mtp_alone = {name: install for name, install in _register.FEATURES.items() if "MTP" in name}
-    monkeypatch.setattr(_register, "FEATURES", mtp_alone)
+    monkeypatch.setattr(features, "_warned", set())
+    mtp_alone = tuple(feature for feature in features.FEATURES if "MTP" in feature.name)
+    monkeypatch.setattr(features, "FEATURES", mtp_alone)
     return SimpleNamespace(config=config, models=models, registry=registry, map=config_map)
 
 
 def test_the_architectures_are_those_of_the_family() -> None:
-    (family,) = [f for f in plugins.families() if f.name == "qwen3_5"]
+    (family,) = [f for f in families() if f.name == "qwen3_5"]
     assert family.architectures == TARGETS
     assert family.mtp_architectures == (MTP_DRAFT,)
 
@@ -92,7 +91,9 @@ def test_other_models_are_untouched(vllm: SimpleNamespace) -> None:
 def test_the_hook_runs_after_vllms_own_and_keeps_its_other_methods(
     vllm: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_register, "_check_mtp", lambda _: Base.calls.append("ours"))
+    monkeypatch.setattr(
+        "vllm_qwen36_plugin.mtp_guard.front.check_before_start", lambda _: Base.calls.append("ours")
+    )
     register()
     hooked = vllm.map[TARGETS[0]]
     hooked.verify_and_update_config(object())
@@ -174,7 +175,7 @@ def test_vllm_inspects_its_own_class_and_builds_ours(
     assert isinstance(entry, Entry)
     assert hash(entry) is not None  # vLLM caches by it
     assert entry.inspect_model_cls() == "inspected stock"
-    assert entry.load_model_cls() == "vllm_qwen36_plugin.draft_head.registered.Qwen3_5MTP"
+    assert entry.load_model_cls() == "vllm_qwen36_plugin.models.Qwen3_5MTP"
 
 
 def test_a_failed_registration_keeps_vllms_own_class(
@@ -198,6 +199,69 @@ def test_a_config_map_of_another_shape_is_a_compat_error(vllm: SimpleNamespace) 
     vllm.map[TARGETS[0]] = object
     with pytest.raises(CompatError, match="verify_and_update_config"):
         add_config_check(TARGETS[0], "x", lambda _: None)
+
+
+def test_a_feature_is_installed_on_its_platform_alone_and_one_that_fails_takes_no_other_with_it(
+    monkeypatch: pytest.MonkeyPatch, shown: Shown
+) -> None:
+    installed: list[str] = []
+
+    def broken() -> None:
+        raise RuntimeError("of something")
+
+    table = (
+        features.Feature("first", broken),
+        features.Feature("second", lambda: installed.append("any")),
+        features.Feature("third", lambda: installed.append("cpu"), "cpu"),
+        features.Feature("fourth", lambda: installed.append("cuda"), "cuda"),
+    )
+    monkeypatch.setattr(features, "FEATURES", table)
+    monkeypatch.setattr(features, "_warned", set())
+    for platform in ("cuda", "cpu", "other"):
+        monkeypatch.setattr(features, "_platform", lambda platform=platform: platform)
+        register()
+    assert installed == ["any", "cuda", "any", "cpu", "any"]
+    assert shown() == "WARNING vllm-qwen36-plugin: first is off because of something"
+
+
+def test_a_vllm_without_platforms_turns_off_what_needs_one(
+    monkeypatch: pytest.MonkeyPatch, shown: Shown
+) -> None:
+    installed: list[str] = []
+    table = (
+        features.Feature("everywhere", lambda: installed.append("any")),
+        features.Feature("prefill", lambda: installed.append("cuda"), "cuda"),
+    )
+    monkeypatch.setattr(features, "FEATURES", table)
+    monkeypatch.setattr(features, "_warned", set())
+    monkeypatch.setitem(sys.modules, "vllm.platforms", None)
+    register()
+    assert installed == ["any"]
+    assert shown().startswith("WARNING vllm-qwen36-plugin: prefill is off because")
+
+
+def test_every_check_before_start_is_imported_when_it_runs_and_exists(
+    vllm: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are named in strings. A config that asks for nothing passes each of them."""
+    pytest.importorskip("torch")
+    monkeypatch.undo()
+    seen: list[Any] = []
+    for feature in features.FEATURES:
+        if ("check" in feature.name and "worker" not in feature.name) or "options" in feature.name:
+            monkeypatch.setattr(
+                "vllm_qwen36_plugin.upstream.config_map.add_config_check", lambda *check: seen.append(check)
+            )
+            feature.install()
+    assert {name for _, name, _ in seen} == {"mtp", "drafts", "act-order", "prefill"}
+    model = SimpleNamespace(model="nowhere", revision=None, quantization=None)
+    load = SimpleNamespace(load_format="auto", download_dir=None)
+    for _, _, check in seen:
+        check(
+            SimpleNamespace(
+                speculative_config=None, model_config=model, load_config=load, additional_config={}
+            )
+        )
 
 
 PROBE = """
@@ -232,8 +296,10 @@ def test_registering_imports_nothing_but_a_few_modules_of_its_own() -> None:
         "vllm_qwen36_plugin.features",
         "vllm_qwen36_plugin.act_order",
         "vllm_qwen36_plugin.act_order.claim",
+        "vllm_qwen36_plugin.act_order.register",
         "vllm_qwen36_plugin.upstream",
         "vllm_qwen36_plugin.upstream.config_map",
+        "vllm_qwen36_plugin.cpu",
         "vllm_qwen36_plugin.cpu.sampling",
         "vllm_qwen36_plugin.upstream.model_registry",
         "vllm_qwen36_plugin.errors",

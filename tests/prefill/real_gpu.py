@@ -11,12 +11,12 @@ import pytest
 import torch
 from vllm.config import VllmConfig, set_current_vllm_config
 
+from gptq_hybrid.packing import dequantize_symmetric
 from vllm_qwen36_plugin.architectures import TARGETS
-from vllm_qwen36_plugin.packed import dequantize_words
 from vllm_qwen36_plugin.prefill import dispatch, routes
 from vllm_qwen36_plugin.prefill.kernel import FP8_SCALES, PrefillLinearKernel
 from vllm_qwen36_plugin.prefill.shape import Shape
-from vllm_qwen36_plugin.upstream.act_order import stock_gptq
+from vllm_qwen36_plugin.upstream.gptq import stock_gptq
 
 DEVICE = "cuda"
 
@@ -50,7 +50,7 @@ class Loaded:
 
     def dense(self) -> torch.Tensor:
         """``[n, k]`` as the checkpoint has it."""
-        return dequantize_words(self.words, self.scales, self.shape.bits)
+        return dequantize_symmetric(self.words, self.scales, self.shape.bits)
 
     def weight(self) -> routes.Weight:
         kernel = self.method.kernel

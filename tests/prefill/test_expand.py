@@ -10,8 +10,11 @@ torch = pytest.importorskip("torch")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
+from gptq_hybrid.packing import (  # noqa: E402
+    dequantize_symmetric,
+    natural_g_idx,
+)
 from vllm_qwen36_plugin.act_order import sorting  # noqa: E402
-from vllm_qwen36_plugin.packed import dequantize_words  # noqa: E402
 from vllm_qwen36_plugin.prefill.expand import reference  # noqa: E402
 from vllm_qwen36_plugin.prefill.layouts import LAYOUTS  # noqa: E402
 from vllm_qwen36_plugin.prefill.routes import FP8, fp8_scales  # noqa: E402
@@ -169,7 +172,7 @@ def test_rows_sorted_by_act_order_are_an_ordinary_weight_to_it(
     shape = shape_of(name, bits, group_size, 384, 128)
     weight = Weight.random(shape, seed=group_size)
     generator = torch.Generator().manual_seed(bits)
-    g_idx = sorting.natural_order(shape.k, group_size)[torch.randperm(shape.k, generator=generator)]
+    g_idx = natural_g_idx(shape.k, group_size)[torch.randperm(shape.k, generator=generator)]
     order = sorting.row_order(g_idx, group_size)
     assert order is not None
     values = (weight.codes - (1 << (bits - 1))).float()
@@ -179,7 +182,7 @@ def test_rows_sorted_by_act_order_are_an_ordinary_weight_to_it(
     sorting.sort_rows(words, order, bits)
     stored = Weight(shape, checkpoint_codes(words, bits), weight.scales)
     assert same(expanded(interpreted, stored, weight.scales.dtype, 0, 64), expected[:64])
-    assert same(dequantize_words(words, weight.scales, bits), expected)
+    assert same(dequantize_symmetric(words, weight.scales, bits), expected)
 
 
 @pytest.mark.parametrize("out", [torch.bfloat16, FP8])
@@ -198,7 +201,7 @@ def test_the_reference_gives_the_same_bits(
 @pytest.mark.parametrize(("name", "bits"), FORMATS)
 def test_it_agrees_with_what_the_self_test_compares_it_with(interpreted: Any, name: str, bits: int) -> None:
     weight = Weight.random(shape_of(name, bits, 64, 128, 128))
-    original = dequantize_words(checkpoint_words(weight.codes, bits), weight.scales, bits)
+    original = dequantize_symmetric(checkpoint_words(weight.codes, bits), weight.scales, bits)
     assert torch.equal(weight.stock_words(), pack(weight.codes, weight.layout))
     assert same(expanded(interpreted, weight, torch.bfloat16), original)
 

@@ -34,7 +34,7 @@ def test_tokens_are_quantized_as_by_vllms_op(k: int, dtype: torch.dtype) -> None
     x[6, 0] = float("inf")
     for _ in range(2):  # looked up by Triton, and past it
         quantized, scales = quantize_tokens(x)
-        theirs, their_scales = scaled_mm.quantize_rows(x)
+        theirs, their_scales = scaled_mm.quantize_tokens(x)
         assert torch.equal(scales, their_scales)
         assert bool(quantized[5, -1].isnan())
         assert not bool(quantized[6, 0].float().isfinite())

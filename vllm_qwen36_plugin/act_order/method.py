@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from vllm_qwen36_plugin.errors import ActOrderError, CompatError
-from vllm_qwen36_plugin.log import logger
-from vllm_qwen36_plugin.upstream.act_order import stock_gptq, stock_serves_act_order
+from gptq_hybrid.packing import natural_g_idx
+from vllm_qwen36_plugin.errors import ActOrderError
+from vllm_qwen36_plugin.upstream.gptq import stock_gptq, stock_serves_act_order
+from vllm_qwen36_plugin.upstream.vllm_config import load_format
 
 from . import claim
-from .sorting import natural_order, permute_halves, row_order, sort_rows
-
-if TYPE_CHECKING:
-    from .config import Siblings
+from .siblings import Siblings
+from .sorting import permute_halves, row_order, sort_rows
 
 _StockMethod = stock_gptq()[1]
 _PRODUCER, _CONSUMER = "gate_up_proj", "down_proj"
@@ -25,12 +24,12 @@ _NOT_LOADED = -1
 
 
 def initial_g_idx(rows: int, group_size: int) -> torch.Tensor:
-    """What a dummy load computes with, as it has no ``g_idx`` to load: natural order, int32 ``[rows]``."""
-    return natural_order(rows, group_size)
+    """Return the ``g_idx`` of a dummy load, which has none to load: natural order, int32 ``[rows]``."""
+    return natural_g_idx(rows, group_size)
 
 
 class GroupIndexLoader:
-    """Loads the ``g_idx`` of a layer: once for each shard of a fused layer, which must agree.
+    """Loads the ``g_idx`` of a layer: once for each shard of a fused layer. The shards must agree.
 
     Rows are not split here, whatever the parallelism: a group's number means nothing without all of them.
     """
@@ -40,16 +39,16 @@ class GroupIndexLoader:
         self.first: torch.Tensor | None = None
         # Set once the rows are sorted.
         self.closed = False
-        # vLLM's reload of weights looks for it.
+        # vLLM's reload of weights reads it.
         self.__name__ = "load_group_index"
 
     def __call__(self, param: torch.nn.Parameter, loaded: torch.Tensor, *_: Any, **__: Any) -> None:
         """Take one shard's ``g_idx``.
 
         Raises:
-            ActOrderError: it has another length, differs from that of a shard before it, or comes when the model
-                serves already: layers are then done one by one, and `down_proj` may have lost its order to
-                `gate_up_proj` or not yet.
+            ActOrderError: it has another length, differs from that of a shard before it, or arrives in a running
+                engine. There layers are finished one by one, and `gate_up_proj` may or may not have taken over the
+                order of `down_proj` yet.
         """
         if self.closed:
             raise ActOrderError(
@@ -73,9 +72,9 @@ class GroupIndexLoader:
 
 
 class ActOrderLinearMethod(_StockMethod):  # type: ignore[misc, valid-type]
-    """Sorted on load, permuted at run time: ``layer.act_order``, int32 ``[in_features]``, or None.
+    """Sorts rows on load and permutes the input at run time, by ``layer.act_order``, int32 ``[in_features]``.
 
-    ``folded``: what makes its input writes that in order, so there is nothing to permute.
+    That is None if there is nothing to permute. ``folded``: what produces the input writes it in order.
     """
 
     def __init__(self, quant_config: Any, prefix: str, siblings: Siblings) -> None:
@@ -95,7 +94,7 @@ class ActOrderLinearMethod(_StockMethod):  # type: ignore[misc, valid-type]
         params_dtype: torch.dtype,
         **extra_weight_attrs: Any,
     ) -> None:
-        """vLLM's parameters and ``g_idx``, int32 ``[input_size]``: of all ranks' rows."""
+        """Create vLLM's parameters, and ``g_idx``, int32 ``[input_size]``: that of all ranks' rows."""
         super().create_weights(
             layer,
             input_size_per_partition,
@@ -112,25 +111,27 @@ class ActOrderLinearMethod(_StockMethod):  # type: ignore[misc, valid-type]
         layer.register_parameter("g_idx", g_idx)
         layer.register_buffer("act_order", None, persistent=False)
         self.rows = input_size
-        self.rows_here = input_size_per_partition
-        self.halves = list(output_partition_sizes)
-        self._dummy, self._lora = _dummy_load(), _lora()
+        self.rows_on_rank = input_size_per_partition
+        self.output_sizes = list(output_partition_sizes)
+        self._dummy, self._lora = _is_dummy_load(), _has_lora()
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Sort the rows, then let vLLM's kernel repack them.
 
         Raises:
-            ActOrderError: no ``g_idx``, one that is no act order, or one over rows that ranks share out.
+            ActOrderError: there is no ``g_idx``, it is no act order, or its rows are split between ranks.
         """
-        self._fold_norms(layer.qweight.device)
-        order = self.order_of(layer)
+        device = layer.qweight.device
+        # Not with LoRA, see `_order_output`.
+        if not self._lora and _norms_fold(device):
+            self.siblings.fold_norms_once(device)
+        order = self.order_for(layer)
         loader = getattr(layer.g_idx, "weight_loader", None)
         if isinstance(loader, GroupIndexLoader):
             loader.closed = True
         if order is not None:
             sort_rows(layer.qweight.data, order, self.quant_config.weight_bits)
         self._order_output(layer)
-        device = layer.qweight.device
         if stock_serves_act_order():
             # vLLM up to 0.29 has a parameter of this name, and gives it to kernels that do not look at it.
             layer.g_idx = torch.nn.Parameter(
@@ -140,29 +141,16 @@ class ActOrderLinearMethod(_StockMethod):  # type: ignore[misc, valid-type]
             del layer.g_idx
         super().process_weights_after_loading(layer)
         if order is not None and not self.folded:
-            self._keep(layer, order.to(device))
+            self._store_order(layer, order.to(device))
 
     @staticmethod
     def pending(layer: torch.nn.Module) -> bool:
-        """Whether its rows are not sorted yet."""
+        """Whether the rows of ``layer`` are not sorted yet."""
         loader = getattr(getattr(layer, "g_idx", None), "weight_loader", None)
         return isinstance(loader, GroupIndexLoader) and not loader.closed
 
-    def _fold_norms(self, device: torch.device) -> None:
-        """Of the whole model, before the first of its linears is done; not with LoRA, see `_order_output`."""
-        model = self.siblings.take_model()
-        if model is None or self._lora or not _norms_fold(device):
-            return
-        # It knows this module's class.
-        from .norms import fold_norms
-
-        try:
-            fold_norms(model, device)
-        except CompatError as error:
-            logger.warning("act order: every linear permutes its input, as %s", error)
-
-    def order_of(self, layer: torch.nn.Module) -> torch.Tensor | None:
-        """The order its rows are sorted into, int32 ``[input_size]``; None where they lie in order.
+    def order_for(self, layer: torch.nn.Module) -> torch.Tensor | None:
+        """Return the order to sort the rows of ``layer`` into, int32 ``[input_size]``; None if they lie in it.
 
         Raises:
             ActOrderError: as `process_weights_after_loading`.
@@ -180,29 +168,29 @@ class ActOrderLinearMethod(_StockMethod):  # type: ignore[misc, valid-type]
             raise ActOrderError(
                 f"{self.prefix}.g_idx is no act order: {error}; fetch the checkpoint again"
             ) from error
-        if order is not None and self.rows != self.rows_here:
+        if order is not None and self.rows != self.rows_on_rank:
             raise ActOrderError(
-                f"{self.prefix} is split by rows over {self.rows // self.rows_here} GPUs, and its act order needs "
-                "rows that other GPUs have. Serve it with --tensor-parallel-size 1, or quantize without order at "
-                "run time: qwen36 quantize ORIGINAL TARGET --recipe static-mse"
+                f"{self.prefix} is split by rows over {self.rows // self.rows_on_rank} GPUs, and its act order "
+                "needs rows that other GPUs have. Serve it with --tensor-parallel-size 1, or quantize without "
+                "order at run time: qwen36 quantize ORIGINAL TARGET --recipe static-mse"
             )
         return order
 
     def _order_output(self, layer: torch.nn.Module) -> None:
-        """Where this is `gate_up_proj`: have its output come out as the rows of `down_proj` are sorted.
+        """If this is `gate_up_proj`, permute its columns so that its output is in the order of `down_proj`'s rows.
 
         Exact, as silu(gate) * up is elementwise. Not with LoRA, whose matrices are in the original order, nor for a
-        `down_proj` that is done already.
+        `down_proj` that is finished already.
         """
         parent, _, name = self.prefix.rpartition(".")
-        if name != _PRODUCER or self._lora or len(self.halves) != 2:
+        if name != _PRODUCER or self._lora or len(self.output_sizes) != 2:
             return
         down = self.siblings.find(f"{parent}.{_CONSUMER}")
         method = getattr(down, "quant_method", None)
         if down is None or not isinstance(method, ActOrderLinearMethod) or not method.pending(down):
             return
-        order = method.order_of(down)
-        if order is None or method.folded or self.halves != [len(order)] * 2:
+        order = method.order_for(down)
+        if order is None or method.folded or self.output_sizes != [len(order)] * 2:
             return
         for tensor in (layer.qweight.data, layer.scales.data):
             permute_halves(tensor, order)
@@ -211,17 +199,20 @@ class ActOrderLinearMethod(_StockMethod):  # type: ignore[misc, valid-type]
     def apply(
         self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """``x`` ``[..., in_features]``. Plain indexing, which torch.compile fuses into what made ``x``."""
+        """Permute ``x`` ``[..., in_features]`` and multiply.
+
+        By plain indexing, which torch.compile fuses into what produces ``x``.
+        """
         if layer.act_order is not None:
             # Unchecked, as it is a permutation: the check of every index took 0.1 to 0.7 µs a call, in a
             # kernel of 3.
             x = torch.ops.aten._unsafe_index.Tensor(x, [None] * (x.dim() - 1) + [layer.act_order])
         return super().apply(layer, x, bias)
 
-    def _keep(self, layer: torch.nn.Module, order: torch.Tensor) -> None:
+    def _store_order(self, layer: torch.nn.Module, order: torch.Tensor) -> None:
         if layer.act_order is None:
-            # Behind a norm alone, every second number of a buffer: its load then has the layout of the loads
-            # that it is for. 3.3 -> 1.7 µs at qkv, 3.8 -> 2.2 at gate_up; elsewhere it loses (H100, torch
+            # Behind a norm, every second number of a buffer: the load of the order then has the layout of the
+            # loads that it indexes. 3.3 -> 1.7 µs at qkv, 3.8 -> 2.2 at gate_up; elsewhere it loses (H100, torch
             # 2.11, M = 1).
             step = 2 if self.prefix.rpartition(".")[2] in _BEHIND_A_NORM else 1
             layer.act_order = order.new_zeros(len(order), step)[:, 0]
@@ -230,23 +221,21 @@ class ActOrderLinearMethod(_StockMethod):  # type: ignore[misc, valid-type]
 
 
 def _norms_fold(device: torch.device) -> bool:
-    """Whether norms are to write in order on that device."""
+    """Whether norms are to write in order on ``device``."""
     if device.type == "cuda":
         return claim.FOLD_NORMS != "never" and importlib.util.find_spec("triton") is not None
     return claim.FOLD_NORMS == "always"
 
 
-def _dummy_load() -> bool:
+def _is_dummy_load() -> bool:
     """Whether weights are made up, and no ``g_idx`` with them."""
     from vllm.config import get_current_vllm_config_or_none
 
-    from vllm_qwen36_plugin.upstream.draft import format_name
-
     config = get_current_vllm_config_or_none()
-    return config is not None and format_name(config.load_config) == "dummy"
+    return config is not None and load_format(config.load_config) == "dummy"
 
 
-def _lora() -> bool:
+def _has_lora() -> bool:
     from vllm.config import get_current_vllm_config_or_none
 
     config = get_current_vllm_config_or_none()

@@ -1,6 +1,6 @@
-"""A norm in place of vLLM's whose output comes in the order that the linears behind it read.
+"""A norm in place of vLLM's that writes its output in the order that the linears behind it read.
 
-`NormInOrder` calls one of two ops, which torch.compile does not look into: on a GPU they launch `norm_kernel`, on a
+`NormInOrder` calls one of two ops, which torch.compile does not look into. On a GPU they launch `norm_kernel`, on a
 CPU they compute the same in PyTorch.
 """
 
@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 NAMESPACE = "qwen36"
-# Kept: the ops live as long as their library.
+# The ops live as long as their library.
 _libraries: list[Any] = []
 
 
 def reference(
     x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, order: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the kernel computes, in PyTorch: vLLM's ``GemmaRMSNorm``, its output taken at ``order``.
+    """Compute in PyTorch what the kernel does: vLLM's ``GemmaRMSNorm``, its output taken at ``order``.
 
     Returns:
         The norm ``[..., k]`` in ``order``, and ``x + residual`` (``x`` without a residual), both of x's type.
@@ -30,7 +30,7 @@ def reference(
 
 
 def norm_in_order(x: torch.Tensor, weight: torch.Tensor, order: torch.Tensor, eps: float) -> torch.Tensor:
-    """The RMS norm of ``x`` ``[..., k]`` times ``1 + weight``, its columns in ``order`` (int32 ``[k]``)."""
+    """Compute the RMS norm of ``x`` ``[..., k]`` times ``1 + weight``, its columns in ``order`` (int32 ``[k]``)."""
     if not x.is_cuda:
         return reference(x, None, weight, order, eps)[0].contiguous()
     from .norm_kernel import launch
@@ -41,7 +41,7 @@ def norm_in_order(x: torch.Tensor, weight: torch.Tensor, order: torch.Tensor, ep
 def add_norm_in_order(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, order: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same of ``x + residual``, and that sum in natural order."""
+    """Compute the same of ``x + residual``, and that sum in natural order."""
     if not x.is_cuda:
         out, total = reference(x, residual, weight, order, eps)
         return out.contiguous(), total.contiguous()
@@ -64,7 +64,7 @@ def _fake_add_norm(
 
 
 def register_ops() -> None:
-    """Register both with torch, for the platform that vLLM runs on. Idempotent."""
+    """Register both ops with torch, for the platform that vLLM runs on. Idempotent."""
     if hasattr(getattr(torch.ops, NAMESPACE), "norm_in_order"):
         return
     from vllm.utils.torch_utils import direct_register_custom_op
@@ -78,7 +78,7 @@ def register_ops() -> None:
 
 
 class NormInOrder(torch.nn.Module):  # type: ignore[misc]
-    """In place of a ``GemmaRMSNorm``, with its weight; called as vLLM's decoder layer calls that."""
+    """Takes the place of a ``GemmaRMSNorm``, with its weight; called as vLLM's decoder layer calls that."""
 
     def __init__(self, weight: torch.nn.Parameter, eps: float, order: torch.Tensor) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class NormInOrder(torch.nn.Module):  # type: ignore[misc]
     def forward(
         self, x: torch.Tensor, residual: torch.Tensor | None = None
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """``x`` ``[..., k]``: the norm in order; with a residual, of the sum, and the sum."""
+        """Return the norm of ``x`` ``[..., k]`` in order; with a residual, that of the sum, and the sum."""
         if residual is None:
             return torch.ops.qwen36.norm_in_order.default(x, self.weight, self.order, self.variance_epsilon)
         return torch.ops.qwen36.add_norm_in_order.default(

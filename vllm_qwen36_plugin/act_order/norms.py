@@ -1,8 +1,8 @@
-"""Which norms can write in order: those that feed linears of one order, and nothing else.
+"""Find the norms that can write in order: those that feed linears of one order, and nothing else.
 
-A norm of a decoder layer has one block behind it. Where that block is what it is known to be, and what reads the
-norm wants one order, the norm gets it and the linears permute nothing. `in_proj_ba` of Gated-DeltaNet, which is not
-packed, gets its columns permuted: its products are the same, summed in another order.
+A norm of a decoder layer has one block behind it. If that block is as expected, and all that read the norm have one
+order, the norm gets it and the linears permute nothing. `in_proj_ba` of Gated-DeltaNet, which is not packed, gets
+its columns permuted: its products are the same, summed in another order.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from typing import Any
 import torch
 
 from vllm_qwen36_plugin.log import logger
-from vllm_qwen36_plugin.upstream.decoder import decoder_classes, has_plain_weight, linears_of
+from vllm_qwen36_plugin.upstream.decoder import decoder_classes, has_plain_weight, linears_in
 
 from .method import ActOrderLinearMethod
 from .norm import NormInOrder
 
-# Of `norm_kernel`: a whole row is in one program, with 2 or 4 bytes of shared memory a value.
+# Widths that `norm_kernel` takes: one program has a whole token, with 2 or 4 bytes of shared memory a value.
 _WIDEST, _STEP = 16384, 16
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A block of a decoder layer: the norm before it, its linears that read the norm, and the other ones."""
+    """A block of a decoder layer: the norm before it, the linears in it that read the norm, and its other ones."""
 
     norm: str
     name: str
-    reads: frozenset[str]
+    readers: frozenset[str]
     others: frozenset[str]
 
 
@@ -45,11 +45,11 @@ _BLOCKS = (
 
 
 def fold_norms(model: torch.nn.Module, device: torch.device) -> int:
-    """Have norms of a loaded model, whose linears are not done yet, write in order; returns how many do.
+    """Have norms of a loaded model, whose linears are not finished yet, write in order; return how many do.
 
     Args:
         model: vLLM's, with `ActOrderLinearMethod` where it is packed.
-        device: where it is going to run.
+        device: where it will run.
 
     Raises:
         ActOrderError: a linear has no ``g_idx``, or one that is no act order.
@@ -70,11 +70,11 @@ def _fold(layer: torch.nn.Module, block: Block, norm_class: Any, device: torch.d
     behind = getattr(layer, block.name, None)
     if type(norm) is not norm_class or behind is None:
         return False
-    linears = linears_of(behind)
-    # A linear that is not known may read the norm too: a block of experts, say, or a vLLM that splits one.
-    if set(linears) - block.others != block.reads:
+    linears = linears_in(behind)
+    # A linear with another name may read the norm too: in a block of experts, or a vLLM that splits one.
+    if set(linears) - block.others != block.readers:
         return False
-    readers = [linears[name] for name in sorted(block.reads)]
+    readers = [linears[name] for name in sorted(block.readers)]
     order = _common_order(readers)
     if order is None or order.shape != norm.weight.shape or len(order) > _WIDEST or len(order) % _STEP:
         return False
@@ -90,7 +90,7 @@ def _fold(layer: torch.nn.Module, block: Block, norm_class: Any, device: torch.d
 
 
 def _common_order(readers: list[Any]) -> torch.Tensor | None:
-    """The order that all of them read, int32 ``[k]``; None where there is none, or a reader cannot be had in it."""
+    """Return the order that all readers share, int32 ``[k]``; None without one, or if a reader cannot follow."""
     orders: list[torch.Tensor | None] = []
     plain: list[torch.Tensor] = []
     for reader in readers:
@@ -98,7 +98,7 @@ def _common_order(readers: list[Any]) -> torch.Tensor | None:
         if isinstance(method, ActOrderLinearMethod):
             if not method.pending(reader) or method.folded:
                 return None
-            orders.append(method.order_of(reader))
+            orders.append(method.order_for(reader))
         elif has_plain_weight(reader):
             plain.append(reader.weight)
         else:

@@ -9,18 +9,14 @@ from __future__ import annotations
 
 import torch
 
-# Values of the sort in flight at a time: 64 MiB of int32, whatever the layer's width.
+from gptq_hybrid.packing import natural_g_idx, pack_words, unpack_words
+
+# Values of the sort in flight at a time: 16 MiB of them, and as much again in order, whatever the layer's width.
 _CHUNK_VALUES = 1 << 24
 
 
-def natural_order(rows: int, group_size: int) -> torch.Tensor:
-    """``g_idx`` of rows in natural order, int32 ``[rows]``; one group for -1."""
-    size = rows if group_size == -1 else group_size
-    return (torch.arange(rows) // size).to(torch.int32)
-
-
 def row_order(g_idx: torch.Tensor, group_size: int) -> torch.Tensor | None:
-    """Rows in order of their group, int32 ``[rows]``; None where they lie in order already.
+    """Return the rows in order of their group, int32 ``[rows]``; None if they already lie in order.
 
     Rows of a group keep their order (a stable sort), so equal ``g_idx`` give equal orders.
 
@@ -32,16 +28,16 @@ def row_order(g_idx: torch.Tensor, group_size: int) -> torch.Tensor | None:
         ValueError: a group has too many or too few rows, or there are too many groups.
     """
     groups = g_idx.to("cpu", torch.int64)
-    expected = natural_order(len(groups), group_size).to(torch.int64)
-    if torch.equal(groups, expected):
+    natural = natural_g_idx(len(groups), group_size).to(torch.int64)
+    if torch.equal(groups, natural):
         return None
-    found, order = torch.sort(groups, stable=True)
-    if not torch.equal(found, expected):
-        wrong = int(found[found != expected][0])
+    in_order, order = torch.sort(groups, stable=True)
+    if not torch.equal(in_order, natural):
+        wrong = int(in_order[in_order != natural][0])
         count = int((groups == wrong).sum())
         raise ValueError(
             f"group {wrong} has {count} of {len(groups)} rows; "
-            f"{int((expected == wrong).sum())} are right for groups of {group_size}"
+            f"{int((natural == wrong).sum())} are right for groups of {group_size}"
         )
     return order.to(torch.int32)
 
@@ -54,19 +50,9 @@ def sort_rows(qweight: torch.Tensor, order: torch.Tensor, bits: int) -> None:
         order: integers ``[rows]``: which row goes to each place.
         bits: 4 or 8.
     """
-    words, columns = qweight.shape
-    lanes = 32 // bits
     order = order.to(qweight.device, torch.int64)
-    shifts = torch.arange(0, 32, bits, dtype=torch.int32, device=qweight.device)
-    step = max(1, _CHUNK_VALUES // (words * lanes))
-    for start in range(0, columns, step):
-        part = qweight[:, start : start + step]
-        values = (part[:, None, :] >> shifts[None, :, None]) & ((1 << bits) - 1)
-        values = values.reshape(words * lanes, -1).index_select(0, order).reshape(words, lanes, -1)
-        packed = values[:, 0].clone()
-        for lane in range(1, lanes):
-            packed |= values[:, lane] << (lane * bits)
-        part.copy_(packed)
+    for part in qweight.split(max(1, _CHUNK_VALUES // len(order)), dim=1):
+        part.copy_(pack_words(unpack_words(part, bits).index_select(0, order), bits))
 
 
 def permute_halves(tensor: torch.Tensor, order: torch.Tensor) -> None:
@@ -74,7 +60,6 @@ def permute_halves(tensor: torch.Tensor, order: torch.Tensor) -> None:
 
     The halves are those of ``gate_up_proj``: silu(gate) * up then comes out in ``order``.
     """
-    half = len(order)
     order = order.to(tensor.device, torch.int64)
-    both = torch.cat([order, order + half])
+    both = torch.cat([order, order + len(order)])
     tensor.copy_(tensor.index_select(1, both))

@@ -1,9 +1,15 @@
 """Sampling with drafts on CPUs: each request's temperature, top-k and top-p, for each of its draft tokens.
 
 Without Triton vLLM replaces ``expand_kernel`` of its rejection sampler by a C++ function that takes int64. The
-adapter around that converts the output as it does the inputs, and what is written into the converted copy is lost:
-temperatures, which are floats, stay whatever memory held. Drafts are then verified against logits over noise, and
-the text is noise (read in 0.26.0 and 0.32.0, run on 0.32.0). Greedy requests never come there.
+adapter around it converts the output as it does the inputs, and what is written into the converted copy is lost.
+Temperatures, which are floats, stay whatever memory held. Drafts are then verified against logits over noise, and
+the text is noise. Greedy requests never get there.
+
+Changes: ``_expand_kernel_impl`` of ``vllm.utils.cpu_triton_utils``, and the object made of it at import.
+Why: that adapter.
+Versions: read in 0.26.0 and 0.32.0, run on 0.32.0; 0.19.1 has no such fallbacks.
+Checks: the adapter is there, and the object holds a function to replace.
+May go: when vLLM's adapter writes back.
 """
 
 from __future__ import annotations
@@ -25,7 +31,7 @@ def expand_to_tokens(
     replace_to: float,
     MAX_NUM_TOKENS: int | None = None,  # noqa: N803 - the Triton kernel's name, by which vLLM passes it
 ) -> None:
-    """Write each request's value once for each of its tokens, one value replaced by another on the way.
+    """Write each request's value once for each of its tokens, with one value replaced by another.
 
     Args:
         output: ``[num_tokens]``, of the dtype of ``input_val``; written in place.
@@ -41,7 +47,7 @@ def expand_to_tokens(
 def mend_sampling_with_drafts() -> None:
     """Put :func:`expand_to_tokens` in place of vLLM's adapter, before a worker registers it. Idempotent.
 
-    Nothing is done where vLLM has no such fallbacks (0.19.1).
+    Does nothing if vLLM has no such fallbacks (0.19.1).
 
     Raises:
         CompatError: the fallbacks are there and this one is not.

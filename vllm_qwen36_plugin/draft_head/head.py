@@ -1,4 +1,4 @@
-"""The output head that drafts are drawn from: some rows of the target's, in fewer bits."""
+"""The output head that drafts are drawn from: some channels of the target's, in fewer bits."""
 
 from __future__ import annotations
 
@@ -6,81 +6,81 @@ from typing import Any
 
 import torch
 
-from .methods import on_load
+from .methods import quantizing_method
 from .selftest import require_agreement
-from .settings import Form
+from .settings import Precision
 
-# Unit vectors at a time that a packed head is read with; its result for them is [_PROBE, vocabulary].
+# Unit vectors that a packed head is read with at a time; its result for them is [_PROBE, vocabulary].
 _PROBE = 256
 
 
 class DraftHead(torch.nn.Module):  # type: ignore[misc]
     """Logits over the tokens that may be drafted; all others have minus infinity.
 
-    A softmax over them is a distribution that the rejection sampler knows how to correct: a token that is never
-    drafted has probability 0 in it.
+    A softmax over them is a distribution that the rejection sampler can correct: a token that is never drafted has
+    probability 0 in it.
     """
 
     ids: torch.Tensor | None
 
     def __init__(
-        self, lm_head: torch.nn.Module, vocabulary: int, ids: torch.Tensor | None, form: Form
+        self, lm_head: torch.nn.Module, vocabulary: int, ids: torch.Tensor | None, precision: Precision
     ) -> None:
-        """Made of the target's ``lm_head`` as it is now.
+        """Copy from the target's ``lm_head`` as it is now.
 
         Args:
             lm_head: vLLM's, dense or packed, on one GPU.
-            vocabulary: tokens of the model; rows of ``lm_head`` beyond are padding.
-            ids: int64, ascending, of the tokens that may be drafted; None for all.
-            form: of its weights.
+            vocabulary: tokens of the model; channels of ``lm_head`` beyond are padding.
+            ids: int64, ascending: the tokens that may be drafted; None for all.
+            precision: of the copy's weights.
 
         Raises:
-            ValueError: its logits are not the target's within what ``form`` explains.
+            ValueError: its logits differ from the target's by more than ``precision`` explains.
         """
         super().__init__()
         self.vocabulary = vocabulary
-        rows = dense_rows(lm_head, ids)
-        self.register_buffer("ids", None if ids is None else ids.to(rows.device), persistent=False)
+        dense = dense_channels(lm_head, ids)
+        self.register_buffer("ids", None if ids is None else ids.to(dense.device), persistent=False)
         self.linear = torch.nn.Module()
-        method = on_load(rows, form)
-        self.linear.weight = torch.nn.Parameter(rows, requires_grad=False)
+        method = quantizing_method(dense, precision)
+        self.linear.weight = torch.nn.Parameter(dense, requires_grad=False)
         self._method = method
         if method is not None:
             method.process_weights_after_loading(self.linear)
-            require_agreement(rows, self, form)
+            require_agreement(dense, self, precision)
 
     @property
     def bytes(self) -> int:
-        """Bytes of its own: the target's rows are no copy where all of them are used as they are."""
+        """Bytes this head holds. Without ``ids`` and quantization they are the target's own weight."""
         return sum(p.numel() * p.element_size() for p in [*self.linear.parameters(), *self.buffers()])
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """``hidden`` ``[rows, k]``: logits of the tokens of ``ids``, ``[rows, len(ids)]``."""
+        """Return the logits of the tokens ``ids`` for ``hidden`` ``[positions, k]``: ``[positions, len(ids)]``."""
         if self._method is None:
             return torch.nn.functional.linear(hidden, self.linear.weight)
         out: torch.Tensor = self._method.apply(self.linear, hidden)
         return out
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Of all tokens, ``[rows, vocabulary]``."""
-        few = self(hidden)
+        """Return the logits of all tokens, ``[positions, vocabulary]``."""
+        logits = self(hidden)
         if self.ids is None:
-            return few[..., : self.vocabulary]
-        all_ = few.new_full((len(few), self.vocabulary), float("-inf"))
-        return all_.index_copy_(1, self.ids, few)
+            return logits[..., : self.vocabulary]
+        over_all = logits.new_full((len(logits), self.vocabulary), float("-inf"))
+        return over_all.index_copy_(1, self.ids, logits)
 
     def top(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The likeliest token of each row, int64 ``[rows]``."""
-        few = self(hidden)
+        """Return the likeliest token at each position, int64 ``[positions]``."""
+        logits = self(hidden)
         if self.ids is None:
-            return few[..., : self.vocabulary].argmax(dim=-1)
-        return self.ids[few.argmax(dim=-1)]
+            return logits[..., : self.vocabulary].argmax(dim=-1)
+        return self.ids[logits.argmax(dim=-1)]
 
 
-def dense_rows(lm_head: Any, ids: torch.Tensor | None) -> torch.Tensor:
-    """Rows of an output head, ``[len(ids), k]``, a copy unless all are asked for and the head is dense.
+def dense_channels(lm_head: Any, ids: torch.Tensor | None) -> torch.Tensor:
+    """Return the channels ``ids`` of an output head, ``[len(ids), k]``; all of a dense head are not copied.
 
-    A packed head is asked for what it makes of unit vectors: that is its weight, whatever the layout.
+    A packed head is read by multiplying unit vectors: the result is its weight, whatever the layout.
 
     Raises:
         TypeError: it has neither a weight nor a linear method.
@@ -98,6 +98,6 @@ def dense_rows(lm_head: Any, ids: torch.Tensor | None) -> torch.Tensor:
     for first in range(0, width, _PROBE):
         units = torch.zeros(min(_PROBE, width - first), width, dtype=like.dtype, device=like.device)
         units[torch.arange(len(units)), first + torch.arange(len(units))] = 1
-        found = method.apply(lm_head, units)
-        columns.append((found if ids is None else found[:, ids.to(found.device)]).t().contiguous())
+        products = method.apply(lm_head, units)
+        columns.append((products if ids is None else products[:, ids.to(products.device)]).t().contiguous())
     return torch.cat(columns, dim=1)

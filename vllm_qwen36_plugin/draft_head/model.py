@@ -14,32 +14,31 @@ from vllm_qwen36_plugin.options import PluginOptions
 from vllm_qwen36_plugin.start import enter_salt
 
 from .banner import DraftReport
-from .front import list_for
 from .head import DraftHead
-from .methods import OrAsItWas, on_load
-from .settings import DraftSettings, device_here, settings_for
-from .vocabulary import ids_to_draft
+from .methods import CheckedOnLoad, quantizing_method
+from .settings import DraftSettings, current_device, draft_settings
+from .vocabulary import draft_list, ids_to_draft
 
-# vLLM makes the draft model with an output head of its own and gives it the target's afterwards.
+# vLLM builds the draft model with an output head of its own and assigns the target's afterwards.
 _HEAD = "lm_head"
 
 
 class Qwen3_5MTP(_CheckedQwen3_5MTP):  # noqa: N801 - vLLM's name for it
-    """vLLM's draft model; see the package for what is changed.
+    """vLLM's draft model; the package says what is changed.
 
     What cannot be done here is left as vLLM does it, with one warning.
     """
 
-    _drafts: DraftSettings | None = None
+    _settings: DraftSettings | None = None
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.draft_head: DraftHead | None = None
         self._report = DraftReport()
         try:
-            settings = settings_for(
+            settings = draft_settings(
                 PluginOptions.of(vllm_config.additional_config),
-                *device_here(),
+                *current_device(),
                 gpus=get_tensor_model_parallel_world_size(),
             )
             self._quantize_linears(settings)
@@ -48,63 +47,63 @@ class Qwen3_5MTP(_CheckedQwen3_5MTP):  # noqa: N801 - vLLM's name for it
                 "vllm-qwen36-plugin: drafts stay as vLLM makes them because %s", error or repr(error)
             )
             return
-        self._drafts = settings
+        self._settings = settings
 
     def _quantize_linears(self, settings: DraftSettings) -> None:
         for name, layer in self.model.named_modules():
             if not isinstance(layer, LinearBase) or type(layer.quant_method) is not UnquantizedLinearMethod:
                 continue
-            form = settings.form_of(name)
-            method = on_load(layer.weight, form)
+            precision = settings.precision_for(name)
+            method = quantizing_method(layer.weight, precision)
             if method is not None:
-                self._report.linear(layer)
-                layer.quant_method = OrAsItWas(method, layer.quant_method, form, self._left)
+                self._report.add(layer)
+                layer.quant_method = CheckedOnLoad(method, layer.quant_method, precision, self._stays_dense)
 
-    def _left(self, layer: torch.nn.Module, error: Exception) -> None:
+    def _stays_dense(self, layer: torch.nn.Module, error: Exception) -> None:
         logger.warning(
             "vllm-qwen36-plugin: %s drafts from its own weights because %s",
             getattr(layer, "prefix", type(layer).__name__),
             error or repr(error),
         )
         # What is compiled is not what the check before start entered.
-        enter_salt(self.vllm_config, "drafts", f"{self._report.left(layer)} linears quantized")
+        enter_salt(self.vllm_config, "drafts", f"{self._report.remove(layer)} linears quantized")
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         # Both model runners hand over the target's head this way, once its weights are there and before
         # memory is counted.
-        if name == _HEAD and self._drafts is not None and isinstance(value, torch.nn.Module):
-            self._make_head(value, self._drafts)
+        if name == _HEAD and self._settings is not None and isinstance(value, torch.nn.Module):
+            self._make_head(value, self._settings)
 
     def _make_head(self, lm_head: torch.nn.Module, settings: DraftSettings) -> None:
         self.draft_head = None
         if not settings.stock:
             try:
-                self.draft_head = self._head(lm_head, settings)
+                self.draft_head = self._draft_head(lm_head, settings)
             except Exception as error:  # noqa: BLE001 - the target's head drafts as well
                 logger.warning(
                     "vllm-qwen36-plugin: drafts use the model's own output head because %s",
                     error or repr(error),
                 )
-        logger.info("%s", self._report.line(settings.form, self.model, self.draft_head))
+        logger.info("%s", self._report.line(settings.precision, self.model, self.draft_head))
 
-    def _head(self, lm_head: torch.nn.Module, settings: DraftSettings) -> DraftHead | None:
+    def _draft_head(self, lm_head: torch.nn.Module, settings: DraftSettings) -> DraftHead | None:
         if get_tensor_model_parallel_world_size() > 1:
-            return None  # each GPU has some of the rows
-        ids = ids_to_draft(settings, list_for(self.vllm_config, settings))
-        if ids is None and (settings.form == "bf16" or not settings.whole_head):
+            return None  # each GPU has a part of the output head
+        ids = ids_to_draft(settings, draft_list(self.vllm_config, settings))
+        if ids is None and (settings.precision == "bf16" or not settings.whole_head):
             return None
-        return DraftHead(lm_head, self.config.vocab_size, ids, settings.form)
+        return DraftHead(lm_head, self.config.vocab_size, ids, settings.precision)
 
     def compute_logits(self, hidden_states: torch.Tensor, spec_step_idx: int = 0) -> torch.Tensor | None:
-        """``[rows, vocabulary]``; minus infinity for tokens that are not drafted."""
+        """Return ``[positions, vocabulary]``; tokens that are not drafted have minus infinity."""
         if self.draft_head is None:
             stock: torch.Tensor | None = super().compute_logits(hidden_states, spec_step_idx)
             return stock
         return self.draft_head.logits(hidden_states)
 
     def get_top_tokens(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The likeliest token of each row, int64."""
+        """Return the likeliest token at each position, int64."""
         if self.draft_head is None:
             stock: torch.Tensor = super().get_top_tokens(hidden_states, *args, **kwargs)
             return stock

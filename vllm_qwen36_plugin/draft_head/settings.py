@@ -8,14 +8,14 @@ from typing import Any, Literal
 from vllm_qwen36_plugin.errors import OptionsError
 from vllm_qwen36_plugin.options import PluginOptions
 
-Form = Literal["bf16", "fp8", "w4", "w8"]
-# Tokens that may be drafted where there is a list and nothing was said. Of held-out text the list that ships for
-# Qwen3.5 and 3.6 holds 94.5 % in its first 32,768 and 98.3 % in these (bench/draft_vocab); their rows of the output
-# head take 189 MB in W4, of 2.5 GB.
+Precision = Literal["bf16", "fp8", "w4", "w8"]
+# Tokens that may be drafted if there is a list and the user gave no number. Of held-out text the list that ships
+# for Qwen3.5 and 3.6 holds 94.5 % in its first 32,768 and 98.3 % in these (bench/draft_vocab). Their channels of
+# the output head take 189 MB in W4, of 2.5 GB.
 USUAL_VOCABULARY = 65536
 # Linears of the MTP layer that W4 keeps in W8. What a draft knows of the model's hidden state goes through `fc`,
 # and the layer only adds to it. In 4 bits it loses the small model's drafts 0.5 % of their tokens a step, more than
-# any other weight (bench/drafts/README.md); in 8 a draft of the 27B over 65,536 tokens reads 451 MB, not 428.
+# any other weight (bench/drafts/README.md). In 8 a draft of the 27B over 65,536 tokens reads 451 MB, not 428.
 _W8_IN_W4 = ("fc",)
 # Ampere: the oldest with BF16, and with every kernel of vLLM's for 8 bits.
 _LEAST_FOR_AUTO = (8, 0)
@@ -23,35 +23,40 @@ _LEAST_FOR_AUTO = (8, 0)
 
 @dataclass(frozen=True, slots=True)
 class DraftSettings:
-    """``form`` of the weights; ``vocabulary``: how many tokens may be drafted, 0 for all, None for the usual number
-    if there is a list; ``path`` of a list other than the checkpoint's; ``whole_head``: whether without a list the
-    output head, too, is copied in ``form``."""
+    """What drafts are made from.
 
-    form: Form
+    Attributes:
+        precision: of the weights.
+        vocabulary: how many tokens may be drafted: 0 for all, None for the usual number if there is a list.
+        list_file: a list of tokens other than the checkpoint's.
+        whole_head: whether, without a list, the output head is copied in ``precision`` too.
+    """
+
+    precision: Precision
     vocabulary: int | None
-    path: str | None
+    list_file: str | None
     whole_head: bool = True
 
     @property
     def stock(self) -> bool:
         """Whether drafts are left as vLLM makes them."""
-        return self.form == "bf16" and self.vocabulary == 0
+        return self.precision == "bf16" and self.vocabulary == 0
 
-    def form_of(self, linear: str) -> Form:
-        """Of a linear of the MTP layer, by its name in vLLM's draft model: ``form``, or W8 for some in W4."""
-        return "w8" if self.form == "w4" and linear in _W8_IN_W4 else self.form
+    def precision_for(self, linear: str) -> Precision:
+        """Return the precision of a linear of the MTP layer, by its name in vLLM's draft model."""
+        return "w8" if self.precision == "w4" and linear in _W8_IN_W4 else self.precision
 
 
-def settings_for(
+def draft_settings(
     options: PluginOptions, device: str, capability: tuple[int, int] | None, *, gpus: int = 1
 ) -> DraftSettings:
-    """What to do on a ``device`` (``"cuda"``, ``"cpu"``), for which ``capability`` is its (major, minor).
+    """Decide what drafts are made from on a ``device`` (``"cuda"``, ``"cpu"``) of this (major, minor) capability.
 
     `auto` is W8 on one NVIDIA GPU: drafts like those of the BF16 weights (with the trained small model all of them
     are accepted, bench/drafts) from half of the linears' bytes. It makes no copy of the whole output head, which
-    would take 1.2 GiB of the 27B's KV cache, nor cuts the vocabulary unasked: in a language that the list was not
-    counted from next to no draft would be accepted. With several GPUs, and on a CPU, where W8 saves nothing, drafts
-    stay vLLM's.
+    would take 1.2 GiB of the 27B's KV cache. Nor does it cut the vocabulary unasked: in a language that the list
+    was not counted from, hardly any draft would be accepted. With several GPUs, and on a CPU, where W8 saves
+    nothing, drafts stay vLLM's.
 
     Raises:
         OptionsError: FP8 where vLLM has no GEMM for it.
@@ -62,17 +67,17 @@ def settings_for(
         )
     if options.draft != "auto":
         return DraftSettings(options.draft, options.draft_vocab, options.draft_vocab_file)
-    asked = options.draft_vocab if options.draft_vocab is not None or options.draft_vocab_file else 0
+    vocabulary = options.draft_vocab if options.draft_vocab is not None or options.draft_vocab_file else 0
     if device == "cuda" and capability is not None and capability >= _LEAST_FOR_AUTO and gpus == 1:
-        return DraftSettings("w8", asked, options.draft_vocab_file, whole_head=False)
-    return DraftSettings("bf16", asked, options.draft_vocab_file)
+        return DraftSettings("w8", vocabulary, options.draft_vocab_file, whole_head=False)
+    return DraftSettings("bf16", vocabulary, options.draft_vocab_file)
 
 
-def device_here() -> tuple[str, tuple[int, int] | None]:
-    """vLLM's platform: its name, and the capability of a CUDA device."""
+def current_device() -> tuple[str, tuple[int, int] | None]:
+    """Return the name of vLLM's platform, and the capability of a CUDA device."""
     from vllm.platforms import current_platform
 
     if not current_platform.is_cuda():
         return str(current_platform.device_type), None
-    found: Any = current_platform.get_device_capability()
-    return "cuda", None if found is None else (int(found[0]), int(found[1]))
+    capability: Any = current_platform.get_device_capability()
+    return "cuda", None if capability is None else (int(capability[0]), int(capability[1]))

@@ -1,9 +1,9 @@
-"""Which tokens may be drafted: the likeliest of a list that comes with the checkpoint, from the user or with us."""
+"""Which tokens may be drafted: the likeliest of a list that the checkpoint has, the user gives, or we ship."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gptq_hybrid.checkpoint import (
     DRAFT_VOCAB_FILE,
@@ -13,6 +13,7 @@ from gptq_hybrid.checkpoint import (
 )
 from gptq_hybrid.common.errors import CheckpointError
 from vllm_qwen36_plugin.errors import OptionsError
+from vllm_qwen36_plugin.start import open_local
 
 from .settings import USUAL_VOCABULARY, DraftSettings
 
@@ -21,12 +22,12 @@ if TYPE_CHECKING:
 
 _OPTION = '"qwen36.draft_vocab" in --additional-config'
 _FILE = '"qwen36.draft_vocab_file" in --additional-config'
-# Rows of a head of which vLLM's kernels take whole tiles.
+# vLLM's kernels take whole tiles of a head's channels.
 _TILE = 64
 
 
-def find_list(settings: DraftSettings, folder: Path) -> DraftVocab | None:
-    """The list to cut; None where there is none and none was asked for.
+def draft_list(vllm_config: Any, settings: DraftSettings) -> DraftVocab | None:
+    """Return the list of tokens for the served checkpoint; None if it has none or is not on this machine yet.
 
     Raises:
         OptionsError: a number of tokens was asked for and there is no list, or the user's file is none.
@@ -34,35 +35,42 @@ def find_list(settings: DraftSettings, folder: Path) -> DraftVocab | None:
     """
     if settings.vocabulary == 0:
         return None
-    if settings.path is not None:
+    model = vllm_config.model_config
+    checkpoint = open_local(str(model.model), model.revision, vllm_config.load_config.download_dir)
+    folder = None if checkpoint is None else checkpoint.path
+    return None if folder is None else _list_in(folder, settings)
+
+
+def _list_in(folder: Path, settings: DraftSettings) -> DraftVocab | None:
+    if settings.list_file is not None:
         try:
-            return read_draft_vocab(folder, file=settings.path)
+            return read_draft_vocab(folder, file=settings.list_file)
         except CheckpointError as error:
             raise OptionsError(f"{_FILE}: {error}") from error
-    found = find_draft_vocab(folder)
-    if found is None and settings.vocabulary is not None:
+    ranking = find_draft_vocab(folder)
+    if ranking is None and settings.vocabulary is not None:
         raise OptionsError(
             f"{_OPTION} is {settings.vocabulary}, but {folder} has no {DRAFT_VOCAB_FILE} that says which tokens; "
             f"make one with qwen36 draft-vocab {folder}, or name a file in qwen36.draft_vocab_file"
         )
-    return found
+    return ranking
 
 
-def ids_to_draft(settings: DraftSettings, found: DraftVocab | None) -> torch.Tensor | None:
-    """Ids of the tokens that may be drafted, int64, ascending; None for all.
+def ids_to_draft(settings: DraftSettings, ranking: DraftVocab | None) -> torch.Tensor | None:
+    """Return the ids of the tokens that may be drafted, int64, ascending; None for all.
 
     Raises:
         OptionsError: too few tokens are asked for.
     """
     import torch
 
-    if found is None:
+    if ranking is None:
         return None
-    asked = USUAL_VOCABULARY if settings.vocabulary is None else settings.vocabulary
-    count = min(asked, found.vocab_size) // _TILE * _TILE
+    tokens = USUAL_VOCABULARY if settings.vocabulary is None else settings.vocabulary
+    count = min(tokens, ranking.vocab_size) // _TILE * _TILE
     if count == 0:
-        raise OptionsError(f"{_OPTION} must be 0, for all tokens, or at least {_TILE}, not {asked}")
-    if count >= found.vocab_size // _TILE * _TILE:
+        raise OptionsError(f"{_OPTION} must be 0, for all tokens, or at least {_TILE}, not {tokens}")
+    if count >= ranking.vocab_size // _TILE * _TILE:
         return None
-    # Ascending: of equal logits the first wins then, as it does among all.
-    return torch.tensor(sorted(found.ids(count)), dtype=torch.int64)
+    # Ascending, so that of equal logits the first wins, as it does among all tokens.
+    return torch.tensor(sorted(ranking.ids(count)), dtype=torch.int64)

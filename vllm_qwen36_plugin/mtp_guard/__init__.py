@@ -1,1 +1,1 @@
-"""MTP works or vLLM does not start: files are checked in the front process, the loaded head in the worker."""
+"""MTP works, or vLLM does not start: the front process checks the files, the worker the loaded head."""

@@ -1,8 +1,9 @@
-"""The check before start: headers and samples of the files vLLM is going to read, in the front process."""
+"""The check before start, in the front process: headers and samples of the files that vLLM will read."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from vllm_qwen36_plugin.errors import MtpHeadError
@@ -12,12 +13,12 @@ from vllm_qwen36_plugin.start import (
     INDEXED_FORMATS,
     note_passed,
     open_local,
-    options_of,
     passed_in_parent,
+    plugin_options,
+    refusal_text,
     show_refusal_alone,
 )
-from vllm_qwen36_plugin.start.refusal import refusal
-from vllm_qwen36_plugin.upstream.draft import MtpDraft, mtp_draft
+from vllm_qwen36_plugin.upstream.vllm_config import MtpDraft, mtp_draft
 
 if TYPE_CHECKING:
     from gptq_hybrid.doctor import Finding
@@ -28,14 +29,14 @@ _PASSED = "QWEN36_MTP_PASSED"
 def check_before_start(vllm_config: Any) -> None:
     """Refuse a config that asks for MTP with a checkpoint whose head cannot draft.
 
-    Says and reads nothing when MTP is off. What it cannot see (a model not downloaded yet, a loader of
-    another format) it leaves to the check in the worker; so does an error of its own, with a warning.
+    Logs and reads nothing if MTP is off. What it cannot see (a model not downloaded yet, a loader of another
+    format) it leaves to the check in the worker. An error of its own does the same, with a warning.
 
     Raises:
         MtpHeadError: with a message for the user, which vLLM's commands print without a traceback.
         OptionsError: ``additional_config["qwen36"]`` holds something unknown.
     """
-    options = options_of(vllm_config)
+    options = plugin_options(vllm_config)
     try:
         draft = mtp_draft(vllm_config)
         problems = None if draft is None else _problems(draft, options)
@@ -44,11 +45,24 @@ def check_before_start(vllm_config: Any) -> None:
         return
     if draft is not None and problems:
         show_refusal_alone()
-        raise MtpHeadError(refusal(draft.model, problems))
+        raise MtpHeadError(head_refusal(draft.model, problems))
+
+
+def head_refusal(model: str, problems: Iterable[tuple[str, str]]) -> str:
+    """Compose a message of at most 17 lines about pairs of what is wrong with a head and what to do about it."""
+    return refusal_text(
+        f"MTP speculative decoding was asked for, but the MTP head of {model} is not usable:",
+        problems,
+        (
+            "Stock vLLM mostly starts anyway and accepts no draft, which costs speed and says nothing.",
+            "To serve without MTP, leave out --speculative-config.",
+            'To start in spite of this, add --additional-config \'{"qwen36": {"mtp_check": "off"}}\'.',
+        ),
+    )
 
 
 def _problems(draft: MtpDraft, options: PluginOptions) -> list[tuple[str, str]] | None:
-    """What is wrong with the head and what to do about it; None when it was not looked at."""
+    """Return what is wrong with the head and what to do about it; None if it was not examined."""
     from importlib.metadata import version
 
     from gptq_hybrid.common.errors import CheckpointError, UnsupportedArchitectureError
@@ -78,7 +92,7 @@ def _problems(draft: MtpDraft, options: PluginOptions) -> list[tuple[str, str]] 
     for finding in findings:
         if not _refuses(finding):
             logger.warning("%s: %s", checkpoint.location, finding.message)
-    problems = [(found.message, found.remedy) for found in findings if _refuses(found)]
+    problems = [(finding.message, finding.remedy) for finding in findings if _refuses(finding)]
     if not problems:
         logger.info("%s (files in order, %.0f ms)", banner, (time.perf_counter() - begun) * 1e3)
         note_passed(_PASSED, draft.model)
@@ -86,5 +100,5 @@ def _problems(draft: MtpDraft, options: PluginOptions) -> list[tuple[str, str]] 
 
 
 def _refuses(finding: Finding) -> bool:
-    """A rule that broke says nothing of the checkpoint; the worker looks at what was loaded."""
+    """Whether a finding is a reason to refuse. A rule that broke is not: it says nothing of the checkpoint."""
     return finding.severity == "error" and finding.rule != "rule-failed"

@@ -1,4 +1,7 @@
-"""What must be true of a loaded MTP head. Torch and plain data only; nothing of vLLM."""
+"""Checks of a loaded MTP head, on torch and plain data; nothing of vLLM.
+
+``packed`` is vLLM's ``packed_modules_mapping``: the shards of each fused module.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +24,14 @@ _CHUNK = 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A tensor of the checkpoint as it came by."""
+    """Shape and dtype of a tensor as it arrived from the checkpoint."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
 
 
 def expected_tensors(text_config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the dense head that a text config calls for.
+    """Return names and shapes of the dense head that a text config calls for.
 
     Raises:
         HybridError: a config this project does not know.
@@ -45,29 +48,29 @@ def packed_tensors(
     quantization_config: Mapping[str, Any] | None,
     packed: Mapping[str, Sequence[str]],
 ) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the head's linears as a GPTQ config would have them packed; none for another format.
+    """Return names and shapes of the head's linears packed as a GPTQ config says; none for another format.
 
-    Bits and group size are those of the fused module, which is what vLLM asks ``dynamic`` about.
+    Bits and group size are those of the fused module, which is what vLLM looks up in ``dynamic``.
     """
     from gptq_hybrid.checkpoint import LinearSpec
     from gptq_hybrid.checkpoint.formats import GPTQ, declared_format
 
     if quantization_config is None or declared_format(quantization_config) is not GPTQ:
         return {}
-    fused_by = {shard: whole for whole, shards in packed.items() for shard in shards}
+    fused_names = _fused_names(packed)
     shapes: dict[str, tuple[int, ...]] = {}
     for name, shape in expected.items():
         module = name.removesuffix(".weight")
         parent, _, last = module.rpartition(".")
         if len(shape) == 2:
-            asked = LinearSpec(f"{parent}.{fused_by.get(last, last)}", *shape)
-            for suffix, (_, packed_shape) in (GPTQ.expected(quantization_config, asked) or {}).items():
+            linear = LinearSpec(f"{parent}.{fused_names.get(last, last)}", *shape)
+            for suffix, (_, packed_shape) in (GPTQ.expected(quantization_config, linear) or {}).items():
                 shapes[f"{module}.{suffix}"] = packed_shape
     return shapes
 
 
 def checkpoint_name(name: str) -> str | None:
-    """``name`` from its ``mtp`` component on; None if it has none."""
+    """Return ``name`` from its ``mtp`` component on; None if it has none."""
     parts = name.split(".")
     return ".".join(parts[parts.index("mtp") :]) if "mtp" in parts else None
 
@@ -75,9 +78,9 @@ def checkpoint_name(name: str) -> str | None:
 def missing(
     expected: Iterable[str], arrived: Iterable[str], packed: Mapping[str, Sequence[str]]
 ) -> list[str]:
-    """Expected tensors that came by neither dense nor quantized, nor fused the way vLLM fuses them.
+    """List expected tensors that arrived neither dense nor quantized, nor fused the way vLLM fuses them.
 
-    Of a packed linear, the scales that did not come by.
+    Of a packed linear, list scales that did not arrive.
     """
     arrived = list(arrived)
     modules = {
@@ -85,19 +88,19 @@ def missing(
         for name in arrived
         if not any(companion in name.rpartition(".")[2] for companion in _COMPANIONS)
     }
-    fused_by = {shard: whole for whole, shards in packed.items() for shard in shards}
+    fused_names = _fused_names(packed)
     absent = []
     for name in expected:
         module = name.removesuffix(".weight")
         parent, _, last = module.rpartition(".")
-        if module not in modules and f"{parent}.{fused_by.get(last, last)}" not in modules:
+        if module not in modules and f"{parent}.{fused_names.get(last, last)}" not in modules:
             absent.append(name)
     names = set(arrived)
     for name in arrived:
         module, _, suffix = name.rpartition(".")
-        beside = _NEEDED_BESIDE.get(suffix)
-        if beside and f"{module}.{beside}" not in names:
-            absent.append(f"{module}.{beside}")
+        scales = _NEEDED_BESIDE.get(suffix)
+        if scales and f"{module}.{scales}" not in names:
+            absent.append(f"{module}.{scales}")
     return absent
 
 
@@ -106,9 +109,11 @@ def misshapen(
     arrived: Mapping[str, Arrival],
     packed_shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> list[str]:
-    """Tensors of another shape than the model's; vLLM silently takes a part of a dense one that is too tall.
+    """Describe tensors of another shape than the model's.
 
-    ``packed_shapes``: of packed linears, by tensor (:func:`packed_tensors`).
+    vLLM silently takes a part of a dense one that is too tall.
+
+    ``packed_shapes``: those of packed linears, by tensor (:func:`packed_tensors`).
     """
     wrong = [
         (name, shape)
@@ -130,22 +135,24 @@ def cast_raw(
     parameters: Mapping[str, torch.Tensor],
     packed: Mapping[str, Sequence[str]],
 ) -> list[str]:
-    """One-byte tensors that ended in a wider floating-point parameter: their scales were never applied."""
-    fused_by = {shard: whole for whole, shards in packed.items() for shard in shards}
-    found = []
+    """Describe one-byte tensors that ended in a wider floating-point parameter: their scales were never applied."""
+    fused_names = _fused_names(packed)
+    problems = []
     for name, arrival in arrived.items():
         if arrival.dtype.itemsize != 1 or not name.endswith(".weight"):
             continue
         module = name.removesuffix(".weight").replace("mtp.", "model.", 1)
         parent, _, last = module.rpartition(".")
-        parameter = parameters.get(f"{parent}.{fused_by.get(last, last)}.weight")
+        parameter = parameters.get(f"{parent}.{fused_names.get(last, last)}.weight")
         if parameter is not None and parameter.dtype.is_floating_point and parameter.dtype.itemsize > 1:
-            found.append(f"{name} came as {arrival.dtype}, without scales, for a {parameter.dtype} parameter")
-    return found
+            problems.append(
+                f"{name} came as {arrival.dtype}, without scales, for a {parameter.dtype} parameter"
+            )
+    return problems
 
 
 def head_parameters(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters of the head itself by name. Embeddings and ``lm_head`` are the target's and are left out."""
+    """Return the head's own parameters by name. Embeddings and ``lm_head`` are the target's and are left out."""
     names = _MATRICES | _SCALES
     return {
         name: parameter
@@ -160,43 +167,48 @@ def head_parameters(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def not_loaded(
     parameters: Mapping[str, torch.Tensor], loaded: set[str] | None, online: Iterable[str]
 ) -> list[str]:
-    """Parameters the loader does not report as loaded; ``online`` are modules quantized while loading."""
+    """List parameters that the loader does not report as loaded; ``online`` are modules quantized while loading."""
     if loaded is None:
         return []
     exempt = set(online)
     return [name for name in parameters if name not in loaded and name.rpartition(".")[0] not in exempt]
 
 
-def bad_values(parameters: Mapping[str, torch.Tensor], rows: Mapping[str, Sequence[int]]) -> list[str]:
-    """Matrices of nothing but zeros (packed: of one value), and parameters with NaN or infinity.
+def bad_values(parameters: Mapping[str, torch.Tensor], shard_sizes: Mapping[str, Sequence[int]]) -> list[str]:
+    """Describe matrices of nothing but zeros (packed: of one value), and parameters with NaN or infinity.
 
-    ``rows`` gives, by module, how many outputs each shard of a fused parameter has; each is judged by itself.
+    ``shard_sizes``: by module, the channels of each shard of a fused parameter; each shard is judged by itself.
     Vectors may be zero: the norms of this family scale by 1 + w.
     """
-    found = []
+    problems = []
     for name, parameter in parameters.items():
         module, _, kind = name.rpartition(".")
-        parts = _shards(parameter.data, rows.get(module, ()), kind)
+        parts = _shards(parameter.data, shard_sizes.get(module, ()), kind)
         for number, part in enumerate(parts):
             label = name if len(parts) == 1 else f"{name} (shard {number})"
             if not part.dtype.is_floating_point and _uniform(part):
-                found.append(f"{label} holds one value over and over")
+                problems.append(f"{label} holds one value over and over")
                 continue
             peak = _peak(part)
             if peak is None:
                 continue
             if not _finite(peak):
-                found.append(f"{label} holds NaN or infinite values")
+                problems.append(f"{label} holds NaN or infinite values")
             elif peak == 0 and part.dim() > 1 and kind not in _SCALES:
-                found.append(f"{label} holds only zeros")
-    return found
+                problems.append(f"{label} holds only zeros")
+    return problems
 
 
-def _shards(tensor: torch.Tensor, rows: Sequence[int], kind: str) -> list[torch.Tensor]:
-    # GPTQ's tensors have the outputs last, a plain weight has them first.
+def _fused_names(packed: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Map the name of each shard to that of the module vLLM fuses it into."""
+    return {shard: fused for fused, shards in packed.items() for shard in shards}
+
+
+def _shards(tensor: torch.Tensor, sizes: Sequence[int], kind: str) -> list[torch.Tensor]:
+    # GPTQ's tensors have the channels last, a plain weight has them first.
     along = {"weight": 0, "qweight": 1, "scales": 1}.get(kind)
-    if along is not None and len(rows) > 1 and tensor.dim() == 2 and sum(rows) == tensor.shape[along]:
-        return list(tensor.split(list(rows), dim=along))
+    if along is not None and len(sizes) > 1 and tensor.dim() == 2 and sum(sizes) == tensor.shape[along]:
+        return list(tensor.split(list(sizes), dim=along))
     return [tensor]
 
 
@@ -209,7 +221,7 @@ def _uniform(tensor: torch.Tensor) -> bool:
 
 
 def _peak(tensor: torch.Tensor) -> float | None:
-    """The largest magnitude, NaN if there is one; None where there is no data to look at."""
+    """Return the largest magnitude, NaN if there is one; None for a tensor without data."""
     if tensor.is_meta or not tensor.numel():
         return None
     peak = 0.0
@@ -230,8 +242,8 @@ def _chunks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     if tensor.dim() == 0:
         yield tensor
         return
-    row = max(1, tensor.numel() // tensor.shape[0])
-    yield from tensor.split(max(1, _CHUNK // row))
+    width = max(1, tensor.numel() // tensor.shape[0])
+    yield from tensor.split(max(1, _CHUNK // width))
 
 
 def _finite(value: float) -> bool:

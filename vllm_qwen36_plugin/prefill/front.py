@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_qwen36_plugin.errors import OptionsError
-from vllm_qwen36_plugin.start import enter_salt, options_of, show_refusal_alone
+from vllm_qwen36_plugin.start import enter_salt, plugin_options, show_refusal_alone
 
 from .profile import ProfileError, read
 
@@ -19,7 +19,7 @@ def before_start(vllm_config: Any) -> None:
     Raises:
         OptionsError: ``prefill_profile`` names a file that is no profile.
     """
-    options = options_of(vllm_config)
+    options = plugin_options(vllm_config)
     if options.prefill_profile is not None:
         try:
             read(Path(options.prefill_profile))

@@ -12,8 +12,7 @@ from vllm.model_executor.kernels.linear.mixed_precision.MPLinearKernel import MP
 from vllm.scalar_type import scalar_types
 
 from vllm_qwen36_plugin.architectures import TARGETS
-from vllm_qwen36_plugin.packed import as_gptq
-from vllm_qwen36_plugin.upstream.linear_kernels import stock_choice
+from vllm_qwen36_plugin.upstream.linear_kernels import in_gptq_layout, stock_choice
 
 from . import dispatch
 from .prepare import Preparation
@@ -94,7 +93,7 @@ class PrefillLinearKernel(MPLinearKernel):  # type: ignore[misc]
         original = None
         if first:
             original = Original.copy_of(
-                *as_gptq(getattr(layer, self.w_q_name), getattr(layer, self.w_s_name))
+                *in_gptq_layout(getattr(layer, self.w_q_name), getattr(layer, self.w_s_name))
             )
         self.stock.process_weights_after_loading(layer)
         # vLLM from 0.30 on has no g_idx.

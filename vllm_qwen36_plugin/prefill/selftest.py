@@ -9,7 +9,7 @@ from math import isfinite
 
 import torch
 
-from vllm_qwen36_plugin.packed import dequantize_words
+from gptq_hybrid.packing import dequantize_symmetric
 
 from . import replay, scratch
 from .dispatch import Linear
@@ -39,7 +39,7 @@ class Original:
     def dense(self, first: int, columns: int, bits: int) -> torch.Tensor:
         """Dequantize some columns of W: ``[columns, k]``."""
         part = slice(first, first + columns)
-        return dequantize_words(self.words[:, part].contiguous(), self.scales[:, part].contiguous(), bits)
+        return dequantize_symmetric(self.words[:, part].contiguous(), self.scales[:, part].contiguous(), bits)
 
 
 def problem_with(

@@ -1,20 +1,18 @@
-"""What every check before start needs: the files on this machine, and a refusal that can be read."""
+"""Shared by the checks before start: the checkpoint's folder, a readable refusal, vLLM's key of compiled graphs."""
 
-from .folder import INDEXED_FORMATS, open_local
+from .folder import INDEXED_FORMATS, note_passed, open_local, passed_in_parent
 from .graphs_key import SALT, enter_salt
-from .message import bullets
-from .parent import note_passed, passed_in_parent
-from .screen import options_of, refusal_in, show_refusal_alone
+from .refusal import plugin_options, refusal_in, refusal_text, show_refusal_alone
 
 __all__ = [
     "INDEXED_FORMATS",
     "SALT",
-    "bullets",
     "enter_salt",
     "note_passed",
     "open_local",
-    "options_of",
     "passed_in_parent",
+    "plugin_options",
     "refusal_in",
+    "refusal_text",
     "show_refusal_alone",
 ]

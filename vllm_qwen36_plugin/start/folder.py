@@ -1,4 +1,4 @@
-"""Where the files are that vLLM will read, if they are on this machine already."""
+"""The checkpoint that vLLM will read: where it is on this machine, and whether a parent process has checked it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ INDEXED_FORMATS = frozenset({"auto", "hf", "safetensors", "fastsafetensors", "in
 
 
 def open_local(model: str, revision: str | None, download_dir: str | None) -> Checkpoint | None:
-    """The checkpoint vLLM will read; None where it is not complete on this machine, or not in safetensors.
+    """Open the checkpoint vLLM will read; None if it is not complete on this machine, or not in safetensors.
 
     A hub id is looked up in the local cache, without a network request.
 
@@ -23,10 +23,10 @@ def open_local(model: str, revision: str | None, download_dir: str | None) -> Ch
     folder = Path(model)
     on_hub = not folder.is_dir()
     if on_hub:
-        found = _cached_snapshot(model, revision, download_dir)
-        if found is None:
+        snapshot = _cached_snapshot(model, revision, download_dir)
+        if snapshot is None:
             return None
-        folder = found
+        folder = snapshot
     checkpoint = Checkpoint.open(folder)
     if on_hub and checkpoint.missing_files:
         return None  # a download that the worker has yet to complete
@@ -43,10 +43,25 @@ def _cached_snapshot(repo: str, revision: str | None, download_dir: str | None) 
 
     for name in (INDEX_NAME, "model.safetensors"):
         try:
-            found = try_to_load_from_cache(repo, name, cache_dir=download_dir, revision=revision)
+            path = try_to_load_from_cache(repo, name, cache_dir=download_dir, revision=revision)
         except ValueError:  # not a possible repository name
             return None
-        if isinstance(found, str):
-            folder = Path(found).parent
+        if isinstance(path, str):
+            folder = Path(path).parent
             return folder if (folder / "config.json").is_file() else None
     return None
+
+
+def note_passed(variable: str, model: str) -> None:
+    """Tell child processes, by an environment variable, that ``model`` has passed a check.
+
+    vLLM's further API servers (``--api-server-count``) build the same config again. In the process that checked it
+    the note counts for nothing, as files may change between two engines.
+    """
+    os.environ[variable] = f"{os.getpid()}:{model}"
+
+
+def passed_in_parent(variable: str, model: str) -> bool:
+    """Whether ``model`` has passed in the parent of this process (:func:`note_passed`)."""
+    process, _, passed = os.environ.get(variable, "").partition(":")
+    return passed == model and process == str(os.getppid())

@@ -1,4 +1,4 @@
-"""What vLLM keeps compiled graphs under knows nothing of kernels and linear methods that a plugin chooses."""
+"""vLLM's key of compiled graphs, which knows nothing of kernels and linear methods that a plugin chooses."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ SALT = "qwen36_graphs"
 
 
 def enter_salt(vllm_config: Any, feature: str, choice: str) -> None:
-    """Enter what a feature will do, and the plugin's version, into that key."""
+    """Enter a feature's choice, and the plugin's version, into the key."""
     config = vllm_config.additional_config
     if isinstance(config, dict):
-        found = config.get(SALT)
-        config[SALT] = {**(found if isinstance(found, dict) else {}), "version": _version(), feature: choice}
+        salt = config.get(SALT)
+        config[SALT] = {**(salt if isinstance(salt, dict) else {}), "version": _version(), feature: choice}
 
 
 def _version() -> str:

@@ -1,6 +1,10 @@
 """``MODELS_CONFIG_MAP``: where a model class may look at the whole config, before any engine exists.
 
-Same name, type and call in vLLM 0.19.1 to 0.33.0. An exception from there ends the front process.
+Changes: the map's class for an architecture becomes a subclass of it that runs our check after its own.
+Why: no public hook sees the whole configuration in the front process. An exception there ends it with one message.
+Versions: same name, type and call in 0.19.1 to 0.33.0.
+Checks: the map is a dict, and its entry a class with ``verify_and_update_config``.
+May go: when vLLM lets a plugin check a configuration.
 """
 
 from __future__ import annotations
@@ -14,10 +18,9 @@ _METHOD = "verify_and_update_config"
 
 
 def add_config_check(architecture: str, name: str, check: Callable[[Any], None]) -> None:
-    """Have ``check(vllm_config)`` run after vLLM's own config hook for ``architecture``.
+    """Run ``check(vllm_config)`` after vLLM's own config hook for ``architecture``.
 
-    Idempotent by ``name``. The map's class is replaced by a subclass of it, so hooks of other names and other
-    plugins keep working.
+    Idempotent by ``name``. Checks of other names and of other plugins keep working.
 
     Raises:
         CompatError: the map or its entries are not what they were in any version read.

@@ -1,4 +1,11 @@
-"""cuBLAS's workspaces, which PyTorch keeps from the first GEMM on: 32 MiB on Hopper."""
+"""cuBLAS's workspaces, which PyTorch keeps from the first GEMM on: 32 MiB on Hopper.
+
+Changes: frees them; the next GEMM makes new ones.
+Why: vLLM counts them as weights if a GEMM runs while it loads.
+Versions: ``torch._C._cuda_clearCublasWorkspaces`` of PyTorch 2.11 and 2.13.
+Checks: it is callable; otherwise nothing happens.
+May go: when PyTorch has a public call.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +13,7 @@ import torch
 
 
 def release_workspaces() -> None:
-    """Give them back; the next GEMM makes new ones.
-
-    vLLM counts them as weights if a GEMM runs while it loads. Does nothing where this PyTorch has no such call
-    (2.11 and 2.13 have).
-    """
+    """Free the workspaces, if this PyTorch can."""
     release = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
     if callable(release):
         release()

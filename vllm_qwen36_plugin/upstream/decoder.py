@@ -1,4 +1,11 @@
-"""What vLLM's decoder layer of the family is made of: the same names from 0.22 to 0.33."""
+"""What vLLM's decoder layer of the family is made of.
+
+Changes: nothing here; `act_order.norms` replaces the norms of a loaded model and permutes dense weights.
+Why: a norm that writes in order spares each linear behind it a permutation.
+Versions: same names from 0.22 to 0.33.0.
+Checks: the layer and its norm are the classes expected; otherwise every linear permutes its input.
+May go: with act order.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +15,7 @@ from vllm_qwen36_plugin.errors import CompatError
 
 
 def decoder_classes() -> tuple[type, type]:
-    """vLLM's decoder layer, and the norm in it.
+    """Return vLLM's decoder layer, and the norm in it.
 
     Raises:
         CompatError: they are not where they were, or the norm is another one.
@@ -23,8 +30,8 @@ def decoder_classes() -> tuple[type, type]:
     return Qwen3_5DecoderLayer, GemmaRMSNorm
 
 
-def linears_of(block: Any) -> dict[str, Any]:
-    """The linears within a module, by their names in it."""
+def linears_in(block: Any) -> dict[str, Any]:
+    """Return the linears within a module, by their names in it."""
     from vllm.model_executor.layers.linear import LinearMethodBase
 
     return {
@@ -35,7 +42,7 @@ def linears_of(block: Any) -> dict[str, Any]:
 
 
 def has_plain_weight(linear: Any) -> bool:
-    """Whether it is a linear without quantization whose weight ``[n, k]`` is as it was loaded."""
+    """Whether a linear is not quantized and its weight ``[n, k]`` is as it was loaded."""
     from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 
     if type(linear.quant_method) is not UnquantizedLinearMethod:

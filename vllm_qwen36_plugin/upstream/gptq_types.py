@@ -1,25 +1,26 @@
-"""The question vLLM's GPTQ linear method asks before any kernel is: may weights be of this type at all?
+"""The question that vLLM's GPTQ linear method asks before any kernel: may weights be of this type at all?
 
-On CPUs it names 4 bits alone ("only supports 4-bits for now", read in 0.32.0), so that a kernel for 8 bits is never
-reached.
+Changes: ``verify_marlin_supported`` of vLLM's GPTQ module lets one more weight type pass.
+Why: on CPUs it accepts 4 bits alone ("only supports 4-bits for now"), so a kernel for 8 bits is never reached.
+Versions: 0.19.1 to 0.33.0, in ``auto_gptq`` or ``gptq_marlin`` (:mod:`.gptq`).
+Checks: the function is there.
+May go: when the CPU build has a kernel for 8 bits.
 """
 
 from __future__ import annotations
 
 from functools import wraps
-from importlib import import_module
 from typing import Any
 
 from vllm_qwen36_plugin.errors import CompatError
 
-_PACKAGE = "vllm.model_executor.layers.quantization"
-# From 0.22 on, and up to 0.20.
-_MODULES = ("auto_gptq", "gptq_marlin")
+from .gptq import gptq_module
+
 _NAME = "verify_marlin_supported"
 
 
 def allow_weight_type(weight_type: Any) -> None:
-    """Have GPTQ linears of ``weight_type`` pass that question; a kernel must take them then. Idempotent.
+    """Let GPTQ linears of ``weight_type`` pass that question; a kernel must take them then. Idempotent.
 
     Raises:
         CompatError: the function is not where it was in 0.19.1 to 0.33.0.
@@ -39,17 +40,3 @@ def allow_weight_type(weight_type: Any) -> None:
 
     vars(verify_unless_allowed)["qwen36_allowed"] = allowed | {weight_type}
     setattr(module, _NAME, verify_unless_allowed)
-
-
-def gptq_module() -> Any:
-    """vLLM's own GPTQ module: ``auto_gptq`` from 0.22 on, ``gptq_marlin`` up to 0.20.
-
-    Raises:
-        CompatError: it has neither.
-    """
-    for name in _MODULES:
-        try:
-            return import_module(f"{_PACKAGE}.{name}")
-        except ModuleNotFoundError:
-            continue
-    raise CompatError(f"{_PACKAGE} has none of {', '.join(_MODULES)}")

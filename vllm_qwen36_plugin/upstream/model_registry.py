@@ -1,4 +1,11 @@
-"""vLLM's model registry. ``register_model`` is public; what it stores, and is asked later, is not."""
+"""vLLM's model registry: which class it builds for an architecture.
+
+Changes: our class under vLLM's name, its entry answering questions with what vLLM knows of its own class.
+Why: the worker is where weights arrive; ``register()`` cannot import model code. Inspecting a new class takes 10 s.
+Versions: 0.19.1 to 0.33.0; ``register_model`` is public, what it stores is not. 0.19.1 has no Qwen3_5ForCausalLM.
+Checks: the registry has a dict of models and ``register_model``, and knows the architecture.
+May go: when vLLM checks a quantized draft for missing weights, and lets a plugin in where a model is built.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +16,7 @@ from vllm_qwen36_plugin.errors import CompatError
 
 
 def known_model_classes() -> frozenset[str]:
-    """Architectures this vLLM can build.
+    """Return the architectures this vLLM can build.
 
     Raises:
         CompatError: it has no such registry.
@@ -50,7 +57,7 @@ def _registry() -> Any:
 
 
 def _described_by(stock: Any, entry: Any, qualified_name: str) -> Any:
-    """``entry``, answering questions about the class (multimodal? hybrid?) with what vLLM knows of its own.
+    """Return ``entry``, answering questions about the class (multimodal? hybrid?) with what vLLM knows of its own.
 
     A subclass has the same answers. Finding them anew starts one more process that imports vLLM, 10 s and
     more before the first start, and files them under a key that does not change with vLLM's version.

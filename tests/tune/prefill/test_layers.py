@@ -16,7 +16,7 @@ from vllm.model_executor.kernels import linear as kernels
 from vllm.model_executor.kernels.linear.mixed_precision.MPLinearKernel import MPLinearKernel
 from vllm.platforms import current_platform
 
-from vllm_qwen36_plugin.packed import dequantize_words
+from gptq_hybrid.packing import dequantize_symmetric
 from vllm_qwen36_plugin.prefill import dispatch, kernel, measure, prepare, routes
 from vllm_qwen36_plugin.prefill.profile import Card, Starts
 from vllm_qwen36_plugin.tune.prefill import layers
@@ -43,12 +43,12 @@ class MarlinLinearKernel(MPLinearKernel):  # type: ignore[misc]
         layer.qzeros = None
 
     def apply_weights(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        return x @ dequantize_words(layer.qweight, layer.scales, 4).t()
+        return x @ dequantize_symmetric(layer.qweight, layer.scales, 4).t()
 
 
 def expand(words: Any, scales: Any, out: torch.Tensor, first: int, **_: Any) -> None:
     part = slice(first, first + len(out))
-    out.copy_(dequantize_words(words[:, part].contiguous(), scales[:, part].contiguous(), 4))
+    out.copy_(dequantize_symmetric(words[:, part].contiguous(), scales[:, part].contiguous(), 4))
 
 
 class Measured:

@@ -21,7 +21,7 @@ from vllm_qwen36_plugin.prefill import dispatch, measure, prepare
 from vllm_qwen36_plugin.prefill.kernel import PrefillLinearKernel
 from vllm_qwen36_plugin.prefill.profile import Profile, Starts
 from vllm_qwen36_plugin.prefill.shape import Shape
-from vllm_qwen36_plugin.upstream.act_order import stock_gptq
+from vllm_qwen36_plugin.upstream.gptq import stock_gptq
 
 from .result import Tuned
 from .shapes import Linears

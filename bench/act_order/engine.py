@@ -33,12 +33,12 @@ def run(variant: str, args: argparse.Namespace, folder: Path) -> Json:
     from bench.dummy import fill_on_load, random_order, write_checkpoint
 
     if variant.startswith("ours"):
-        from vllm_qwen36_plugin import features as _register
         from vllm_qwen36_plugin.act_order import claim, method
+        from vllm_qwen36_plugin.features import FEATURES
 
         claim.CLAIM_EVERYWHERE = True
         claim.FOLD_NORMS = "never" if variant == "ours-gathered" else "cuda"
-        _register._install_act_order()
+        FEATURES["act order"]()
         method.initial_g_idx = random_order
     if not torch.cuda.is_available():
         import vllm_qwen36_plugin.cpu.models  # noqa: F401 - vLLM has a 4-bit kernel for AVX-512 only

@@ -41,7 +41,7 @@ def peak():
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
 """
 _IN_PROCESS = f"""{_PEAK}
-from gptq_hybrid.checkpoint import check
+from gptq_hybrid.doctor import check
 times = []
 for _ in range(int(sys.argv[2])):
     begun = time.perf_counter()
@@ -69,23 +69,28 @@ def timed(call, *arguments):
     print("ms", (time.perf_counter() - begun) * 1e3, (time.process_time() - cpu) * 1e3)
 load = N(load_format="auto", download_dir=None)
 """
+# As the plugin's hooks do, these import a check when it fires.
 _REGISTER = f"{_VLLM}\ntimed(vllm_qwen36_plugin.register)"
 _MTP = f"""{_VLLM}
 vllm_qwen36_plugin.register()
-from vllm_qwen36_plugin._register import _check_mtp
+def check(config):
+    from vllm_qwen36_plugin.mtp_guard.front import check_before_start
+    check_before_start(config)
 draft = N(model=sys.argv[1], revision=None, hf_config=N(architectures=["Qwen3_5MTP"]))
 config = N(speculative_config=N(method="mtp", draft_model_config=draft), additional_config={{}}, load_config=load)
-timed(_check_mtp, config)
-timed(_check_mtp, config)
+timed(check, config)
+timed(check, config)
 """
 _ACT_ORDER = f"""{_VLLM}
 vllm_qwen36_plugin.register()
-from vllm_qwen36_plugin._register import _check_act_order
+def check(config):
+    from vllm_qwen36_plugin.act_order.front import check_before_start
+    check_before_start(config)
 quantization = json.load(open(sys.argv[1] + "/config.json"))["quantization_config"]
 model = N(model=sys.argv[1], revision=None, quantization="auto_gptq", hf_text_config=None,
           hf_config=N(quantization_config=quantization))
-timed(_check_act_order, N(model_config=model, additional_config={{}}, lora_config=None, load_config=load,
-                          parallel_config=N(tensor_parallel_size=1)))
+timed(check, N(model_config=model, additional_config={{}}, lora_config=None, load_config=load,
+               parallel_config=N(tensor_parallel_size=1)))
 """
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from bench.arguments import command_line
 from bench.results import Json, save
-from gptq_hybrid.calibration._files import jsonl_files, read_jsonl
+from gptq_hybrid.calibration import jsonl_files, read_jsonl
 from gptq_hybrid.calibration.encode import encode_row
 from gptq_hybrid.checkpoint.draft_vocab_file import read_vocab_size
 from gptq_hybrid.checkpoint.files import LocalFiles

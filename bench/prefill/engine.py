@@ -132,9 +132,9 @@ def take(llm: Any, ways: OneWay | Ways, args: argparse.Namespace, vocabulary: in
     ttft: dict[str, dict[str, list[float]]] = {way: {} for way in ways.names}
     taken: dict[str, dict[str, dict[str, str]]] = {way: {} for way in ways.names}
     for case in cases:
-        rows = sum(lengths(case))
+        tokens = sum(lengths(case))
         for way, times in timing.first_tokens(llm, ways, case, args.repeats, vocabulary).items():
-            ttft[way][case], taken[way][case] = times, ways.taken(way, rows)
+            ttft[way][case], taken[way][case] = times, ways.taken(way, tokens)
             print(f"{case}, {way}: ms to first token: {' '.join(map(str, times))}", flush=True)
         keep(ttft_ms=ttft, taken=taken)
     ttft_gpu_ms: dict[str, Json] = {}
@@ -177,16 +177,17 @@ def plugin_facts(model: Any) -> Json:
     from vllm_qwen36_plugin.prefill import banner, dispatch, prepare, profile, scratch
     from vllm_qwen36_plugin.prefill.kernel import FP8_SCALES
 
-    preparation = prepare._current[-1]
+    preparation = prepare.latest()
+    assert preparation is not None
     linears = dispatch.linears()
-    line = banner.table_line(linears, preparation.settings, preparation.known_from)
+    line = banner.table_line(linears, preparation.settings, preparation.source)
     print(line, flush=True)
     scales = [getattr(module, FP8_SCALES, None) for module in model.modules()]
     return {
-        "measuring": round(preparation.spent, 2),
+        "measuring": round(preparation.seconds, 2),
         "banner": line,
-        "orders": {linear.shape.key: list(linear.order) for linear in linears},
-        "profile": profile.to_json(preparation.known) if preparation.known else None,
+        "orders": {linear.shape.key: list(linear.routes) for linear in linears},
+        "profile": profile.to_json(preparation.profile) if preparation.profile else None,
         "scratch_bytes": scratch.reserved(next(model.parameters()).device),
         "fp8_scale_bytes": sum(scale.numel() * scale.element_size() for scale in scales if scale is not None),
     }

@@ -186,13 +186,13 @@ def measure(module: str, dtype: torch.dtype) -> dict[str, Any]:
     """All of one shape in the layout of the kernel that vLLM chooses now."""
     from vllm_qwen36_plugin.packed import dequantize_words
     from vllm_qwen36_plugin.prefill import dispatch
-    from vllm_qwen36_plugin.prefill.kernel import FP8_SCALES, RowDispatchKernel
+    from vllm_qwen36_plugin.prefill.kernel import FP8_SCALES, PrefillLinearKernel
 
     k, n, _ = MODULES[module]
     qweight, scales = random_weight(k, n, _GROUP, dtype, "cuda")
     begin = time.perf_counter()
     with vllm_config(prefill="fp8", prefill_scratch_mib=_SCRATCH_MIB):
-        kernel, layer = build(qweight, scales, RowDispatchKernel, _GROUP)
+        kernel, layer = build(qweight, scales, PrefillLinearKernel, _GROUP)
     torch.cuda.synchronize()
     prepared = time.perf_counter() - begin
     linear = dispatch.get(kernel.shape.key)
@@ -204,23 +204,23 @@ def measure(module: str, dtype: torch.dtype) -> dict[str, Any]:
         "module": module,
         "shape": kernel.shape.key,
         "stock": type(kernel.stock).__name__,
-        "paths": list(linear.order),
+        "paths": list(linear.routes),
         "starts": {"exact": linear.starts.exact, "fp8": linear.starts.fp8},
         "prepared_s": round(prepared, 2),
         "rows": [],
     }
-    routes = linear.order
+    routes = linear.routes
     for count in _ROWS:
         x = torch.randn(count, k, device="cuda", dtype=dtype)
         expected = x[:256].float() @ dense.float().t()
 
-        def served(order: tuple[Any, ...], x: torch.Tensor = x) -> Any:
-            linear.order = order
+        def served(routes: tuple[Any, ...], x: torch.Tensor = x) -> Any:
+            linear.routes = routes
             return kernel.apply_weights(layer, x)
 
         calls: Calls = {"stock": lambda x=x: linear.stock(x, tensors)}
-        for path in routes:
-            calls[path] = lambda x=x, path=path: linear.run(path, x, weight)
+        for route in routes:
+            calls[route] = lambda x=x, route=route: linear.run(route, x, weight)
         calls |= {"plugin": lambda x=x: served(("exact",), x), "plugin_fp8": lambda x=x: served(routes, x)}
         calls["cublas"] = lambda x=x: torch.nn.functional.linear(x, dense)
         entry: dict[str, Any] = {

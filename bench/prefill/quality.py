@@ -7,11 +7,11 @@ documents and held against the BF16 original, in float32 arithmetic on the CPU:
 
     w4a16         the checkpoint as it is
     fp8-weights   its packed linears with weights in e4m3, a scale a column
-    fp8           and rows in e4m3, a scale a row: what `paths.fp8` computes
+    fp8           and rows in e4m3, a scale a row: what `routes.fp8` computes
     fp8-context   `fp8` for the first 256 rows of a document, `w4a16` for the rest of them
 
 Under ``everywhere`` every row goes one way, context and scored rows alike: an upper bound. A server takes
-`paths.fp8` for prompts of some hundred rows only, and decodes with the packed weights: that is ``context``, scored
+`routes.fp8` for prompts of some hundred rows only, and decodes with the packed weights: that is ``context``, scored
 behind the 256 rows only. Left out of both: what a GPU's tensor cores drop while they add up, and that a server
 keeps activations and scales in BF16.
 """
@@ -29,7 +29,6 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
-from vllm_qwen36_plugin.prefill.paths import FP8, fp8_scales
 
 from bench.arguments import command_line
 from bench.prefill.report import quality_table
@@ -38,23 +37,24 @@ from bench.quality.grid import BY_NAME
 from bench.results import Json, save
 from gptq_hybrid.common.atomic import write_json_atomic
 from gptq_hybrid.common.machine import environment
-from gptq_hybrid.evaluate import DocumentScores, as_json, evaluation
-from gptq_hybrid.evaluate.passes import Pass, own_drafts
+from gptq_hybrid.evaluate import DocumentScores, as_json, build_evaluation
+from gptq_hybrid.evaluate.passes import Pass, compare_drafts
 from gptq_hybrid.evaluate.states import fingerprint
 from gptq_hybrid.evaluate.tokens import score_documents
 from gptq_hybrid.streaming import (
     Batch,
     CheckpointWeights,
-    DraftHead,
     LayerStream,
+    MtpHead,
     OutputHead,
     TextStack,
     make_batches,
 )
 from vllm_qwen36_plugin.packed import dequantize_words
+from vllm_qwen36_plugin.prefill.routes import FP8, fp8_scales
 
 Way = Literal["w4a16", "fp8-weights", "fp8", "fp8-context"]
-# `evaluation` compares each with those behind it, the earlier less the later.
+# `build_evaluation` compares each with those behind it, the earlier less the later.
 EVERYWHERE: tuple[Way, ...] = ("fp8", "fp8-weights", "w4a16")
 BEHIND: tuple[Way, ...] = ("fp8-context", "w4a16")
 RECIPE, EXPERIMENT = "static-mse", "small-mse"
@@ -126,13 +126,13 @@ class Stack(TextStack):
 
 
 def packed(weights: CheckpointWeights, module: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """int32 words ``[k / 8, n]`` and scales ``[groups, n]`` of a linear that `paths.fp8` can take.
+    """int32 words ``[k / 8, n]`` and scales ``[groups, n]`` of a linear that `routes.fp8` can take.
 
     Raises:
         ValueError: it is asymmetric, or its groups are not contiguous.
     """
     words, scales, zeros, order = (
-        weights._read(f"{module}.{part}") for part in ("qweight", "scales", "qzeros", "g_idx")
+        weights.read(f"{module}.{part}") for part in ("qweight", "scales", "qzeros", "g_idx")
     )
     rows = words.shape[0] * 32 // _BITS
     # Middle of the range, stored less one, in every nibble.
@@ -160,11 +160,11 @@ def checkpoint_of(work: Path, samples: int) -> tuple[Path, Json]:
 
 
 def passed(stack: TextStack, batches: Sequence[Batch]) -> tuple[Pass, OutputHead]:
-    """All layers and the draft head over all documents; ``run_pass`` builds its stack itself."""
+    """All layers and the MTP head over all documents; ``run_pass`` builds its stack itself."""
     stream, head = LayerStream(stack, batches), OutputHead(stack)
     stream.run()
     hidden = stream.final()
-    return Pass(hidden, own_drafts(DraftHead(stack), head, batches, hidden, _DRAFTS)), head
+    return Pass(hidden, compare_drafts(MtpHead(stack), head, batches, hidden, _DRAFTS)), head
 
 
 def behind(scores: Sequence[DocumentScores], context: int, least: int) -> list[DocumentScores]:
@@ -227,7 +227,7 @@ def measure(work: Path, samples: int, limit: int | None) -> Json:
         "fingerprints": {"bf16": fingerprint(original.checkpoint), "w4a16": fingerprint(weights.checkpoint)},
     }
     return result | {
-        name: summary(as_json(evaluation(part, reference="bf16"))) for name, part in parts.items()
+        name: summary(as_json(build_evaluation(part, reference="bf16"))) for name, part in parts.items()
     }
 
 

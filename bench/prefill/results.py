@@ -99,7 +99,7 @@ def kv_given_up(result: Json, variant: str) -> int | None:
 _KINDS = {
     "attention": "attention|flash",
     "unpacking": "^_expand$",
-    "activations to e4m3": "scaled_fp8_quant|^_quantize_rows$",
+    "activations to e4m3": "scaled_fp8_quant|^_quantize_(rows|tokens)$",
     "copies of results": "direct_copy_kernel",
     "GEMMs": "marlin::Marlin|machete|nvjet|cutlass",
 }

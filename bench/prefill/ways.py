@@ -18,7 +18,7 @@ from bench.results import Json
 if TYPE_CHECKING:
     from vllm_qwen36_plugin.prefill.dispatch import Linear
 
-_ORDERS: dict[str, tuple[str, ...]] = {"stock": (), "exact": ("exact",), "fp8": ("fp8", "exact")}
+_ROUTES: dict[str, tuple[str, ...]] = {"stock": (), "exact": ("exact",), "fp8": ("fp8", "exact")}
 Calls = dict[str, dict[str, int]]
 
 
@@ -44,13 +44,13 @@ class OneWay(_Problems):
         self.usual = name
 
     @contextmanager
-    def through(self, name: str, rows: int | None = None) -> Iterator[Calls]:
+    def through(self, name: str, tokens: int | None = None) -> Iterator[Calls]:
         """Calls made inside go this way."""
         if name not in self.names:
             raise ValueError(f"there is no way {name!r} here, only {self.names[0]!r}")
         yield {}
 
-    def taken(self, name: str, rows: int) -> dict[str, str]:
+    def taken(self, name: str, tokens: int) -> dict[str, str]:
         """The route of each shape for so many tokens."""
         return {}
 
@@ -70,18 +70,18 @@ class Ways(_Problems):
         missing = {linear.shape.key for linear in linears} ^ set(layers)
         if missing:
             raise RuntimeError(f"in the table or in the model, but not in both: {', '.join(sorted(missing))}")
-        self._linears = [(linear, tuple(linear.order), linear.starts) for linear in linears]
+        self._linears = [(linear, tuple(linear.routes), linear.starts) for linear in linears]
         self._layers = dict(layers)
-        served = {path for _, order, _ in self._linears for path in order}
-        self.names = ("stock", *(path for path in ("exact", "fp8") if path in served))
+        served = {route for _, routes, _ in self._linears for route in routes}
+        self.names = ("stock", *(route for route in ("exact", "fp8") if route in served))
         # What a user has who sets no option.
         self.usual = "exact" if "exact" in served else "stock"
 
     @contextmanager
-    def through(self, name: str, rows: int | None = None) -> Iterator[Calls]:
+    def through(self, name: str, tokens: int | None = None) -> Iterator[Calls]:
         """Calls made inside go this way; the dict is filled with those of each shape and route when it is left.
 
-        With ``rows``, exactly one pass of so many tokens is to be made; another route, or number of calls,
+        With ``tokens``, exactly one pass of so many tokens is to be made; another route, or number of calls,
         is one of ``problems``.
         """
         self._set(name)
@@ -91,32 +91,32 @@ class Ways(_Problems):
         for linear, _, _ in self._linears:
             key = linear.shape.key
             calls[key] = dict(Counter(linear.served) - before[key])
-        if rows is not None:
-            expected = {key: {path: self._layers[key]} for key, path in self.taken(name, rows).items()}
+        if tokens is not None:
+            expected = {key: {route: self._layers[key]} for key, route in self.taken(name, tokens).items()}
             if calls != expected:
                 self.add_problem(
-                    f"{name} with {rows} rows should have made the calls {expected}, not {calls}"
+                    f"{name} with {tokens} tokens should have made the calls {expected}, not {calls}"
                 )
 
-    def taken(self, name: str, rows: int) -> dict[str, str]:
+    def taken(self, name: str, tokens: int) -> dict[str, str]:
         """The route of each shape for so many tokens: a way may leave some to the stock kernel."""
         self._set(name)
-        return {linear.shape.key: linear.path_for(rows) or "stock" for linear, _, _ in self._linears}
+        return {linear.shape.key: linear.route_for(tokens) or "stock" for linear, _, _ in self._linears}
 
     def _set(self, name: str) -> None:
         if name not in self.names:
             raise ValueError(f"there is no way {name!r} here, only {', '.join(self.names)}")
-        for linear, order, starts in self._linears:
-            linear.order = tuple(path for path in _ORDERS[name] if path in order)
+        for linear, routes, starts in self._linears:
+            linear.routes = tuple(route for route in _ROUTES[name] if route in routes)
             linear.starts = starts
 
 
 def layers_by_shape(model: Any) -> dict[str, int]:
     """How many layers of a loaded model the plugin's kernel serves, by shape key."""
-    from vllm_qwen36_plugin.prefill.kernel import RowDispatchKernel
+    from vllm_qwen36_plugin.prefill.kernel import PrefillLinearKernel
 
     return dict(
-        Counter(kernel.shape.key for kernel in kernels(model) if isinstance(kernel, RowDispatchKernel))
+        Counter(kernel.shape.key for kernel in kernels(model) if isinstance(kernel, PrefillLinearKernel))
     )
 
 
@@ -144,14 +144,14 @@ def first_tokens(llm: Any, ways: AnyWays, case: str, repeats: int, vocabulary: i
 
     A pass that did not go its way is one of ``ways.problems``.
     """
-    batch, rows = prompts(lengths(case), vocabulary), sum(lengths(case))
+    batch, tokens = prompts(lengths(case), vocabulary), sum(lengths(case))
     by_way: dict[str, list[float]] = {way: [] for way in ways.names}
     for way in ways.names:
-        with ways.through(way, rows):
+        with ways.through(way, tokens):
             generate(llm, batch, 1)
     for order in turns(ways.names, repeats):
         for way in order:
-            with ways.through(way, rows):
+            with ways.through(way, tokens):
                 seconds, _ = generate(llm, batch, 1)
             by_way[way].append(round(seconds * 1e3, 3))
     return by_way
@@ -166,10 +166,10 @@ def kernels_of_a_first_token(llm: Any, ways: AnyWays, case: str, vocabulary: int
 
     if not torch.cuda.is_available():
         return {}
-    batch, rows = prompts(lengths(case), vocabulary), sum(lengths(case))
+    batch, tokens = prompts(lengths(case), vocabulary), sum(lengths(case))
     by_way = {}
     for way in ways.names:
-        with ways.through(way, rows):
+        with ways.through(way, tokens):
             by_way[way] = kernels_between(lambda: None, lambda: generate(llm, batch, 1), 1)
     return by_way
 

@@ -31,9 +31,9 @@ import numpy as np
 from bench.arguments import command_line
 from bench.results import Json, load, save
 from gptq_hybrid.evaluate import DocumentScores, summarize
-from gptq_hybrid.evaluate.bootstrap import Draws, Ranked, draws_of, interval, ratio
+from gptq_hybrid.evaluate.bootstrap import Draws, RankedTokens, build_draws, interval, ratio
 from gptq_hybrid.evaluate.compare import ALPHA, holm, sign_flip
-from gptq_hybrid.evaluate.documents import Layout, Sums
+from gptq_hybrid.evaluate.documents import RateColumns, Sums
 
 COVERAGE, POWER = (Path(__file__).with_name(f"{name}.json") for name in ("coverage", "power"))
 RESAMPLES, TAIL = 1000, 0.025
@@ -109,7 +109,7 @@ HEAVY = Population(documents=0.9, tokens=2.2, length=0.9, correlation=-0.4, spik
 
 def linear(documents: list[DocumentScores]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """(numerator, denominator) of each document, for the figures that are ratios of sums."""
-    sums = Sums.of(documents, Layout.of(documents))
+    sums = Sums.of(documents, RateColumns.of(documents))
     n, d = sums.numerators, sums.denominators
     return {
         "KLD mean": (n[:, 0], d[:, 0]),
@@ -122,7 +122,7 @@ def linear(documents: list[DocumentScores]) -> dict[str, tuple[np.ndarray, np.nd
 def figures(documents: list[DocumentScores], weights: np.ndarray) -> dict[str, np.ndarray]:
     """Every figure under every row of weights."""
     ratios = {name: ratio(weights @ a, weights @ b) for name, (a, b) in linear(documents).items()}
-    ranked = Ranked.of([d.kld for d in documents])
+    ranked = RankedTokens.of([d.kld for d in documents])
     return ratios | dict(zip(LEVELS, ranked.quantiles(weights, tuple(LEVELS.values())), strict=True))
 
 
@@ -130,8 +130,8 @@ def intervals(documents: list[DocumentScores], rng: np.random.Generator) -> dict
     """Ends of both kinds of interval for every figure of one sample."""
     n = len(documents)
     share = np.full(n, 1 / n)
-    full = draws_of([rng.multinomial(n, share, RESAMPLES).astype(float)])
-    less: Draws = draws_of([rng.multinomial(n - 1, share, RESAMPLES).astype(float)])
+    full = build_draws([rng.multinomial(n, share, RESAMPLES).astype(float)])
+    less: Draws = build_draws([rng.multinomial(n - 1, share, RESAMPLES).astype(float)])
     plain, chosen = figures(documents, full.weights), figures(documents, less.weights)
     by_figure: dict[str, dict[str, Ends]] = {}
     for figure, rows in plain.items():

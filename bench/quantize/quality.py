@@ -23,7 +23,7 @@ _SAMPLES, _LENGTH, _DOCUMENTS = 64, 512, 6
 
 def quantized(work: Path, way: str) -> Path:
     """The checkpoint of one way, made if it is not there."""
-    from gptq_hybrid.quantize import QuantizeRequest, quantize
+    from gptq_hybrid.quantize import QuantizeRequest, plan_run, quantize
     from gptq_hybrid.upstream.speedups import direct_inverse, faster
 
     target = work / way
@@ -33,16 +33,15 @@ def quantized(work: Path, way: str) -> Path:
                 # Around the definition's own, which then changes nothing.
                 stack.enter_context(faster())
                 stack.enter_context(direct_inverse(anywhere=True))
-            quantize(
-                QuantizeRequest(
-                    MINI / "checkpoint",
-                    target,
-                    calibration=str(MINI / "heldout"),
-                    samples=_SAMPLES,
-                    max_length=_LENGTH,
-                    resume=False,
-                )
+            request = QuantizeRequest(
+                MINI / "checkpoint",
+                target,
+                calibration=str(MINI / "heldout"),
+                samples=_SAMPLES,
+                max_length=_LENGTH,
+                resume=False,
             )
+            quantize(plan_run(request))
     return target
 
 

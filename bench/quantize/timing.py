@@ -69,7 +69,7 @@ class Watch:
         return run_single
 
     def _solved(self, inner: Any) -> Any:
-        from gptq_hybrid.upstream._module_record import module_name
+        from gptq_hybrid.upstream import module_name
 
         def quantize(solver: Any, *args: Any, **kwargs: Any) -> Any:
             wait()

@@ -1,6 +1,7 @@
 """Calibration rows and evaluation documents: where they come from, and how they become token ids."""
 
 from ._documents import Document, EncodedDocument, encode_documents, load_documents
+from ._files import jsonl_files, read_jsonl
 from ._load import Calibration, load_calibration
 from ._mix import mix_names
 from ._pack import DEFAULT_PACK
@@ -16,8 +17,10 @@ __all__ = [
     "EncodedDocument",
     "encode_documents",
     "encode_rows",
+    "jsonl_files",
     "load_calibration",
     "load_documents",
     "load_rows",
     "mix_names",
+    "read_jsonl",
 ]

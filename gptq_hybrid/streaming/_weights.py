@@ -109,7 +109,7 @@ class CheckpointWeights:
             raise CheckpointError(self.checkpoint.location, f"holds no tensor under {prefix}")
         packed = {name.removesuffix(".qweight") for name in names if name.endswith(".qweight")}
         tensors = {
-            name.removeprefix(prefix): self._read(name)
+            name.removeprefix(prefix): self.read(name)
             for name in names
             # A bias is passed on, not dropped: the architecture has none, so filling the module fails loudly.
             if name.rpartition(".")[0] not in packed or name.rpartition(".")[2] not in (*_PARTS, "weight")
@@ -129,7 +129,7 @@ class CheckpointWeights:
         rule = dynamic_rule(self._quantization, module)
         overrides = rule if isinstance(rule, Mapping) else {}
         bits = int(overrides.get("bits", self._quantization.get("bits", 4)))
-        parts = {part: self._read(name) for part, name in names.items() if part not in missing}
+        parts = {part: self.read(name) for part, name in names.items() if part not in missing}
         try:
             return self._dequantize(parts, bits)
         except (ValueError, RuntimeError) as error:
@@ -162,7 +162,8 @@ class CheckpointWeights:
             raise ValueError("qweight has no output channels")
         return weight
 
-    def _read(self, name: str) -> torch.Tensor:
+    def read(self, name: str) -> torch.Tensor:
+        """Read one tensor as it is stored, by its full name; of a packed linear one part, such as ``….qweight``."""
         file = self.checkpoint.path / self.checkpoint.loaded[name].file
         # Opened for each tensor, so that the mapping of a 15 GB shard is not kept and threads share nothing.
         with safe_open(file, framework="pt") as handle:

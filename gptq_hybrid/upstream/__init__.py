@@ -5,6 +5,7 @@ moved, rather than guess. Each module says at its top what it changes, why, in w
 what it changes, and when the change may go.
 """
 
+from ._damping import module_name
 from ._gptaq import gptaq_config, keep_log, refuse_batches
 from ._records import record_modules
 from ._resume import (
@@ -31,6 +32,7 @@ __all__ = [
     "gptaq_config",
     "installed_version",
     "keep_log",
+    "module_name",
     "moved",
     "prepare_environment",
     "record_modules",

@@ -57,8 +57,8 @@ def test_weights_get_the_spread_that_keeps_a_layers_output_as_large_as_its_input
         set_scales(torch.nn.Linear(2, 2))
 
 
-def entry(shape: Shape, starts: Starts, order: tuple[Any, ...] = ("fp8", "exact")) -> Linear:
-    return Linear(shape, None, ("qweight",), 0, 0, lambda: None, starts, order)  # type: ignore[arg-type]
+def entry(shape: Shape, starts: Starts, routes: tuple[Any, ...] = ("fp8", "exact")) -> Linear:
+    return Linear(shape, None, ("qweight",), 0, 0, lambda: None, starts, routes)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -67,13 +67,13 @@ def ways() -> Ways:
     return Ways(linears, {WIDE.key: 64, SMALL.key: 128})
 
 
-def serve(ways: Ways, rows: int) -> None:
+def serve(ways: Ways, tokens: int) -> None:
     """What the op counts in one pass."""
     for linear, _, _ in ways._linears:
-        linear.served[linear.path_for(rows) or "stock"] += ways._layers[linear.shape.key]
+        linear.served[linear.route_for(tokens) or "stock"] += ways._layers[linear.shape.key]
 
 
-def test_each_way_takes_its_paths_from_the_measured_rows_on(ways: Ways) -> None:
+def test_each_way_takes_its_routes_from_the_measured_tokens_on(ways: Ways) -> None:
     assert ways.names == ("stock", "exact", "fp8")
     assert ways.taken("stock", 4096) == {WIDE.key: "stock", SMALL.key: "stock"}
     assert ways.taken("exact", 1024) == {WIDE.key: "exact", SMALL.key: "stock"}
@@ -102,10 +102,10 @@ def test_a_pass_that_was_captured_split_or_went_another_way_is_a_problem(ways: W
     with ways.through("exact", 1024):
         serve(ways, 4096)
     assert len(ways.problems) == 3
-    assert "exact with 1024 rows" in ways.problems[-1]
+    assert "exact with 1024 tokens" in ways.problems[-1]
 
 
-def test_a_path_that_failed_its_test_is_no_way() -> None:
+def test_a_route_that_failed_its_test_is_no_way() -> None:
     linears = [entry(WIDE, Starts(1024, 256), ("exact",)), entry(SMALL, Starts(2048, None), ())]
     ways = Ways(linears, {WIDE.key: 1, SMALL.key: 1})
     assert ways.names == ("stock", "exact")
@@ -128,8 +128,8 @@ class FakeEngine:
         self.ways = ways
 
     def generate(self, given: list[dict[str, list[int]]], sampling: Any, use_tqdm: bool) -> list[Any]:
-        rows = sum(len(prompt["prompt_token_ids"]) for prompt in given)
-        serve(self.ways, rows)
+        tokens = sum(len(prompt["prompt_token_ids"]) for prompt in given)
+        serve(self.ways, tokens)
         done = type("Completion", (), {"token_ids": [0] * sampling.max_tokens})
         return [type("Output", (), {"outputs": [done]}) for _ in given]
 
@@ -138,9 +138,9 @@ def test_ways_take_turns_and_all_are_timed_equally_often(ways: Ways, monkeypatch
     seen: list[str] = []
     through = Ways.through
 
-    def noted(self: Ways, name: str, rows: int | None = None) -> Any:
+    def noted(self: Ways, name: str, tokens: int | None = None) -> Any:
         seen.append(name)
-        return through(self, name, rows)
+        return through(self, name, tokens)
 
     monkeypatch.setattr(Ways, "through", noted)
     found = timing.first_tokens(FakeEngine(ways), ways, "2x1024", 3, 1000)

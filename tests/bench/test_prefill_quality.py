@@ -11,7 +11,7 @@ import torch
 from bench.prefill import quality
 from bench.prefill.quality import CONTEXT, Linear, Stack, Way, behind, passed, quantize_rows, rounded, summary
 from bench.results import load
-from gptq_hybrid.evaluate import as_json, evaluation
+from gptq_hybrid.evaluate import as_json, build_evaluation
 from gptq_hybrid.packing import pack
 from gptq_hybrid.streaming import CheckpointWeights, TextStack, make_batches
 from tests.evaluate.made import random_scores, shifted
@@ -167,7 +167,7 @@ def test_the_emulation_is_in_every_packed_linear_and_changes_nothing_else(
     assert 0 < off["fp8-weights"] < off["fp8"] < 0.5 * hidden["w4a16"].square().mean().sqrt()
 
 
-def test_an_order_of_groups_that_the_path_cannot_read_is_refused(
+def test_an_order_of_groups_that_the_route_cannot_read_is_refused(
     tmp_path: Path, checkpoint: CheckpointWeights
 ) -> None:
     module = checkpoint.layout.quantized[0].name
@@ -180,12 +180,12 @@ def test_an_order_of_groups_that_the_path_cannot_read_is_refused(
 
 
 def test_zero_points_are_refused(checkpoint: CheckpointWeights, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = CheckpointWeights._read
+    read = CheckpointWeights.read
 
     def shifted_zeros(self: CheckpointWeights, name: str) -> torch.Tensor:
         return read(self, name) + 1 if name.endswith(".qzeros") else read(self, name)
 
-    monkeypatch.setattr(CheckpointWeights, "_read", shifted_zeros)
+    monkeypatch.setattr(CheckpointWeights, "read", shifted_zeros)
     with pytest.raises(ValueError, match="is not symmetric"):
         quality.packed(checkpoint, checkpoint.layout.quantized[0].name)
 
@@ -206,7 +206,7 @@ def test_a_summary_has_the_difference_to_w4a16_of_each_way_and_domain() -> None:
     base = [s for d in ("de", "c") for s in random_scores(np.random.default_rng(0), d, 12)]
     factors: dict[Way, float] = {"fp8": 1.25, "fp8-weights": 1.1, "w4a16": 1.0}
     scores = {way: shifted(base, factors[way]) for way in quality.EVERYWHERE}
-    found = summary(as_json(evaluation(scores, reference="bf16", resamples=200)))
+    found = summary(as_json(build_evaluation(scores, reference="bf16", resamples=200)))
     means = {way: row["kld_mean"]["value"] for way, row in found["ways"].items()}
     assert means["fp8"] == pytest.approx(1.25 * means["w4a16"])
     assert list(found["less_w4a16"]) == ["fp8", "fp8-weights"]

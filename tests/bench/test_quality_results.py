@@ -19,8 +19,7 @@ from bench.results import load, save
 from gptq_hybrid.checkpoint.formats.gptq import settings as module_settings
 from gptq_hybrid.checkpoint.quantization import dynamic_rule
 from gptq_hybrid.evaluate import compare, summarize
-from gptq_hybrid.recipes import load_recipe
-from gptq_hybrid.recipes._recipe import DEFAULT_RECIPE
+from gptq_hybrid.recipes import DEFAULT_RECIPE, load_recipe
 from gptq_hybrid.recipes.packaging import Packaging
 from gptq_hybrid.recipes.sizes import quantized_bytes
 from tests.evaluate.made import random_scores

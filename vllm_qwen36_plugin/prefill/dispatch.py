@@ -7,7 +7,7 @@ name and no number of tokens: another profile needs no other graph.
 What an op costs the host is part of every prefill that is too short for a CUDA graph and too small to keep the
 GPU busy. So there are two ops: ``w4a16_linear`` for whatever tensors a stock kernel reads, and ``w4a16_plain``
 for words and scales alone, which nearly every linear has. Fewer arguments and no list save one of torch's 4.5
-microseconds (``bench/prefill/host.py``).
+microseconds (``bench/prefill/host.py`` at commit 8dde607).
 """
 
 from __future__ import annotations

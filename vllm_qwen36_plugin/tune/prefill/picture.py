@@ -19,8 +19,7 @@ _COLUMNS = 3
 
 
 def plot(tuned: Tuned, path: Path) -> None:
-    """Draw microseconds against rows, both logarithmic, into the PNG file ``path``, which appears once it is
-    whole.
+    """Draw microseconds against rows, both logarithmic, into the PNG file ``path``, which appears once it is whole.
 
     A dashed line stands where a path takes over; the legend has the number of rows.
 

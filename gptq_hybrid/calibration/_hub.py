@@ -76,7 +76,7 @@ def parse_hub_spec(spec: str) -> HubSpec:
 
 @cache
 def resolve_commit(repo: str, revision: str | None) -> dict[str, str]:
-    """Ask the hub, once a process, for the commit of a data set and the licence on its card.
+    """Ask the hub, once per process, for the commit of a data set and the licence on its card.
 
     Returns:
         ``revision``, and ``licence`` if the card names one.

@@ -17,14 +17,14 @@ from .summary import CheckpointSummary, Summary
 # Share of the height of a domain's row that its checkpoints take up.
 _BAND = 0.72
 
-Get = Callable[[Summary], Estimate | None]
+GetEstimate = Callable[[Summary], Estimate | None]
 
 
 def plot_evaluation(evaluation: Evaluation, path: Path, *, title: str | None = None) -> None:
     """Draw ``evaluation`` into the PNG file ``path``, which appears only once it is complete.
 
-    There is a row a domain and a panel a figure: mean KLD (logarithmic), top-1 agreement, perplexity ratio, and
-    acceptance length if any checkpoint has an MTP head. Bars are 95 % intervals.
+    There is one row per domain and one panel per figure: mean KLD (logarithmic), top-1 agreement, perplexity
+    ratio, and acceptance length if any checkpoint has an MTP head. Bars are 95 % intervals.
 
     Raises:
         HybridError: matplotlib is not installed.
@@ -36,7 +36,7 @@ def plot_evaluation(evaluation: Evaluation, path: Path, *, title: str | None = N
     checkpoints = evaluation.checkpoints
     names = [row.domain for row in _rows(checkpoints[0])]
     has_drafts = any(c.overall.acceptance or c.overall.acceptance_ref for c in checkpoints)
-    panels: list[tuple[str, Get, Get | None]] = [
+    panels: list[tuple[str, GetEstimate, GetEstimate | None]] = [
         ("mean KLD, nats per token", lambda s: s.kld_mean, None),
         ("top-1 agreement, %", lambda s: _percent(s.top1), None),
         ("perplexity ratio", lambda s: s.perplexity_ratio, None),
@@ -44,7 +44,7 @@ def plot_evaluation(evaluation: Evaluation, path: Path, *, title: str | None = N
     if has_drafts:
         panels.append(
             (
-                "acceptance length, tokens a step",
+                "acceptance length, tokens per step",
                 lambda s: s.acceptance.length if s.acceptance else None,
                 lambda s: s.acceptance_ref.length if s.acceptance_ref else None,
             )
@@ -85,7 +85,7 @@ def _percent(estimate: Estimate) -> Estimate:
 
 
 def _draw_panel(
-    ax: Any, checkpoints: tuple[CheckpointSummary, ...], get: Get, get_reference: Get | None
+    ax: Any, checkpoints: tuple[CheckpointSummary, ...], get: GetEstimate, get_reference: GetEstimate | None
 ) -> None:
     series = len(checkpoints) + (get_reference is not None)
     step = _BAND / max(series, 2)
@@ -102,7 +102,13 @@ def _draw_panel(
 
 
 def _draw_series(
-    ax: Any, checkpoint: CheckpointSummary, get: Get, offset: float, colour: str, marker: str, label: str
+    ax: Any,
+    checkpoint: CheckpointSummary,
+    get: GetEstimate,
+    offset: float,
+    colour: str,
+    marker: str,
+    label: str,
 ) -> None:
     points = [(i + offset, e) for i, s in enumerate(_rows(checkpoint)) if (e := get(s)) is not None]
     ax.plot(

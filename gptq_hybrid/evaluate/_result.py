@@ -102,7 +102,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
     """Return a JSON object: ``schema`` (1), then the fields of :class:`Evaluation`.
 
     Estimates are ``{"value", "low", "high"}``. KLD and log perplexity are in nats per token, acceptance lengths in
-    tokens a step, perplexities per token. The other figures are shares between 0 and 1.
+    tokens per step, perplexities per token. The other figures are shares between 0 and 1.
     """
     return {"schema": SCHEMA, **dataclasses.asdict(evaluation)}
 

@@ -62,9 +62,9 @@ def resample(domain: str, documents: int, resamples: int, seed: int) -> Array:
     """Draw ``n − 1`` of ``n`` documents with replacement, B times; return how often each was drawn, ``[B, n]``.
 
     Drawing one less than the sample makes the variance of a resampled mean the unbiased s²/n instead of s²(n −
-    1)/n² (McCarthy & Snowden 1985; Rao & Wu 1988, m = n − 1). That matters for 10 documents a domain, and over all
-    for 15 domains of 10. The draws of a domain depend on its name and the seed, not on which other domains there
-    are.
+    1)/n² (McCarthy & Snowden 1985; Rao & Wu 1988, m = n − 1). That matters for 10 documents per domain, and over
+    all for 15 domains of 10. The draws of a domain depend on its name and the seed, not on which other domains
+    there are.
     """
     if documents == 1:
         return np.ones((resamples, 1))  # nothing to draw from: no variance over all, and no interval

@@ -55,7 +55,7 @@ class Difference:
 
     Attributes:
         measure: one of ``MEASURES``. KLD and log perplexity in nats per token, top-1 as a share, acceptance length
-            in tokens a step.
+            in tokens per step.
         difference: with its paired interval over documents.
         p: two-sided p-value of the sign-flip test, exact or from 9,999 random signs.
         p_holm: corrected for the number of domains (Holm 1979), for each measure separately; over all it is ``p``.

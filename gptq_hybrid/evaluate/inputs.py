@@ -17,7 +17,7 @@ from gptq_hybrid.streaming import Batch, CheckpointWeights, make_batches
 
 REFERENCE = "reference"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Tokens that run through a layer at once. At the 27B's sizes the Gated-DeltaNet layer holds about 0.4 MB a token
+# Tokens that run through a layer at once. At the 27B's sizes the Gated-DeltaNet layer holds about 0.4 MB per token
 # in float32 while it runs.
 _BATCH_TOKENS = {"cuda": 8192, "cpu": 4096}
 # Documents on which tokenizers are compared, spread over all of them.

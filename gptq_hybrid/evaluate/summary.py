@@ -48,7 +48,7 @@ class Acceptance:
     Attributes:
         positions: for each draft, the share that agree where all drafts before it agreed. A draft that was never
             reached ends the list.
-        length: acceptance length in tokens a step: 1 + the mean number of leading drafts that agree.
+        length: acceptance length in tokens per step: 1 + the mean number of leading drafts that agree.
     """
 
     positions: tuple[Estimate, ...]

@@ -25,7 +25,7 @@ _MEASURES = {
     "kld_mean": ("mean KLD", "nats per token", 1.0),
     "top1": ("top-1 agreement", "percentage points", 100.0),
     "log_perplexity": ("log perplexity", "nats per token", 1.0),
-    "acceptance_length": ("acceptance length", "tokens a step", 1.0),
+    "acceptance_length": ("acceptance length", "tokens per step", 1.0),
 }
 
 
@@ -46,7 +46,7 @@ def evaluation_tables(evaluation: Evaluation) -> Group:
 
 
 def quality_table(checkpoint: CheckpointSummary, reference: str) -> Table:
-    """Return one row a domain: KLD, top-1 agreement, perplexity, with intervals below their figures."""
+    """Return one row per domain: KLD, top-1 agreement, perplexity, with intervals below their figures."""
     table = report_table(
         f"{checkpoint.name} against {reference}",
         "KLD in nats per token; 95 % intervals over documents; all: domains weigh alike",
@@ -80,14 +80,14 @@ def quality_table(checkpoint: CheckpointSummary, reference: str) -> Table:
 
 
 def drafts_table(checkpoint: CheckpointSummary, reference: str) -> Table:
-    """Return one row a domain: shares of drafts that agree with the own argmax, and acceptance length."""
+    """Return one row per domain: shares of drafts that agree with the own argmax, and acceptance length."""
     drafts = max(
         len(a.positions) for a in (checkpoint.overall.acceptance, checkpoint.overall.acceptance_ref) if a
     )
     shown = min(drafts, 3)
     table = report_table(
         f"MTP drafts of {checkpoint.name}, and of {reference}",
-        "% of drafts that agree with the own argmax, where all before agreed; length: tokens a step",
+        "% of drafts that agree with the own argmax, where all before agreed; length: tokens per step",
         padding=0,
     )
     table.add_column("domain", overflow="fold")
@@ -105,7 +105,7 @@ def drafts_table(checkpoint: CheckpointSummary, reference: str) -> Table:
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """Return one row a domain and figure: A minus B, its interval, p-values and verdict."""
+    """Return one row per domain and figure: A minus B, its interval, p-values and verdict."""
     table = report_table(
         f"{comparison.a} (A) minus {comparison.b} (B), on the same documents",
         "p: sign-flip test over documents, in brackets corrected for the domains (Holm); verdict: on A, at 5 %",

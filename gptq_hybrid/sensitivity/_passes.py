@@ -33,7 +33,7 @@ class Passes:
 
     Args:
         documents: how many there are in ``batches``.
-        drafts: MTP drafts a position.
+        drafts: MTP drafts per position.
         memory: bytes of main memory for hidden states.
     """
 

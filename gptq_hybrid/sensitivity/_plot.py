@@ -1,4 +1,4 @@
-"""A heat map of a scan: layers across, kinds of module down, one panel a precision."""
+"""A heat map of a scan: layers across, kinds of module down, one panel per precision."""
 
 from __future__ import annotations
 

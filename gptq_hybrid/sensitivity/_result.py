@@ -39,7 +39,7 @@ class Measured:
         bytes_saved: against BF16.
         kld: mean KL(P_ref ‖ P) at the output in nats per token; None for the MTP head, which changes no output.
         top1: share of tokens with the reference's argmax.
-        acceptance_change: of the acceptance length, in tokens a step; MTP head only.
+        acceptance_change: of the acceptance length, in tokens per step; MTP head only.
     """
 
     form: str
@@ -212,7 +212,7 @@ class _Figures:
         )
 
     def rate(self, sums: Array, counts: Array) -> Array:
-        """Pool documents within a domain, and average domains alike: ``[rows]``, one row a draw."""
+        """Pool documents within a domain, and average domains alike: ``[rows]``, one row per draw."""
         rates = [
             ratio(
                 self.draws.weights[:, columns] @ sums[members],

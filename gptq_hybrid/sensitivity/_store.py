@@ -16,7 +16,7 @@ from gptq_hybrid.common.atomic import write_json_atomic
 
 
 class ResultStore:
-    """Arrays ``[documents]`` by name for each variant, in one small JSON file a variant.
+    """Arrays ``[documents]`` by name for each variant, in one small JSON file per variant.
 
     Args:
         folder: holds the scans; this one gets a folder of its own in it.

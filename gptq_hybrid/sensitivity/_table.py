@@ -100,7 +100,7 @@ def _kind_table(result: Sensitivity) -> Table:
 def _mtp_table(result: Sensitivity) -> Table:
     length = "–" if result.acceptance_length is None else f"{result.acceptance_length.value:.3f}"
     table = report_table(
-        f"MTP head: change of its acceptance length, {length} tokens a step in {result.reference}",
+        f"MTP head: change of its acceptance length, {length} tokens per step in {result.reference}",
         "drafts against the reference's own argmax; mtp: the whole head",
     )
     table.add_column("module", no_wrap=True)

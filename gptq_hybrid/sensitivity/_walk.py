@@ -129,5 +129,5 @@ def replace_weight(
     stack: TextStack, precision: Precision, linear: LinearSpec, dense: torch.Tensor
 ) -> torch.Tensor:
     """Return the weight of ``linear`` in ``precision``, on the stack's device and in its dtype."""
-    # Rounding runs on the device: trying 41 scales for each group takes minutes a layer of the 27B on a CPU.
+    # Rounding runs on the device: trying 41 scales for each group takes minutes per layer of the 27B on a CPU.
     return precision.weight(linear, dense.to(stack.device)).to(stack.dtype)

@@ -1,4 +1,4 @@
-"""Scores made by hand or by chance."""
+"""Hand-made and random scores."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def scores(
     drafts_ref: Sequence[Sequence[bool]] = (),
     drafts: Sequence[Sequence[bool]] = (),
 ) -> DocumentScores:
-    """One document; what is not given says that nothing changed."""
+    """One document; arrays that are left out say that nothing changed."""
     tokens = len(kld)
     ref = np.ones(tokens) if nll_ref is None else np.array(nll_ref)
     return DocumentScores(
@@ -43,7 +43,7 @@ def _drafts(rows: Sequence[Sequence[bool]]) -> Any:
 def random_scores(
     rng: np.random.Generator, domain: str, count: int, *, level: float = 0.02, drafts: bool = True
 ) -> list[DocumentScores]:
-    """Documents of 20 to 120 tokens with exponential KLD around a level of their own."""
+    """Documents of 20 to 120 tokens; the KLD of each is exponential around its own level."""
     documents = []
     for i in range(count):
         tokens = int(rng.integers(20, 120))

@@ -16,13 +16,13 @@ import pytest
 
 from tests.streaming.rounded import CHECKPOINT, HELDOUT, rounded
 
-# Every run is a process of its own, forked from one that has nothing but imported: importing takes longer.
+# Every run is its own process, forked from one that has only imported: importing takes longer than the run.
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["gptq_hybrid.evaluate", "transformers.models.qwen3_5.modeling_qwen3_5"])
 
 
 def run(copy: Path, data: Path, out: Path, progress: Connection) -> None:
-    """An evaluation that saves after every layer; what it reports goes into the pipe as it happens."""
+    """Run an evaluation that saves after every layer, and send its progress through the pipe."""
     from gptq_hybrid.evaluate import EvalRequest, evaluate, write_evaluation
 
     request = EvalRequest(
@@ -42,7 +42,7 @@ def started(copy: Path, data: Path, out: Path) -> tuple[BaseProcess, Connection]
 
 
 def steps(reader: Connection, until: str | None = None) -> Iterator[str]:
-    """What is reported, up to ``until`` or the end."""
+    """Yield what is reported, up to ``until`` or the end."""
     while True:
         try:
             what, done, total = reader.recv()

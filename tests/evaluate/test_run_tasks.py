@@ -1,4 +1,4 @@
-"""Task accuracy through lm-eval: what is made of its results. A stand-in takes its place; shapes are of 0.4.13."""
+"""Task accuracy from the results of lm-eval; a stand-in takes its place and has the shapes of 0.4.13."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class TaskManager:
 
 @pytest.fixture
 def lm_eval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A stand-in for the library; returns the file in which its calls are noted."""
+    """Install a stand-in for the library, and return the file in which it notes its calls."""
     package = tmp_path / "fake" / "lm_eval"
     (package / "tasks").mkdir(parents=True)
     (package / "__init__.py").write_text(_FAKE)
@@ -84,7 +84,7 @@ def lm_eval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def request_(tmp_path: Path) -> TaskRequest:
-    """An original and a copy, which the stand-in tells apart by their names: it does not look at weights."""
+    """An original and a copy; the stand-in tells them apart by name, not by weights."""
     shutil.copytree(CHECKPOINT, tmp_path / "copy")
     return TaskRequest(CHECKPOINT, (tmp_path / "copy",), ("sums",), device="cpu", backend="hf")
 

@@ -1,4 +1,4 @@
-"""Results made by hand."""
+"""Hand-made results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def estimate(value: float) -> Estimate:
 def result(
     layout: TensorLayout, klds: Mapping[str, Mapping[int, float]], *, otherwise: Mapping[int, float]
 ) -> Sensitivity:
-    """KLD of units by name and bits; of those not named, ``otherwise``."""
+    """Make a result from the KLD of units by name and bits; ``otherwise`` is for units that are not named."""
     modules = tuple(_module(u, klds.get(u.name, otherwise)) for u in list_units(layout, mtp=True))
     forms = tuple(f"rtn{bits}" for bits in otherwise)
     kinds = dict.fromkeys(m.kind for m in modules if m.layer is not None)

@@ -1,4 +1,4 @@
-"""Checkpoints rounded to nearest, in GPTQ's file layout: what a few seconds can make of a trained model."""
+"""Make checkpoints rounded to nearest, in GPTQ's file layout, from a trained model in a few seconds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _WEIGHTS = ("*.safetensors", "*.index.json")
 
 
 def short_documents() -> list[list[int]]:
-    """Token ids of held-out text of several domains, of ``LENGTHS``."""
+    """Return token ids of held-out text of several domains, with the lengths ``LENGTHS``."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
@@ -36,7 +36,7 @@ def short_documents() -> list[list[int]]:
 
 
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Everything a loader finds."""
+    """Read every tensor that a loader finds."""
     tensors: dict[str, torch.Tensor] = {}
     for name in Checkpoint.open(folder).referenced:
         tensors |= load_file(folder / name)
@@ -46,7 +46,7 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
 def copy_with(
     target: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], source: Path = CHECKPOINT
 ) -> Path:
-    """A checkpoint of one shard with the tokenizer and templates of ``source``."""
+    """Write a checkpoint of one shard with the tokenizer and templates of ``source``."""
     shutil.copytree(source, target, ignore=shutil.ignore_patterns(*_WEIGHTS))
     (target / "config.json").write_text(json.dumps(config, indent=2))
     save_file(
@@ -71,13 +71,13 @@ def rounded(
     dynamic: Mapping[str, Mapping[str, Any]] | None = None,
     act_order: int | None = None,
 ) -> Path:
-    """``source`` rounded to ``bits`` in groups of 128.
+    """Write ``source`` rounded to ``bits`` in groups of 128.
 
     Args:
         also: linears outside the decoder layers to pack too, as a regular expression of their names.
         dynamic: overrides of ``bits`` by pattern, put into the config as they are.
-        act_order: seed of a random order of inputs, as act order leaves it: columns stay where they are, their
-            groups do not. Inputs of one linear only, which is all that dequantizing has to know.
+        act_order: seed of a random order of inputs. As after act order, columns stay where they are and their
+            groups do not. The order is drawn for each linear alone, which is all that dequantizing needs.
     """
     config, tensors = read_config(source), read_tensors(source)
     layers = {linear.name for linear in layout_for(config).quantized}

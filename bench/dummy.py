@@ -120,10 +120,10 @@ def random_order(rows: int, group_size: int) -> Any:
     """
     import torch
 
-    from vllm_qwen36_plugin.act_order.sorting import natural_order
+    from gptq_hybrid.packing import natural_g_idx
 
     generator = torch.Generator().manual_seed(rows)
-    return natural_order(rows, group_size)[torch.randperm(rows, generator=generator)]
+    return natural_g_idx(rows, group_size)[torch.randperm(rows, generator=generator)]
 
 
 def fill_on_load(g_idx: str = "none", *, scaled: bool = False) -> list[Any]:

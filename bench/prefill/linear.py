@@ -184,7 +184,7 @@ def relative_rms(result: torch.Tensor, expected: torch.Tensor) -> float:
 
 def measure(module: str, dtype: torch.dtype) -> dict[str, Any]:
     """All of one shape in the layout of the kernel that vLLM chooses now."""
-    from vllm_qwen36_plugin.packed import dequantize_words
+    from gptq_hybrid.packing import dequantize_symmetric
     from vllm_qwen36_plugin.prefill import dispatch
     from vllm_qwen36_plugin.prefill.kernel import FP8_SCALES, PrefillLinearKernel
 
@@ -199,7 +199,7 @@ def measure(module: str, dtype: torch.dtype) -> dict[str, Any]:
     assert linear is not None
     tensors = [getattr(layer, name) for name in kernel.names]
     weight = linear.weight(tensors, getattr(layer, FP8_SCALES, None))
-    dense = dequantize_words(qweight, scales, 4)
+    dense = dequantize_symmetric(qweight, scales, 4)
     result: dict[str, Any] = {
         "module": module,
         "shape": kernel.shape.key,

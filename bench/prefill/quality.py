@@ -41,6 +41,7 @@ from gptq_hybrid.evaluate import DocumentScores, as_json, build_evaluation
 from gptq_hybrid.evaluate.passes import Pass, compare_drafts
 from gptq_hybrid.evaluate.states import fingerprint
 from gptq_hybrid.evaluate.tokens import score_documents
+from gptq_hybrid.packing import dequantize_symmetric
 from gptq_hybrid.streaming import (
     Batch,
     CheckpointWeights,
@@ -50,7 +51,6 @@ from gptq_hybrid.streaming import (
     TextStack,
     make_batches,
 )
-from vllm_qwen36_plugin.packed import dequantize_words
 from vllm_qwen36_plugin.prefill.routes import FP8, fp8_scales
 
 Way = Literal["w4a16", "fp8-weights", "fp8", "fp8-context"]
@@ -83,8 +83,8 @@ class Linear(nn.Module):
         self.way = way
         inverse, self.column = fp8_scales(scales, _BITS)
         # One product in float32, rounded once, as the expansion kernel has it.
-        self.values = dequantize_words(words, scales.float() * inverse, _BITS).to(FP8).float()
-        self.dense = dequantize_words(words, scales.float(), _BITS)
+        self.values = dequantize_symmetric(words, scales.float() * inverse, _BITS).to(FP8).float()
+        self.dense = dequantize_symmetric(words, scales.float(), _BITS)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[documents, length, k]`` to ``[documents, length, n]``, in the dtype of ``x``."""

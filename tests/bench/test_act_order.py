@@ -13,7 +13,7 @@ from bench import dummy  # noqa: E402
 from bench.act_order.report import HERE, added, quantization, same_first_token  # noqa: E402
 from bench.act_order.served import BF16, WAYS, against, said_of  # noqa: E402
 from bench.results import load  # noqa: E402
-from vllm_qwen36_plugin.act_order.sorting import natural_order  # noqa: E402
+from gptq_hybrid.packing import natural_g_idx  # noqa: E402
 
 END = 9
 
@@ -51,8 +51,8 @@ def test_what_act_order_adds_is_by_kernels_where_both_have_them(engine_result: d
 def test_random_order_is_an_act_order_and_always_the_same() -> None:
     order = dummy.random_order(512, 128)
     assert torch.equal(order, dummy.random_order(512, 128))
-    assert not torch.equal(order, natural_order(512, 128))
-    assert torch.equal(order.sort().values, natural_order(512, 128))
+    assert not torch.equal(order, natural_g_idx(512, 128))
+    assert torch.equal(order.sort().values, natural_g_idx(512, 128))
     assert order.dtype == torch.int32
 
 

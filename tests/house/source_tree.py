@@ -84,7 +84,9 @@ class SourceTree:
         if module is None:
             return False
         rest = target.removeprefix(module).lstrip(".").split(".")[0]
-        return not rest or rest in self.defined(module)
+        names = self.defined(module)
+        # A module with `__getattr__` makes names when they are asked for.
+        return not rest or rest in names or "__getattr__" in names
 
     def defined(self, module: str) -> set[str]:
         """Names at the top level of a module: definitions, assignments and imports, in blocks too."""

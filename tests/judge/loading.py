@@ -9,7 +9,6 @@ This module changes vLLM for the rest of its process. `judge.py` therefore runs 
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
 import logging
@@ -24,6 +23,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from tests.judge.stand_ins import install_stand_in_kernels
 
 # Bits that no checkpoint holds: NaNs with a payload of their own, and a pattern for integers. A byte has no room
 # for that, so of byte-sized types some values may come up by chance.
@@ -282,80 +283,6 @@ def _thrown_away(model: nn.Module) -> list[str]:
     return []
 
 
-def _stand_in_kernels() -> None:
-    """Linear kernels that accept what vLLM's kernels for Ada and Hopper accept, and do nothing.
-
-    Marlin's own conditions are asked, as though on such a GPU; the CPU's kernels know fewer types and want other
-    shapes. Scaled (FP8) and FP4 kernels are taken for granted.
-    """
-    from vllm.model_executor.kernels import linear
-    from vllm.model_executor.kernels.linear.mixed_precision import MPLinearKernel, marlin
-    from vllm.model_executor.layers.quantization.inc.schemes import inc_wna16_scheme
-    from vllm.model_executor.layers.quantization.utils import marlin_utils
-    from vllm.platforms import PlatformEnum
-
-    stock = marlin_utils.query_marlin_supported_quant_types
-
-    def as_on_ada(has_zp: bool, include_fp_type: bool = True) -> Any:
-        with _attribute(marlin_utils, "current_platform", SimpleNamespace(**_GPU)):
-            return stock(has_zp, include_fp_type, 89)
-
-    marlin_utils._query_cpu_marlin_supported_quant_types = as_on_ada
-
-    class StandIn(MPLinearKernel):  # type: ignore[misc]
-        @classmethod
-        def get_min_capability(cls) -> int:
-            return -1
-
-        @classmethod
-        def can_implement(cls, config: Any) -> tuple[bool, str | None]:
-            with _attribute(marlin, "current_platform", SimpleNamespace(**_GPU)):
-                return marlin.MarlinLinearKernel.can_implement(config)  # type: ignore[no-any-return]
-
-        def process_weights_after_loading(self, layer: nn.Module) -> None:
-            pass
-
-        def apply_weights(self, layer: nn.Module, x: torch.Tensor, bias: Any = None) -> torch.Tensor:
-            raise NotImplementedError
-
-    linear._POSSIBLE_KERNELS[PlatformEnum.CPU] = [StandIn]
-
-    inc_wna16_scheme.current_platform = SimpleNamespace(**_GPU)
-
-    class Nothing:
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            self.config = SimpleNamespace(zero_points=True)
-
-        def process_weights_after_loading(self, layer: nn.Module) -> None:
-            pass
-
-        def __getattr__(self, name: str) -> Any:
-            if name.startswith("__"):
-                raise AttributeError(name)
-            return lambda *args, **kwargs: None
-
-    for module in list(sys.modules.values()):
-        if getattr(module, "__name__", "").startswith("vllm."):
-            for name in ("init_fp8_linear_kernel", "init_int8_linear_kernel", "init_nvfp4_linear_kernel",
-                         "init_mxfp4_linear_kernel", "init_mxfp8_linear_kernel"):  # fmt: skip
-                if name in vars(module):
-                    setattr(module, name, Nothing)
-
-
-_GPU = {"is_cuda": lambda: True, "is_cpu": lambda: False, "is_xpu": lambda: False, "is_rocm": lambda: False,
-        "get_device_capability": lambda *_: None}  # fmt: skip
-
-
-@contextlib.contextmanager
-def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
-
-
 _installed = False
 
 
@@ -364,7 +291,7 @@ def install() -> None:
 
     * a loader that takes notes, in place of the class it inherits everything from, and notes of each tensor that
       is written into a parameter;
-    * linear kernels that run nothing (:func:`_stand_in_kernels`);
+    * linear kernels that run nothing (:func:`.install_stand_in_kernels`);
     * the registry inspects a class here, not in a process of its own that would import vLLM again;
     * no garbage collection after each model, and no pause before a config is read a second time.
     """
@@ -384,7 +311,7 @@ def install() -> None:
     for method in ("auto_gptq", "auto_awq", "compressed-tensors", "fp8", "inc", "modelopt", "modelopt_fp4"):
         get_quantization_config(method)
     logging.getLogger("vllm").setLevel(logging.CRITICAL)
-    _stand_in_kernels()
+    install_stand_in_kernels()
     _note_arrivals()
     loaders._LOAD_FORMAT_TO_MODEL_LOADER["auto"] = _note_taking_loader()
     registry._run_in_subprocess = lambda inspect: inspect()

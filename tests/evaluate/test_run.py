@@ -276,6 +276,17 @@ def test_settings_name_no_path_of_the_machine(request_: EvalRequest, data: Path)
     assert evaluation.environment["torch"].split("+")[0] == torch.__version__.split("+")[0]
 
 
+def test_rows_that_are_no_text_are_left_out_and_counted(
+    request_: EvalRequest, data: Path, tmp_path: Path
+) -> None:
+    documents = Path(shutil.copytree(data, tmp_path / data.name))
+    with (documents / "en.jsonl").open("a") as handle:
+        handle.write(json.dumps({"text": "cut: \ud83d"}) + "\n")
+    evaluation, clean = (evaluate(replace(request_, data=(str(d),), drafts=0)) for d in (documents, data))
+    assert evaluation.settings.pop("left_out") == {"with_broken_text": 1}
+    assert evaluation == clean
+
+
 def test_progress_counts_every_layer(request_: EvalRequest) -> None:
     steps: list[tuple[str, int, int]] = []
     evaluate(request_, on_progress=lambda *step: steps.append(step))

@@ -163,6 +163,26 @@ def test_the_reference_runs_once_and_is_kept_for_the_next_checkpoint(
     assert again == evaluate(request_)
 
 
+def test_damaged_states_of_the_reference_run_again_and_a_line_says_so(
+    request_: EvalRequest, tmp_path: Path, layers_run: list[str]
+) -> None:
+    request = replace(request_, work=tmp_path / "work", drafts=0)
+    undisturbed = evaluate(request)
+    [file] = (tmp_path / "work").iterdir()
+    content = bytearray(file.read_bytes())
+    content[-len(content) // 2 :] = bytes(len(content[-len(content) // 2 :]))
+    file.write_bytes(content)
+    layers_run.clear()
+    lines: list[str] = []
+    assert evaluate(request, on_note=lines.append) == undisturbed
+    assert layers_run == ["checkpoint"] * 8 + ["w4"] * 8
+    assert [line.split(":")[0] for line in lines] == [f"The states in {file} are not used"]
+    layers_run.clear()
+    evaluate(request, on_note=lines.append)
+    assert layers_run == ["w4"] * 8, "saved anew, they are used"
+    assert len(lines) == 1
+
+
 @pytest.mark.parametrize("change", ["checkpoint", "documents", "dtype", "drafts", "length"])
 def test_states_of_something_else_are_not_used(
     request_: EvalRequest, data: Path, tmp_path: Path, layers_run: list[str], change: str

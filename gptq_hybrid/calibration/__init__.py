@@ -7,6 +7,7 @@ from ._mix import mix_names
 from ._pack import DEFAULT_PACK
 from ._sources import BUILTIN_SOURCES, DEFAULT_CALIBRATION, load_rows
 from .encode import encode_rows
+from .rows import LeftOut
 
 __all__ = [
     "BUILTIN_SOURCES",
@@ -15,6 +16,7 @@ __all__ = [
     "Calibration",
     "Document",
     "EncodedDocument",
+    "LeftOut",
     "encode_documents",
     "encode_rows",
     "jsonl_files",

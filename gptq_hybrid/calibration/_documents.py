@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,11 +11,11 @@ from typing import Any
 
 from gptq_hybrid.common.errors import HybridError
 
-from ._files import JSONL_ENDINGS, is_jsonl_folder, jsonl_files, path_kind, read_jsonl
+from ._files import CSV_ENDINGS, ROW_ENDINGS, is_row_folder, path_kind, read_rows, row_files
 from ._mix import Part, is_mix, load_mix
-from ._sources import DEFAULT_CALIBRATION, find_source, is_held_out, source_rows
+from ._sources import DEFAULT_CALIBRATION, find_source, is_held_out, no_usable_rows, source_rows
 from .encode import MIN_TOKENS, encode_row, tokens_key
-from .rows import Row, row_key, shuffle_key
+from .rows import LeftOut, Row, row_key, shuffle_key
 
 # Documents read of a source that is no file, unless a limit says otherwise: a streamed data set may have no end.
 _STREAMED = 64
@@ -38,18 +38,25 @@ class EncodedDocument:
     input_ids: list[int]
 
 
-def load_documents(specs: Sequence[str], *, limit: int | None = None, seed: int = 0) -> list[Document]:
+def load_documents(
+    specs: Sequence[str],
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    on_left_out: Callable[[LeftOut], None] = lambda _: None,
+) -> list[Document]:
     """Read the documents of ``specs``, without repetitions.
 
     The domain of a document from a mix is the name of its part. Otherwise it is the row's own ``domain`` field, or
     else the name of its file or source.
 
     Args:
-        specs: JSONL files; folders of ``DOMAIN.jsonl`` files; mixes, of which each part gives what it keeps for
-            evaluation; the name of one part of the default mix, such as ``code``; anything else that a calibration
-            source recognises.
+        specs: JSONL or Parquet files; folders of ``DOMAIN.jsonl`` files; mixes, of which each part gives what it
+            keeps for evaluation; the name of one part of the default mix, such as ``code``; anything else that a
+            calibration source recognises.
         limit: most documents of each domain. None: all that files hold, 64 of any other source.
         seed: decides which documents a limit keeps, whatever their order in the file.
+        on_left_out: called for each row that cannot be used, such as one with images.
 
     Returns:
         Documents in the order they were read. Of texts that are equal apart from case and white space, the first.
@@ -59,7 +66,12 @@ def load_documents(specs: Sequence[str], *, limit: int | None = None, seed: int 
     """
     documents: dict[str, Document] = {}
     for spec in specs:
-        read = list(_read(spec, limit, seed))
+        left_out: list[LeftOut] = []
+        read = list(_read(spec, limit, seed, left_out.append))
+        for row in left_out:
+            on_left_out(row)
+        if left_out and not read:
+            raise no_usable_rows(repr(spec), left_out)
         if not read:
             raise HybridError(f"{spec!r} has no documents", remedy="Give a file or data set with text.")
         for document in read:
@@ -95,17 +107,19 @@ def encode_documents(documents: Iterable[Document], tokenizer: Any, max_length: 
     return list(encoded.values())
 
 
-def _read(spec: str, limit: int | None, seed: int) -> Iterator[Document]:
+def _read(
+    spec: str, limit: int | None, seed: int, on_left_out: Callable[[LeftOut], None]
+) -> Iterator[Document]:
     if parts := _mix_parts(spec):
         for part in parts:
-            yield from _read_part(part, _STREAMED if limit is None else limit, seed)
-    elif spec.endswith(JSONL_ENDINGS) or is_jsonl_folder(spec):
-        for file in jsonl_files(Path(spec)):
-            for row in read_jsonl(file):
+            yield from _read_part(part, _STREAMED if limit is None else limit, seed, on_left_out)
+    elif spec.endswith((*ROW_ENDINGS, *CSV_ENDINGS)) or is_row_folder(spec):
+        for file in row_files(Path(spec)):
+            for row in read_rows(file, on_left_out):
                 yield _document(row, row["domain"])
     else:
         source = find_source(spec)
-        for row in source_rows(spec, _STREAMED if limit is None else limit, seed):
+        for row in source_rows(spec, _STREAMED if limit is None else limit, seed, on_left_out):
             yield _document(row, row.get("domain", source.name))
 
 
@@ -118,14 +132,17 @@ def _mix_parts(spec: str) -> Sequence[Part]:
     return [part for part in load_mix(DEFAULT_CALIBRATION).parts if part.name == spec]
 
 
-def _read_part(part: Part, count: int, seed: int) -> Iterator[Document]:
+def _read_part(
+    part: Part, count: int, seed: int, on_left_out: Callable[[LeftOut], None]
+) -> Iterator[Document]:
     """Read what a part of a mix keeps for evaluation: its other source, or the rows it holds out."""
     # Enough rows that the share held out gives ``count`` of them, with a wide margin for an unlucky draw.
     most = int(16 * count / (part.hold_out or 1)) + 1024
     if part.evaluation is not None:
-        rows = source_rows(part.evaluation, most, seed)
+        rows: Iterator[Row] = source_rows(part.evaluation, most, seed, on_left_out)
     elif part.hold_out:
-        rows = (row for row in source_rows(part.source, most, seed) if is_held_out(row, part.hold_out))
+        all_rows = source_rows(part.source, most, seed, on_left_out)
+        rows = (row for row in all_rows if is_held_out(row, part.hold_out))
     else:
         raise HybridError(
             f"part {part.name!r} of the mix keeps nothing for evaluation",

@@ -12,7 +12,7 @@ from gptq_hybrid.common.errors import HybridError
 
 from ._documents import load_documents
 from ._duplicates import TextIndex
-from ._files import JSONL_ENDINGS, is_jsonl_folder
+from ._files import ROW_ENDINGS, is_row_folder
 from ._manifest import Request, build_manifest
 from ._mix import Part, is_mix, load_mix
 from ._pack import DEFAULT_PACK, end_of_text, pack_rows
@@ -101,9 +101,9 @@ def _index_excluded(files: Sequence[str | Path]) -> TextIndex | None:
         return None
     index = TextIndex(NEAR_EXCLUDED, _EXCLUDED_WORDS)
     for file in map(str, files):
-        if not file.endswith(JSONL_ENDINGS) and not is_jsonl_folder(file):
+        if not file.endswith(ROW_ENDINGS) and not is_row_folder(file):
             raise HybridError(
-                f"{file} cannot be excluded: it is neither a JSONL file nor a folder of them",
+                f"{file} cannot be excluded: it is neither a JSONL or Parquet file nor a folder of them",
                 remedy="Give the file or folder that is evaluated on.",
             )
         for document in load_documents([file]):

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ._files import describe_files, jsonl_files, path_kind
+from ._files import describe_files, path_kind, printable_name, row_files
 from ._mix import Part, is_mix
 from ._select import Selection
 from ._sources import find_source
@@ -58,7 +58,7 @@ def build_manifest(
         "sources": [_describe_part(part, selection) for part in parts],
         "domains": _describe_domains(selection),
         "excluded": [
-            {"file": Path(file).name, **describe_files(jsonl_files(Path(file)), Path(file))}
+            {"file": printable_name(Path(file)), **describe_files(row_files(Path(file)), Path(file))}
             for file in request.exclude
         ],
         "tokenizer": _describe_tokenizer(tokenizer),
@@ -127,7 +127,7 @@ def _without_path(spec: str) -> str:
         or Path(spec).is_absolute()
         or (is_mix(spec) and not spec.startswith("mix:"))
     )
-    return Path(spec).name if is_path else spec
+    return printable_name(Path(spec)) if is_path else spec
 
 
 def _describe_tokenizer(tokenizer: Any) -> dict[str, str]:

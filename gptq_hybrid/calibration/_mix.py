@@ -90,7 +90,7 @@ def load_mix(spec: str) -> Mix:
         return _parse(name, (_shipped() / f"{name}.toml").read_text(encoding="utf-8"), spec, None)
     path = Path(spec)
     try:
-        return _parse(path.stem, path.read_text(encoding="utf-8"), spec, path.parent)
+        return _parse(path.stem, path.read_text(encoding="utf-8-sig"), spec, path.parent)
     except (OSError, ValueError) as error:
         raise HybridError(f"calibration mix {path} cannot be read: {error}") from error
 

@@ -11,7 +11,7 @@ from ._duplicates import TextIndex
 from ._mix import Part
 from ._sources import find_source, is_held_out, source_rows
 from .encode import MIN_TOKENS, RejectedRowError, encode_row
-from .rows import Row
+from .rows import LeftOut, Row
 
 # Share of five-word runs from which a row counts as a near-duplicate. The share is lower for evaluation documents,
 # because calibrating on one of them costs more than losing a row.
@@ -34,8 +34,10 @@ class Selection:
 
     Attributes:
         rows: in the order they were drawn.
-        dropped: by domain, how many rows were left out for each reason: ``malformed``, ``held_out``, ``excluded``,
-            ``duplicate``, ``near_duplicate``, ``rejected`` (by the chat template), ``short``.
+        dropped: by domain, how many rows were left out for each reason: ``malformed``, ``with_broken_text``,
+            ``with_images`` (``_audio``, ``_video``, ``_other_parts``), ``held_out``, ``excluded``, ``duplicate``,
+            ``near_duplicate``, ``rejected`` (by the chat template), ``short``. Of files, the unreadable rows of
+            all lines count, whatever was drawn.
         exhausted: the parts that had no more rows.
         rejection: the last message of the chat template.
     """
@@ -92,7 +94,7 @@ def select(
     streams = []
     for part in sorted(parts, key=lambda part: part.name):
         domain = part.name or find_source(part.source).name
-        rows = source_rows(part.source, limit, seed, _count_malformed(selection.dropped[domain]))
+        rows = source_rows(part.source, limit, seed, _count_left_out(part, domain, selection))
         streams.append(_Stream(part, domain, rows))
     opened = list(streams)
     goal = samples * max_length if by_tokens else samples
@@ -120,9 +122,10 @@ def select(
     return selection
 
 
-def _count_malformed(counts: Counter[str]) -> Callable[[], None]:
-    def count() -> None:
-        counts["malformed"] += 1
+def _count_left_out(part: Part, domain: str, selection: Selection) -> Callable[[LeftOut], None]:
+    def count(row: LeftOut) -> None:
+        if not part.domains or row.domain in part.domains:
+            selection.dropped[part.name or row.domain or domain][row.reason] += 1
 
     return count
 

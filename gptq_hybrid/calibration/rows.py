@@ -10,6 +10,37 @@ from typing import Any
 
 Row = dict[str, Any]
 
+
+class LeftOutError(ValueError):
+    """A well-formed row that is no use as text; ``reason`` is the word under which such rows are counted."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+MALFORMED = "malformed"
+
+
+class LeftOut(Row):
+    """Stands in a stream of rows for one that cannot be used. It is empty, so nothing takes it for text.
+
+    Attributes:
+        domain: of the row, if it has one, without what UTF-8 cannot hold.
+        where: file and line, for errors; empty for rows of no file.
+        reason: the word under which it is counted.
+        message: what is wrong, to follow the name of the row.
+    """
+
+    def __init__(self, error: ValueError, *, domain: Any = None, where: str = "") -> None:
+        super().__init__()
+        own = domain if isinstance(domain, str) and domain else None
+        self.domain = own and own.encode("utf-8", "replace").decode("utf-8")
+        self.where = where
+        self.reason = error.reason if isinstance(error, LeftOutError) else MALFORMED
+        self.message = str(error)
+
+
 # Other names for the roles: ShareGPT's, and OpenAI's older and newer ones.
 _ROLES = {
     "human": "user",
@@ -27,12 +58,16 @@ _THINK_END = "</think>"
 # How Hermes, and data made for it, write calls and their results into the text.
 _HERMES_CALL = re.compile(r"\s*<tool_call>\s*(\{.*?\})\s*</tool_call>\s*", re.DOTALL)
 _HERMES_RESULT = re.compile(r"\s*<tool_response>\s*(.*?)\s*</tool_response>\s*", re.DOTALL)
+# Types of a part of a message that is text: of OpenAI's chat API, and of its Responses API.
+_TEXT_PARTS = ("text", "input_text", "output_text")
+_MEDIA = {"image": "images", "audio": "audio", "video": "video"}
 
 
 def parse_row(row: Any) -> Row:
     """Reduce ``row`` to what a calibration row or evaluation document holds.
 
-    ``conversations`` with ``from`` and ``value`` are read as ``messages``. Tool calls in Hermes' form become
+    ``conversations`` with ``from`` and ``value`` are read as ``messages``. A message's content may be text or a
+    list of parts; text parts are joined. Tool calls in Hermes' form become
     ``tool_calls``, and a system prompt that lists the tools again is left out: the model's template writes both
     its own way.
 
@@ -43,10 +78,13 @@ def parse_row(row: Any) -> Row:
 
     Raises:
         ValueError: it has neither text nor messages, or they have the wrong form.
+        LeftOutError: it holds half a character, or parts that are no text, such as images.
     """
     if not isinstance(row, dict):
         raise ValueError("is not a JSON object")
-    messages = row.get("messages", row.get("conversations"))
+    messages = row.get("messages")
+    if messages is None:
+        messages = row.get("conversations")
     parsed: Row
     if messages is not None:
         if not isinstance(messages, list) or not messages:
@@ -65,7 +103,30 @@ def parse_row(row: Any) -> Row:
     for key, value in (("domain", row.get("domain")), ("licence", licence)):
         if isinstance(value, str) and value:
             parsed[key] = value
+    _refuse_half_characters(parsed)
     return parsed
+
+
+def _refuse_half_characters(value: Any) -> None:
+    """Refuse text that no tokenizer can encode.
+
+    JSON can write each half of an emoji alone, as ``\\ud83d``, and texts cut by UTF-16 units end that way.
+    """
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _refuse_half_characters(key)
+            _refuse_half_characters(item)
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_half_characters(item)
+    elif isinstance(value, str) and not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            code = f"\\u{ord(value[error.start]):04x}"
+            raise LeftOutError(
+                "with_broken_text", f"holds half a character, the lone surrogate {code}"
+            ) from error
 
 
 def _parse_message(message: Any) -> dict[str, Any]:
@@ -75,6 +136,8 @@ def _parse_message(message: Any) -> dict[str, Any]:
     if not isinstance(role, str):
         raise ValueError("a message lacks its `role`")
     content = message.get("content", message.get("value"))
+    if isinstance(content, list) and content:
+        content = _join_parts(content)
     calls = message.get("tool_calls")
     if not isinstance(content, str) and not calls:
         raise ValueError("a message has no text `content`")
@@ -95,6 +158,32 @@ def _parse_message(message: Any) -> dict[str, Any]:
         if calls:
             parsed["tool_calls"] = [_parse_tool_call(call) for call in calls]
     return parsed
+
+
+def _join_parts(parts: list[Any]) -> str:
+    """Join the text parts of a message with nothing between them, as Qwen's chat template does."""
+    texts: list[str] = []
+    for part in parts:
+        if isinstance(part, str):
+            texts.append(part)
+            continue
+        if not isinstance(part, dict):
+            raise ValueError("a part of a message's `content` is neither text nor a JSON object")
+        kind = part.get("type")
+        if kind not in _TEXT_PARTS:
+            # Some data sets give parts no type. Parquet gives each the columns of all, with null for the others.
+            filled = [str(kind), *(key for key, value in part.items() if value is not None)]
+            for medium, plural in _MEDIA.items():
+                if any(medium in name for name in filled):
+                    raise LeftOutError(f"with_{plural}", f"holds {plural}, and only text is taken")
+            if kind is not None:
+                raise LeftOutError(
+                    "with_other_parts", f"holds a part of type {kind!r}, and only text is taken"
+                )
+        if not isinstance(part.get("text"), str):
+            raise ValueError("a text part of a message's `content` has no `text`")
+        texts.append(part["text"])
+    return "".join(texts)
 
 
 def _split_hermes_calls(content: str) -> tuple[str, list[Any]]:

@@ -38,6 +38,7 @@ _WORK = "work"
 _TASKS = "Tasks (lm-eval)"
 
 OnProgress = Callable[[str, int, int], None]
+OnNote = Callable[[str], None]
 
 
 def eval_command(
@@ -160,10 +161,10 @@ def eval_command(
         batch_tokens=batch_tokens,
     )
     written = [out / "evaluation.json"]
-    with _progress_bars(to_stderr=as_json) as on_progress:
+    with _progress_bars(to_stderr=as_json) as (on_progress, on_note):
         if names:
             check_tasks(task_request)
-        evaluation = _evaluate(request, on_progress)
+        evaluation = _evaluate(request, on_progress, on_note)
         out.mkdir(parents=True, exist_ok=True)
         if evaluation.checkpoints:
             # Written before the tasks, which may fail after hours of work.
@@ -188,12 +189,12 @@ def eval_command(
         )
 
 
-def _evaluate(request: EvalRequest, on_progress: OnProgress) -> Evaluation:
+def _evaluate(request: EvalRequest, on_progress: OnProgress, on_note: OnNote) -> Evaluation:
     from gptq_hybrid.evaluate import Evaluation, checkpoint_name, evaluate
 
     if not request.data:
         return Evaluation(checkpoint_name(request.reference), ())
-    return evaluate(request, on_progress=on_progress)
+    return evaluate(request, on_progress=on_progress, on_note=on_note)
 
 
 def _add_tasks(evaluation: Evaluation, request: TaskRequest, on_progress: OnProgress) -> Evaluation:
@@ -237,7 +238,7 @@ def _states_size(folder: Path) -> int:
 
 
 @contextmanager
-def _progress_bars(*, to_stderr: bool) -> Iterator[OnProgress]:
+def _progress_bars(*, to_stderr: bool) -> Iterator[tuple[OnProgress, OnNote]]:
     """Show a bar for each thing that is reported; everything else that is printed goes to a log."""
     with (
         output_to_log("eval", stderr=to_stderr) as terminal,
@@ -250,4 +251,7 @@ def _progress_bars(*, to_stderr: bool) -> Iterator[OnProgress]:
                 bars[what] = progress.add_task(what, total=total)
             progress.update(bars[what], completed=done, total=total)
 
-        yield on_progress
+        def on_note(line: str) -> None:
+            progress.console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+        yield on_progress, on_note

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -127,8 +128,12 @@ def make_draft_vocab(
 def _describe(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Shorten a calibration manifest to what tells texts apart; it holds no path of this machine."""
     domains = manifest.get("domains", {})
+    left_out: Counter[str] = Counter()
+    for domain in domains.values():
+        left_out.update(domain.get("dropped", {}))
     return {
         "text": manifest["calibration"],
         "sha256": manifest["sha256"],
         "documents": {name: domain["documents"] for name, domain in domains.items()},
+        **({"left_out": dict(sorted(left_out.items()))} if left_out else {}),
     }

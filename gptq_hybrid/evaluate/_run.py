@@ -38,6 +38,7 @@ from .states import StateStore, fingerprint, state_key
 from .tokens import score_documents
 
 OnProgress = Callable[[str, int, int], None]
+OnNote = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +71,13 @@ class Scored:
     peak_gpu_bytes: int | None
 
 
-def score(request: EvalRequest, *, on_progress: OnProgress | None = None) -> Scored:
+def score(
+    request: EvalRequest, *, on_progress: OnProgress | None = None, on_note: OnNote = lambda _: None
+) -> Scored:
     """Run every checkpoint over the documents.
 
-    ``on_progress(what, done, total)`` is called as layers and batches finish.
+    ``on_progress(what, done, total)`` is called as layers and batches finish, ``on_note`` with a line for people if
+    kept states are damaged and run again.
 
     Raises:
         HybridError: a checkpoint cannot be run, documents cannot be read, tokenizers differ, or the disk is too
@@ -93,7 +97,7 @@ def score(request: EvalRequest, *, on_progress: OnProgress | None = None) -> Sco
     documents = read_documents(request.data, reference, list(others.values()), request)
     batches = batch_documents(documents, request, device)
     settings = PassSettings(device, dtype, request.drafts)
-    runner = _Runner(request, settings, documents, batches, on_progress)
+    runner = _Runner(request, settings, documents, batches, on_progress, on_note)
     runner.refuse_full_disk(reference, 1 + len(others))
     scores = {}
     with exact_float32(device):
@@ -121,14 +125,16 @@ def score(request: EvalRequest, *, on_progress: OnProgress | None = None) -> Sco
     )
 
 
-def evaluate(request: EvalRequest, *, on_progress: OnProgress | None = None) -> Evaluation:
-    """Score every checkpoint, summarize by domain, and compare each pair.
+def evaluate(
+    request: EvalRequest, *, on_progress: OnProgress | None = None, on_note: OnNote = lambda _: None
+) -> Evaluation:
+    """Score every checkpoint, summarize by domain, and compare each pair; the callbacks are those of :func:`score`.
 
     Raises:
         HybridError: see :func:`score`; or the extra ``eval`` is not installed.
     """
     need("scipy")
-    scored = score(request, on_progress=on_progress)
+    scored = score(request, on_progress=on_progress, on_note=on_note)
     return build_evaluation(
         scored.scores,
         reference=checkpoint_name(request.reference),
@@ -149,12 +155,14 @@ class _Runner:
         documents: Sequence[EncodedDocument],
         batches: Sequence[Batch],
         on_progress: OnProgress | None,
+        on_note: OnNote,
     ) -> None:
         self.request = request
         self.settings = settings
         self.documents = documents
         self.batches = batches
         self.on_progress = on_progress
+        self.on_note = on_note
 
     def store(self, weights: CheckpointWeights) -> StateStore:
         """Return the place for the states of ``weights`` over these documents."""
@@ -167,7 +175,7 @@ class _Runner:
             "environment": environment(str(self.settings.device)),
         }
         key = state_key(weights.checkpoint, settings)
-        return StateStore(self.request.work, key, every=self.request.save_every)
+        return StateStore(self.request.work, key, every=self.request.save_every, on_discard=self.on_note)
 
     def refuse_full_disk(self, weights: CheckpointWeights, checkpoints: int) -> None:
         """Make sure, before hours of work, that the states of all checkpoints fit on the disk.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 
-from gptq_hybrid.calibration import EncodedDocument, encode_documents, load_documents
+from gptq_hybrid.calibration import EncodedDocument, LeftOut, encode_documents, load_documents
 from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.streaming import Batch, CheckpointWeights, make_batches
 
@@ -46,6 +47,14 @@ class RunOptions:
     device: str | None = None
     dtype: str = "float32"
     batch_tokens: int | None = None
+
+
+class ReadDocuments(list[EncodedDocument]):
+    """Documents that were read; ``left_out`` counts the rows that could not be used, by reason."""
+
+    def __init__(self, documents: Sequence[EncodedDocument], left_out: Counter[str]) -> None:
+        super().__init__(documents)
+        self.left_out = left_out
 
 
 def parse_dtype(name: str) -> torch.dtype:
@@ -148,13 +157,18 @@ def read_documents(
     reference: CheckpointWeights,
     others: Sequence[CheckpointWeights],
     options: RunOptions,
-) -> list[EncodedDocument]:
+) -> ReadDocuments:
     """Read documents and encode them with the reference's tokenizer.
 
     Raises:
         HybridError: documents cannot be read, or another checkpoint's tokenizer gives other tokens.
     """
-    documents = load_documents(data, limit=options.limit, seed=options.seed)
+    left_out: Counter[str] = Counter()
+
+    def leave_out(row: LeftOut) -> None:
+        left_out[row.reason] += 1
+
+    documents = load_documents(data, limit=options.limit, seed=options.seed, on_left_out=leave_out)
     tokenizer = _load_tokenizer(reference.checkpoint.path)
     encoded = encode_documents(documents, tokenizer, options.max_length)
     if not encoded:
@@ -178,7 +192,7 @@ def read_documents(
                     f"{reference.checkpoint.location}: other tokens for {text[:40]!r}",
                     remedy="Copy the original's tokenizer files into the checkpoint, or give its own original.",
                 )
-    return encoded
+    return ReadDocuments(encoded, left_out)
 
 
 def batch_documents(
@@ -193,11 +207,13 @@ def describe_run(
     data: Sequence[str], documents: Sequence[EncodedDocument], options: RunOptions, device: torch.device
 ) -> dict[str, Any]:
     """Describe what was run, as a JSON object for the result."""
+    left_out = documents.left_out if isinstance(documents, ReadDocuments) else None
     return {
         # Of a path only the last name: the rest is this machine's.
         "data": [Path(spec).name if Path(spec).exists() else spec for spec in data],
         "documents": len(documents),
         "tokens": sum(len(document.input_ids) for document in documents),
+        **({"left_out": dict(sorted(left_out.items()))} if left_out else {}),
         "limit": options.limit,
         "max_length": options.max_length,
         "drafts": options.drafts,

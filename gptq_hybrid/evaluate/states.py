@@ -7,7 +7,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from gptq_hybrid.common.atomic import fsync_path
 from gptq_hybrid.common.errors import HybridError
 
 _BLOCKS, _BLOCK_BYTES = 64, 4096
+_CHECKSUM = "crc32"
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
@@ -69,18 +71,28 @@ class StateStore:
         key: what the states belong to, of :func:`state_key`.
         every: seconds between two savings while layers run. Writing 128k tokens of the 27B (2.6 GB) takes seconds,
             as running one of its layers does.
+        on_discard: called with the reason when states are there but cannot be trusted.
     """
 
-    def __init__(self, folder: Path, key: str, *, every: float = 60.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        key: str,
+        *,
+        every: float = 60.0,
+        on_discard: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self.path = folder / f"states-{key[:24]}.safetensors"
         self._key = key
         self._every = every
+        self._on_discard = on_discard
         self._last = time.monotonic()
 
     def load(self) -> SavedStates | None:
-        """Return what was saved under this key; None if nothing was, or the file is cut short.
+        """Return what was saved under this key; None if nothing was, or it cannot be trusted.
 
-        Also remove what a killed run left of a file it was writing: GBs, at 27B.
+        States without a checksum, or that differ from theirs, are not: all zeros would give a divergence of 19 nats
+        as if it were the checkpoint's. Also remove what a killed run left of a file it was writing: GBs, at 27B.
         """
         for leftover in self.path.parent.glob(f".{self.path.name}.*.tmp"):
             shutil.rmtree(leftover)
@@ -89,11 +101,22 @@ class StateStore:
         try:
             with safe_open(self.path, framework="pt") as handle:
                 metadata = handle.metadata() or {}
-                if metadata.get("key") != self._key:
-                    return None
-                return SavedStates({n: handle.get_tensor(n) for n in handle.keys()}, int(metadata["layers"]))  # noqa: SIM118
-        except SafetensorError:
+                tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            self._discard(f"they cannot be read ({error})")
             return None
+        if metadata.get("key", self._key) != self._key:
+            return None
+        if _CHECKSUM not in metadata:
+            self._discard("they have no checksum: an earlier version saved them")
+        elif metadata[_CHECKSUM] != _checksum(tensors, self._key, metadata.get("layers", "")):
+            self._discard("they are damaged: their checksum differs")
+        else:
+            return SavedStates(tensors, int(metadata["layers"]))
+        return None
+
+    def _discard(self, why: str) -> None:
+        self._on_discard(f"The states in {self.path} are not used: {why}. The layers run again.")
 
     def save_if_due(self, tensors: Mapping[str, torch.Tensor], layers: int) -> None:
         """:meth:`save`, if the last one is long enough ago."""
@@ -109,12 +132,17 @@ class StateStore:
         # A temporary folder, because safetensors writes to a file of its own choice beside the one it is given.
         folder = self.path.with_name(f".{self.path.name}.{uuid4().hex[:8]}.tmp")
         temporary = folder / self.path.name
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         try:
             folder.mkdir(parents=True)
             save_file(
-                {name: tensor.contiguous() for name, tensor in tensors.items()},
+                contiguous,
                 temporary,
-                metadata={"key": self._key, "layers": str(layers)},
+                metadata={
+                    "key": self._key,
+                    "layers": str(layers),
+                    _CHECKSUM: _checksum(contiguous, self._key, str(layers)),
+                },
             )
             fsync_path(temporary)
             os.replace(temporary, self.path)
@@ -131,6 +159,21 @@ class StateStore:
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor], key: str, layers: str) -> str:
+    """Return the CRC-32 of all that was saved: key, layers, and each tensor's name, dtype, shape and bytes.
+
+    It guards against a failing disk or a copy cut short, not against forgery. On two shared cores CRC-32 took
+    1.7 to 2.5 GB/s and SHA-256 0.43 GB/s. For states of 0.5 GB that is 0.2 s, of 2.8 s to save them and 0.4 s to
+    load them.
+    """
+    crc = zlib.crc32(json.dumps([key, layers]).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        crc = zlib.crc32(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode(), crc)
+        crc = zlib.crc32(tensor.cpu().reshape(-1).view(torch.uint8).numpy(), crc)
+    return f"{crc:08x}"
 
 
 def name_tensors(prefix: str, tensors: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -40,6 +40,9 @@ def evaluation_tables(evaluation: Evaluation) -> Group:
     for comparison in evaluation.comparisons:
         parts.append(comparison_table(comparison))
         parts += _notes((comparison.overall, *comparison.domains))
+    if left_out := evaluation.settings.get("left_out"):
+        reasons = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in left_out.items())
+        parts.append(Text(f"! rows of the data left out: {reasons}", style="yellow"))
     if evaluation.tasks is not None:
         parts += task_tables(evaluation.tasks)
     return Group(*parts)

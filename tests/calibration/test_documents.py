@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gptq_hybrid.calibration import Document, encode_documents, load_documents
+from gptq_hybrid.calibration import Document, LeftOut, encode_documents, load_documents
 from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.demo.builder import DemoCheckpoint
 
@@ -71,6 +71,18 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "z.jsonl").touch()
     with pytest.raises(HybridError, match="has no documents"):
         load_documents([str(tmp_path / "z.jsonl")])
+
+
+def test_rows_that_are_no_text_are_left_out_and_reported(tmp_path: Path) -> None:
+    image = {"messages": [{"role": "user", "content": [{"type": "image"}]}]}
+    write(tmp_path / "a.jsonl", {"text": "cut: \ud83d"}, {"text": "whole"}, image)
+    left_out: list[LeftOut] = []
+    documents = load_documents([str(tmp_path)], on_left_out=left_out.append)
+    assert documents == [Document("a", {"text": "whole"})]
+    assert [row.reason for row in left_out] == ["with_broken_text", "with_images"]
+    write(tmp_path / "a.jsonl", image)
+    with pytest.raises(HybridError, match=r"no row can be used; .*a\.jsonl: line 1, holds images"):
+        load_documents([str(tmp_path)])
 
 
 def test_token_ids_are_the_templates_and_the_key_is_theirs(tokenizer: Any) -> None:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import gzip
+import lzma
+import subprocess
+import sys
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
-from gptq_hybrid.calibration import load_rows, mix_names
+from gptq_hybrid.calibration import LeftOut, load_rows, mix_names
 from gptq_hybrid.calibration._hub import parse_hub_spec
 from gptq_hybrid.calibration._mix import load_mix
+from gptq_hybrid.calibration._sources import source_rows
 from gptq_hybrid.common.errors import HybridError
 
+# As JSON writes the first half of an emoji.
+HALF = '{"text": "an emoji cut in half: \\ud83d"}\n'
 PART = '[[part]]\nname = "a"\nsource = "a.jsonl"\n'
 
 
@@ -56,12 +64,111 @@ def test_rows_of_a_file_are_drawn_by_seed(tmp_path: Path) -> None:
         ("a.jsonl.xz", b"not xz", r"a\.jsonl\.xz cannot be read"),
         ("a.jsonl", b'{"text": "x"}\n\n', "line 2 is empty"),
         ("a.txt", b"  ", "has no rows"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "caf\xe9"}\n', r"a\.jsonl cannot be read: line 2 is not UTF-8"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "\xe9"}\n', mtime=0), "line 1 is not UTF-8"),
+        ("a.json", b'[\n{"text": "x"}\n]\n', r"line 1 is not valid JSON(.|\n)*jq -c"),
+        ("a.jsonl", b"[" * 100_000, "line 1 is nested too deeply"),
+        ("a.jsonl", b"words\n", r"line 1 is not valid JSON(.|\n)*\.parquet"),
+        ("a.csv", b"text\nwords\n", r"a\.csv is a table(.|\n)*csv\.DictReader\(sys\.stdin\)"),
+        ("a.tsv", b"text\twords\n", r"a\.tsv is a table(.|\n)*delimiter="),
+        ("a.parquet", b"not parquet", r"a\.parquet cannot be read"),
+        (
+            "a.jsonl",
+            HALF.encode(),
+            r"no row can be used; the last of 1 left out, .*a\.jsonl: line 1, holds half",
+        ),
     ],
 )
 def test_files_that_cannot_be_used(tmp_path: Path, name: str, content: bytes, says: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(HybridError, match=says):
         load_rows(str(tmp_path / name), 5, 0)
+
+
+def test_hidden_files_of_a_folder_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"text": "shown"}\n')
+    (tmp_path / "._x.jsonl").write_bytes(b"\x00\x05\x16\x07")
+    assert load_rows(str(tmp_path), 9, 0) == [{"domain": "x", "text": "shown"}]
+    texts = tmp_path / "texts"
+    (texts / ".git").mkdir(parents=True)
+    (texts / ".git" / "notes.txt").write_text("hidden")
+    (texts / "._a.txt").write_bytes(b"\x00\xff")
+    (texts / "a.txt").write_text("shown")
+    assert [row["text"] for row in load_rows(str(texts), 9, 0)] == ["shown"]
+
+
+def test_texts_in_a_hidden_folder_are_read_if_it_is_the_one_given(tmp_path: Path) -> None:
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "a.txt").write_text("asked for")
+    assert [row["text"] for row in load_rows(str(tmp_path / ".cache"), 9, 0)] == ["asked for"]
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz", ".jsonl.xz", ".txt"])
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path, ending: str) -> None:
+    content = "words" if ending == ".txt" else '{"text": "words"}\n'
+    data = content.encode("utf-8-sig")
+    packed = {".jsonl.gz": gzip.compress, ".jsonl.xz": lzma.compress}.get(ending, bytes)(data)
+    (tmp_path / f"a{ending}").write_bytes(packed)
+    assert [row["text"] for row in load_rows(str(tmp_path / f"a{ending}"), 9, 0)] == ["words"]
+
+
+def test_a_mix_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    (tmp_path / "m.toml").write_bytes(PART.encode("utf-8-sig"))
+    assert load_mix(str(tmp_path / "m.toml")).parts[0].name == "a"
+
+
+def test_parquet_holds_the_rows_that_jsonl_does(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "Why?", "image": None}]
+    rows = [
+        {"messages": [{"role": "user", "content": parts}], "text": None, "domain": "talk", "id": 1},
+        {"messages": None, "text": "plain", "domain": None, "id": 2},
+        {"messages": None, "text": "", "domain": None, "id": 3},
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    (tmp_path / "b.jsonl").write_text('{"text": "beside it"}\n')
+    expected = [
+        {"domain": "a", "text": "plain"},
+        {"domain": "b", "text": "beside it"},
+        {"domain": "talk", "messages": [{"role": "user", "content": "Why?"}]},
+    ]
+    left_out: list[LeftOut] = []
+    read = source_rows(str(tmp_path), 9, 0, left_out.append)
+    assert sorted(read, key=lambda row: str(row["domain"])) == expected
+    [row] = left_out
+    assert (row.domain, row.reason, row.where) == ("a", "malformed", f"{tmp_path / 'a.parquet'}: row 3")
+
+
+def test_parquet_without_a_column_of_text_names_the_columns_it_has(tmp_path: Path) -> None:
+    parquet.write_table(pyarrow.table({"instruction": ["x"], "output": ["y"]}), tmp_path / "a.parquet")
+    with pytest.raises(HybridError, match="it has instruction, output") as caught:
+        load_rows(str(tmp_path / "a.parquet"), 9, 0)
+    assert "messages, conversations, text" in str(caught.value.remedy)
+
+
+def test_parquet_without_pyarrow_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(HybridError, match="pyarrow, which is not installed") as caught:
+        load_rows(str(tmp_path / "a.parquet"), 9, 0)
+    assert "pip install pyarrow" in str(caught.value.remedy)
+
+
+def test_a_folder_of_other_files_says_which_it_holds_and_which_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text\nwords\n")
+    with pytest.raises(HybridError, match=r"it holds \.csv") as caught:
+        load_rows(str(tmp_path), 9, 0)
+    assert ".jsonl" in str(caught.value.remedy)
+
+
+def test_the_command_that_converts_csv_works(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('id,words\n1,"one, and\nanother"\n')
+    with pytest.raises(HybridError) as caught:
+        load_rows(str(tmp_path / "a.csv"), 9, 0)
+    command = str(caught.value.remedy).partition("python -c")[2].replace("COLUMN", "words")
+    subprocess.run(f"{sys.executable} -c{command}", shell=True, cwd=tmp_path, check=True)
+    assert load_rows(str(tmp_path / "a.jsonl"), 9, 0) == [{"domain": "a", "text": "one, and\nanother"}]
 
 
 def test_paths_of_a_mix_are_relative_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

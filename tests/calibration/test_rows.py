@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from gptq_hybrid.calibration.encode import RejectedRowError, encode_row
-from gptq_hybrid.calibration.rows import parse_row, row_key
+from gptq_hybrid.calibration.rows import LeftOutError, parse_row, row_key
 from gptq_hybrid.demo.builder import DemoCheckpoint
 
 # The parts of Qwen3.6's template that matter here, in its words' order: tools first, the thinking block of
@@ -104,9 +104,70 @@ def test_a_call_that_is_no_json_stays_as_it_is() -> None:
     assert parse_row(answer(content=content))["messages"][1]["content"] == content
 
 
+def test_text_parts_are_joined_as_the_template_joins_them(tokenizer: Any) -> None:
+    template = "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}"
+    parts = [{"type": "text", "text": "How warm "}, {"type": "text", "text": "is it?"}]
+    message = {"role": "user", "content": parts}
+    expected = tokenizer.apply_chat_template([message], chat_template=template, tokenize=False)
+    [parsed] = parse_row({"messages": [message]})["messages"]
+    assert parsed == {"role": "user", "content": expected}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["20 ", "°C."],
+        [{"type": "output_text", "text": "20 °C."}],
+        [{"type": "text", "text": "20 °C.", "image_url": None}],
+        [{"text": "20 °C.", "image": None}],
+    ],
+)
+def test_parts_come_in_several_forms(parts: list[Any]) -> None:
+    assert parse_row(answer(content=parts))["messages"][1]["content"] == "20 °C."
+
+
+@pytest.mark.parametrize(
+    ("part", "reason"),
+    [
+        ({"type": "image_url", "image_url": {"url": "data:"}}, "with_images"),
+        ({"type": "image"}, "with_images"),
+        ({"image": "a.png"}, "with_images"),
+        ({"type": "input_audio", "input_audio": {}}, "with_audio"),
+        ({"type": "video", "video": "a.mp4"}, "with_video"),
+        ({"type": "file", "file": {}}, "with_other_parts"),
+    ],
+)
+def test_a_part_that_is_no_text_is_told_apart_from_a_malformed_row(part: Any, reason: str) -> None:
+    with pytest.raises(LeftOutError, match="only text is taken") as caught:
+        parse_row(answer(content=[{"type": "text", "text": "See:"}, part]))
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "\ud83d"},
+        {"text": "fine", "domain": "\ude00"},
+        answer(content="\ud83d"),
+        answer(content="", reasoning="\ud83d"),
+        answer(content=[{"type": "text", "text": "\ud83d"}]),
+        answer(tool_calls=[{"name": "f", "arguments": '{"a": ["\\ud83d"]}'}]),
+        answer(content='<tool_call>{"name": "f", "arguments": {"\\ud83d": 1}}</tool_call>'),
+        {"messages": [QUESTION], "tools": [{"name": "\ud83d"}]},
+    ],
+)
+def test_half_a_character_anywhere_in_a_row_is_told_apart(row: Any) -> None:
+    with pytest.raises(LeftOutError, match=r"lone surrogate \\u(d83d|de00)") as caught:
+        parse_row(row)
+    assert caught.value.reason == "with_broken_text"
+
+
 @pytest.mark.parametrize(
     ("row", "says"),
     [
+        (answer(content=[{"type": "text"}]), "has no `text`"),
+        (answer(content=[3]), "neither text nor a JSON object"),
+        (answer(content=[]), "no text `content`"),
         ([], "not a JSON object"),
         ({"words": 3}, "neither `messages` nor"),
         ({"text": " \n"}, "neither `messages` nor"),

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from transformers import AutoTokenizer
 
 from gptq_hybrid.calibration import Calibration, load_calibration, load_documents, load_rows
 from gptq_hybrid.calibration._duplicates import TextIndex
+from gptq_hybrid.cli._quantize import calibration_table
 from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.demo.builder import DemoCheckpoint
 
@@ -207,3 +210,50 @@ def test_rows_the_template_refuses_are_left_out_and_counted(tmp_path: Path, toke
     assert (len(calibration.rows), dropped(calibration)) == (3, {"rejected": 1})
     with pytest.raises(HybridError, match=r"1 rejected\); the chat template rejects .*one!"):
         load_calibration(str(write(tmp_path / "b.jsonl", bad)), tokenizer)
+
+
+def test_one_broken_row_of_many_stops_nothing_and_is_counted_by_reason(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    image = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}
+    bad = [
+        {"text": "cut: \ud83d"},
+        {"messages": [image], "domain": "seen"},
+        {"text": "x", "domain": "\ud83d"},
+    ]
+    path = write(tmp_path / "a.jsonl", *bad, *({"text": passage(n)} for n in range(300)))
+    calibration = load_calibration(str(path), tokenizer, samples=2, max_length=512)
+    domains = json.loads(json.dumps(calibration.manifest, ensure_ascii=False).encode())["domains"]
+    assert domains["a"]["documents"] == 2
+    assert domains["a"]["dropped"] == {"with_broken_text": 1}
+    assert domains["seen"]["dropped"] == {"with_images": 1}
+    assert domains["?"]["dropped"] == {"with_broken_text": 1}
+    table = Console(width=100, file=StringIO())
+    table.print(calibration_table(calibration.manifest))
+    assert "1 with images" in table.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_rows_of_domains_that_a_part_does_not_take_are_not_counted(tmp_path: Path, tokenizer: Any) -> None:
+    rows = [{"text": "\ud83d", "domain": name} for name in ("a", "b")]
+    write(tmp_path / "all.jsonl", *rows, {"text": passage(1), "domain": "a"})
+    spec = mix(tmp_path, 'name = "one"\nsource = "all.jsonl"\ndomains = ["a"]')
+    assert dropped(load_calibration(spec, tokenizer, samples=5)) == {"with_broken_text": 1}
+
+
+def test_a_file_of_nothing_but_images_says_so_and_where(tmp_path: Path, tokenizer: Any) -> None:
+    image = {"messages": [{"role": "user", "content": [{"type": "image"}]}]}
+    path = write(tmp_path / "a.jsonl", *([image] * 150))
+    with pytest.raises(
+        HybridError, match=r"last of 150 left out, .*a\.jsonl: line 150, holds images"
+    ) as caught:
+        load_calibration(str(path), tokenizer)
+    assert "nothing but text" in str(caught.value.remedy)
+
+
+def test_a_name_that_is_not_utf8_does_not_stop_the_manifest(tmp_path: Path, tokenizer: Any) -> None:
+    folder = tmp_path / "caf\udce9"
+    folder.mkdir()
+    write(folder / "\udce9.jsonl", {"text": passage(1)})
+    manifest = load_calibration(str(folder), tokenizer, samples=1).manifest
+    json.dumps(manifest, ensure_ascii=False).encode()
+    assert (manifest["calibration"], list(manifest["domains"])) == ("caf\ufffd", ["\ufffd"])

@@ -109,6 +109,34 @@ def test_json_is_all_that_is_printed(here: Path, copy: Path, data: Path) -> None
     assert sorted(file.name for file in (here / "results").iterdir()) == ["evaluation.json", "evaluation.png"]
 
 
+def test_damaged_states_are_named_in_one_line_and_the_figures_stay(
+    qwen36: Run, here: Path, copy: Path, data: Path
+) -> None:
+    arguments: list[str | Path] = [
+        "eval",
+        CHECKPOINT,
+        copy,
+        "--data",
+        data / "en.jsonl",
+        "--limit",
+        "1",
+        "--max-length",
+        "64",
+    ]
+    arguments += ["--device", "cpu", "--drafts", "0", "--json"]
+    code, first, err = qwen36(*arguments)
+    assert code == 0, err
+    assert "are not used" not in err
+    [states] = (here / "qwen36-eval" / "work").glob("states-*")
+    content = bytearray(states.read_bytes())
+    content[-1000:] = bytes(1000)
+    states.write_bytes(content)
+    code, again, err = qwen36(*arguments)
+    assert code == 0, err
+    assert json.loads(again) == json.loads(first)
+    assert err.count(f"{states.name} are not used: they are damaged") == 1
+
+
 def test_another_tokenizer(qwen36: Run, here: Path, copy: Path, data: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(copy, tmp_path / "other"))
     tokenizer = json.loads((other / "tokenizer.json").read_text())

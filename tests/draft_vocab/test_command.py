@@ -90,6 +90,15 @@ def test_text_of_two_sources_is_counted_together(folder: Path, texts: Path, tmp_
     assert source["counted"]["tokens_of_texts_without_roles"] > 0
 
 
+def test_rows_that_are_no_text_stop_nothing_and_are_counted_in_the_list(folder: Path, texts: Path) -> None:
+    image = {"messages": [{"role": "user", "content": [{"type": "image"}]}]}
+    bad = texts.with_name("bad.jsonl")
+    bad.write_text(texts.read_text() + json.dumps({"text": "cut: \ud83d"}) + "\n" + json.dumps(image) + "\n")
+    done = qwen36("draft-vocab", folder, "--data", bad, "--json")
+    [text] = json.loads(done.stdout)["source"]["texts"]
+    assert text["left_out"].items() >= {"with_broken_text": 1, "with_images": 1}.items()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

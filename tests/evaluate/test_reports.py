@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,14 @@ def test_warnings_stand_below_the_table_once(result: Evaluation) -> None:
     assert "single !" in text
     lines = [line for line in text.splitlines() if line.startswith("! ") and "99.9th" in line]
     assert len(lines) == len(result.checkpoints)
+
+
+def test_rows_left_out_are_counted_below_the_tables(result: Evaluation) -> None:
+    counted = {"left_out": {"with_broken_text": 1, "with_images": 1200}}
+    assert "left out" not in printed(result)
+    assert "! rows of the data left out: 1 with broken text, 1,200 with images" in printed(
+        replace(result, settings=counted)
+    )
 
 
 def test_without_heads_there_is_no_table_of_drafts() -> None:

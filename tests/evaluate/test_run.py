@@ -163,6 +163,26 @@ def test_the_reference_runs_once_and_is_kept_for_the_next_checkpoint(
     assert again == evaluate(request_)
 
 
+def test_damaged_states_of_the_reference_run_again_and_a_line_says_so(
+    request_: EvalRequest, tmp_path: Path, layers_run: list[str]
+) -> None:
+    request = replace(request_, work=tmp_path / "work", drafts=0)
+    undisturbed = evaluate(request)
+    [file] = (tmp_path / "work").iterdir()
+    content = bytearray(file.read_bytes())
+    content[-len(content) // 2 :] = bytes(len(content[-len(content) // 2 :]))
+    file.write_bytes(content)
+    layers_run.clear()
+    lines: list[str] = []
+    assert evaluate(request, on_note=lines.append) == undisturbed
+    assert layers_run == ["checkpoint"] * 8 + ["w4"] * 8
+    assert [line.split(":")[0] for line in lines] == [f"The states in {file} are not used"]
+    layers_run.clear()
+    evaluate(request, on_note=lines.append)
+    assert layers_run == ["w4"] * 8, "saved anew, they are used"
+    assert len(lines) == 1
+
+
 @pytest.mark.parametrize("change", ["checkpoint", "documents", "dtype", "drafts", "length"])
 def test_states_of_something_else_are_not_used(
     request_: EvalRequest, data: Path, tmp_path: Path, layers_run: list[str], change: str
@@ -274,6 +294,17 @@ def test_settings_name_no_path_of_the_machine(request_: EvalRequest, data: Path)
     assert evaluation.fingerprints.keys() == {"reference", "w4"}
     assert evaluation.settings["documents"] == 6
     assert evaluation.environment["torch"].split("+")[0] == torch.__version__.split("+")[0]
+
+
+def test_rows_that_are_no_text_are_left_out_and_counted(
+    request_: EvalRequest, data: Path, tmp_path: Path
+) -> None:
+    documents = Path(shutil.copytree(data, tmp_path / data.name))
+    with (documents / "en.jsonl").open("a") as handle:
+        handle.write(json.dumps({"text": "cut: \ud83d"}) + "\n")
+    evaluation, clean = (evaluate(replace(request_, data=(str(d),), drafts=0)) for d in (documents, data))
+    assert evaluation.settings.pop("left_out") == {"with_broken_text": 1}
+    assert evaluation == clean
 
 
 def test_progress_counts_every_layer(request_: EvalRequest) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from gptq_hybrid.checkpoint import Checkpoint
 from gptq_hybrid.common.errors import HybridError
@@ -75,6 +78,65 @@ def test_another_key_or_a_file_cut_short_counts_as_nothing(tmp_path: Path) -> No
     assert store.load() is None
     store.path.write_bytes(b"")
     assert store.load() is None
+
+
+def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, str]], None]) -> None:
+    """Change tensors and metadata of a file of states, and leave it a valid file."""
+    with safe_open(path, framework="pt") as handle:
+        metadata, tensors = dict(handle.metadata()), {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+    change(tensors, metadata)
+    save_file(tensors, path, metadata=metadata)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda tensors, _: tensors["hidden.1"].zero_(), "their checksum differs"),
+        (lambda tensors, _: tensors["hidden.0"].view(-1)[:2].copy_(torch.tensor([1.0, 0.0])), "differs"),
+        (lambda tensors, _: tensors.pop("hidden.1"), "their checksum differs"),
+        (lambda tensors, _: tensors.update({"hidden.0": tensors["hidden.0"].reshape(2, 1, 3)}), "differs"),
+        (lambda _, metadata: metadata.update(layers="2"), "their checksum differs"),
+        (lambda _, metadata: metadata.pop("layers"), "their checksum differs"),
+        (lambda _, metadata: metadata.pop("crc32"), "an earlier version saved them"),
+    ],
+)
+def test_states_that_differ_from_their_checksum_or_have_none_are_not_used(
+    tmp_path: Path, change: Callable[..., None], why: str
+) -> None:
+    lines: list[str] = []
+    store = StateStore(tmp_path, KEY, on_discard=lines.append)
+    store.save(TENSORS, 1)
+    rewrite(store.path, lambda *_: None)
+    assert store.load() is not None
+    assert lines == []
+    rewrite(store.path, change)
+    assert store.load() is None
+    [line] = lines
+    assert why in line
+    assert str(store.path) in line
+    store.save(TENSORS, 1)
+    assert store.load() is not None
+
+
+@pytest.mark.parametrize("zeroed", [slice(0, None), slice(-20, None)])
+def test_a_file_whose_bytes_became_zeros_is_not_used(tmp_path: Path, zeroed: slice) -> None:
+    lines: list[str] = []
+    store = StateStore(tmp_path, KEY, on_discard=lines.append)
+    store.save(TENSORS, 1)
+    content = bytearray(store.path.read_bytes())
+    content[zeroed] = bytes(len(content[zeroed]))
+    store.path.write_bytes(content)
+    assert store.load() is None
+    assert len(lines) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.uint8])
+def test_states_of_any_dtype_and_layout_keep_their_checksum(tmp_path: Path, dtype: torch.dtype) -> None:
+    tensors = {"a": torch.ones(2, 3, dtype=dtype).T, "b": torch.zeros(0, 3, dtype=dtype)}
+    StateStore(tmp_path, KEY).save(tensors, 1)
+    saved = StateStore(tmp_path, KEY).load()
+    assert saved is not None
+    assert torch.equal(saved.tensors["a"], tensors["a"])
 
 
 def test_what_a_killed_run_left_half_written_is_removed(tmp_path: Path) -> None:

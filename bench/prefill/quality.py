@@ -35,11 +35,11 @@ from bench.prefill.report import quality_table
 from bench.quality.experiments import HELD_OUT, MINI
 from bench.quality.grid import BY_NAME
 from bench.results import Json, save
+from gptq_hybrid.checkpoint.fingerprint import checkpoint_fingerprint
 from gptq_hybrid.common.atomic import write_json_atomic
 from gptq_hybrid.common.machine import environment
 from gptq_hybrid.evaluate import DocumentScores, as_json, build_evaluation
 from gptq_hybrid.evaluate.passes import Pass, compare_drafts
-from gptq_hybrid.evaluate.states import fingerprint
 from gptq_hybrid.evaluate.tokens import score_documents
 from gptq_hybrid.packing import dequantize_symmetric
 from gptq_hybrid.streaming import (
@@ -224,7 +224,10 @@ def measure(work: Path, samples: int, limit: int | None) -> Json:
             "drafts": _DRAFTS,
             "dtype": "float32",
         },
-        "fingerprints": {"bf16": fingerprint(original.checkpoint), "w4a16": fingerprint(weights.checkpoint)},
+        "fingerprints": {
+            "bf16": checkpoint_fingerprint(original.checkpoint),
+            "w4a16": checkpoint_fingerprint(weights.checkpoint),
+        },
     }
     return result | {
         name: summary(as_json(build_evaluation(part, reference="bf16"))) for name, part in parts.items()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from gptq_hybrid.calibration import EncodedDocument
+from gptq_hybrid.checkpoint.fingerprint import checkpoint_fingerprint
 from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.common.extras import need
 from gptq_hybrid.common.machine import environment
@@ -34,7 +35,7 @@ from .inputs import (
     refuse_quantized_reference,
 )
 from .passes import Pass, PassSettings, run_pass
-from .states import StateStore, fingerprint, state_key
+from .states import StateStore, state_key
 from .tokens import score_documents
 
 OnProgress = Callable[[str, int, int], None]
@@ -118,8 +119,8 @@ def score(
         },
         environment(str(device)),
         {
-            REFERENCE: fingerprint(reference.checkpoint),
-            **{label: fingerprint(weights.checkpoint) for label, weights in others.items()},
+            REFERENCE: checkpoint_fingerprint(reference.checkpoint),
+            **{label: checkpoint_fingerprint(weights.checkpoint) for label, weights in others.items()},
         },
         torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
     )

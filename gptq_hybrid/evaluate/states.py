@@ -19,39 +19,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from gptq_hybrid.checkpoint import Checkpoint
+from gptq_hybrid.checkpoint.fingerprint import checkpoint_fingerprint
 from gptq_hybrid.common.atomic import fsync_path
 from gptq_hybrid.common.errors import HybridError
 
-_BLOCKS, _BLOCK_BYTES = 64, 4096
 _CHECKSUM = "crc32"
-
-
-def fingerprint(checkpoint: Checkpoint) -> str:
-    """Hash the config and, of each weight file, its name, size, header and 64 blocks at even distances: SHA-256.
-
-    Reading all of a 27B model would take a minute. A change of a few values can go unnoticed, so states on disk
-    are also tied to the time a file was last written, see :func:`state_key`.
-    """
-    digest = hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True).encode())
-    assert checkpoint.loaded, "headers are read before a fingerprint is taken"
-    for name in checkpoint.referenced:
-        path = checkpoint.path / name
-        size = path.stat().st_size
-        digest.update(f"{name} {size}".encode())
-        with path.open("rb") as handle:
-            header = int.from_bytes(handle.read(8), "little")
-            digest.update(handle.read(header))
-            body = 8 + header
-            for number in range(_BLOCKS):
-                handle.seek(body + (size - body) * number // _BLOCKS)
-                digest.update(handle.read(_BLOCK_BYTES))
-    return digest.hexdigest()
 
 
 def state_key(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> str:
     """Make a cache key: the checkpoint's files with their mtimes, and every setting that affects the result."""
     times = [(name, (checkpoint.path / name).stat().st_mtime_ns) for name in checkpoint.referenced]
-    content = json.dumps([fingerprint(checkpoint), times, dict(settings)], sort_keys=True)
+    content = json.dumps([checkpoint_fingerprint(checkpoint), times, dict(settings)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 

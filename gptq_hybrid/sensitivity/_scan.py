@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from gptq_hybrid.calibration import EncodedDocument
+from gptq_hybrid.checkpoint.fingerprint import checkpoint_fingerprint
 from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.common.extras import need
 from gptq_hybrid.common.machine import environment
@@ -27,7 +28,7 @@ from gptq_hybrid.evaluate.inputs import (
     refuse_other_model,
     refuse_quantized_reference,
 )
-from gptq_hybrid.evaluate.states import fingerprint, state_key
+from gptq_hybrid.evaluate.states import state_key
 from gptq_hybrid.streaming import Batch, CheckpointWeights
 
 from ._passes import HeadVariant, Passes
@@ -117,9 +118,9 @@ def scan(request: ScanRequest, *, on_progress: OnProgress | None = None) -> Scan
     )
     with exact_float32(device):
         sums = _run(passes, store, units, precisions, on_progress)
-    fingerprints = {"reference": fingerprint(weights.checkpoint)}
+    fingerprints = {"reference": checkpoint_fingerprint(weights.checkpoint)}
     if quantized:
-        fingerprints["quantized"] = fingerprint(quantized[0].checkpoint)
+        fingerprints["quantized"] = checkpoint_fingerprint(quantized[0].checkpoint)
     settings = {
         **describe_run(request.data, documents, request, device),
         "bits": list(request.bits),

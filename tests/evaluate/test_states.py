@@ -13,8 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from gptq_hybrid.checkpoint import Checkpoint
+from gptq_hybrid.checkpoint.fingerprint import checkpoint_fingerprint
 from gptq_hybrid.common.errors import HybridError
-from gptq_hybrid.evaluate.states import StateStore, fingerprint, list_tensors, name_tensors, state_key
+from gptq_hybrid.evaluate.states import StateStore, list_tensors, name_tensors, state_key
 from tests.streaming.rounded import CHECKPOINT
 
 KEY = "0123456789abcdef" * 4
@@ -181,8 +182,8 @@ def test_a_folder_that_cannot_be_written_is_an_error_for_people(tmp_path: Path) 
 
 
 def test_a_fingerprint_is_of_the_content(copy: Path) -> None:
-    first = fingerprint(Checkpoint.open(CHECKPOINT))
-    assert fingerprint(Checkpoint.open(copy)) == first
+    first = checkpoint_fingerprint(Checkpoint.open(CHECKPOINT))
+    assert checkpoint_fingerprint(Checkpoint.open(copy)) == first
     shard = copy / SHARD
     content = bytearray(shard.read_bytes())
     content[-5000:] = bytes(5000)
@@ -190,11 +191,11 @@ def test_a_fingerprint_is_of_the_content(copy: Path) -> None:
     # The last of 64 blocks starts at 63/64 of the file: the change must lie in a block to be names.
     content[len(content) * 63 // 64 + 2000] ^= 1
     shard.write_bytes(content)
-    assert fingerprint(Checkpoint.open(copy)) != first
+    assert checkpoint_fingerprint(Checkpoint.open(copy)) != first
     config = copy / "config.json"
-    before = fingerprint(Checkpoint.open(copy))
+    before = checkpoint_fingerprint(Checkpoint.open(copy))
     config.write_text(config.read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
-    assert fingerprint(Checkpoint.open(copy)) != before
+    assert checkpoint_fingerprint(Checkpoint.open(copy)) != before
 
 
 def test_states_belong_to_the_files_as_they_were_written_and_to_the_settings(copy: Path) -> None:

@@ -34,11 +34,11 @@ def run(variant: str, args: argparse.Namespace, folder: Path) -> Json:
 
     if variant.startswith("ours"):
         from vllm_qwen36_plugin.act_order import claim, method
-        from vllm_qwen36_plugin.features import FEATURES
+        from vllm_qwen36_plugin.act_order.register import register
 
         claim.CLAIM_EVERYWHERE = True
         claim.FOLD_NORMS = "never" if variant == "ours-gathered" else "cuda"
-        FEATURES["act order"]()
+        register()
         method.initial_g_idx = random_order
     if not torch.cuda.is_available():
         import vllm_qwen36_plugin.cpu.models  # noqa: F401 - vLLM has a 4-bit kernel for AVX-512 only

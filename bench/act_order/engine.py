@@ -41,7 +41,9 @@ def run(variant: str, args: argparse.Namespace, folder: Path) -> Json:
         register()
         method.initial_g_idx = random_order
     if not torch.cuda.is_available():
-        import vllm_qwen36_plugin.cpu.models  # noqa: F401 - vLLM has a 4-bit kernel for AVX-512 only
+        from vllm_qwen36_plugin.cpu.packed_weights import offer
+
+        offer()  # vLLM has a 4-bit kernel for AVX-512 only
     loaded = fill_on_load(variant)
     begin = time.perf_counter()
     llm = start(

@@ -56,7 +56,9 @@ def start_variant(variant: str, args: argparse.Namespace, folder: Path) -> Any:
         _list_of_any_tokens()
         additional["qwen36"] = {**options(variant), "prefill": "off"}
     if not torch.cuda.is_available():
-        import vllm_qwen36_plugin.cpu.models
+        from vllm_qwen36_plugin.cpu.packed_weights import offer
+
+        offer()  # vLLM has a 4-bit kernel for AVX-512 only
     fill_on_load(scaled=True)
     layers = 4 if variant == "none-4" else args.layers
     return start(

@@ -81,8 +81,9 @@ def set_up(variant: str, folder: Path) -> None:
         import torch
 
         if not torch.cuda.is_available():
-            # vLLM has a 4-bit kernel for AVX-512 only.
-            import vllm_qwen36_plugin.cpu.models
+            from vllm_qwen36_plugin.cpu.packed_weights import offer
+
+            offer()  # vLLM has a 4-bit kernel for AVX-512 only
 
 
 def run(variant: str, args: argparse.Namespace, folder: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gptq_hybrid.checkpoint import INDEX_NAME, MTP_FILE, TensorLayout, layout_for
-from vllm_qwen36_plugin.cli._shapes import CONFIG_27B
+from vllm_qwen36_plugin.tune.prefill.shapes import CONFIG_27B
 
 TEXT_27B = {**CONFIG_27B, "mtp_num_hidden_layers": 1, "tie_word_embeddings": False}
 VISION_27B = {

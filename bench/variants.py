@@ -15,15 +15,30 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.results import Json, load, without
+from bench.arguments import command_line
+from bench.results import Json, load, merge, without
 
 
-def add_arguments(parser: argparse.ArgumentParser, every: tuple[str, ...], usual: tuple[str, ...]) -> None:
-    """What `main` needs, beside what a module has of its own."""
-    parser.add_argument("out", type=Path)
+def arguments(text: str | None, every: tuple[str, ...], usual: tuple[str, ...]) -> argparse.ArgumentParser:
+    """What `main` needs; a module adds what it has of its own."""
+    parser = command_line(text, "out")
     parser.add_argument("--variants", nargs="+", default=list(usual), choices=every)
     parser.add_argument("--seconds", type=float, default=580, help="for all variants together")
     parser.add_argument("--one", choices=every, help="this variant only, in this process")
+    parser.add_argument("--tiny", action="store_true", help="a small model: to try this out on a CPU")
+    return parser
+
+
+def engine_arguments(
+    text: str | None, every: tuple[str, ...], usual: tuple[str, ...], *, repeats: int, memory: float
+) -> argparse.ArgumentParser:
+    """The same for an engine of the 27B's shapes."""
+    parser = arguments(text, every, usual)
+    parser.add_argument("--layers", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=repeats)
+    parser.add_argument("--attention", default="TRITON_ATTN")
+    parser.add_argument("--memory", type=float, default=memory, help="share of the card's memory")
+    return parser
 
 
 def call_variant(module: str, variant: str, argv: list[str], seconds: float) -> str | None:
@@ -56,6 +71,19 @@ def drive(module: str, args: argparse.Namespace, argv: list[str]) -> dict[str, s
             failed[variant] = reason
             print(f"{variant}: {reason}", flush=True)
     return failed
+
+
+def saving(
+    run: Callable[[str, argparse.Namespace, Path], Json],
+    settings: Callable[[argparse.Namespace], Json],
+    every: tuple[str, ...],
+) -> Callable[[str, argparse.Namespace, Path], None]:
+    """What `main` runs, of a function that returns a variant's figures."""
+
+    def save(variant: str, args: argparse.Namespace, folder: Path) -> None:
+        merge(args.out, settings(args), every, variant, run(variant, args, folder))
+
+    return save
 
 
 def main(

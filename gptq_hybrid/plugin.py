@@ -1,4 +1,4 @@
-"""The producer's contributions to the ``qwen36`` plugin group: families, rules, calibration sources."""
+"""What the producer contributes to the ``qwen36`` plugin group: families, rules, calibration sources."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from gptq_hybrid.checkpoint import Family
     from gptq_hybrid.doctor import Rule
 
-# Each hook imports its room when called. Every check before a start of vLLM scans the plugins, and calibration
+# Each hook imports its room when called. Every check before a start of vLLM loads this module, and calibration
 # alone takes 30 ms to import.
 
 
@@ -31,5 +31,6 @@ def qwen36_check_rules() -> list[Rule]:
 @hookimpl
 def qwen36_calibration_sources() -> list[CalibrationSource]:
     from gptq_hybrid.calibration import BUILTIN_SOURCES
+    from gptq_hybrid.demo.text import DEMO_SOURCE
 
-    return list(BUILTIN_SOURCES)
+    return [*BUILTIN_SOURCES, DEMO_SOURCE]

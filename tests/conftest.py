@@ -1,4 +1,4 @@
-"""Shared checkpoints: each is built once a session and never changed; tests copy what they damage."""
+"""Shared checkpoints: each is built once per session and never changed; tests copy what they damage."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from gptq_hybrid.demo.builder import DemoCheckpoint, DemoSpec, build_demo_checkpoint
+from gptq_hybrid.demo import DemoCheckpoint, DemoSpec, build_demo_checkpoint
 from tests.log_lines import lines_from
 
 SAMPLES, MAX_LENGTH = 24, 192
 
-# Where several workers run, each has a core of its own: threads of two engines that spin on the same cores wait for
-# each other. Before torch is imported, and inherited by what tests start.
+# If several workers run, each gets its own core: threads of two engines that spin on the same cores wait for each
+# other. This must be set before torch is imported; processes that tests start inherit it.
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     cores = sorted(os.sched_getaffinity(0))
     mine = str(cores[int(worker.removeprefix("gw")) % len(cores)])
@@ -25,7 +25,7 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with engines first: one that is handed out last runs on alone while the other workers are done."""
+    """Put files with engines first: one that starts last would run on alone after the other workers are done."""
     with_engine = {item.path for item in items if item.get_closest_marker("engine")}
     items.sort(key=lambda item: item.path not in with_engine)
 
@@ -38,21 +38,21 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> DemoCheckpoint:
 
 @pytest.fixture(scope="session")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., DemoCheckpoint]:
-    """Build (once) a constructed checkpoint of another spec."""
-    made: dict[DemoSpec, DemoCheckpoint] = {}
+    """Build a constructed checkpoint of another spec, once per spec."""
+    built: dict[DemoSpec, DemoCheckpoint] = {}
 
     def make(**spec: Any) -> DemoCheckpoint:
-        wanted = DemoSpec(**spec)
-        if wanted not in made:
-            made[wanted] = build_demo_checkpoint(tmp_path_factory.mktemp("demo") / "built", wanted)
-        return made[wanted]
+        demo_spec = DemoSpec(**spec)
+        if demo_spec not in built:
+            built[demo_spec] = build_demo_checkpoint(tmp_path_factory.mktemp("demo") / "built", demo_spec)
+        return built[demo_spec]
 
     return make
 
 
 @pytest.fixture(scope="session")
 def calibration(original: DemoCheckpoint) -> list[dict[str, list[int]]]:
-    """Real text (CPython's documentation) through the chat template, rows of unequal length."""
+    """Rows of unequal length: real text, CPython's documentation, through the chat template."""
     from transformers import AutoTokenizer
 
     from gptq_hybrid.calibration import encode_rows, load_rows
@@ -62,7 +62,7 @@ def calibration(original: DemoCheckpoint) -> list[dict[str, list[int]]]:
 
 
 class Quantized:
-    """A finished quantization: its folder, and the model object that gptqmodel still holds."""
+    """A finished quantization: its folder, and gptqmodel's model object."""
 
     def __init__(self, path: Path, model: Any) -> None:
         self.path = path

@@ -18,7 +18,9 @@ if current_platform.is_cpu():
 
     offer()
 elif current_platform.is_cuda():
-    from .prefill import models as _prefill  # noqa: F401
+    from .prefill.offer import offer
+
+    offer()
 
 
 def __getattr__(name: str) -> Any:

@@ -12,120 +12,75 @@ the clock, host included, and as the sum over its kernels.
 from __future__ import annotations
 
 import argparse
-import gc
-import os
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.act_order.results import VARIANTS
-from bench.act_order.tables import engine_table
-from bench.generate import generate, prompts
-from bench.gpu_time import step_kernels
-from bench.results import merge
-from bench.variants import add_arguments, main
+from bench.act_order.report import VARIANTS, engine_table
+from bench.engine import batch_of, decode_steps, generate, place, set_up, start, vocabulary
+from bench.results import Json
+from bench.variants import engine_arguments, main, saving
 
 _STEPS, _SHOWN = 128, 8
 _BATCHES = (1, 16)
 
 
-def start(variant: str, args: argparse.Namespace, folder: Path) -> Any:
-    """The engine in this process."""
-    import torch
-    from vllm import LLM
-
-    from bench.act_order.dummy import write_checkpoint
-
-    checkpoint = write_checkpoint(folder / variant, args.layers, desc_act=variant != "none", tiny=args.tiny)
-    extra: dict[str, Any] = {}
-    if torch.cuda.is_available():
-        extra = {
-            "gpu_memory_utilization": args.memory,
-            "attention_backend": args.attention,
-            "gdn_prefill_backend": "triton",
-            "compilation_config": {"cudagraph_capture_sizes": [1, 2, 4, 16]},
-        }
-    if args.tiny:
-        extra["enforce_eager"] = True
-    return LLM(
-        model=str(checkpoint),
-        load_format="dummy",
-        skip_tokenizer_init=True,
-        dtype="bfloat16",
-        max_model_len=2048,
-        max_num_seqs=16,
-        max_num_batched_tokens=2048,
-        enable_prefix_caching=False,
-        # The host's share of a step then adds to the card's rather than hiding part of it.
-        async_scheduling=False,
-        limit_mm_per_prompt={"image": 0, "video": 0},
-        # In vLLM's key of compiled graphs, which knows nothing of linear methods.
-        additional_config={"act_order_bench": variant},
-        **extra,
-    )
-
-
-def run(variant: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def run(variant: str, args: argparse.Namespace, folder: Path) -> Json:
     """Start, count, time one variant."""
-    os.environ |= {"VLLM_PLUGINS": "", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
-    os.environ["VLLM_DISABLED_KERNELS"] = "MacheteLinearKernel"
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    set_up()
     import torch
 
-    from bench.act_order.dummy import act_order_layers, fill_on_load, random_order
-    from gptq_hybrid.evaluate._environment import environment
+    from bench.dummy import fill_on_load, random_order, write_checkpoint
 
     if variant.startswith("ours"):
-        from vllm_qwen36_plugin import _register
         from vllm_qwen36_plugin.act_order import claim, method
+        from vllm_qwen36_plugin.act_order.register import register
 
         claim.CLAIM_EVERYWHERE = True
         claim.FOLD_NORMS = "never" if variant == "ours-gathered" else "cuda"
-        _register._install_act_order()
+        register()
         method.initial_g_idx = random_order
     if not torch.cuda.is_available():
-        import vllm_qwen36_plugin.cpu_int4.models  # noqa: F401 - vLLM has a 4-bit kernel for AVX-512 only
+        from vllm_qwen36_plugin.cpu.packed_weights import offer
+
+        offer()  # vLLM has a 4-bit kernel for AVX-512 only
     loaded = fill_on_load(variant)
     begin = time.perf_counter()
-    llm = start(variant, args, folder)
+    llm = start(
+        write_checkpoint(folder / variant, args.layers, desc_act=variant != "none", tiny=args.tiny),
+        {"act_order_bench": variant},
+        args,
+        graphs=(1, 2, 4, 16),
+    )
     started = time.perf_counter() - begin
     config = llm.llm_engine.vllm_config
-    layers = act_order_layers(loaded[-1], variant)
+    layers = linears(loaded[-1], variant)
     print(f"{variant}: started in {started:.0f} s, {layers}", flush=True)
-    vocabulary = config.model_config.hf_text_config.vocab_size
-    many = prompts(_BATCHES[-1], vocabulary)
-    _, tokens = generate(llm, many, _SHOWN)
-    step_ms: dict[str, list[float]] = {}
-    step_gpu_ms: dict[str, dict[str, Any]] = {}
-    gc.collect()
-    gc.freeze()
-    for batch in _BATCHES:
-        given = prompts(batch, vocabulary)
-        generate(llm, given, 1 + _STEPS)
-        found = []
-        for _ in range(args.repeats):
-            one, _ = generate(llm, given, 1)
-            all_, _ = generate(llm, given, 1 + _STEPS)
-            found.append(round((all_ - one) / _STEPS * 1e3, 4))
-        step_ms[str(batch)] = found
-        step_gpu_ms[str(batch)] = step_kernels(
-            partial(generate, llm, given, 1), partial(generate, llm, given, 1 + _STEPS), _STEPS
-        )
-        on_gpu = step_gpu_ms[str(batch)].get("total")
-        print(
-            f"{variant}: batch {batch}, ms a step: {' '.join(map(str, found))}; kernels {on_gpu}", flush=True
-        )
+    _, tokens = generate(llm, batch_of(_BATCHES[-1], vocabulary(llm)), _SHOWN)
     return {
-        "environment": environment("cuda:0" if torch.cuda.is_available() else "cpu"),
+        "environment": place(),
         "quantization": str(config.model_config.quantization),
         "cudagraph_mode": str(config.compilation_config.cudagraph_mode),
         "layers": layers,
         "start_seconds": round(started, 1),
-        "step_ms": step_ms,
-        "step_gpu_ms": step_gpu_ms,
+        **decode_steps(llm, _BATCHES, _STEPS, args.repeats),
         "tokens": tokens,
     }
+
+
+def linears(model: Any, variant: str) -> dict[str, int]:
+    """Count the linears that run each kernel, and those that permute their input when they run."""
+    counts = {"linears": 0, "permuting": 0}
+    for module in model.modules():
+        kernel = getattr(getattr(module, "quant_method", None), "kernel", None)
+        if kernel is None or not hasattr(module, "qweight"):
+            continue
+        name = f"{type(module.quant_method).__name__}, {type(kernel).__name__}"
+        order = getattr(module, "act_order" if variant.startswith("ours") else "g_idx_sort_indices", None)
+        counts["linears"] += 1
+        counts["permuting"] += order is not None and order.numel() > 0
+        counts[name] = counts.get(name, 0) + 1
+    return counts
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -135,22 +90,9 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser, VARIANTS, VARIANTS)
-    parser.add_argument("--layers", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--attention", default="TRITON_ATTN")
-    parser.add_argument("--memory", type=float, default=0.6, help="share of the card's memory")
-    parser.add_argument("--tiny", action="store_true", help="a small model, eager: to try this out on a CPU")
+    parser = engine_arguments(__doc__, VARIANTS, VARIANTS, repeats=7, memory=0.6)
     return parser.parse_args(arguments)
 
 
-def keep(variant: str, args: argparse.Namespace, folder: Path) -> None:
-    """Run one variant and write its figures."""
-    merge(args.out, settings(args), VARIANTS, variant, run(variant, args, folder))
-
-
 if __name__ == "__main__":
-    main("bench.act_order.engine", parsed(), keep, engine_table)
+    main("bench.act_order.engine", parsed(), saving(run, settings, VARIANTS), engine_table)

@@ -1,6 +1,6 @@
 """Does a real vLLM do what `qwen36 check` says it will?
 
-    python bench/doctor/agreement.py QUANTIZED [--only CASE …] [--out FILE]
+    python -m bench.doctor.agreement QUANTIZED [--only CASE …] [--out FILE]
 
 QUANTIZED is the demo checkpoint as `qwen36 demo --keep` quantizes it. Cases of the corpus (`tests/corpus`) are
 served by a stock `vllm serve` (no plugin of ours; on CPUs without AVX-512 the int4 kernel it lacks), with the flags
@@ -17,25 +17,20 @@ disagreement: the demo head barely uses its MLP, and an engine does not miss wha
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import platform
 import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-sys.path.insert(0, str(Path(__file__).parents[1] / "mtp_faults"))
-
-import w4_reference_cpu
-from server import Outcome, serve_once
-
-from gptq_hybrid.checkpoint import check
-from gptq_hybrid.checkpoint.serving import serve_arguments
+from bench.arguments import command_line
+from bench.mtp_faults import w4_reference_cpu
+from bench.mtp_faults.server import Outcome, serve_once
+from bench.results import Json, load, save
 from gptq_hybrid.demo.builder import DemoCheckpoint
+from gptq_hybrid.doctor import check
+from gptq_hybrid.doctor.serve_line import serve_arguments
 from tests.corpus import CASES, Bases, CorpusCase, Workshop
 from tests.corpus.case import odd
 
@@ -73,7 +68,7 @@ def agrees(verdict: str, outcome: str) -> bool:
     return outcome == "fine" or verdict != "serves"
 
 
-def run_case(case: CorpusCase, bases: Bases, scratch: Path, shim: Path | None) -> dict[str, Any]:
+def run_case(case: CorpusCase, bases: Bases, scratch: Path, shim: Path | None) -> Json:
     shop = Workshop(bases[case.base], scratch / case.id)
     demo = DemoCheckpoint.open(bases[case.base])
     prompt = demo.loop[:5]
@@ -85,15 +80,8 @@ def run_case(case: CorpusCase, bases: Bases, scratch: Path, shim: Path | None) -
         extra = [a for a in arguments if a]
     if case.id in WITH_IMAGES:
         extra += ["--limit-mm-per-prompt", '{"image": 1, "video": 0}']
-    run = serve_once(
-        shop.folder,
-        prompt,
-        TOKENS,
-        plugins=w4_reference_cpu.NAME if shim else "",
-        log=scratch / f"{case.id}.log",
-        pythonpath=shim,
-        extra=extra,
-    )
+    plugins, log = w4_reference_cpu.NAME if shim else "", scratch / f"{case.id}.log"
+    run = serve_once(shop.folder, prompt, TOKENS, plugins=plugins, log=log, pythonpath=shim, extra=extra)
     outcome = outcome_of(run, demo.expected_text(prompt, TOKENS))
     return {
         "verdict": report.verdict,
@@ -102,32 +90,11 @@ def run_case(case: CorpusCase, bases: Bases, scratch: Path, shim: Path | None) -
         "accepted": run.accepted,
         "proposed": run.proposed,
         "seconds": run.seconds,
-        "agrees": agrees(report.verdict, outcome),
-        "said": [line.replace(str(scratch), "") for line in run.message[-1:]],
     }
 
 
-def table(results: dict[str, Any]) -> str:
-    """The markdown table of everything measured so far."""
-    lines = [
-        f"Stock vLLM {results['vllm']}, {results['machine']}; `qwen36 check` against the same release.",
-        "",
-        "| case | check says | rules | the engine | drafts accepted |",
-        "|---|---|---|---|---|",
-    ]
-    for name, row in results["cases"].items():
-        drafts = "-" if row["proposed"] is None else f"{row['accepted']} of {row['proposed']}"
-        mark = "" if row["agrees"] else " **disagrees**"
-        rules = ", ".join(row["rules"]) or "-"
-        lines.append(f"| {name} | {row['verdict']} | {rules} | {row['engine']}{mark} | {drafts} |")
-    return "\n".join(lines) + "\n"
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("quantized", type=Path)
+    parser = command_line(__doc__, "quantized")
     parser.add_argument(
         "--reference", type=Path, help="the same with the recipe `reference`, for act-order cases"
     )
@@ -135,7 +102,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("agreement.json"))
     args = parser.parse_args()
     cases = {case.id: case for case in (*GOOD, *CASES)}
-    results: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {"cases": {}}
+    results = load(args.out) or {"cases": {}}
     results["vllm"] = version("vllm")
     results["machine"] = f"CPU, {os.cpu_count()} cores, Python {platform.python_version()}"
     recipes = {"static": args.quantized, "reference": args.reference or args.quantized}
@@ -148,10 +115,9 @@ def main() -> int:
         for name in args.only:
             row = run_case(cases[name], bases, scratch, shim)
             results["cases"][name] = row
-            args.out.write_text(json.dumps(results, indent=1) + "\n")
-            args.out.with_suffix(".md").write_text(table(results))
-            print(name, row["verdict"], row["engine"], "" if row["agrees"] else "DISAGREES", flush=True)
-    return int(not all(row["agrees"] for row in results["cases"].values()))
+            save(args.out, results)
+            print(name, row["verdict"], row["engine"], flush=True)
+    return int(not all(agrees(row["verdict"], row["engine"]) for row in results["cases"].values()))
 
 
 if __name__ == "__main__":

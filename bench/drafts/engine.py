@@ -18,19 +18,17 @@ from __future__ import annotations
 
 import argparse
 import gc
-import os
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench.drafts.acceptance import DRAFTS, options
-from bench.drafts.engine_tables import report
-from bench.generate import generate, prompts
-from bench.gpu_time import kernel_ms
-from bench.mini.engine import _counters
-from bench.results import Json, merge
-from bench.variants import add_arguments, main
+from bench.drafts.report import engine_tables
+from bench.engine import batch_of, environment, generate, kernels_between, set_up, start, vocabulary
+from bench.mini.engine import counters
+from bench.results import Json
+from bench.variants import engine_arguments, main, saving
 
 VARIANTS = (
     "none", "none-4", "stock", "auto", "w4", "w8", "fp8", "bf16:65536", "w4:65536", "w8:65536", "fp8:65536",
@@ -42,73 +40,42 @@ _PLAIN = ("none", "none-4", "stock")
 _WITHOUT = ("none", "none-4")
 
 
-def start(variant: str, args: argparse.Namespace, folder: Path) -> Any:
-    """The engine in this process."""
+def start_variant(variant: str, args: argparse.Namespace, folder: Path) -> Any:
+    """Install what the variant needs, and start the engine in this process."""
+    set_up()
     import torch
-    from vllm import LLM
 
-    from bench.prefill.engine_dummy import write_checkpoint
+    from bench.dummy import fill_on_load, write_checkpoint
 
-    layers = 4 if variant == "none-4" else args.layers
-    checkpoint = write_checkpoint(folder / "checkpoint", layers, quantized=True, tiny=args.tiny)
-    extra: dict[str, Any] = {}
-    if torch.cuda.is_available():
-        extra = {
-            "gpu_memory_utilization": args.memory,
-            "attention_backend": args.attention,
-            "gdn_prefill_backend": "triton",
-            # Of a step: a row a request, or with drafts three.
-            "compilation_config": {"cudagraph_capture_sizes": [1, 2, 3, 16, 48]},
-        }
-    if args.tiny:
-        extra["enforce_eager"] = True
-    if variant not in _WITHOUT:
-        extra["speculative_config"] = {"method": "mtp", "num_speculative_tokens": DRAFTS}
     # The variant is in vLLM's key of compiled graphs.
     additional: Json = {"drafts_bench": variant}
-    if variant not in _PLAIN:
-        additional["qwen36"] = {**options(variant), "prefill": "off"}
-    return LLM(
-        model=str(checkpoint),
-        load_format="dummy",
-        skip_tokenizer_init=True,
-        dtype="bfloat16",
-        max_model_len=2048,
-        max_num_seqs=_BATCHES[-1],
-        max_num_batched_tokens=2048,
-        enable_prefix_caching=False,
-        # The host's share of a step then adds to the card's rather than hiding part of it.
-        async_scheduling=False,
-        disable_log_stats=False,
-        limit_mm_per_prompt={"image": 0, "video": 0},
-        additional_config=additional,
-        **extra,
-    )
-
-
-def set_up(variant: str) -> list[Any]:
-    """Environment and plugin, before the engine is made; returns a list that gets the target model."""
-    os.environ |= {"VLLM_PLUGINS": "", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
-    os.environ["VLLM_DISABLED_KERNELS"] = "MacheteLinearKernel"
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    import torch
-
-    from bench.prefill.engine_dummy import fill_on_load
-
     if variant not in _PLAIN:
         import vllm_qwen36_plugin
 
         vllm_qwen36_plugin.register()
         _list_of_any_tokens()
+        additional["qwen36"] = {**options(variant), "prefill": "off"}
     if not torch.cuda.is_available():
-        import vllm_qwen36_plugin.cpu_int4.models
-    return fill_on_load()
+        from vllm_qwen36_plugin.cpu.packed_weights import offer
+
+        offer()  # vLLM has a 4-bit kernel for AVX-512 only
+    fill_on_load(scaled=True)
+    layers = 4 if variant == "none-4" else args.layers
+    return start(
+        write_checkpoint(folder / "checkpoint", layers, tiny=args.tiny),
+        additional,
+        args,
+        # Tokens of a step: one a request, or with drafts three.
+        graphs=(1, 2, 3, 16, 48),
+        drafts=0 if variant in _WITHOUT else DRAFTS,
+        log_stats=True,
+    )
 
 
 def _list_of_any_tokens() -> None:
     """There is no tokenizer, nor a token that is likelier than others."""
     from gptq_hybrid.checkpoint import DraftVocab
-    from vllm_qwen36_plugin.drafts import model
+    from vllm_qwen36_plugin.draft_head import model
 
     def any_tokens(vllm_config: Any, settings: Any) -> DraftVocab | None:
         if not settings.vocabulary:
@@ -121,39 +88,37 @@ def _list_of_any_tokens() -> None:
 
 def measure(llm: Any, variant: str, args: argparse.Namespace) -> Json:
     """By batch: milliseconds a step on the clock and of kernels, and the share of drafts accepted."""
-    vocabulary = llm.llm_engine.vllm_config.model_config.hf_text_config.vocab_size
+    size = vocabulary(llm)
     new = _TINY_NEW if args.tiny else _NEW
-    found: Json = {}
+    result: Json = {}
     gc.collect()
     gc.freeze()
     for batch in _BATCHES:
-        given = prompts(batch, vocabulary)
-        one, many = partial(generate, llm, given, 1), partial(generate, llm, given, 1 + new)
+        requests = batch_of(batch, size)
+        one, many = partial(generate, llm, requests, 1), partial(generate, llm, requests, 1 + new)
         many()
-        before = [] if variant in _WITHOUT else _counters(llm)
+        before = [] if variant in _WITHOUT else counters(llm)
         many()
-        counted = [(b - a) / batch for a, b in zip(before, _counters(llm) if before else [], strict=True)]
+        counted = [(b - a) / batch for a, b in zip(before, counters(llm) if before else [], strict=True)]
         count = counted[0] if counted else float(new)
         clock = []
         for _ in range(args.repeats):
             short = one()[0]
             clock.append(round((many()[0] - short) / count * 1e3, 4))
-        short_ms, long_ms = kernel_ms(one), kernel_ms(many)
-        each = {k: (long_ms.get(k, 0.0) - short_ms.get(k, 0.0)) / count for k in short_ms | long_ms}
-        kernels = {k: round(each[k], 5) for k in sorted(each, key=lambda k: -each[k])[:32]}
-        found[str(batch)] = {
+        kernels = kernels_between(one, many, count)
+        result[str(batch)] = {
             "ms": clock,
             "steps": count,
             "accepted": counted[1:],
-            "gpu_ms": round(sum(each.values()), 5) if each else None,
-            "kernels": kernels,
+            "gpu_ms": kernels.get("total"),
+            "kernels": kernels.get("kernels", {}),
         }
         print(
             f"{variant}, batch {batch}: {count:.1f} steps, ms a step: {' '.join(map(str, clock))}; "
-            f"kernels {found[str(batch)]['gpu_ms']}",
+            f"kernels {kernels.get('total')}",
             flush=True,
         )
-    return found
+    return result
 
 
 def bandwidth() -> float | None:
@@ -171,23 +136,14 @@ def bandwidth() -> float | None:
 
 def run(variant: str, args: argparse.Namespace, folder: Path) -> Json:
     """Start, count, time one variant."""
-    set_up(variant)
-    from bench.prefill.engine_facts import engine_facts, environment
-
     begin = time.perf_counter()
-    llm = start(variant, args, folder)
+    llm = start_variant(variant, args, folder)
     started = time.perf_counter() - begin
     print(f"{variant}: started in {started:.0f} s", flush=True)
-    facts: Json = {}
-    import torch
-
-    if torch.cuda.is_available():
-        facts = engine_facts(llm, {})
     return {
         "environment": environment(),
         "start_seconds": round(started, 1),
         "bandwidth": bandwidth(),
-        **facts,
         "steps": measure(llm, variant, args),
     }
 
@@ -205,22 +161,9 @@ def settings(args: argparse.Namespace) -> Json:
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser, VARIANTS, _USUAL)
-    parser.add_argument("--layers", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--attention", default="TRITON_ATTN")
-    parser.add_argument("--memory", type=float, default=0.85, help="share of the card's memory")
-    parser.add_argument("--tiny", action="store_true", help="a small model, eager: to try this out on a CPU")
+    parser = engine_arguments(__doc__, VARIANTS, _USUAL, repeats=5, memory=0.85)
     return parser.parse_args(arguments)
 
 
-def keep(variant: str, args: argparse.Namespace, folder: Path) -> None:
-    """Run one variant and write its figures."""
-    merge(args.out, settings(args), VARIANTS, variant, run(variant, args, folder))
-
-
 if __name__ == "__main__":
-    main("bench.drafts.engine", parsed(), keep, report)
+    main("bench.drafts.engine", parsed(), saving(run, settings, VARIANTS), engine_tables)

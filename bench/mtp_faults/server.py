@@ -8,7 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gptq_hybrid.demo.server import ServerExitedError, cpu_arguments, cpu_environment, vllm_server
+from gptq_hybrid.common.vllm_server import (
+    ServerExitedError,
+    cpu_arguments,
+    cpu_environment,
+    vllm_server,
+)
 
 SPECULATIVE = '{"method":"mtp","num_speculative_tokens":2}'
 FLAGS = [*cpu_arguments(), "--max-model-len", "512", "--max-num-seqs", "4"]
@@ -32,18 +37,19 @@ def serve_once(
     prompt: Sequence[int],
     max_tokens: int,
     *,
-    plugins: str | None,
+    plugins: str,
     log: Path,
     pythonpath: Path | None = None,
-    speculative: bool = True,
     extra: Sequence[str] = (),
     timeout: float = 420,
 ) -> Outcome:
     """Serve ``model``; ``plugins`` becomes ``VLLM_PLUGINS`` ("" is stock vLLM)."""
-    arguments = [str(model), *FLAGS, *(["--speculative-config", SPECULATIVE] if speculative else []), *extra]
-    environment = cpu_environment() | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    if plugins is not None:
-        environment["VLLM_PLUGINS"] = plugins
+    arguments = [str(model), *FLAGS, "--speculative-config", SPECULATIVE, *extra]
+    environment = cpu_environment() | {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_PLUGINS": plugins,
+    }
     if pythonpath is not None:
         environment["PYTHONPATH"] = os.pathsep.join(
             part for part in (str(pythonpath), os.environ.get("PYTHONPATH", "")) if part
@@ -54,8 +60,8 @@ def serve_once(
             outcome = Outcome(started=True, seconds=round(time.monotonic() - begun, 1))
             body = {"model": server.model, "prompt": list(prompt), "max_tokens": max_tokens, "temperature": 0}
             outcome.text = server.post("/v1/completions", body)["choices"][0]["text"]
-            found = server.acceptance()
-            outcome.proposed, outcome.accepted = found.proposed, found.accepted
+            counted = server.acceptance()
+            outcome.proposed, outcome.accepted = counted.proposed, counted.accepted
     except ServerExitedError as error:
         outcome = Outcome(started=False, seconds=round(time.monotonic() - begun, 1), exit_code=error.code)
         outcome.message = what_was_said(log.read_text(errors="replace").splitlines())

@@ -29,7 +29,7 @@ def install_into(folder: Path) -> None:
 
 def register() -> None:
     """Put the kernel ahead of the stock one."""
-    from vllm_qwen36_plugin.compat.linear_kernels import offer_first
-    from vllm_qwen36_plugin.cpu_int4.kernel import DequantizedLinearKernel
+    from vllm_qwen36_plugin.cpu.packed_weights import DequantizedLinearKernel
+    from vllm_qwen36_plugin.upstream.linear_kernels import offer_first
 
     offer_first("CPU", DequantizedLinearKernel)

@@ -1,19 +1,17 @@
-"""What the plugin's prefill brings a whole model: time to first token, decode steps, KV cache, a load. One GPU.
+"""What the plugin's prefill brings a whole model: time to first token, decode steps, KV cache. One GPU.
 
-    python -m bench.prefill.engine OUT.json [--layers 64] [--variants plugin stock bf16 machete] [--load]
+    python -m bench.prefill.engine OUT.json [--layers 64] [--variants plugin stock bf16 machete]
 
 The 27B with so many of its layers, made-up weights, compiled, CUDA graphs, no MTP, prompts in one chunk. Variants,
 every one a process of its own:
 
-    plugin, plugin-machete   this plugin with prefill=fp8, over Marlin (Machete turned off) and over Machete;
-                             its ways `stock`, `exact` and `fp8` are compared in the one process, in turns
-    stock, machete           vLLM alone, with that kernel
-    bf16                     vLLM alone, unquantized
+    plugin           this plugin with prefill=fp8, over Marlin (Machete turned off); its ways `stock`, `exact` and
+                     `fp8` are compared in the one process, in turns; it needs a GPU
+    stock, machete   vLLM alone, with that kernel
+    bf16             vLLM alone, unquantized
 
 With --graphs passes of up to 1,024 tokens are CUDA graphs too, whose launches cost the host next to nothing. A
 graph keeps the way that it was recorded with: `exact` and `fp8` are processes of their own there, over Marlin.
-
-With --serving no times are taken: the requests of --load, with MTP and prefix caching on.
 
 OUT.json is written after each figure, so a run that is cut off keeps what it has (``"complete": false``). Variants
 already in it with the same settings are kept unless named in --variants. What should not be (a way that was not
@@ -30,14 +28,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.prefill import engine_timing as timing
-from bench.prefill.engine_dummy import fill_on_load, write_checkpoint
-from bench.prefill.engine_facts import engine_facts, environment, plugin_facts
-from bench.prefill.engine_results import GRAPHED, MACHETE_PLUGIN, PLUGIN, VARIANTS, lengths
-from bench.prefill.engine_tables import report
-from bench.prefill.engine_ways import OneWay, Ways, kernel_names, layers_by_shape
+from bench import engine
+from bench.dummy import fill_on_load, write_checkpoint
+from bench.prefill import ways as timing
+from bench.prefill.report import engine_report
+from bench.prefill.results import GRAPHED, PLUGIN, VARIANTS, lengths
+from bench.prefill.ways import OneWay, Ways, kernel_names, layers_by_shape
 from bench.results import Json, merge
-from bench.variants import add_arguments, main
+from bench.variants import engine_arguments, main
 
 _BATCHES, _STEPS = (1, 16), 128
 # What matters most comes first: a run may be cut off.
@@ -45,98 +43,68 @@ _CASES = ("1024", "8192", "2048", "512", "4096", "4x512", "173+390+634+851")
 _TOKENS = 8192
 # Sizes that vLLM records by itself end at 512.
 _GRAPHS, _GRAPH_CASES = (1, 2, 4, 16, 256, 512, 1024), ("1024", "512", "256")
-_LOAD = {"count": 64, "least": 30, "most": 3000, "new": 32}
 # A CPU gets through these; between them they take every way.
 _TINY_CASES, _TINY_TOKENS, _TINY_STEPS = ("64", "24", "96", "3x16"), 512, 4
-_OURS = (PLUGIN, MACHETE_PLUGIN, *GRAPHED)
-_TINY_LOAD = {"count": 20, "least": 10, "most": 150, "new": 4}
+_OURS = (PLUGIN, *GRAPHED)
 
 
 def start(variant: str, args: argparse.Namespace, folder: Path) -> Any:
     """The engine in this process."""
-    import torch
-    from vllm import LLM
-
-    checkpoint = write_checkpoint(folder / variant, args.layers, quantized=variant != "bf16", tiny=args.tiny)
-    extra: dict[str, Any] = {}
-    if torch.cuda.is_available():
-        extra = {
-            "gpu_memory_utilization": args.memory,
-            "attention_backend": args.attention,
-            "gdn_prefill_backend": "triton",
-            "compilation_config": {"cudagraph_capture_sizes": list(_GRAPHS if args.graphs else _GRAPHS[:4])},
-        }
-    if args.tiny or args.serving:
-        extra["enforce_eager"] = True
-    if args.serving:
-        extra["speculative_config"] = {"method": "mtp", "num_speculative_tokens": 2}
-    tokens = _TINY_TOKENS if args.tiny else _TOKENS
-    # The variant is in vLLM's key of compiled graphs, which knows nothing of kernels.
-    options: dict[str, Any] = {"prefill_bench": variant}
+    options: Json = {"prefill_bench": variant}
     if variant in _OURS:
         # Drafts as without the plugin: what they verify in one call would differ otherwise.
         options["qwen36"] = {"prefill": variant if variant in GRAPHED else "fp8", "draft": "bf16"}
-    return LLM(
-        model=str(checkpoint),
-        load_format="dummy",
-        skip_tokenizer_init=True,
-        dtype="bfloat16",
-        max_model_len=tokens + 256,
-        max_num_seqs=_BATCHES[-1],
-        max_num_batched_tokens=tokens,
-        # Of a hybrid it needs Triton, which a CPU has not.
-        enable_prefix_caching=args.serving and not args.tiny,
-        # The host's share of a pass then adds to the card's rather than hiding part of it.
-        async_scheduling=False,
-        limit_mm_per_prompt={"image": 0, "video": 0},
-        additional_config=options,
-        **extra,
+    tokens = _TINY_TOKENS if args.tiny else _TOKENS
+    return engine.start(
+        write_checkpoint(folder / variant, args.layers, quantized=variant != "bf16", tiny=args.tiny),
+        options,
+        args,
+        graphs=_GRAPHS if args.graphs else _GRAPHS[:4],
+        tokens=tokens,
+        context=tokens + 256,
     )
 
 
-def set_up(variant: str, folder: Path, tiny: bool) -> None:
+def set_up(variant: str, folder: Path) -> None:
     """Environment and plugin, before the engine is made.
 
     The plugin is installed as vLLM does it, but from here: entry points need an installed distribution. Profiles go
     to ``folder``, so that every process measures its own.
     """
-    os.environ |= {"VLLM_PLUGINS": "", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    if variant not in ("machete", MACHETE_PLUGIN):
-        os.environ["VLLM_DISABLED_KERNELS"] = "MacheteLinearKernel"
+    engine.set_up(machete=variant == "machete")
     if variant in _OURS:
         import vllm_qwen36_plugin
 
         os.environ["QWEN36_CACHE"] = str(folder / "cache")
         vllm_qwen36_plugin.register()
-        if tiny:
-            from bench.prefill.engine_cpu import install
+    else:
+        import torch
 
-            install()
-    elif tiny:
-        # vLLM has a 4-bit kernel for AVX-512 only.
-        import vllm_qwen36_plugin.cpu_int4.models
+        if not torch.cuda.is_available():
+            from vllm_qwen36_plugin.cpu.packed_weights import offer
+
+            offer()  # vLLM has a 4-bit kernel for AVX-512 only
 
 
 def run(variant: str, args: argparse.Namespace, folder: Path) -> None:
     """Start one variant and take its figures, each written when it is there."""
-    set_up(variant, folder, args.tiny)
-    found: Json = {"complete": False}
+    set_up(variant, folder)
+    record: Json = {"complete": False}
     ways: OneWay | Ways = OneWay(variant)
 
     def keep(**figures: Any) -> None:
-        found.update(figures)
+        record.update(figures)
         if ways.problems:
-            found["problems"] = ways.problems
-        merge(args.out, settings(args), VARIANTS, variant, found)
+            record["problems"] = ways.problems
+        merge(args.out, settings(args), VARIANTS, variant, record)
 
-    loaded = fill_on_load() if variant != "bf16" else []
-    preparation = timing.Preparation().watch()
+    loaded = fill_on_load(scaled=True) if variant != "bf16" else []
+    preparation = Preparation().watch()
     begin = time.perf_counter()
     llm = start(variant, args, folder)
     started = time.perf_counter() - begin
     seconds = {"start": round(started, 1), "process_weights": round(preparation.seconds, 2)}
-    keep(environment=environment(), seconds=seconds, **engine_facts(llm, preparation.memory))
+    keep(environment=engine.environment(), seconds=seconds, **engine_facts(llm))
     if loaded:
         keep(kernels=kernel_names(loaded[-1]))
     if variant in _OURS:
@@ -147,19 +115,10 @@ def run(variant: str, args: argparse.Namespace, folder: Path) -> None:
         facts = plugin_facts(loaded[-1])
         keep(seconds={**seconds, "measuring": facts.pop("measuring")}, plugin=facts)
     print(
-        f"{variant}: started in {started:.0f} s; ways {', '.join(ways.names)}; {found.get('kernels')}",
+        f"{variant}: started in {started:.0f} s; ways {', '.join(ways.names)}; {record.get('kernels')}",
         flush=True,
     )
-    vocabulary = llm.llm_engine.vllm_config.model_config.hf_text_config.vocab_size
-    if not args.serving:
-        take(llm, ways, args, vocabulary, keep)
-    if (args.load or args.serving) and variant != "bf16":
-        given = _TINY_LOAD if args.tiny else _LOAD
-        asked = timing.requests(given["count"], given["least"], given["most"], vocabulary)
-        for result in timing.loads(llm, ways, asked, given["new"]):
-            keep(load=result)
-            label, last = list(result["ways"].items())[-1]
-            print(f"{variant}: load, {label}: {last['seconds']} s, {last['digest']}", flush=True)
+    take(llm, ways, args, engine.vocabulary(llm), keep)
     keep(complete=True)
     if ways.problems:
         sys.exit(f"{len(ways.problems)} problems, see above")
@@ -174,9 +133,9 @@ def take(llm: Any, ways: OneWay | Ways, args: argparse.Namespace, vocabulary: in
     ttft: dict[str, dict[str, list[float]]] = {way: {} for way in ways.names}
     taken: dict[str, dict[str, dict[str, str]]] = {way: {} for way in ways.names}
     for case in cases:
-        rows = sum(lengths(case))
+        tokens = sum(lengths(case))
         for way, times in timing.first_tokens(llm, ways, case, args.repeats, vocabulary).items():
-            ttft[way][case], taken[way][case] = times, ways.taken(way, rows)
+            ttft[way][case], taken[way][case] = times, ways.taken(way, tokens)
             print(f"{case}, {way}: ms to first token: {' '.join(map(str, times))}", flush=True)
         keep(ttft_ms=ttft, taken=taken)
     ttft_gpu_ms: dict[str, Json] = {}
@@ -184,23 +143,78 @@ def take(llm: Any, ways: OneWay | Ways, args: argparse.Namespace, vocabulary: in
         ttft_gpu_ms[case] = timing.kernels_of_a_first_token(llm, ways, case, vocabulary)
         keep(ttft_gpu_ms=ttft_gpu_ms)
     # 128 steps average out what a single first token does not.
-    repeats = args.repeats // 2 + 1
-    step_ms: dict[str, list[float]] = {}
-    step_gpu_ms: dict[str, Json] = {}
-    for batch in _BATCHES:
-        step_ms[str(batch)] = timing.steps(llm, ways, batch, _steps(args), repeats, vocabulary)
-        keep(step_ms=step_ms)
-        step_gpu_ms[str(batch)] = timing.kernels_of_a_step(llm, ways, batch, _steps(args), vocabulary)
-        on_gpu = step_gpu_ms[str(batch)].get("total")
-        print(
-            f"batch {batch}: ms a step: {' '.join(map(str, step_ms[str(batch)]))}; kernels {on_gpu}",
-            flush=True,
+    with ways.through(ways.usual):
+        keep(
+            **engine.decode_steps(llm, _BATCHES, _TINY_STEPS if args.tiny else _STEPS, args.repeats // 2 + 1)
         )
-        keep(step_gpu_ms=step_gpu_ms)
 
 
-def _steps(args: argparse.Namespace) -> int:
-    return _TINY_STEPS if args.tiny else _STEPS
+def engine_facts(llm: Any) -> Json:
+    """KV cache, memory and modes of a started engine; a figure is missing where this vLLM does not have it."""
+    config = llm.llm_engine.vllm_config
+    core = llm.llm_engine.engine_core.engine_core
+    worker = core.model_executor.driver_worker.worker
+    memory = {
+        "weights": getattr(worker.model_runner, "model_memory_usage", None),
+        "peak_activation": getattr(worker, "peak_activation_memory", None),
+        "non_torch": getattr(worker, "non_torch_memory", None),
+        "cuda_graphs": getattr(worker, "cudagraph_memory_estimate", None),
+    }
+    return {
+        "quantization": str(config.model_config.quantization),
+        "cudagraph_mode": str(config.compilation_config.cudagraph_mode),
+        "compile_seconds": round(config.compilation_config.compilation_time, 1),
+        "kv_cache": {
+            "bytes": int(core.available_gpu_memory_for_kv_cache),
+            "blocks": config.cache_config.num_gpu_blocks,
+            "tokens": getattr(config.cache_config, "kv_cache_size_tokens", None),
+        },
+        "memory": {name: int(value) for name, value in memory.items() if value is not None},
+    }
+
+
+def plugin_facts(model: Any) -> Json:
+    """What the plugin found and took at start: its line, its profile, its bytes."""
+    from vllm_qwen36_plugin.prefill import banner, dispatch, prepare, profile, scratch
+    from vllm_qwen36_plugin.prefill.kernel import FP8_SCALES
+
+    preparation = prepare.latest()
+    assert preparation is not None
+    linears = dispatch.linears()
+    line = banner.table_line(linears, preparation.settings, preparation.source)
+    print(line, flush=True)
+    scales = [getattr(module, FP8_SCALES, None) for module in model.modules()]
+    return {
+        "measuring": round(preparation.seconds, 2),
+        "banner": line,
+        "orders": {linear.shape.key: list(linear.routes) for linear in linears},
+        "profile": profile.to_json(preparation.profile) if preparation.profile else None,
+        "scratch_bytes": scratch.reserved(next(model.parameters()).device),
+        "fp8_scale_bytes": sum(scale.numel() * scale.element_size() for scale in scales if scale is not None),
+    }
+
+
+class Preparation:
+    """Seconds that vLLM spends on loaded weights: repacking, and the plugin's test and times."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def watch(self) -> Preparation:
+        """From now on."""
+        from vllm.model_executor.model_loader import base_loader
+
+        inner = base_loader.process_weights_after_loading
+
+        def process(*args: Any, **kwargs: Any) -> None:
+            engine.wait()
+            begin = time.perf_counter()
+            inner(*args, **kwargs)
+            engine.wait()
+            self.seconds += time.perf_counter() - begin
+
+        base_loader.process_weights_after_loading = process
+        return self
 
 
 def settings(args: argparse.Namespace) -> Json:
@@ -211,41 +225,23 @@ def settings(args: argparse.Namespace) -> Json:
         "attention": args.attention,
         "memory": args.memory,
         "tokens": _TINY_TOKENS if args.tiny else _TOKENS,
-        "steps": _steps(args),
-        "serving": args.serving,
+        "steps": _TINY_STEPS if args.tiny else _STEPS,
         "graphs": args.graphs,
     }
 
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser, VARIANTS, (PLUGIN, "stock", "bf16", "machete"))
-    parser.add_argument("--layers", type=int, default=64)
-    parser.add_argument("--machete", action="store_true", help="run plugin as plugin-machete")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--attention", default="TRITON_ATTN")
-    parser.add_argument("--memory", type=float, default=0.85, help="share of the card's memory")
-    parser.add_argument("--load", action="store_true", help="after the times, requests of mixed lengths")
-    parser.add_argument(
-        "--serving", action="store_true", help="the load alone: two MTP drafts, prefix caching, not compiled"
-    )
+    usual = (PLUGIN, "stock", "bf16", "machete")
+    parser = engine_arguments(__doc__, VARIANTS, usual, repeats=7, memory=0.85)
     parser.add_argument(
         "--graphs", action="store_true", help="CUDA graphs for prefill too; variants stock, exact, fp8"
     )
-    parser.add_argument("--tiny", action="store_true", help="a small model, eager: to try this out on a CPU")
     args = parser.parse_args(arguments)
-    in_turns = {PLUGIN, MACHETE_PLUGIN} & set(args.variants)
-    if in_turns and args.graphs:
-        parser.error(
-            f"{', '.join(sorted(in_turns))}: its ways take turns, and a graph has one; name exact, fp8"
-        )
-    if args.machete:
-        args.variants = [MACHETE_PLUGIN if name == PLUGIN else name for name in args.variants]
+    if PLUGIN in args.variants and args.graphs:
+        parser.error(f"{PLUGIN}: its ways take turns, and a graph has one; name exact, fp8")
     return args
 
 
 if __name__ == "__main__":
-    main("bench.prefill.engine", parsed(), run, report)
+    main("bench.prefill.engine", parsed(), run, engine_report)

@@ -1,219 +1,257 @@
-"""A W4A16 linear of the 27B by each path and number of rows, on one GPU.
+"""A W4A16 linear of the 27B by each route and number of tokens, on one GPU.
 
-    python -m bench.prefill.linear OUT.json [--layouts marlin machete] [--dtype bfloat16] [--rows 1 16 …]
+    python -m bench.prefill.linear OUT.json [--layouts marlin machete] [--dtype bfloat16]
 
 For each shape, with random weights of both signs, repacked by vLLM's own kernel:
 
-    expand, fill         writing the dense weight of one tile of the scratch; filling so many bytes
     stock                vLLM's kernel
-    exact, fp8           each path, for any number of rows
+    exact, fp8           each route, for any number of tokens
     plugin, plugin_fp8   what is served with prefill=auto and prefill=fp8: the op, with the starts found at start-up
     cublas               a dense weight that was there all along
-    exact@32, …          a path with so many MiB of scratch (--sizes), at 1,024 rows and more
 
-Microseconds a call in a CUDA graph, so without the host's share, which `host_us` has: a call of the op,
-nothing waited for. Medians of rounds in which the variants take turns. Errors are root mean squares against
-float32, relative.
+Microseconds a call in a CUDA graph, so without the host's share. Medians of rounds in which
+the variants take turns. Errors are root mean squares against float32, relative.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
+import tempfile
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from bench.act_order.timing import in_turns, recorded, spread
-from bench.prefill.layers import MODULES, Module, build, random_weight, vllm_config
+from bench.arguments import command_line
+from bench.engine import environment as versions
+from bench.engine import turns
+from bench.prefill.results import MODULES
 from bench.results import save
 
-_GROUP = 128
+_GROUP, BITS, _SCRATCH_MIB = 128, 4, 128
 _ROWS = (1, 3, 16, 64, 128, 192, 256, 384, 512, 768, 1000, 1024, 1500, 2048, 3000, 4096, 8192)
 # Of one graph, about; a round is as many of these as there are variants.
 _GRAPH_US = 4000.0
 _REPEATS = 9
 Calls = dict[str, Callable[[], Any]]
-_buffers: dict[int, torch.Tensor] = {}
 
 
-def graphed(calls: Calls, guess_us: float, repeats: int = _REPEATS) -> dict[str, dict[str, float]]:
-    """Median and median deviation of each, microseconds a call."""
-    count = max(2, min(50, int(_GRAPH_US / max(guess_us, 1.0))))
-    runs = {name: recorded([call] * count, "cuda") for name, call in calls.items()}
-    found = {}
-    for name, seconds in in_turns(runs, repeats, "cuda").items():
-        middle, off = spread([value / count * 1e6 for value in seconds])
-        found[name] = {"us": round(middle, 2), "deviation_us": round(off, 2)}
-    return found
+@contextmanager
+def vllm_config(**options: Any) -> Iterator[Any]:
+    """A config of vLLM's for a model of the family, with these options for the plugin, as the current one."""
+    from vllm.config import VllmConfig, set_current_vllm_config
+    from vllm.distributed import init_distributed_environment, initialize_model_parallel
+    from vllm.distributed.parallel_state import model_parallel_is_initialized
+
+    config = VllmConfig()
+    with set_current_vllm_config(config, check_compile=False), tempfile.TemporaryDirectory() as folder:
+        # vLLM's parameters ask for their rank.
+        if not model_parallel_is_initialized():
+            init_distributed_environment(1, 0, f"file://{folder}/store", 0, backend="gloo")
+            initialize_model_parallel(1)
+        config.model_config = SimpleNamespace(
+            hf_config=SimpleNamespace(architectures=["Qwen3_5ForConditionalGeneration"])
+        )
+        config.additional_config = {"qwen36": options}
+        yield config
 
 
-def with_scratch(size: int, usual: int, call: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """A call with another size of scratch. In a graph, that stays its buffer."""
-    from vllm_qwen36_plugin.prefill import scratch
-
-    device = torch.device("cuda", 0)
-    if size not in _buffers:
-        _buffers[size] = torch.empty(size << 20, dtype=torch.uint8, device=device)
-    _buffers.setdefault(usual, scratch._buffers[device])
-    scratch._tiles.clear()
-    scratch._buffers[device] = _buffers[size]
-    try:
-        return call()
-    finally:
-        scratch._tiles.clear()
-        scratch._buffers[device] = _buffers[usual]
+def random_weight(
+    k: int, n: int, group: int, dtype: torch.dtype, device: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """qweight int32 ``[k / 8, n]`` and scales ``[groups, n]``; scales of both signs."""
+    qweight = torch.empty(k * BITS // 32, n, dtype=torch.int32, device=device).random_(-(2**31), 2**31)
+    scales = torch.empty(k // group, n, device=device).uniform_(1e-3, 1e-2)
+    signs = torch.randint(0, 2, scales.shape, device=device) * 2 - 1
+    return qweight, (scales * signs).to(dtype)
 
 
-def host_us(call: Callable[[], object], count: int = 50) -> float:
-    """Microseconds that the host spends on a call, while the GPU is kept busy."""
-    torch.cuda.synchronize()
-    begin = time.perf_counter()
-    for _ in range(count):
+def kernel_config(k: int, n: int, group: int, dtype: torch.dtype) -> Any:
+    """What vLLM's GPTQ linear method asks a kernel for. ``has_g_idx`` up to 0.29."""
+    from dataclasses import fields
+
+    from vllm.model_executor.kernels.linear import MPLinearLayerConfig
+    from vllm.scalar_type import scalar_types
+
+    config: dict[str, Any] = {
+        "full_weight_shape": (k, n),
+        "partition_weight_shape": (k, n),
+        "weight_type": scalar_types.uint4b8,
+        "act_type": dtype,
+        "group_size": group,
+        "zero_points": False,
+    }
+    if any(field.name == "has_g_idx" for field in fields(MPLinearLayerConfig)):
+        config["has_g_idx"] = False
+    return MPLinearLayerConfig(**config)
+
+
+def build(
+    qweight: torch.Tensor, scales: torch.Tensor, kernel: type, group: int
+) -> tuple[Any, torch.nn.Module]:
+    """``kernel`` with one layer of that weight, repacked."""
+    from vllm.model_executor.parameter import GroupQuantScaleParameter, PackedvLLMParameter
+
+    k, n = qweight.shape[0] * 32 // BITS, qweight.shape[1]
+    layer = torch.nn.Module()
+    loader = {"weight_loader": lambda *_, **__: None}
+    layer.register_parameter(
+        "qweight",
+        PackedvLLMParameter(
+            data=qweight.clone(), input_dim=0, output_dim=1, packed_dim=0, packed_factor=32 // BITS, **loader
+        ),
+    )
+    layer.register_parameter(
+        "scales", GroupQuantScaleParameter(data=scales.clone(), input_dim=0, output_dim=1, **loader)
+    )
+    layer.register_parameter(
+        "qzeros",
+        PackedvLLMParameter(
+            data=torch.zeros(scales.shape[0], n // 8, dtype=torch.int32, device=qweight.device),
+            input_dim=0,
+            output_dim=1,
+            packed_dim=1,
+            packed_factor=32 // BITS,
+            **loader,
+        ),
+    )
+    made = kernel(
+        kernel_config(k, n, group, scales.dtype),
+        w_q_param_name="qweight",
+        w_s_param_name="scales",
+        w_zp_param_name="qzeros",
+    )
+    made.process_weights_after_loading(layer)
+    return made, layer
+
+
+def recorded(call: Callable[[], Any], count: int) -> torch.cuda.CUDAGraph:
+    """``count`` calls as one CUDA graph.
+
+    Called once before, so that what is compiled or allocated on first use is not recorded.
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
         call()
-    spent = time.perf_counter() - begin
+    torch.cuda.current_stream().wait_stream(side)
     torch.cuda.synchronize()
-    return round(spent / count * 1e6, 1)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(count):
+            call()
+    return graph
 
 
-def relative_rms(found: torch.Tensor, expected: torch.Tensor) -> float:
+def graphed(calls: Calls, guess_us: float) -> dict[str, dict[str, float]]:
+    """Median and median deviation of each, microseconds a call: one slow round moves neither.
+
+    A round is queued as a whole behind an untimed run, so that the time to launch is not measured.
+    """
+    count = max(2, min(50, int(_GRAPH_US / max(guess_us, 1.0))))
+    graphs = {name: recorded(call, count) for name, call in calls.items()}
+    us: dict[str, list[float]] = {name: [] for name in calls}
+    for order in turns(tuple(calls), _REPEATS):
+        graphs[order[-1]].replay()
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(len(order) + 1)]
+        events[0].record()
+        for name, event in zip(order, events[1:], strict=True):
+            graphs[name].replay()
+            event.record()
+        torch.cuda.synchronize()
+        for name, (begin, end) in zip(order, pairwise(events), strict=True):
+            us[name].append(begin.elapsed_time(end) * 1e3 / count)
+    return {name: spread(times) for name, times in us.items()}
+
+
+def spread(times: Sequence[float]) -> dict[str, float]:
+    """Median, and the median distance from it."""
+    middle = median(times)
+    return {"us": round(middle, 2), "deviation_us": round(median(abs(t - middle) for t in times), 2)}
+
+
+def relative_rms(result: torch.Tensor, expected: torch.Tensor) -> float:
     """Of the difference, over that of what was expected."""
     expected = expected.float()
-    return float((found.float() - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+    return float((result.float() - expected).square().mean().sqrt() / expected.square().mean().sqrt())
 
 
-def expansion(linear: Any, weight: Any) -> dict[str, Any]:
-    """Times to write the largest tile, by the type that is written, beside a fill of the same bytes."""
-    from vllm_qwen36_plugin.prefill import paths, scratch
-
-    shape, found = linear.shape, {}
-    for name, dtype, inverse in (
-        ("exact", getattr(torch, shape.dtype), None),
-        ("fp8", paths.FP8, weight.fp8[0] if weight.fp8 is not None else None),
-    ):
-        if name == "fp8" and inverse is None:
-            continue
-        tile = scratch.tiles(weight.words.device, shape.k, shape.n, dtype)[0]
-        plain = tile.dense.view(torch.uint8).view(torch.int32)
-        calls: Calls = {
-            "expand": lambda tile=tile, inverse=inverse: paths.unpack(weight, tile.dense, 0, shape, inverse),
-            "fill": lambda plain=plain: plain.fill_(1),
-        }
-        times = graphed(calls, tile.dense.numel() * tile.dense.element_size() / 3e6)
-        found[name] = {
-            "columns": tile.last,
-            "bytes": plain.numel() * 4,
-            **{n: t["us"] for n, t in times.items()},
-        }
-    return found
-
-
-def measure(module: Module, dtype: torch.dtype, rows: list[int], args: argparse.Namespace) -> dict[str, Any]:
+def measure(module: str, dtype: torch.dtype) -> dict[str, Any]:
     """All of one shape in the layout of the kernel that vLLM chooses now."""
-    from vllm_qwen36_plugin.packed import dequantize_words
+    from gptq_hybrid.packing import dequantize_symmetric
     from vllm_qwen36_plugin.prefill import dispatch
-    from vllm_qwen36_plugin.prefill.kernel import FP8_SCALES, RowDispatchKernel
+    from vllm_qwen36_plugin.prefill.kernel import FP8_SCALES, PrefillLinearKernel
 
-    qweight, scales = random_weight(module.k, module.n, _GROUP, dtype, "cuda")
+    k, n, _ = MODULES[module]
+    qweight, scales = random_weight(k, n, _GROUP, dtype, "cuda")
     begin = time.perf_counter()
-    with vllm_config(prefill="fp8", prefill_scratch_mib=args.scratch_mib):
-        kernel, layer = build(qweight, scales, RowDispatchKernel, _GROUP)
+    with vllm_config(prefill="fp8", prefill_scratch_mib=_SCRATCH_MIB):
+        kernel, layer = build(qweight, scales, PrefillLinearKernel, _GROUP)
     torch.cuda.synchronize()
     prepared = time.perf_counter() - begin
     linear = dispatch.get(kernel.shape.key)
     assert linear is not None
     tensors = [getattr(layer, name) for name in kernel.names]
     weight = linear.weight(tensors, getattr(layer, FP8_SCALES, None))
-    dense = dequantize_words(qweight, scales, 4)
+    dense = dequantize_symmetric(qweight, scales, 4)
     result: dict[str, Any] = {
-        "module": module.name,
+        "module": module,
         "shape": kernel.shape.key,
         "stock": type(kernel.stock).__name__,
-        "paths": list(linear.order),
+        "paths": list(linear.routes),
         "starts": {"exact": linear.starts.exact, "fp8": linear.starts.fp8},
         "prepared_s": round(prepared, 2),
-        "expansion": expansion(linear, weight),
         "rows": [],
     }
-    wanted = linear.order
-    for count in rows:
-        x = torch.randn(count, module.k, device="cuda", dtype=dtype)
+    routes = linear.routes
+    for count in _ROWS:
+        x = torch.randn(count, k, device="cuda", dtype=dtype)
         expected = x[:256].float() @ dense.float().t()
 
-        def served(order: tuple[Any, ...], x: torch.Tensor = x) -> Any:
-            linear.order = order
+        def served(routes: tuple[Any, ...], x: torch.Tensor = x) -> Any:
+            linear.routes = routes
             return kernel.apply_weights(layer, x)
 
         calls: Calls = {"stock": lambda x=x: linear.stock(x, tensors)}
-        for path in wanted:
-            calls[path] = lambda x=x, path=path: linear.run(path, x, weight)
-        calls |= {"plugin": lambda x=x: served(("exact",), x), "plugin_fp8": lambda x=x: served(wanted, x)}
+        for route in routes:
+            calls[route] = lambda x=x, route=route: linear.run(route, x, weight)
+        calls |= {"plugin": lambda x=x: served(("exact",), x), "plugin_fp8": lambda x=x: served(routes, x)}
         calls["cublas"] = lambda x=x: torch.nn.functional.linear(x, dense)
-        if count >= 1024:
-            for size in args.sizes:
-                calls |= {
-                    f"{path}@{size}": lambda x=x, path=path, size=size: with_scratch(
-                        size, args.scratch_mib, lambda: linear.run(path, x, weight)
-                    )
-                    for path in wanted
-                }
         entry: dict[str, Any] = {
             "m": count,
             "error": {name: round(relative_rms(call()[:256], expected), 5) for name, call in calls.items()},
-            "times": graphed(calls, count * module.k * module.n / 1.5e8),
-            "host_us": {name: host_us(calls[name]) for name in ("stock", "plugin", "plugin_fp8")},
+            "times": graphed(calls, count * k * n / 1.5e8),
         }
         result["rows"].append(entry)
-        times = "  ".join(f"{name} {found['us']:.1f}" for name, found in entry["times"].items())
+        times = "  ".join(f"{name} {times['us']:.1f}" for name, times in entry["times"].items())
         print(f"{kernel.shape.key} M {count}: {times}", flush=True)
     return result
 
 
 def environment() -> dict[str, Any]:
     """Card and versions."""
-    from gptq_hybrid.evaluate._environment import environment as versions
-    from vllm_qwen36_plugin.prefill.measure import card
-
-    found = card(torch.device("cuda", 0), 0)
     properties = torch.cuda.get_device_properties(0)
-    return {
-        **versions("cuda:0"),
-        "driver": found.driver,
-        "triton": found.versions["triton"],
-        "cuda": torch.version.cuda,
-        "multiprocessors": properties.multi_processor_count,
-    }
-
-
-def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--layouts", nargs="+", default=["marlin", "machete"], choices=["marlin", "machete"])
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16"])
-    parser.add_argument("--rows", type=int, nargs="+", default=list(_ROWS))
-    names = [module.name for module in MODULES]
-    parser.add_argument("--modules", nargs="+", default=names, choices=names, metavar="MODULE")
-    parser.add_argument("--scratch-mib", type=int, default=128)
-    parser.add_argument("--sizes", type=int, nargs="*", default=[], help="other sizes of scratch, MiB")
-    return parser.parse_args(arguments)
+    return {**versions(), "cuda": torch.version.cuda, "multiprocessors": properties.multi_processor_count}
 
 
 def main() -> None:
     """Command line."""
-    args = parsed()
+    parser = command_line(__doc__, "out")
+    parser.add_argument("--layouts", nargs="+", default=["marlin", "machete"], choices=["marlin", "machete"])
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16"])
+    args = parser.parse_args()
     os.environ["VLLM_PLUGINS"] = ""
     torch.manual_seed(0)
     dtype = getattr(torch, args.dtype)
     result: dict[str, Any] = {
         "environment": environment(),
-        "settings": {"dtype": args.dtype, "group_size": _GROUP, "scratch_mib": args.scratch_mib},
+        "settings": {"dtype": args.dtype, "group_size": _GROUP, "scratch_mib": _SCRATCH_MIB},
         "shapes": [],
     }
     for layout in args.layouts:
@@ -221,8 +259,8 @@ def main() -> None:
             continue
         # Read by vLLM each time it chooses.
         os.environ["VLLM_DISABLED_KERNELS"] = "" if layout == "machete" else "MacheteLinearKernel"
-        for module in (module for module in MODULES if module.name in args.modules):
-            result["shapes"].append(measure(module, dtype, args.rows, args))
+        for module in MODULES:
+            result["shapes"].append(measure(module, dtype))
             save(args.out, result)
             gc.collect()
             torch.cuda.empty_cache()

@@ -7,18 +7,17 @@ documents and held against the BF16 original, in float32 arithmetic on the CPU:
 
     w4a16         the checkpoint as it is
     fp8-weights   its packed linears with weights in e4m3, a scale a column
-    fp8           and rows in e4m3, a scale a row: what `paths.fp8` computes
+    fp8           and rows in e4m3, a scale a row: what `routes.fp8` computes
     fp8-context   `fp8` for the first 256 rows of a document, `w4a16` for the rest of them
 
 Under ``everywhere`` every row goes one way, context and scored rows alike: an upper bound. A server takes
-`paths.fp8` for prompts of some hundred rows only, and decodes with the packed weights: that is ``context``, scored
+`routes.fp8` for prompts of some hundred rows only, and decodes with the packed weights: that is ``context``, scored
 behind the 256 rows only. Left out of both: what a GPU's tensor cores drop while they add up, and that a server
 keeps activations and scales in BF16.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import shutil
@@ -31,29 +30,31 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from bench.prefill.quality_tables import report
+from bench.arguments import command_line
+from bench.prefill.report import quality_table
 from bench.quality.experiments import HELD_OUT, MINI
 from bench.quality.grid import BY_NAME
-from gptq_hybrid.checkpoint._atomic import write_json_atomic, write_text_atomic
-from gptq_hybrid.evaluate import DocumentScores, as_json, environment, evaluation
-from gptq_hybrid.evaluate._pass import Pass, own_drafts
-from gptq_hybrid.evaluate._states import fingerprint
-from gptq_hybrid.evaluate._tokens import score_documents
+from bench.results import Json, save
+from gptq_hybrid.checkpoint.fingerprint import checkpoint_fingerprint
+from gptq_hybrid.common.atomic import write_json_atomic
+from gptq_hybrid.common.machine import environment
+from gptq_hybrid.evaluate import DocumentScores, as_json, build_evaluation
+from gptq_hybrid.evaluate.passes import Pass, compare_drafts
+from gptq_hybrid.evaluate.tokens import score_documents
+from gptq_hybrid.packing import dequantize_symmetric
 from gptq_hybrid.streaming import (
     Batch,
     CheckpointWeights,
-    DraftHead,
     LayerStream,
+    MtpHead,
     OutputHead,
     TextStack,
     make_batches,
 )
-from vllm_qwen36_plugin.packed import dequantize_words
-from vllm_qwen36_plugin.prefill.paths import FP8, fp8_scales
+from vllm_qwen36_plugin.prefill.routes import FP8, fp8_scales
 
-Json = dict[str, Any]
 Way = Literal["w4a16", "fp8-weights", "fp8", "fp8-context"]
-# `evaluation` compares each with those behind it, the earlier less the later.
+# `build_evaluation` compares each with those behind it, the earlier less the later.
 EVERYWHERE: tuple[Way, ...] = ("fp8", "fp8-weights", "w4a16")
 BEHIND: tuple[Way, ...] = ("fp8-context", "w4a16")
 RECIPE, EXPERIMENT = "static-mse", "small-mse"
@@ -82,8 +83,8 @@ class Linear(nn.Module):
         self.way = way
         inverse, self.column = fp8_scales(scales, _BITS)
         # One product in float32, rounded once, as the expansion kernel has it.
-        self.values = dequantize_words(words, scales.float() * inverse, _BITS).to(FP8).float()
-        self.dense = dequantize_words(words, scales.float(), _BITS)
+        self.values = dequantize_symmetric(words, scales.float() * inverse, _BITS).to(FP8).float()
+        self.dense = dequantize_symmetric(words, scales.float(), _BITS)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[documents, length, k]`` to ``[documents, length, n]``, in the dtype of ``x``."""
@@ -125,13 +126,13 @@ class Stack(TextStack):
 
 
 def packed(weights: CheckpointWeights, module: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """int32 words ``[k / 8, n]`` and scales ``[groups, n]`` of a linear that `paths.fp8` can take.
+    """int32 words ``[k / 8, n]`` and scales ``[groups, n]`` of a linear that `routes.fp8` can take.
 
     Raises:
         ValueError: it is asymmetric, or its groups are not contiguous.
     """
     words, scales, zeros, order = (
-        weights._read(f"{module}.{part}") for part in ("qweight", "scales", "qzeros", "g_idx")
+        weights.read(f"{module}.{part}") for part in ("qweight", "scales", "qzeros", "g_idx")
     )
     rows = words.shape[0] * 32 // _BITS
     # Middle of the range, stored less one, in every nibble.
@@ -153,18 +154,17 @@ def checkpoint_of(work: Path, samples: int) -> tuple[Path, Json]:
         shutil.rmtree(folder, ignore_errors=True)
         text = replace(BY_NAME[EXPERIMENT].text, samples=samples)
         experiment = replace(BY_NAME[EXPERIMENT], text=text)
-        found = quantize(experiment, MINI, folder, unpack_pool(work), AutoTokenizer.from_pretrained(MINI))
-        write_json_atomic(facts, found)
-    known: Json = json.loads(facts.read_text(encoding="utf-8"))
-    return folder, known
+        made = quantize(experiment, MINI, folder, unpack_pool(work), AutoTokenizer.from_pretrained(MINI))
+        write_json_atomic(facts, made)
+    return folder, json.loads(facts.read_text(encoding="utf-8"))
 
 
 def passed(stack: TextStack, batches: Sequence[Batch]) -> tuple[Pass, OutputHead]:
-    """All layers and the draft head over all documents; ``run_pass`` builds its stack itself."""
+    """All layers and the MTP head over all documents; ``run_pass`` builds its stack itself."""
     stream, head = LayerStream(stack, batches), OutputHead(stack)
     stream.run()
     hidden = stream.final()
-    return Pass(hidden, own_drafts(DraftHead(stack), head, batches, hidden, _DRAFTS)), head
+    return Pass(hidden, compare_drafts(MtpHead(stack), head, batches, hidden, _DRAFTS)), head
 
 
 def behind(scores: Sequence[DocumentScores], context: int, least: int) -> list[DocumentScores]:
@@ -224,9 +224,44 @@ def measure(work: Path, samples: int, limit: int | None) -> Json:
             "drafts": _DRAFTS,
             "dtype": "float32",
         },
-        "fingerprints": {"bf16": fingerprint(original.checkpoint), "w4a16": fingerprint(weights.checkpoint)},
+        "fingerprints": {
+            "bf16": checkpoint_fingerprint(original.checkpoint),
+            "w4a16": checkpoint_fingerprint(weights.checkpoint),
+        },
     }
-    return result | {name: as_json(evaluation(part, reference="bf16")) for name, part in parts.items()}
+    return result | {
+        name: summary(as_json(build_evaluation(part, reference="bf16"))) for name, part in parts.items()
+    }
+
+
+def summary(part: Json) -> Json:
+    """What the page needs of an evaluation: each way over all domains, less `w4a16`, and by domain."""
+    figures = ("documents", "tokens", "kld_mean", "top1", "perplexity_ratio")
+    result: Json = {"ways": {}, "less_w4a16": {}, "domains": {}}
+    for entry in part["checkpoints"]:
+        row, acceptance = entry["overall"], entry["overall"]["acceptance"]
+        length = acceptance["length"]["value"] if acceptance else None
+        result["ways"][entry["name"]] = {key: row[key] for key in figures} | {"acceptance_length": length}
+    for pair in (pair for pair in part["comparisons"] if pair["b"] == "w4a16"):
+        result["less_w4a16"][pair["a"]] = {
+            d["measure"]: {**d["difference"], "p": d["p"]}
+            for d in pair["overall"]["differences"]
+            if d["measure"] in ("kld_mean", "top1")
+        }
+    # The first way holds the most in 8 bits.
+    first = part["checkpoints"][0]["name"]
+    base = {row["domain"]: row["kld_mean"]["value"] for row in _entry(part, "w4a16")["domains"]}
+    (pair,) = (pair for pair in part["comparisons"] if (pair["a"], pair["b"]) == (first, "w4a16"))
+    for row in pair["domains"]:
+        (kld,) = (d for d in row["differences"] if d["measure"] == "kld_mean")
+        share = kld["difference"]["value"] / base[row["domain"]]
+        result["domains"][row["domain"]] = {"share": share, "p_holm": kld["p_holm"]}
+    return result
+
+
+def _entry(part: Json, name: str) -> Json:
+    entry: Json = next(entry for entry in part["checkpoints"] if entry["name"] == name)
+    return entry
 
 
 def rounded(value: Any) -> Any:
@@ -240,21 +275,15 @@ def rounded(value: Any) -> Any:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("work", type=Path)
-    parser.add_argument("out", type=Path)
+    parser = command_line(__doc__, "work", "out")
     parser.add_argument("--samples", type=int, default=64, help="rows of calibration that are asked for")
     parser.add_argument("--documents", type=int, default=12, help="most of a domain; 0: all")
-    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)
     args.work.mkdir(parents=True, exist_ok=True)
     result = rounded(measure(args.work, args.samples, args.documents or None))
-    # One line: indented, it is thousands.
-    write_text_atomic(args.out, json.dumps(result, ensure_ascii=False) + "\n")
-    print(report(result))
+    save(args.out, result)
+    print(quality_table(result))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ A GPU is used if there is one.
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -21,7 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from bench.arguments import command_line
+from bench.engine import place
 from bench.quality.grid import BY_NAME, CONTROL, EXPERIMENTS, Experiment
+from bench.results import save
 
 _ROOT = Path(__file__).parents[1]
 MINI, HELD_OUT = _ROOT / "mini" / "checkpoint", _ROOT / "mini" / "heldout"
@@ -31,8 +33,8 @@ _FIELDS = ("kld", "top1", "nll_ref", "nll", "drafts_ref", "drafts")
 
 def _limit() -> int | None:
     """Documents a domain at most, in this process and those it starts."""
-    found = os.environ.get("QUALITY_DOCUMENTS")
-    return int(found) if found else None
+    limit = os.environ.get("QUALITY_DOCUMENTS")
+    return int(limit) if limit else None
 
 
 class Bench:
@@ -44,7 +46,7 @@ class Bench:
 
         from bench.quality.quantizer import unpack_pool
         from gptq_hybrid.calibration import encode_documents, load_documents
-        from gptq_hybrid.evaluate._pass import PassSettings, run_pass
+        from gptq_hybrid.evaluate.passes import PassSettings, run_pass
         from gptq_hybrid.streaming import CheckpointWeights, OutputHead, TextStack, make_batches
 
         self.work = work
@@ -65,8 +67,8 @@ class Bench:
         import torch
 
         from bench.quality.quantizer import quantize, weights
-        from gptq_hybrid.evaluate._pass import run_pass
-        from gptq_hybrid.evaluate._tokens import score_documents
+        from gptq_hybrid.evaluate.passes import run_pass
+        from gptq_hybrid.evaluate.tokens import score_documents
         from gptq_hybrid.streaming import OutputHead, TextStack
 
         started = time.perf_counter()
@@ -80,27 +82,15 @@ class Bench:
         passed = run_pass(own, self.batches, self.settings, has_mtp=True)
         head = OutputHead(TextStack(own, self.device, torch.float32))
         scores = score_documents(self.documents, self.batches, self.reference, (passed, head), drafts=_DRAFTS)
-        arrays = {f"{i}.{name}": getattr(s, name) for i, s in enumerate(scores) for name in _FIELDS}
-        target = self.work / "scores" / f"{experiment.name}.npz"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_suffix(".tmp.npz")
-        np.savez(
-            temporary,
-            domains=np.array([s.domain for s in scores]),
-            keys=np.array([s.key for s in scores]),
-            **arrays,
-        )
-        temporary.replace(target)
+        save_scores(self.work / "scores" / f"{experiment.name}.npz", scores)
         return {**facts, "seconds": round(time.perf_counter() - started, 1)}
 
 
 _BENCH: dict[int, Bench] = {}
 
 
-def _work(arguments: tuple[Path, str, float]) -> tuple[str, dict[str, Any]]:
-    work, name, deadline = arguments
-    if time.time() > deadline:
-        return name, {"skipped": "no time was left"}
+def _work(arguments: tuple[Path, str]) -> tuple[str, dict[str, Any]]:
+    work, name = arguments
     if os.getpid() not in _BENCH:
         _BENCH[os.getpid()] = Bench(work)
     try:
@@ -110,14 +100,24 @@ def _work(arguments: tuple[Path, str, float]) -> tuple[str, dict[str, Any]]:
     return name, facts
 
 
+def save_scores(path: Path, scores: list[Any]) -> None:
+    """Write `DocumentScores`; the file appears only once it is whole."""
+    arrays = {f"{i}.{name}": getattr(s, name) for i, s in enumerate(scores) for name in _FIELDS}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp.npz")
+    names = {"domains": [s.domain for s in scores], "keys": [s.key for s in scores]}
+    np.savez(temporary, **{name: np.array(values) for name, values in names.items()}, **arrays)
+    temporary.replace(path)
+
+
 def load_scores(path: Path) -> list[Any]:
     """`DocumentScores` as saved by a run."""
     from gptq_hybrid.evaluate import DocumentScores
 
-    with np.load(path) as found:
+    with np.load(path) as arrays:
         return [
-            DocumentScores(str(domain), str(key), **{name: found[f"{i}.{name}"] for name in _FIELDS})
-            for i, (domain, key) in enumerate(zip(found["domains"], found["keys"], strict=True))
+            DocumentScores(str(domain), str(key), **{name: arrays[f"{i}.{name}"] for name in _FIELDS})
+            for i, (domain, key) in enumerate(zip(arrays["domains"], arrays["keys"], strict=True))
         ]
 
 
@@ -130,69 +130,57 @@ def _sum_up(arguments: tuple[Path, str]) -> tuple[str, dict[str, Any]]:
     work, name = arguments
     experiment = BY_NAME[name]
     scores = load_scores(work / "scores" / f"{name}.npz")
-    found: dict[str, Any] = {"summary": asdict(summarize(name, scores))}
+    figures: dict[str, Any] = {"summary": asdict(summarize(name, scores))}
     control = experiment.control
     if control != name and (work / "scores" / f"{control}.npz").is_file():
         against = load_scores(work / "scores" / f"{control}.npz")
-        found["against"] = asdict(compare((control, name), against, scores))
-    return name, found
+        figures["against"] = asdict(compare((control, name), against, scores))
+    return name, figures
 
 
-def run(work: Path, wanted: list[Experiment], workers: int, deadline: float) -> dict[str, dict[str, Any]]:
+def run(work: Path, experiments: list[Experiment], workers: int) -> dict[str, dict[str, Any]]:
     """Run what has no scores yet, bases first; returns facts by name, also of earlier calls."""
     log = work / "facts.json"
     facts: dict[str, dict[str, Any]] = json.loads(log.read_text()) if log.is_file() else {}
     work.mkdir(parents=True, exist_ok=True)
-    left = [e for e in wanted if not (work / "scores" / f"{e.name}.npz").is_file()]
+    left = [e for e in experiments if not (work / "scores" / f"{e.name}.npz").is_file()]
     context = multiprocessing.get_context("spawn")
     with context.Pool(workers) as pool:
         # Overlays lie on checkpoints of the first stage, and take seconds.
         stages = (
-            [(work, e.name, deadline) for e in left if e.base is None],
-            [(work, e.name, float("inf")) for e in left if e.base is not None],
+            [(work, e.name) for e in left if e.base is None],
+            [(work, e.name) for e in left if e.base is not None],
         )
         for stage in stages:
             # Longest first: GPTAQ takes a row at a time, the search for scales doubles a run.
             stage.sort(key=lambda task: ("gptaq" not in task[1], "mse" not in task[1]))
-            for name, found in pool.imap_unordered(_work, stage):
-                facts[name] = found
+            for name, outcome in pool.imap_unordered(_work, stage):
+                facts[name] = outcome
                 log.write_text(json.dumps(facts, indent=1))
-                print(
-                    f"{name:28} {found.get('failed') or found.get('skipped') or found.get('seconds')}",
-                    flush=True,
-                )
+                line = outcome.get("failed") or outcome.get("seconds")
+                print(f"{name:28} {line}", flush=True)
     return facts
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("work", type=Path)
-    parser.add_argument("out", type=Path)
+    parser = command_line(__doc__, "work", "out")
     parser.add_argument("--only", default="", help="names or groups, by commas")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument(
-        "--seconds", type=float, default=float("inf"), help="start no experiment after this long"
-    )
     parser.add_argument("--documents", type=int, help="most held-out documents of a domain")
     args = parser.parse_args()
     if args.documents:
         os.environ["QUALITY_DOCUMENTS"] = str(args.documents)
-    deadline = time.time() + args.seconds
-    from gptq_hybrid.evaluate._environment import environment
 
     names = set(filter(None, args.only.split(",")))
-    wanted = [e for e in EXPERIMENTS if not names or names & {e.name, e.group}]
-    facts = run(args.work, wanted, args.workers, deadline)
+    chosen = [e for e in EXPERIMENTS if not names or names & {e.name, e.group}]
+    facts = run(args.work, chosen, args.workers)
     done = [e.name for e in EXPERIMENTS if (args.work / "scores" / f"{e.name}.npz").is_file()]
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
         summed = dict(pool.imap_unordered(_sum_up, [(args.work, name) for name in done]))
-    import torch
 
     result = {
-        "environment": environment("cuda:0" if torch.cuda.is_available() else "cpu"),
+        "environment": place(),
         "settings": {
             "max_length": _MAX_LENGTH,
             "drafts": _DRAFTS,
@@ -207,7 +195,7 @@ def main() -> None:
         },
     }
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    save(args.out / "results.json", result)
     print(f"{len(done)} experiments in {args.out / 'results.json'}")
 
 

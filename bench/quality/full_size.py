@@ -3,13 +3,12 @@
     python -m bench.quality.full_size WORK OUT [--layers 4] [--documents 16]
 
 Writes a BF16 slice and a round-to-nearest W4 copy into WORK (about 16 GB for 4 layers), scores one against the
-other on rows of 2,048 tokens, and OUT/full_size.json: peak GPU memory and seconds by stage. Needs a GPU. Figures
+other on rows of 2,048 tokens, and OUT/full_size.json: peak GPU memory and seconds. Needs a GPU. Figures
 of a whole model follow by repetition of layers, which is an extrapolation and labelled so.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import time
@@ -20,33 +19,21 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from gptq_hybrid.checkpoint import layout_for, write_index, write_json_atomic
+from bench import dummy
+from bench.arguments import command_line
+from bench.results import save
+from gptq_hybrid.checkpoint import layout_for, write_index
+from gptq_hybrid.common.atomic import write_json_atomic
 from gptq_hybrid.evaluate import EvalRequest, score
 from gptq_hybrid.packing import pack, quantize_rtn
 
 _MINI = Path(__file__).parents[1] / "mini"
-# The published 27B's dimensions.
-_TEXT = {
-    "hidden_size": 5120, "intermediate_size": 17408, "num_attention_heads": 24, "num_key_value_heads": 4,
-    "head_dim": 256, "attn_output_gate": True, "linear_num_key_heads": 16, "linear_num_value_heads": 48,
-    "linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_conv_kernel_dim": 4, "vocab_size": 248320,
-    "full_attention_interval": 4, "mtp_num_hidden_layers": 1, "rms_norm_eps": 1e-6, "hidden_act": "silu",
-    "rope_parameters": {
-        "rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25, "mrope_section": [11, 11, 10],
-    },
-}  # fmt: skip
 
 
 def build(folder: Path, layers: int) -> dict[str, Any]:
     """The BF16 slice; returns its config."""
-    kinds = ["full_attention" if (i + 1) % 4 == 0 else "linear_attention" for i in range(layers)]
-    text = {**_TEXT, "num_hidden_layers": layers, "layer_types": kinds, "model_type": "qwen3_5_text"}
-    config = {
-        "architectures": ["Qwen3_5ForConditionalGeneration"],
-        "model_type": "qwen3_5",
-        "tie_word_embeddings": False,
-        "text_config": text,
-    }
+    config = dummy.config(layers, desc_act=False)
+    del config["quantization_config"], config["vision_config"]
     layout = layout_for(config)
     folder.mkdir(parents=True)
     generator = torch.Generator("cuda").manual_seed(0)
@@ -81,7 +68,7 @@ def quantize(source: Path, target: Path, config: dict[str, Any]) -> None:
                     out[name] = tensor
                     continue
                 parts = pack(*quantize_rtn(tensor.cuda(), 4, 128, search=False), 4)
-                out |= {f"{linears[name]}.{part}": found.cpu() for part, found in parts.items()}
+                out |= {f"{linears[name]}.{part}": packed.cpu() for part, packed in parts.items()}
         save_file(out, target / file.name, metadata={"format": "pt"})
     settings = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False}
     _finish(target, {**config, "quantization_config": settings})
@@ -107,11 +94,7 @@ def documents(path: Path, count: int) -> None:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("work", type=Path)
-    parser.add_argument("out", type=Path)
+    parser = command_line(__doc__, "work", "out")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--documents", type=int, default=16)
     args = parser.parse_args()
@@ -120,31 +103,19 @@ def main() -> None:
     quantize(original, packed, config)
     documents(data, args.documents)
     torch.cuda.empty_cache()
-    stages: dict[str, float] = {}
-    peaks: dict[str, int] = {}
-    last = [time.perf_counter()]
-
-    def on_progress(what: str, done: int, total: int) -> None:
-        now = time.perf_counter()
-        stages[what] = stages.get(what, 0.0) + now - last[0]
-        last[0] = now
-        peaks[what] = torch.cuda.max_memory_allocated()
-
     request = EvalRequest(original, (packed,), (str(data),), max_length=2048, drafts=2)
     started = time.perf_counter()
-    found = score(request, on_progress=on_progress)
+    scored = score(request)
     result = {
-        "environment": found.environment,
-        "settings": {**found.settings, "layers": args.layers, "data": ["strung"]},
+        "environment": scored.environment,
+        "settings": {**scored.settings, "layers": args.layers, "data": ["strung"]},
         "seconds": round(time.perf_counter() - started, 1),
-        "seconds_by_stage": {k: round(v, 1) for k, v in stages.items()},
-        "peak_gpu_gib_so_far_by_stage": {k: round(v / 2**30, 2) for k, v in peaks.items()},
-        "peak_gpu_gib": round((found.peak_gpu_bytes or 0) / 2**30, 2),
-        "mean_kld": float(np.concatenate([s.kld for s in found.scores["w4"]]).mean()),
+        "peak_gpu_gib": round((scored.peak_gpu_bytes or 0) / 2**30, 2),
+        "mean_kld": round(float(np.concatenate([s.kld for s in scored.scores["w4"]]).mean()), 4),
     }
     args.out.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(args.out / "full_size.json", result)
-    print(json.dumps(result, indent=1))
+    save(args.out / "full_size.json", result)
+    print(result)
 
 
 if __name__ == "__main__":

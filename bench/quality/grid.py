@@ -73,40 +73,46 @@ class Experiment:
         return self.against or self.base or CONTROL
 
 
+_HEAD = r"lm_head\.weight$"
+_MTP = r"mtp\.(?:fc|layers\.0\.(?:self_attn\.[qkvo]|mlp\.(?:gate|up|down))_proj)\.weight$"
+_GDN_IN = r"linear_attn\.(?:in_proj_qkv|in_proj_qkvz|in_proj_z)$"
+_GDN_OUT = r"linear_attn\.out_proj$"
+_GDN = r"linear_attn\.(?:in_proj_qkv|in_proj_qkvz|in_proj_z|out_proj)$"
+_ATTENTION = r"self_attn\.(?:q_proj|k_proj|v_proj|qkv_proj|o_proj)$"
+
+
 def _methods() -> list[Experiment]:
-    group = "method"
+    settings: dict[str, dict[str, Any]] = {
+        "gptq-natural": {**W4, "desc_act": False, "act_group_aware": False, "damp_percent": 0.01},
+        "reference": {**W4, "desc_act": True, "damp_percent": 0.01},
+        "static": STATIC,
+        "static-damp-05": {**STATIC, "damp_percent": 0.05},
+        "static-damp-10": {**STATIC, "damp_percent": 0.1},
+        "static-mse": SEARCHED,
+        "static-mse-2": {**STATIC, "mse": 2.0},
+        "group-aware": GROUP_AWARE,
+        "group-aware-damp-01": {**GROUP_AWARE, "damp_percent": 0.01},
+        "group-aware-mse": {**GROUP_AWARE, "mse": 2.4},
+        "static-g64": {**STATIC, "group_size": 64},
+        "static-g32": {**STATIC, "group_size": 32},
+    }
+    foem = {"alpha": 0.0, "beta": 0.2}
     return [
-        Experiment("rtn", group, rtn={"bits": 4, "search": False}),
-        Experiment("rtn-search", group, rtn={"bits": 4, "search": True}),
-        Experiment(
-            "gptq-natural", group, {**W4, "desc_act": False, "act_group_aware": False, "damp_percent": 0.01}
-        ),
-        Experiment("reference", group, {**W4, "desc_act": True, "damp_percent": 0.01}),
-        Experiment("static", group, STATIC),
-        Experiment("static-damp-05", group, {**STATIC, "damp_percent": 0.05}),
-        Experiment("static-damp-10", group, {**STATIC, "damp_percent": 0.1}),
-        Experiment("static-mse", group, SEARCHED),
-        Experiment("static-mse-2", group, {**STATIC, "mse": 2.0}),
-        Experiment("group-aware", group, GROUP_AWARE),
-        Experiment("group-aware-damp-01", group, {**GROUP_AWARE, "damp_percent": 0.01}),
-        Experiment("group-aware-mse", group, {**GROUP_AWARE, "mse": 2.4}),
-        Experiment("static-gptaq", group, STATIC, gptaq={"alpha": 0.25}),
-        Experiment("static-foem", group, STATIC, foem={"alpha": 0.0, "beta": 0.2}),
-        Experiment("static-foem-gptaq", group, STATIC, foem={"alpha": 0.25, "beta": 0.2}),
-        Experiment("group-aware-foem", group, GROUP_AWARE, foem={"alpha": 0.0, "beta": 0.2}),
-        Experiment("static-g64", group, {**STATIC, "group_size": 64}),
-        Experiment("static-g32", group, {**STATIC, "group_size": 32}),
+        Experiment("rtn", "method", rtn={"bits": 4, "search": False}),
+        Experiment("rtn-search", "method", rtn={"bits": 4, "search": True}),
+        *(Experiment(name, "method", of) for name, of in settings.items()),
+        Experiment("static-foem", "method", STATIC, foem=foem),
+        Experiment("group-aware-foem", "method", GROUP_AWARE, foem=foem),
     ]
 
 
 def _seeds() -> list[Experiment]:
-    found = []
-    for seed in (1, 2, 3):
-        text = replace(MIX, seed=seed)
-        found.append(Experiment(f"static-seed-{seed}", "seed", STATIC, text))
-        found.append(Experiment(f"static-mse-seed-{seed}", "seed", SEARCHED, text))
-        found.append(Experiment(f"group-aware-seed-{seed}", "seed", GROUP_AWARE, text))
-    return found
+    methods = {"static": STATIC, "static-mse": SEARCHED, "group-aware": GROUP_AWARE}
+    return [
+        Experiment(f"{name}-seed-{seed}", "seed", settings, replace(MIX, seed=seed))
+        for seed in (1, 2, 3)
+        for name, settings in methods.items()
+    ]
 
 
 def _texts() -> list[Experiment]:
@@ -122,21 +128,12 @@ def _texts() -> list[Experiment]:
         "mix-1024x128": replace(MIX, samples=1024, length=128),
         "mix-64x2048": replace(MIX, samples=64, length=2048),
     }
-    return [Experiment(f"static-{name}", "text", STATIC, text) for name, text in texts.items()]
-
-
-def _samples() -> list[Experiment]:
     return [
-        Experiment(f"static-{samples}-rows", "samples", STATIC, replace(MIX, samples=samples))
-        for samples in (4, 16, 64, 128, 512, 1024)
-    ]
-
-
-def _searched() -> list[Experiment]:
-    """Smaller groups on top of the scale search, which leads the methods."""
-    return [
-        Experiment(f"mse-g{size}", "searched", {**SEARCHED, "group_size": size}, against="static-mse")
-        for size in (64, 32)
+        *(Experiment(f"static-{name}", "text", STATIC, text) for name, text in texts.items()),
+        *(
+            Experiment(f"static-{rows}-rows", "samples", STATIC, replace(MIX, samples=rows))
+            for rows in (4, 16, 64, 1024)
+        ),
     ]
 
 
@@ -152,89 +149,60 @@ def _small() -> list[Experiment]:
 
 
 def _modules() -> list[Experiment]:
-    def static_with(name: str, pattern: str, bits: int) -> Experiment:
-        rule = {"-:" + _LAYER + pattern: {}} if bits == 16 else {"+:" + _LAYER + pattern: {"bits": bits}}
-        return Experiment(f"static-{name}", "modules", {**STATIC, "dynamic": rule})
-
-    gdn_in = r"linear_attn\.(?:in_proj_qkv|in_proj_qkvz|in_proj_z)$"
-    gdn_out = r"linear_attn\.out_proj$"
-    gdn = r"linear_attn\.(?:in_proj_qkv|in_proj_qkvz|in_proj_z|out_proj)$"
-    attention = r"self_attn\.(?:q_proj|k_proj|v_proj|qkv_proj|o_proj)$"
-    found = [
-        static_with("gdn-out-8", gdn_out, 8),
-        static_with("gdn-out-16", gdn_out, 16),
-        static_with("gdn-in-8", gdn_in, 8),
-        static_with("gdn-in-16", gdn_in, 16),
-        static_with("gdn-8", gdn, 8),
-        static_with("gdn-16", gdn, 16),
-        static_with("attention-8", attention, 8),
-        static_with("attention-16", attention, 16),
-        static_with("down-8", r"mlp\.down_proj$", 8),
-        static_with("gate-up-8", r"mlp\.(?:gate_proj|up_proj|gate_up_proj)$", 8),
-        static_with("mlp-8", r"mlp\.(?:gate_proj|up_proj|gate_up_proj|down_proj)$", 8),
-        Experiment("all-8", "modules", {**STATIC, "bits": 8}),
-    ]
+    """Kinds of module in other bits: 8, or 16 for BF16."""
+    kinds = {
+        "gdn-out": (_GDN_OUT, (8, 16)),
+        "gdn-in": (_GDN_IN, (8, 16)),
+        "gdn": (_GDN, (8, 16)),
+        "attention": (_ATTENTION, (8, 16)),
+        "down": (r"mlp\.down_proj$", (8,)),
+        "gate-up": (r"mlp\.(?:gate_proj|up_proj|gate_up_proj)$", (8,)),
+        "mlp": (r"mlp\.(?:gate_proj|up_proj|gate_up_proj|down_proj)$", (8,)),
+    }
     gates = r".*\.linear_attn\.in_proj_[ab]\.weight$"
     return [
-        *found,
+        *(
+            Experiment(f"static-{name}-{bits}", "modules", {**STATIC, "dynamic": _rules(bits, pattern)})
+            for name, (pattern, several) in kinds.items()
+            for bits in several
+        ),
         Experiment("static-ab-w4", "modules", base="static", overlay={gates: "w4"}),
         Experiment("static-ab-w8", "modules", base="static", overlay={gates: "w8"}),
     ]
 
 
-_MTP_LINEARS = r"mtp\.(?:fc|layers\.0\.(?:self_attn\.[qkvo]|mlp\.(?:gate|up|down))_proj)\.weight$"
+def _rules(bits: int, *patterns: str) -> dict[str, dict[str, int]]:
+    """gptqmodel's ``dynamic``, by pattern of a module's name within its layer."""
+    return {
+        ("-:" if bits == 16 else "+:") + _LAYER + p: {} if bits == 16 else {"bits": bits} for p in patterns
+    }
+
+
+def _heads() -> list[Experiment]:
+    inner = _MTP.replace("fc|", "")
+    overlays = {
+        "mtp-fp8": {_MTP: "fp8"},
+        "mtp-w8": {_MTP: "w8"},
+        "mtp-w4": {_MTP: "w4"},
+        "mtp-w4-plain": {_MTP: "w4-plain"},
+        "mtp-w4-but-fc": {inner: "w4"},
+        "lm-head-w8": {_HEAD: "w8"},
+        "lm-head-w4": {_HEAD: "w4"},
+        "lm-head-fp8": {_HEAD: "fp8"},
+        "lm-head-w8-mtp-w4": {_HEAD: "w8", _MTP: "w4"},
+    }
+    return [Experiment(name, "head", base="static", overlay=of) for name, of in overlays.items()]
 
 
 def _recipes() -> list[Experiment]:
     """What the figures above led to, put together."""
-    attention = r"self_attn\.(?:q_proj|k_proj|v_proj|qkv_proj|o_proj)$"
-    out, gdn = r"linear_attn\.out_proj$", r"linear_attn\.(?:in_proj_qkv|in_proj_qkvz|in_proj_z|out_proj)$"
-
-    def with_8(name: str, *patterns: str, against: str | None = None) -> Experiment:
-        rules = {"+:" + _LAYER + pattern: {"bits": 8} for pattern in patterns}
-        return Experiment(name, "recipe", {**SEARCHED, "dynamic": rules}, against=against)
-
+    careful = {**SEARCHED, "dynamic": _rules(8, _GDN_OUT, _ATTENTION)}
     return [
-        with_8("mse-mixers-8", gdn, attention, against="static-mse"),
-        with_8("mse-out-attention-8", out, attention),
+        Experiment("mse-out-attention-8", "recipe", careful),
         Experiment("mse-chat-only", "recipe", SEARCHED, Text.of("chat")),
-        Experiment("mse-even-mix", "recipe", SEARCHED, Text.of(*EVERYTHING), against="static-mse"),
-        Experiment(
-            "mse-compact",
-            "recipe",
-            base="static-mse",
-            overlay={r"lm_head\.weight$": "w8", _MTP_LINEARS: "w8"},
-        ),
+        Experiment("mse-compact", "recipe", base="static-mse", overlay={_HEAD: "w8", _MTP: "w8"}),
     ]
 
 
-def _heads() -> list[Experiment]:
-    linears = _MTP_LINEARS
-    inner = linears.replace("fc|", "")
-    return [
-        Experiment("mtp-fp8", "mtp", base="static", overlay={linears: "fp8"}),
-        Experiment("mtp-w8", "mtp", base="static", overlay={linears: "w8"}),
-        Experiment("mtp-w4", "mtp", base="static", overlay={linears: "w4"}),
-        Experiment("mtp-w4-plain", "mtp", base="static", overlay={linears: "w4-plain"}),
-        Experiment("mtp-w4-but-fc", "mtp", base="static", overlay={inner: "w4"}),
-        Experiment("lm-head-w8", "lm_head", base="static", overlay={r"lm_head\.weight$": "w8"}),
-        Experiment("lm-head-w4", "lm_head", base="static", overlay={r"lm_head\.weight$": "w4"}),
-        Experiment("lm-head-fp8", "lm_head", base="static", overlay={r"lm_head\.weight$": "fp8"}),
-        Experiment(
-            "lm-head-w8-mtp-w4", "lm_head", base="static", overlay={r"lm_head\.weight$": "w8", linears: "w4"}
-        ),
-    ]
-
-
-EXPERIMENTS = (
-    *_methods(),
-    *_seeds(),
-    *_texts(),
-    *_samples(),
-    *_searched(),
-    *_small(),
-    *_modules(),
-    *_heads(),
-    *_recipes(),
-)
+EXPERIMENTS = (*_methods(), *_seeds(), *_texts(), *_small(), *_modules(), *_heads(), *_recipes())
 BY_NAME = {experiment.name: experiment for experiment in EXPERIMENTS}

@@ -27,8 +27,8 @@ def unpack_pool(work: Path) -> Path:
         with lzma.open(_HERE / "calibration.jsonl.xz", "rt", encoding="utf-8") as lines:
             for line in lines:
                 rows.setdefault(json.loads(line)["domain"], []).append(line)
-        for domain, found in rows.items():
-            (pool / f"{domain}.jsonl").write_text("".join(found), encoding="utf-8")
+        for domain, texts in rows.items():
+            (pool / f"{domain}.jsonl").write_text("".join(texts), encoding="utf-8")
     return pool
 
 
@@ -42,10 +42,10 @@ def calibration(text: Text, pool: Path, tokenizer: Any) -> tuple[list[dict[str, 
     ]
     mix = pool / "mix.toml"
     mix.write_text('description = "An experiment."\n\n' + "\n".join(parts), encoding="utf-8")
-    found = load_calibration(
+    loaded = load_calibration(
         str(mix), tokenizer, samples=text.samples, max_length=text.length, seed=text.seed, pack=text.pack
     )
-    return found.rows, found.manifest
+    return loaded.rows, loaded.manifest
 
 
 def quantize(
@@ -86,15 +86,15 @@ def weights(experiment: Experiment, source: Path, checkpoint: Path) -> Weights:
     if experiment.rtn is not None:
         linears = {f"{linear.name}.weight" for linear in CheckpointWeights(source).layout.quantized}
         return Overlay(CheckpointWeights(source), _rtn_where(linears.__contains__, experiment.rtn))
-    found: Weights = CheckpointWeights(checkpoint)
+    source_weights: Weights = CheckpointWeights(checkpoint)
     for pattern, how in experiment.overlay.items():
-        found = Overlay(found, _where(pattern, how))
-    return found
+        source_weights = Overlay(source_weights, _where(pattern, how))
+    return source_weights
 
 
-def _rtn_where(wanted: Callable[[str], bool], settings: Mapping[str, Any]) -> Callable[[str, Any], Any]:
+def _rtn_where(is_linear: Callable[[str], bool], settings: Mapping[str, Any]) -> Callable[[str, Any], Any]:
     def replace(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        return _rtn(tensor, **settings) if wanted(name) else tensor
+        return _rtn(tensor, **settings) if is_linear(name) else tensor
 
     return replace
 

@@ -2,75 +2,72 @@
 
     python -m bench.quality.results RESULTS.json … [--out bench/quality/results.json]
 
-The first call that has an experiment gives its figures; later ones are kept under ``again``. An experiment a line,
-six significant digits. Differences are turned round: experiment less control, so that a negative difference of KLD
-is an improvement. Left out, as they follow from what is kept: verdicts, the warnings about few documents,
-and the quantized model's perplexity (the reference's times the ratio).
+The first call that has an experiment gives its figures; later ones are kept under ``again``. Numbers have six
+significant digits. Differences are turned round: experiment less control, so a negative difference of KLD is an
+improvement.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gptq_hybrid.checkpoint._atomic import write_text_atomic
+from bench.arguments import command_line
+from bench.quality.grid import BY_NAME
+from bench.results import Json, load, save
+from gptq_hybrid.evaluate.compare import holm
 
 FILE = Path(__file__).with_name("results.json")
-ALL = "all"  # the name of the figures over all domains
-_FIGURES = ("kld_mean", "kld_median", "kld_p99", "kld_p999", "top1", "perplexity_ratio")
-_FACTS = (
-    "calibration_tokens", "calibration_rows", "calibration_domains", "relative_error_mean", "outcomes",
-    "quantize_seconds", "seconds",
-)  # fmt: skip
-Rows = dict[str, dict[str, list[float]]]
+_FIGURES = ("top1", "perplexity_ratio", "acceptance_length")
+_MEASURES = ("kld_mean", "acceptance_length")
+_FACTS = ("calibration_tokens", "relative_error_mean", "quantize_seconds", "seconds")
 
 
 class Estimate(NamedTuple):
-    """A figure with its 95 % interval over documents."""
+    """A figure with its 95 % interval over documents; of a difference, p of the sign-flip test."""
 
     value: float
     low: float
     high: float
+    p: float = 1.0
 
 
-class Difference(NamedTuple):
-    """Experiment less control, paired by document; p of the sign-flip test, Holm's correction over domains."""
+class Domain(NamedTuple):
+    """KLD in a domain; its difference to the control's, and p with Holm's correction over the domains."""
 
-    value: float
-    low: float
-    high: float
-    p: float
-    p_holm: float
-
-    @property
-    def estimate(self) -> Estimate:
-        return Estimate(self.value, self.low, self.high)
+    kld: float
+    difference: float | None = None
+    p_holm: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One experiment. ``figures`` and ``differences`` by measure, then by domain (``all``: over all).
+    """One experiment.
 
-    ``call``: which of ``Results.calls`` it came from, from 0. ``against``: its control, of the same call.
+    Attributes:
+        call: which of ``Results.calls`` it came from, from 0.
+        figures: ``top1``, ``perplexity_ratio`` and ``acceptance_length`` over all domains.
+        against: its control, of the same call.
+        differences: ``kld_mean`` and ``acceptance_length``, experiment less control.
     """
 
     name: str
     group: str
     call: int
-    facts: Mapping[str, Any]
-    figures: Mapping[str, Mapping[str, Estimate]]
+    facts: Mapping[str, float]
+    kld: Estimate
+    figures: Mapping[str, float]
     against: str | None
-    differences: Mapping[str, Mapping[str, Difference]]
+    differences: Mapping[str, Estimate]
+    domains: Mapping[str, Domain]
 
     @property
-    def kld(self) -> Estimate:
-        """Nats per token over all domains."""
-        return self.figures["kld_mean"][ALL]
+    def compared(self) -> bool:
+        """Whether its KLD could differ: what lies on the MTP head alone has the control's KLD to the bit."""
+        return "kld_mean" in self.differences and any(d.difference for d in self.domains.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,159 +77,160 @@ class Results:
     calls: tuple[Mapping[str, Any], ...]
     runs: Mapping[str, Run]
     again: Mapping[str, tuple[Run, ...]]
-    failed: Mapping[str, str]
 
-    @cached_property
-    def domains(self) -> dict[str, Mapping[str, Any]]:
-        """Documents, tokens and the unquantized model's figures by domain, from the first call."""
-        return dict(self.calls[0]["domains"])
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Results:
+        """From what :func:`merge` gives."""
+        again: dict[str, tuple[Run, ...]] = {}
+        for row in content["again"]:
+            again[row["name"]] = (*again.get(row["name"], ()), _run(row, content["calls"]))
+        runs = {row["name"]: _run(row, content["calls"]) for row in content["experiments"]}
+        return cls(tuple(content["calls"]), runs, again)
+
+    def group(self, *groups: str) -> list[Run]:
+        """The experiments of some groups of the grid."""
+        return [run for run in self.runs.values() if run.group in groups]
+
+    def every(self, name: str) -> tuple[Run, ...]:
+        """An experiment in all calls that ran it, the first first."""
+        return (self.runs[name], *self.again.get(name, ()))
 
     def control(self, run: Run) -> Run:
         """What ``run`` was compared with: the control as the same call scored it."""
-        if run.against is None:
-            raise ValueError(f"{run.name} was compared with nothing")
-        for found in (self.runs[run.against], *self.again.get(run.against, ())):
-            if found.call == run.call:
-                return found
-        raise ValueError(f"call {run.call} has no {run.against}")
+        return self.in_call(run.against or "", run.call)
+
+    def in_call(self, name: str, call: int) -> Run:
+        """An experiment as one call scored it.
+
+        Raises:
+            KeyError: no call, or not this one, ran it.
+        """
+        for run in self.every(name):
+            if run.call == call:
+                return run
+        raise KeyError(f"call {call} has no {name}")
+
+    def change(self, run: Run, measure: str = "kld_mean") -> Estimate:
+        """Change of a figure against the control, as a share of the control's."""
+        control = self.control(run)
+        base = control.kld.value if measure == "kld_mean" else control.figures[measure]
+        value, low, high, p = run.differences[measure]
+        return Estimate(value / base, low / base, high / base, p)
+
+    def domain_change(self, run: Run, domain: str) -> float:
+        """Change of the KLD in one domain, as a share of the control's."""
+        return (run.domains[domain].difference or 0.0) / self.control(run).domains[domain].kld
+
+    def seeds(self, method: str) -> list[Run]:
+        """A method by calibration seed, 0 first."""
+        names = (method, *(f"{method}-seed-{seed}" for seed in (1, 2, 3)))
+        return [self.runs[name] for name in names if name in self.runs]
+
+    def same_seed(self, run: Run) -> Run:
+        """`static` on the same calibration text: of the same seed, and for seed 0 of the same call."""
+        _, seed, number = run.name.partition("-seed-")
+        return self.runs[f"static{seed}{number}"] if seed else self.control(run)
+
+    @cached_property
+    def corrected(self) -> dict[str, float]:
+        """p of the KLD over all domains, with Holm's correction over all experiments of the file."""
+        names = [name for name, run in self.runs.items() if run.compared]
+        p_values = holm([self.runs[name].differences["kld_mean"].p for name in names])
+        return dict(zip(names, p_values, strict=True))
 
 
-def load(path: Path = FILE) -> Results:
-    """Read what :func:`merge` wrote."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    again: dict[str, tuple[Run, ...]] = {}
-    for row in content["again"]:
-        again[row["name"]] = (*again.get(row["name"], ()), _run(row))
-    runs = {row["name"]: _run(row) for row in content["experiments"]}
-    return Results(tuple(content["calls"]), runs, again, content["failed"])
+def _run(row: Json, calls: Sequence[Json]) -> Run:
+    columns = [row["domains"][key] for key in ("kld", "difference", "p_holm") if key in row["domains"]]
+    names = calls[row["call"]]["domains"]
+    return Run(
+        row["name"],
+        BY_NAME[row["name"]].group,
+        row["call"],
+        row["facts"],
+        Estimate(*row["kld"]),
+        row["figures"],
+        row.get("against"),
+        {measure: Estimate(*values) for measure, values in row.get("differences", {}).items()},
+        {name: Domain(*values) for name, values in zip(names, zip(*columns, strict=True), strict=True)},
+    )
 
 
-def _run(row: Mapping[str, Any]) -> Run:
-    figures = {m: {d: Estimate(*v) for d, v in by.items()} for m, by in row["figures"].items()}
-    differences = {m: {d: Difference(*v) for d, v in by.items()} for m, by in row["differences"].items()}
-    facts = {key: row.get(key) for key in _FACTS}
-    return Run(row["name"], row["group"], row["call"], facts, figures, row["against"], differences)
-
-
-def merge(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def merge(contents: Sequence[Mapping[str, Any]]) -> Json:
     """Several calls' results as one, see the module's text.
 
     Raises:
         ValueError: the calls had other settings or other documents.
     """
-    calls: list[dict[str, Any]] = []
-    experiments: dict[str, Any] = {}
-    again: list[dict[str, Any]] = []
-    failed: dict[str, str] = {}
-    for number, content in enumerate(found):
-        done = {n: e for n, e in content["experiments"].items() if "summary" in e}
-        domains = _reference(done)
-        if number and content["settings"] != found[0]["settings"]:
-            raise ValueError(f"call {number + 1} had other settings than the first: {content['settings']}")
-        if number and _documents(domains) != _documents(calls[0]["domains"]):
-            raise ValueError(f"call {number + 1} scored other documents than the first")
-        calls.append(
-            {"environment": content["environment"], "settings": content["settings"], "domains": domains}
-        )
+    calls: list[Json] = []
+    experiments: dict[str, Json] = {}
+    again: list[Json] = []
+    for number, content in enumerate(contents):
+        done = {name: e for name, e in content["experiments"].items() if "summary" in e}
+        sizes = [
+            {part["domain"]: [part["documents"], part["tokens"]] for part in e["summary"]["domains"]}
+            for e in done.values()
+        ]
+        call = {"settings": content["settings"], "domains": sizes[0]}
+        if any(size != sizes[0] for size in sizes):
+            raise ValueError("experiments of one call differ in their documents")
+        for key, value in call.items():
+            if number and value != calls[0][key]:
+                raise ValueError(f"call {number + 1} had other {key} than the first: {value}")
+        calls.append({"environment": content["environment"], **call})
         for name, experiment in done.items():
-            row = {"name": name, "call": number, **_compact(experiment)}
+            row = {"name": name, "call": number, **_compact(experiment, list(sizes[0]))}
             if name in experiments:
                 again.append(row)
             else:
                 experiments[name] = row
-        failed |= {n: e["failed"] for n, e in content["experiments"].items() if "failed" in e}
-    failed = {name: why for name, why in failed.items() if name not in experiments}
-    return {"calls": calls, "experiments": list(experiments.values()), "again": again, "failed": failed}
+    return {"calls": calls, "experiments": list(experiments.values()), "again": again}
 
 
-def _parts(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [summary["overall"], *summary["domains"]]
-
-
-def _reference(done: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Documents, tokens and the unquantized model by domain; the same in every experiment of a call."""
-    keys = ("documents", "tokens", "draft_positions")
-    tables = []
-    for experiment in done.values():
-        table = {}
-        for part in _parts(experiment["summary"]):
-            ref = {
-                "perplexity": _triple(part["perplexity_ref"]),
-                **_acceptance(part["acceptance_ref"]),
-            }
-            table[part["domain"]] = {**{k: part[k] for k in keys}, **ref}
-        tables.append(table)
-    if any(table != tables[0] for table in tables):
-        raise ValueError("experiments of one call differ in their documents or their reference")
-    return tables[0]
-
-
-def _documents(domains: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    return {name: (row["documents"], row["tokens"]) for name, row in domains.items()}
-
-
-def _compact(experiment: Mapping[str, Any]) -> dict[str, Any]:
-    figures: Rows = {}
-    for part in _parts(experiment["summary"]):
-        values = {key: _triple(part[key]) for key in _FIGURES} | _acceptance(part["acceptance"])
-        for key, value in values.items():
-            figures.setdefault(key, {})[part["domain"]] = value
-    differences: Rows = {}
-    against = experiment.get("against")
-    for part in _parts(against) if against else ():
-        for d in part["differences"]:
-            low, high = -d["difference"]["high"], -d["difference"]["low"]
-            row = [-d["difference"]["value"], low, high, d["p"], d["p_holm"]]
-            differences.setdefault(d["measure"], {})[part["domain"]] = [_round(x) for x in row]
-    facts = {k: _round(v) if isinstance(v := experiment[k], float) else v for k in _FACTS if k in experiment}
-    control = against["a"] if against else None
-    return {
-        "group": experiment["group"],
-        **facts,
-        "figures": figures,
-        "against": control,
-        "differences": differences,
+def _compact(experiment: Mapping[str, Any], domains: list[str]) -> Json:
+    """A row of the file; figures by domain are lists in the order of ``domains``."""
+    summary, against = experiment["summary"], experiment.get("against")
+    overall = {**summary["overall"], "acceptance_length": summary["overall"]["acceptance"]["length"]}
+    parts = {part["domain"]: part for part in summary["domains"]}
+    row: Json = {
+        "facts": {key: _round(experiment[key]) for key in _FACTS if experiment.get(key) is not None},
+        "kld": [_round(overall["kld_mean"][end]) for end in ("value", "low", "high")],
+        "figures": {key: _round(overall[key]["value"]) for key in _FIGURES},
+        "domains": {"kld": [_round(parts[domain]["kld_mean"]["value"]) for domain in domains]},
     }
+    if against:
+        row["against"] = against["a"]
+        row["differences"] = {m: _difference(against["overall"], m) for m in _MEASURES}
+        parts = {part["domain"]: part for part in against["domains"]}
+        differences = [_measure(parts[domain], "kld_mean") for domain in domains]
+        row["domains"]["difference"] = [_round(-one["difference"]["value"]) for one in differences]
+        row["domains"]["p_holm"] = [_round(one["p_holm"]) for one in differences]
+    return row
 
 
-def _acceptance(found: Mapping[str, Any]) -> dict[str, list[float]]:
-    positions = {f"accepted_{i + 1}": _triple(p) for i, p in enumerate(found["positions"])}
-    return {"acceptance_length": _triple(found["length"]), **positions}
+def _difference(part: Mapping[str, Any], measure: str) -> list[float]:
+    """Experiment less control: value, low, high and p."""
+    one = _measure(part, measure)
+    return [*(_round(-one["difference"][end]) for end in ("value", "high", "low")), _round(one["p"])]
 
 
-def _triple(found: Mapping[str, float]) -> list[float]:
-    return [_round(found[key]) for key in ("value", "low", "high")]
+def _measure(part: Mapping[str, Any], measure: str) -> Mapping[str, Any]:
+    (one,) = [d for d in part["differences"] if d["measure"] == measure]
+    return one
 
 
 def _round(x: float) -> float:
-    return float(f"{x:.6g}") + 0.0  # no -0.0
-
-
-def text_of(merged: Mapping[str, Any]) -> str:
-    """The file's text: JSON, a call or an experiment a line."""
-
-    def lines(rows: Sequence[Any]) -> str:
-        return ",\n".join(json.dumps(row, separators=(",", ":"), ensure_ascii=False) for row in rows)
-
-    parts = [f'"{key}": [\n{lines(merged[key])}\n]' for key in ("calls", "experiments", "again")]
-    return "{" + ",\n".join([*parts, f'"failed": {json.dumps(merged["failed"])}']) + "}\n"
+    return float(f"{x:.6g}") + 0.0 if isinstance(x, float) else x  # no -0.0
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, default=FILE)
     args = parser.parse_args()
-    merged = merge([json.loads(path.read_text(encoding="utf-8")) for path in args.results])
-    text = text_of(merged)
-    write_text_atomic(args.out, text)
-    print(
-        f"{len(merged['experiments'])} experiments, {len(merged['again'])} run again, "
-        f"{len(merged['failed'])} failed; {len(text.encode()) / 1e6:.2f} MB in {args.out}"
-    )
+    merged = merge([load(path) or {} for path in args.results])
+    save(args.out, merged)
+    print(f"{len(merged['experiments'])} experiments, {len(merged['again'])} run again: {args.out}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 from bench.full_size import CONFIG as CONFIG_27B
 from bench.quality.grid import BY_NAME, W4, Experiment
 from gptq_hybrid.checkpoint import LinearSpec, TensorLayout, TensorSpec, layout_for
-from gptq_hybrid.quantize._estimate import packed_bytes, quantized_bytes
+from gptq_hybrid.recipes.sizes import packed_bytes, quantized_bytes
 
 _MINI = Path(__file__).parents[1] / "mini" / "checkpoint" / "config.json"
 _RTN_BITS = {"w4": 4, "w4-plain": 4, "w8": 8}

@@ -1,6 +1,6 @@
 """Ways to multiply Hessians against float64: their error, and that of weights quantized with them.
 
-    python -m bench.quantize.hessian OUT.json [--columns 5120] [--rows 2048] [--batches 32] [--length 2048]
+    python -m bench.quantize.hessian OUT.json
 
 Inputs are BF16 and made up as a calibration's are: heavy-tailed, with a spectrum that falls off, a few channels a
 hundred times the others, one that nearly repeats another. GPTQ itself runs on each Hessian, and its result is
@@ -10,14 +10,12 @@ batch's sum rounded to BF16. Without a GPU, `tf32` and `half` are gptqmodel's ow
 
 from __future__ import annotations
 
-import argparse
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.quantize.tables import hessian_table
+from bench.arguments import command_line
+from bench.quantize.report import hessian as hessian_table
 from bench.results import Json, save
 
 if TYPE_CHECKING:
@@ -27,6 +25,8 @@ if TYPE_CHECKING:
 
 INPUTS = ("gaussian", "heavy-tailed")
 BASE = "float64"
+# Inputs of the linear; batches, and tokens in each.
+COLUMNS, BATCHES, LENGTH = 5120, 32, 2048
 
 
 def made_up(kind: str, tokens: int, columns: int, device: str, seed: int) -> torch.Tensor:
@@ -53,7 +53,7 @@ def ways(cuda: bool) -> dict[str, Callable[[], AbstractContextManager[None]]]:
     """By name, what makes gptqmodel multiply that way; the first is what the others are judged by."""
     import torch
 
-    from gptq_hybrid.compat import hessian_products
+    from gptq_hybrid.upstream.speedups import hessian_products
 
     @contextmanager
     def replaced(gram: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
@@ -79,23 +79,23 @@ def ways(cuda: bool) -> dict[str, Callable[[], AbstractContextManager[None]]]:
         finally:
             matmul.fp32_precision = before
 
-    found: dict[str, Callable[[], AbstractContextManager[None]]] = {
+    by_name: dict[str, Callable[[], AbstractContextManager[None]]] = {
         BASE: lambda: replaced(in_float64),
         "ieee": lambda: hessian_products("ieee"),
         "bf16 sums": lambda: replaced(lambda matrix: (matrix.T @ matrix).to(torch.float32)),
     }
     if cuda:
-        found |= {"tf32": lambda: replaced(in_tf32), "half": lambda: hessian_products("half")}
-    return found
+        by_name |= {"tf32": lambda: replaced(in_tf32), "half": lambda: hessian_products("half")}
+    return by_name
 
 
 def quantized(
     weight: torch.Tensor, batches: list[torch.Tensor], settings: dict[str, Any]
-) -> tuple[torch.Tensor, torch.Tensor, list[float]]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Accumulate the Hessian of ``batches`` and quantize ``weight`` ``[rows, columns]``, both by gptqmodel.
 
     Returns:
-        The Hessian, FP32 ``[columns, columns]``; the quantized weight; µs of every batch's product and sum.
+        The Hessian, FP32 ``[columns, columns]``; the quantized weight.
     """
     import torch
     from gptqmodel import QuantizeConfig
@@ -107,76 +107,60 @@ def quantized(
     solver = GPTQ(linear, QuantizeConfig(**settings))
     solver.expected_nsamples = float(sum(len(batch) for batch in batches))
     solver.quantizer.configure(perchannel=True)
-    taken = []
     for batch in batches:
-        _wait(batch)
-        begin = time.perf_counter()
         solver.add_batch(batch[None], torch.empty(0))
-        _wait(batch)
-        taken.append((time.perf_counter() - begin) * 1e6)
     hessian = solver.finalize_hessian(target_device=weight.device).clone()
-    return hessian, solver.quantize()[0], taken
+    return hessian, solver.quantize()[0]
 
 
-def _wait(tensor: torch.Tensor) -> None:
-    import torch
-
-    if tensor.is_cuda:
-        torch.cuda.synchronize()
-
-
-def compare(kind: str, args: argparse.Namespace, device: str) -> Json:
+def compare(
+    kind: str,
+    device: str,
+    columns: int = COLUMNS,
+    rows: int = 2048,
+    batches: int = BATCHES,
+    length: int = LENGTH,
+) -> Json:
     """One row of the table: all ways on one kind of inputs."""
-    from statistics import median
-
     import torch
 
-    batches = [made_up(kind, args.length, args.columns, device, seed) for seed in range(1, args.batches + 1)]
+    inputs = [made_up(kind, length, columns, device, seed) for seed in range(1, batches + 1)]
     generator = torch.Generator().manual_seed(0)
-    weight = (torch.randn(args.rows, args.columns, generator=generator) * args.columns**-0.5).to(device)
-    exact = torch.zeros(args.columns, args.columns, dtype=torch.float64, device=device)
-    for batch in batches:
+    weight = (torch.randn(rows, columns, generator=generator) * columns**-0.5).to(device)
+    exact = torch.zeros(columns, columns, dtype=torch.float64, device=device)
+    for batch in inputs:
         double = batch.double()
         exact += double.T @ double
-    exact *= 2 / sum(len(batch) for batch in batches)
+    exact *= 2 / sum(len(batch) for batch in inputs)
     # Scales are of the weight as it is then: values differ only where codes do.
     settings = {
         "bits": 4, "group_size": 128, "sym": True, "desc_act": True, "static_groups": True, "damp_percent": 0.01,
         "offload_to_disk": False,
     }  # fmt: skip
-    found: dict[str, Json] = {}
-    base: tuple[torch.Tensor, float] | None = None
+    figures: dict[str, Json] = {}
+    reference: tuple[torch.Tensor, float] | None = None
     for name, way in ways(device != "cpu").items():
         with way():
-            hessian, result, taken = quantized(weight, batches, settings)
+            hessian, result = quantized(weight, inputs, settings)
         delta = weight.double() - result.double()
         loss = float(((delta @ exact) * delta).sum())
-        base = base or (result, loss)
+        reference = reference or (result, loss)
         # Against the diagonal's geometric mean: what an entry's error means to the two columns it couples.
         scale = exact.diagonal().sqrt()
-        found[name] = {
+        figures[name] = {
             "error": float(((hessian.double() - exact) / (scale[:, None] * scale)).abs().max()),
-            "loss_ratio": loss / base[1],
-            "codes_differ": float((result != base[0]).double().mean()),
-            "us": round(median(taken), 1),
+            "loss_ratio": loss / reference[1],
+            "codes_differ": float((result != reference[0]).double().mean()),
         }
-        print(kind, name, found[name], flush=True)
-    return {"inputs": kind, "ways": found}
+        print(kind, name, figures[name], flush=True)
+    return {"inputs": kind, "ways": figures}
 
 
 def main() -> None:
     """The command line; the file is written after every kind of inputs."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--columns", type=int, default=5120)
-    parser.add_argument("--rows", type=int, default=2048, help="of the weight")
-    parser.add_argument("--batches", type=int, default=32)
-    parser.add_argument("--length", type=int, default=2048, help="tokens a batch")
-    args = parser.parse_args()
-    from gptq_hybrid.compat import prepare_environment
-    from gptq_hybrid.evaluate._environment import environment
+    out = command_line(__doc__, "out").parse_args().out
+    from gptq_hybrid.common.machine import environment
+    from gptq_hybrid.upstream import prepare_environment
 
     prepare_environment()
     import torch
@@ -184,13 +168,13 @@ def main() -> None:
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     result: Json = {
         "environment": environment(device),
-        "columns": args.columns,
-        "tokens": args.batches * args.length,
+        "columns": COLUMNS,
+        "tokens": BATCHES * LENGTH,
         "rows": [],
     }
     for kind in INPUTS:
-        result["rows"].append(compare(kind, args, device))
-        save(args.out, result)
+        result["rows"].append(compare(kind, device))
+        save(out, result)
     print(hessian_table(result))
 
 

@@ -9,11 +9,11 @@ BF16 original by `qwen36 eval` in float32. (Products of 16-bit numbers on tensor
 
 from __future__ import annotations
 
-import argparse
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench.quantize.tables import quality_table
+from bench.arguments import command_line
+from bench.quantize.report import quality as quality_table
 from bench.results import Json, save
 
 MINI = Path(__file__).parents[1] / "mini"
@@ -23,8 +23,8 @@ _SAMPLES, _LENGTH, _DOCUMENTS = 64, 512, 6
 
 def quantized(work: Path, way: str) -> Path:
     """The checkpoint of one way, made if it is not there."""
-    from gptq_hybrid.compat import direct_inverse, faster
-    from gptq_hybrid.quantize import QuantizeRequest, quantize
+    from gptq_hybrid.quantize import QuantizeRequest, plan_run, quantize
+    from gptq_hybrid.upstream.speedups import direct_inverse, faster
 
     target = work / way
     if not target.is_dir():
@@ -33,43 +33,40 @@ def quantized(work: Path, way: str) -> Path:
                 # Around the definition's own, which then changes nothing.
                 stack.enter_context(faster())
                 stack.enter_context(direct_inverse(anywhere=True))
-            quantize(
-                QuantizeRequest(
-                    MINI / "checkpoint",
-                    target,
-                    calibration=str(MINI / "heldout"),
-                    samples=_SAMPLES,
-                    max_length=_LENGTH,
-                    resume=False,
-                )
+            request = QuantizeRequest(
+                MINI / "checkpoint",
+                target,
+                calibration=str(MINI / "heldout"),
+                samples=_SAMPLES,
+                max_length=_LENGTH,
+                resume=False,
             )
+            quantize(plan_run(request))
     return target
 
 
-def summary(found: Json) -> Json:
+def summary(evaluation: Json) -> Json:
     """Of an evaluation (``gptq_hybrid.evaluate.as_json``), what is about all domains."""
+    (kld,) = [d for d in evaluation["comparisons"][0]["overall"]["differences"] if d["measure"] == "kld_mean"]
     return {
-        "environment": found["environment"],
-        "settings": found["settings"],
-        "fingerprints": found["fingerprints"],
-        "statistics": found["statistics"],
-        "checkpoints": {one["name"]: one["overall"] for one in found["checkpoints"]},
-        "difference": found["comparisons"][0]["overall"],
+        "environment": evaluation["environment"],
+        "documents": evaluation["settings"]["documents"],
+        "tokens": evaluation["settings"]["tokens"],
+        "checkpoints": {
+            one["name"]: {measure: one["overall"][measure] for measure in ("kld_mean", "top1")}
+            for one in evaluation["checkpoints"]
+        },
+        "difference": {**kld["difference"], "p": kld["p"]},
     }
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("work", type=Path)
-    parser.add_argument("out", type=Path)
-    args = parser.parse_args()
+    args = command_line(__doc__, "work", "out").parse_args()
     from gptq_hybrid.evaluate import EvalRequest, as_json, evaluate
 
     args.work.mkdir(parents=True, exist_ok=True)
-    found = evaluate(
+    evaluation = evaluate(
         EvalRequest(
             MINI / "checkpoint",
             tuple(quantized(args.work, way) for way in WAYS),
@@ -79,7 +76,7 @@ def main() -> None:
             device="cpu",
         )
     )
-    result = summary(as_json(found))
+    result = summary(as_json(evaluation))
     save(args.out, result)
     print(quality_table(result))
 

@@ -1,6 +1,6 @@
-"""What quantizing a slice of the 27B takes: seconds by stage and layer, peak memory, loss. One GPU, or a CPU.
+"""What quantizing a slice of the 27B takes: seconds a layer, peak memory, loss. One GPU, or a CPU.
 
-    python -m bench.quantize.run OUT.json [--layers 5] [--samples 128] [--length 2048] [--batch 1]
+    python -m bench.quantize.run OUT.json [--layers 5] [--samples 128] [--length 2048]
         [--recipe reference] [--variants stock definition ours fast] [--seconds 580]
 
 Variants, every one a process of its own over the same slice and the same random rows:
@@ -27,24 +27,23 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from bench.quantize.tables import VARIANTS, report
-from bench.quantize.timing import Watch, peaks, wait
+from bench import variants
+from bench.engine import place, wait
+from bench.quantize.report import speed
+from bench.quantize.timing import Watch, covered, peaks
 from bench.results import Json, merge
-from bench.variants import add_arguments, main
+
+VARIANTS = ("stock", "definition", "ours", "fast")
 
 
 def rows(args: argparse.Namespace, vocabulary: int) -> list[dict[str, list[int]]]:
-    """Random token ids from a fixed seed; with --mixed each row is between a quarter and all of --length."""
+    """Random token ids from a fixed seed."""
     import torch
 
-    generator = torch.Generator().manual_seed(0)
-    found = []
-    for _ in range(args.samples):
-        length = args.length
-        if args.mixed:
-            length = int(torch.randint(args.length // 4, args.length + 1, (), generator=generator))
-        found.append({"input_ids": torch.randint(0, vocabulary, (length,), generator=generator).tolist()})
-    return found
+    drawn = torch.randint(
+        0, vocabulary, (args.samples, args.length), generator=torch.Generator().manual_seed(0)
+    )
+    return [{"input_ids": row} for row in drawn.tolist()]
 
 
 def prepare(variant: str, args: argparse.Namespace, stack: ExitStack) -> Any:
@@ -52,7 +51,7 @@ def prepare(variant: str, args: argparse.Namespace, stack: ExitStack) -> Any:
     if variant == "stock":
         return None
     import gptq_hybrid
-    from gptq_hybrid.compat import Products, faster
+    from gptq_hybrid.upstream.speedups import Products, faster
 
     gptq_hybrid.register()
     if variant == "definition":
@@ -66,26 +65,25 @@ def kernels() -> Json:
     """What decides which of gptqmodel's and transformers' ways are taken."""
     import torch
 
-    found: Json = {"fp32_precision": str(getattr(torch.backends.cuda.matmul, "fp32_precision", "unknown"))}
+    facts: Json = {"fp32_precision": str(getattr(torch.backends.cuda.matmul, "fp32_precision", "unknown"))}
     try:
         import fla
 
-        found["fla"] = str(fla.__version__)
+        facts["fla"] = str(fla.__version__)
     except ImportError:
-        found["fla"] = "none: Gated DeltaNet in plain torch"
+        facts["fla"] = "none: Gated DeltaNet in plain torch"
     if torch.cuda.is_available():
         from gptqmodel.quantization.gptq_cuda import block_update_available
 
         # Built by a compiler on first use; without one gptqmodel's sweep goes column by column.
-        found["gptqmodel_block_kernel"] = bool(block_update_available())
-    return found
+        facts["gptqmodel_block_kernel"] = bool(block_update_available())
+    return facts
 
 
 def run(variant: str, args: argparse.Namespace, folder: Path) -> None:
     """Load, quantize and save one variant; each part is written when it is there."""
-    from gptq_hybrid.compat import prepare_environment, without_stray_logs
-    from gptq_hybrid.evaluate._environment import environment
     from gptq_hybrid.recipes import load_recipe
+    from gptq_hybrid.upstream import prepare_environment, without_stray_logs
 
     os.environ["HF_HUB_OFFLINE"] = "1"
     prepare_environment()
@@ -93,12 +91,11 @@ def run(variant: str, args: argparse.Namespace, folder: Path) -> None:
 
     from bench.quantize.slice import write_slice
 
-    device = "cuda:0" if torch.cuda.is_available() else "cpu"
-    found: Json = {"complete": False, "environment": environment(device)}
+    record: Json = {"complete": False, "environment": place()}
 
     def keep(**figures: Any) -> None:
-        found.update(figures)
-        merge(args.out, settings(args), VARIANTS, variant, found)
+        record.update(figures)
+        merge(args.out, settings(args), VARIANTS, variant, record)
 
     source = args.slice / f"{args.layers}{'-tiny' if args.tiny else ''}"
     if not source.is_dir():
@@ -125,29 +122,30 @@ def run(variant: str, args: argparse.Namespace, folder: Path) -> None:
         # What `ours` and `fast` need was entered above, around what takes the times.
         model.faster = False
         loaded = time.perf_counter()
-        given = rows(args, int(model.model.config.get_text_config().vocab_size))
+        samples = rows(args, int(model.model.config.get_text_config().vocab_size))
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()
-        model.quantize(given, batch_size=args.batch)
+        model.quantize(samples, batch_size=1)
         wait()
         end = time.perf_counter()
         keep(
-            seconds={"load": round(loaded - begin, 2), "quantize": round(end - start, 2)},
-            stages=watch.stages(),
-            layer_seconds=watch.layer_seconds(end),
-            passes=[{k: v for k, v in one.items() if k != "begin"} for one in watch.passes],
-            losses=watch.losses,
+            seconds={
+                "load": round(loaded - begin, 2),
+                "quantize": round(end - start, 2),
+                "solver": round(covered(watch.solvers), 2),
+            },
+            **watch.layers(end),
+            passes=len(watch.passes),
+            mixers=watch.mixers,
+            losses={name.partition(".layers.")[2]: loss for name, loss in watch.losses.items()},
             memory=peaks(),
             batches=None if counts is None else {"whole": counts.whole, "short": counts.short},
         )
-        print(
-            f"{variant}: {end - start:.1f} s, {found['stages']}, {found['memory']}",
-            flush=True,
-        )
+        print(f"{variant}: {record['seconds']}, {record['memory']}", flush=True)
         model.save(str(folder / "out"))
         saved = round(time.perf_counter() - end, 2)
-        keep(seconds={**found["seconds"], "save": saved}, bytes=digest(folder / "out"), complete=True)
+        keep(seconds={**record["seconds"], "save": saved}, bytes=digest(folder / "out"), complete=True)
 
 
 def digest(folder: Path) -> str:
@@ -161,35 +159,26 @@ def digest(folder: Path) -> str:
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             names |= {name: path for name in file.keys() if name.endswith((".qweight", ".scales", ".g_idx"))}  # noqa: SIM118
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
     for name, path in sorted(names.items()):
         with safe_open(path, "pt") as file:
-            found.update(name.encode())
-            found.update(file.get_tensor(name).contiguous().view(torch.uint8).numpy().tobytes())
-    return f"{len(names)} tensors, {found.hexdigest()[:16]}"
+            sha.update(name.encode())
+            sha.update(file.get_tensor(name).contiguous().view(torch.uint8).numpy().tobytes())
+    return f"{len(names)} tensors, {sha.hexdigest()[:16]}"
 
 
 def settings(args: argparse.Namespace) -> Json:
     """What runs must share to be compared."""
-    names = (
-        "layers", "samples", "length", "batch", "mixed", "recipe", "tiny", "calibration_on_cpu", "room",
-    )  # fmt: skip
+    names = ("layers", "samples", "length", "recipe", "tiny", "calibration_on_cpu", "room")
     return {name: getattr(args, name) for name in names}
 
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser, VARIANTS, VARIANTS)
+    parser = variants.arguments(__doc__, VARIANTS, VARIANTS)
     parser.add_argument("--layers", type=int, default=5, help="at least 4; every fourth is full attention")
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--length", type=int, default=2048, help="tokens a row")
-    parser.add_argument("--batch", type=int, default=1, help="rows at a time")
-    parser.add_argument(
-        "--mixed", action="store_true", help="rows of unequal length (stock fails on batches)"
-    )
     parser.add_argument("--recipe", default="reference")
     parser.add_argument("--room", type=float, help="GiB of the GPU for what `ours` keeps of a layer")
     parser.add_argument(
@@ -201,9 +190,8 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
         default=Path(tempfile.gettempdir(), "bench-quantize-slice"),
         help="where the slice is kept for the next variant and the next call",
     )
-    parser.add_argument("--tiny", action="store_true", help="a small model: to try this out on a CPU")
     return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":
-    main("bench.quantize.run", parsed(), run, report)
+    variants.main("bench.quantize.run", parsed(), run, speed)

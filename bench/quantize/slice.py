@@ -11,29 +11,24 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from bench.dummy import TINY
 from bench.full_size import TEXT_27B
-from gptq_hybrid.demo import _config, _weights
-from gptq_hybrid.demo._tokenizer import build_tokenizer
-from gptq_hybrid.demo.builder import DemoSpec, _next_token, _shard, _write_json, _write_weights
+from gptq_hybrid.common.atomic import write_json_atomic
+from gptq_hybrid.demo import DemoSpec
+from gptq_hybrid.demo.builder import map_tokens, split_shards, write_weights
+from gptq_hybrid.demo.config import generation_config, model_config, processor_configs
+from gptq_hybrid.demo.tokenizer import build_tokenizer
+from gptq_hybrid.demo.weights import language_tensors, layer_tensors, vision_tensors
 
-# Sizes a CPU gets through; its times say nothing about a GPU's.
-_TINY = {
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 6,
-}
 # The demo's configuration has the rest, and a vocabulary of its own.
 _OWN = ("vocab_size", "num_hidden_layers", "mtp_num_hidden_layers")
 
 
 def slice_config(layers: int, vocabulary: Any, *, tiny: bool = False) -> dict[str, Any]:
     """``config.json`` of the slice; ``vocabulary`` is what ``build_tokenizer`` makes."""
-    sizes = {**TEXT_27B, **(_TINY if tiny else {})}
+    sizes = {**TEXT_27B, **(TINY if tiny else {})}
     spec = DemoSpec(hidden_size=sizes["hidden_size"], num_hidden_layers=max(layers, 4))
-    config = _config.model_config(spec, vocabulary)
+    config = model_config(spec, vocabulary)
     text = config["text_config"]
     text.update({name: value for name, value in sizes.items() if name in text and name not in _OWN})
     text.update(num_hidden_layers=layers, layer_types=text["layer_types"][:layers], mtp_num_hidden_layers=0)
@@ -55,28 +50,19 @@ def write_slice(folder: Path, layers: int, *, tiny: bool = False, seed: int = 0)
     tokens = build_tokenizer()
     config = slice_config(layers, tokens, tiny=tiny)
     text = config["text_config"]
-    following = _next_token(tokens.padded_size, tokens.loop)
+    following = map_tokens(tokens.padded_size, tokens.loop)
     prefix = "model.language_model."
-    tensors = _weights.language_tensors({**text, "layer_types": []}, following, tokens.loop, seed, prefix)
+    tensors = language_tensors({**text, "layer_types": []}, following, tokens.loop, seed, prefix)
     # A tensor is drawn by one thread: 18 s a layer of the 27B on an EPYC core.
     with ThreadPoolExecutor() as pool:
-        for layer in pool.map(lambda i: _layer(text, i, seed, prefix), range(layers)):
+        for layer in pool.map(lambda i: layer_tensors(text, i, seed, prefix), range(layers)):
             tensors |= layer
-    tensors |= _weights.vision_tensors(config["vision_config"], seed)
-    files = _shard(tensors, min(layers, 16))
-    _write_weights(folder, files, set(files))
+    tensors |= vision_tensors(config["vision_config"], seed)
+    files = split_shards(tensors, min(layers, 16))
+    write_weights(folder, files, set(files))
     tokens.write(folder)
-    _write_json(folder / "config.json", config)
-    _write_json(folder / "generation_config.json", _config.generation_config(tokens))
-    for name, content in _config.processor_configs().items():
-        _write_json(folder / name, content)
+    write_json_atomic(folder / "config.json", config)
+    write_json_atomic(folder / "generation_config.json", generation_config(tokens))
+    for name, content in processor_configs().items():
+        write_json_atomic(folder / name, content)
     return folder
-
-
-def _layer(text: dict[str, Any], number: int, seed: int, prefix: str) -> dict[str, Any]:
-    draw, name = _weights._Draw(seed), f"{prefix}layers.{number}."
-    linear = text["layer_types"][number] == "linear_attention"
-    mixer = _weights._linear_attention if linear else _weights._self_attention
-    # The demo's size of what is added to the residual, for so many layers.
-    gain = _weights._BRANCH_GAIN * (4 / text["num_hidden_layers"]) ** 0.5
-    return _weights._bf16(mixer(draw, name, text, gain) | _weights._mlp_and_norms(draw, name, text, gain))

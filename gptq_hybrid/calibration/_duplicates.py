@@ -1,4 +1,4 @@
-"""Texts seen before, word for word or nearly so."""
+"""Find texts that were seen before, word for word or nearly so."""
 
 from __future__ import annotations
 
@@ -7,26 +7,31 @@ from collections import Counter
 from typing import Literal
 from zlib import crc32
 
-from .rows import Row, normalized, row_key, row_text
+from .rows import Row, normalize_text, row_key, row_text
 
-# Words compared in runs of this many. Scripts without spaces between words are taken character by character.
+# Words are compared in runs of this many. Scripts without spaces between words are taken character by character.
 _RUN = 5
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f]|\w+|[^\w\s]")
 # Shorter texts share runs by chance: only an equal one counts.
 _FEWEST_RUNS = 16
 
 
-class Seen:
-    """An index of texts that finds those sharing most of their five-word runs with one already in it.
+class TextIndex:
+    """An index of texts that finds those sharing most of their five-word runs with a text already in it.
 
-    What is shared is held against the shorter of the two, so that a text contained in another is found both
-    ways round (containment as in A. Broder, "On the resemblance and containment of documents", 1997, over
-    all runs instead of a sample: 512 rows of 2,048 tokens have about 0.8 million). A run counts for the first
-    text that had it.
+    The share is of the shorter of the two texts, so that a text contained in another is found in either order.
+    That is containment as in A. Broder, "On the resemblance and containment of documents", 1997, but over all runs
+    instead of a sample: 512 rows of 2,048 tokens have about 0.8 million. A run counts for the first text that had
+    it.
     """
 
     def __init__(self, threshold: float, words: int) -> None:
-        """``threshold``: share of runs, 0 to 1, from which a text counts as seen; ``words``: read of each."""
+        """Make an empty index.
+
+        Args:
+            threshold: share of runs, 0 to 1, from which a text counts as nearly equal.
+            words: how many words of each text are read.
+        """
         self._threshold = threshold
         self._words = words
         self._keys: set[str] = set()
@@ -42,7 +47,7 @@ class Seen:
         self._sizes.append(len(runs))
 
     def find(self, row: Row) -> Literal["exact", "near"] | None:
-        """Whether the row's text is in the index, case and white space aside, or nearly so."""
+        """Say whether the index holds the row's text: apart from case and white space, or nearly."""
         if row_key(row) in self._keys:
             return "exact"
         runs = self._runs(row)
@@ -59,6 +64,6 @@ class Seen:
         return len(self._sizes)
 
     def _runs(self, row: Row) -> set[int]:
-        # A word takes no more than 32 characters on average, or it is no text.
-        words = _WORD.findall(normalized(row_text(row)[: self._words * 32]))[: self._words]
+        # Text has at most 32 characters a word on average.
+        words = _WORD.findall(normalize_text(row_text(row)[: self._words * 32]))[: self._words]
         return {crc32(" ".join(words[i : i + _RUN]).encode()) for i in range(len(words) - _RUN + 1)}

@@ -1,4 +1,4 @@
-"""Data sets of the hub, streamed: only what is used is downloaded, at one commit."""
+"""Data sets of the Hugging Face hub, streamed at one commit: only what is used is downloaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from gptq_hybrid.checkpoint.files import is_hub_id
 from gptq_hybrid.common.errors import HybridError
 
-from ._files import on_disk
+from ._files import path_kind
 
 _SPEC = re.compile(
     r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?"
@@ -19,18 +19,19 @@ _SPEC = re.compile(
 )
 _ROLES = ("system", "user", "reasoning", "assistant")
 _COLUMNS = ("text", "messages", "tools", *_ROLES)
-# Rows downloaded before the first is drawn; files are drawn from in a random order besides. Documents of
-# 100 KB make this 100 MB.
+# Rows that are downloaded before the first one is drawn. Files are also read in a random order. With documents of
+# 100 KB the buffer takes 100 MB.
 _SHUFFLE_BUFFER = 1_000
 _SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class HubSpec:
-    """``OWNER/NAME[@REVISION][:[CONFIG/]SPLIT][#COLUMNS]``.
+    """A parsed ``OWNER/NAME[@REVISION][:[CONFIG/]SPLIT][#COLUMNS]``.
 
-    ``columns`` maps what a row is made of (``text``, ``messages``, ``tools``, or a role of a conversation of
-    one turn: ``system``, ``user``, ``reasoning``, ``assistant``) to the data set's column.
+    ``columns`` pairs a part of a row with the data set's column for it. Parts are ``text``, ``messages``,
+    ``tools``, and the roles of a conversation of one turn: ``system``, ``user``, ``reasoning``, ``assistant``. A
+    column given alone has the part ``""``.
     """
 
     repo: str
@@ -41,16 +42,16 @@ class HubSpec:
 
 
 def is_hub_spec(spec: str) -> bool:
-    """Whether ``spec`` has the form of a data set id and is not something on this disk."""
+    """Whether ``spec`` has the form of a data set id and names nothing on this disk."""
     match = _SPEC.fullmatch(spec)
-    return match is not None and is_hub_id(match["repo"]) and on_disk(spec) is None
+    return match is not None and is_hub_id(match["repo"]) and path_kind(spec) is None
 
 
 def parse_hub_spec(spec: str) -> HubSpec:
-    """Take a data set id apart.
+    """Parse a data set id.
 
     Raises:
-        HybridError: it names a part of a row that there is not.
+        HybridError: it has another form, or names a part that rows do not have.
     """
     match = _SPEC.fullmatch(spec)
     if match is None:
@@ -66,7 +67,7 @@ def parse_hub_spec(spec: str) -> HubSpec:
                 f"data set {spec!r}: a row has no {name!r}", remedy="Rows have: " + ", ".join(_COLUMNS) + "."
             )
         if part:
-            # Of a lone column the rows themselves say whether it is text.
+            # Whether a lone column is text or messages shows in the rows.
             columns.append((name, column) if equals else ("", name))
     return HubSpec(
         match["repo"], match["revision"], match["config"], match["split"] or "train", tuple(columns)
@@ -74,11 +75,14 @@ def parse_hub_spec(spec: str) -> HubSpec:
 
 
 @cache
-def resolve(repo: str, revision: str | None) -> dict[str, str]:
-    """The commit of a data set, and its licence where its card names one; asked once a process.
+def resolve_commit(repo: str, revision: str | None) -> dict[str, str]:
+    """Ask the hub, once per process, for the commit of a data set and the licence on its card.
+
+    Returns:
+        ``revision``, and ``licence`` if the card names one.
 
     Raises:
-        HybridError: the hub cannot be asked, or knows no such data set.
+        HybridError: the hub cannot be reached, or has no such data set.
     """
     from huggingface_hub import HfApi
 
@@ -89,30 +93,32 @@ def resolve(repo: str, revision: str | None) -> dict[str, str]:
             f"data set {repo}{'@' + revision if revision else ''} cannot be found: {error}",
             remedy="Check the name, the network and, if it is gated, your token; or give a .jsonl file.",
         ) from error
-    found = {"revision": str(info.sha)}
+    facts = {"revision": str(info.sha)}
     card: Any = info.card_data or {}
     licence = card.get("license")
     if licence:
-        found["licence"] = licence if isinstance(licence, str) else ", ".join(map(str, licence))
-    return found
+        facts["licence"] = licence if isinstance(licence, str) else ", ".join(map(str, licence))
+    return facts
 
 
 def hub_rows(spec: str, count: int, seed: int) -> Iterator[dict[str, Any]]:
-    """At most ``count`` rows of a data set, unchecked, in an order of ``seed``; their domain is its name.
+    """Read at most ``count`` rows of a data set, unchecked, in an order that ``seed`` decides.
+
+    Their ``domain`` is the name of the data set.
 
     Raises:
         HybridError: it cannot be read.
     """
-    wanted = parse_hub_spec(spec)
-    commit = resolve(wanted.repo, wanted.revision)["revision"]
+    source = parse_hub_spec(spec)
+    commit = resolve_commit(source.repo, source.revision)["revision"]
     try:
         from datasets import load_dataset
 
-        stream = load_dataset(wanted.repo, wanted.config, split=wanted.split, revision=commit, streaming=True)
+        stream = load_dataset(source.repo, source.config, split=source.split, revision=commit, streaming=True)
         for number, row in enumerate(stream.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)):
             if number >= count:
                 return
-            yield {**mapped(row, wanted.columns), "domain": wanted.repo.partition("/")[2]}
+            yield {**map_columns(row, source.columns), "domain": source.repo.partition("/")[2]}
     except Exception as error:
         raise HybridError(
             f"data set {spec!r} cannot be read: {error}",
@@ -122,29 +128,30 @@ def hub_rows(spec: str, count: int, seed: int) -> Iterator[dict[str, Any]]:
 
 
 def describe_hub(spec: str) -> dict[str, Any]:
-    """Commit and licence, for the manifest."""
-    wanted = parse_hub_spec(spec)
-    return dict(resolve(wanted.repo, wanted.revision))
+    """Return commit and licence, for the manifest."""
+    source = parse_hub_spec(spec)
+    return dict(resolve_commit(source.repo, source.revision))
 
 
-def mapped(row: dict[str, Any], columns: tuple[tuple[str, str], ...]) -> dict[str, Any]:
-    """``row`` with its columns under the names that calibration rows have.
+def map_columns(row: dict[str, Any], columns: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+    """Put the columns of ``row`` under the names that calibration rows have.
 
     Raises:
         HybridError: a column is not there.
     """
     if not columns:
-        # A data set's own columns of these names are about something else.
+        # A data set's own columns of these names mean something else.
         return {key: value for key, value in row.items() if key not in ("domain", "licence", "license")}
-    found: dict[str, Any] = {}
+    parts: dict[str, Any] = {}
     for name, column in columns:
         if column not in row:
             raise HybridError(f"there is no column {column!r}; there are {', '.join(row)}")
-        found[name or ("messages" if isinstance(row[column], list) else "text")] = row[column]
-    turns = {role: found.pop(role) for role in _ROLES if role in found}
+        parts[name or ("messages" if isinstance(row[column], list) else "text")] = row[column]
+    turns = {role: parts.pop(role) for role in _ROLES if role in parts}
     reasoning = turns.pop("reasoning", None)
     if turns:
-        found["messages"] = [{"role": role, "content": content} for role, content in turns.items() if content]
-        if reasoning and found["messages"] and found["messages"][-1]["role"] == "assistant":
-            found["messages"][-1]["reasoning_content"] = reasoning
-    return found
+        messages = [{"role": role, "content": content} for role, content in turns.items() if content]
+        if reasoning and messages and messages[-1]["role"] == "assistant":
+            messages[-1]["reasoning_content"] = reasoning
+        parts["messages"] = messages
+    return parts

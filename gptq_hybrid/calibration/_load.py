@@ -1,4 +1,4 @@
-"""From a ``--calibration`` value to rows of token ids and the manifest that says what they are."""
+"""From a ``--calibration`` value to rows of token ids, and the manifest that describes them."""
 
 from __future__ import annotations
 
@@ -11,21 +11,26 @@ from typing import Any
 from gptq_hybrid.common.errors import HybridError
 
 from ._documents import load_documents
-from ._duplicates import Seen
-from ._files import JSONL_ENDINGS, jsonl_folder
+from ._duplicates import TextIndex
+from ._files import ROW_ENDINGS, is_row_folder
 from ._manifest import Request, build_manifest
 from ._mix import Part, is_mix, load_mix
 from ._pack import DEFAULT_PACK, end_of_text, pack_rows
 from ._select import NEAR_EXCLUDED, Selection, select
-from .encode import MIN_TOKENS, as_calibration
+from .encode import MIN_TOKENS, to_calibration
 
-# Of an evaluation document. Calibration rows are compared up to their maximal length.
+# Words read of an evaluation document. Calibration rows are compared up to their maximal length.
 _EXCLUDED_WORDS = 65_536
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """``rows``: ``{"input_ids", "attention_mask"}``, lists of ints, as gptqmodel takes them. ``manifest``: JSON."""
+    """Rows to calibrate on.
+
+    Attributes:
+        rows: ``{"input_ids", "attention_mask"}``, lists of ints, as gptqmodel takes them.
+        manifest: what the rows are, a JSON object.
+    """
 
     rows: list[dict[str, list[int]]]
     manifest: dict[str, Any]
@@ -42,65 +47,65 @@ def load_calibration(
     exclude: Sequence[str | Path] = (),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:
-    """Rows to calibrate on, the same for the same arguments, data and library versions.
+    """Draw rows to calibrate on: the same rows for the same arguments, data and library versions.
 
     Args:
         spec: what ``qwen36 quantize --calibration`` takes: a file, folder, hub data set or mix.
         tokenizer: the model's transformers tokenizer, with its chat template.
         samples: rows. With ``pack``, documents of ``samples`` × ``max_length`` tokens in all.
         max_length: tokens kept of each document, and of each row.
-        seed: which rows are drawn.
+        seed: decides which rows are drawn.
         pack: put several whole documents into a row, with the end-of-text token between them.
-        exclude: files of evaluation documents. A row equal to one, or that shares half of its text, is left out.
-        on_progress: called with rows (tokens with ``pack``) there and wanted.
+        exclude: files of evaluation documents. A row that equals one, or shares half of its text, is left out.
+        on_progress: called with the number of rows (tokens with ``pack``) so far and in the end.
 
     Raises:
         HybridError: something cannot be read, or no rows are left.
     """
     parts = load_mix(spec).parts if is_mix(spec) else (Part(name="", source=spec, spec=spec),)
-    found = select(
+    selection = select(
         parts,
         tokenizer,
         samples=samples,
         max_length=max_length,
         seed=seed,
         by_tokens=pack,
-        excluded=_excluded(exclude),
+        excluded=_index_excluded(exclude),
         on_progress=on_progress,
     )
-    if not found.rows:
-        raise _nothing(spec, found)
-    rows = [taken.input_ids for taken in found.rows]
+    if not selection.rows:
+        raise _no_rows_error(spec, selection)
+    rows = [chosen.input_ids for chosen in selection.rows]
     if pack:
         rows = pack_rows(rows, max_length, end_of_text(tokenizer))
     request = Request(spec, samples, max_length, seed, pack, tuple(str(path) for path in exclude))
-    return Calibration(as_calibration(rows), build_manifest(request, parts, found, rows, tokenizer))
+    return Calibration(to_calibration(rows), build_manifest(request, parts, selection, rows, tokenizer))
 
 
-def _nothing(spec: str, found: Selection) -> HybridError:
+def _no_rows_error(spec: str, selection: Selection) -> HybridError:
     counts: Counter[str] = Counter()
-    for dropped in found.dropped.values():
+    for dropped in selection.dropped.values():
         counts += dropped
     reasons = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in sorted(counts.items()))
     if not reasons:
         return HybridError(f"calibration {spec!r} has no rows", remedy="Give a file or data set with text.")
     return HybridError(
-        f"calibration {spec!r} has no rows of {MIN_TOKENS} tokens or more to use (left out: {reasons})"
-        + (f"; {found.rejection}" if found.rejection else ""),
-        remedy="Give longer, or other, texts.",
+        f"calibration {spec!r} has no usable rows of {MIN_TOKENS} tokens or more (left out: {reasons})"
+        + (f"; {selection.rejection}" if selection.rejection else ""),
+        remedy="Give longer texts, or other ones.",
     )
 
 
-def _excluded(files: Sequence[str | Path]) -> Seen | None:
+def _index_excluded(files: Sequence[str | Path]) -> TextIndex | None:
     if not files:
         return None
-    seen = Seen(NEAR_EXCLUDED, _EXCLUDED_WORDS)
+    index = TextIndex(NEAR_EXCLUDED, _EXCLUDED_WORDS)
     for file in map(str, files):
-        if not file.endswith(JSONL_ENDINGS) and not jsonl_folder(file):
+        if not file.endswith(ROW_ENDINGS) and not is_row_folder(file):
             raise HybridError(
-                f"{file} cannot be excluded: it is neither a JSONL file nor a folder of them",
+                f"{file} cannot be excluded: it is neither a JSONL or Parquet file nor a folder of them",
                 remedy="Give the file or folder that is evaluated on.",
             )
         for document in load_documents([file]):
-            seen.add(document.row)
-    return seen
+            index.add(document.row)
+    return index

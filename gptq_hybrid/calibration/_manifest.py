@@ -1,17 +1,18 @@
-"""``calibration.json``: what a checkpoint was calibrated on, precisely enough to be compared and made again."""
+"""``calibration.json``: what a checkpoint was calibrated on, precisely enough to compare and to draw again."""
 
 from __future__ import annotations
 
 import json
 import struct
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ._files import describe_files, jsonl_files, on_disk
+from ._files import describe_files, path_kind, printable_name, row_files
 from ._mix import Part, is_mix
 from ._select import Selection
 from ._sources import find_source
@@ -22,7 +23,7 @@ _LIBRARIES = ("vllm-qwen36-plugin", "transformers", "tokenizers", "datasets", "h
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What was asked for, as in :func:`~gptq_hybrid.calibration.load_calibration`."""
+    """The arguments of :func:`~gptq_hybrid.calibration.load_calibration` that decide the rows."""
 
     spec: str
     samples: int
@@ -33,16 +34,20 @@ class Request:
 
 
 def build_manifest(
-    request: Request, parts: Sequence[Part], found: Selection, rows: Sequence[Sequence[int]], tokenizer: Any
+    request: Request,
+    parts: Sequence[Part],
+    selection: Selection,
+    rows: Sequence[Sequence[int]],
+    tokenizer: Any,
 ) -> dict[str, Any]:
-    """The manifest of ``rows``, which are those of ``found``, packed or not.
+    """Describe ``rows``: those of ``selection``, packed or not.
 
-    ``sha256`` is that of all rows in order, each as its length and its token ids in little-endian uint32; by
-    domain, of its documents before packing. Local sources go by their last name: no path of this machine.
+    ``sha256`` is :func:`rows_sha256` of all rows in order; within ``domains``, of the domain's documents before
+    packing. Of a local source only the last name is noted, no path of this machine.
     """
     return {
         "format": FORMAT,
-        "calibration": _public(request.spec),
+        "calibration": _without_path(request.spec),
         "samples": request.samples,
         "max_length": request.max_length,
         "seed": request.seed,
@@ -50,30 +55,30 @@ def build_manifest(
         "rows": len(rows),
         "tokens": sum(len(row) for row in rows),
         "sha256": rows_sha256(rows),
-        "sources": [_source(part, found) for part in parts],
-        "domains": _domains(found),
+        "sources": [_describe_part(part, selection) for part in parts],
+        "domains": _describe_domains(selection),
         "excluded": [
-            {"file": Path(file).name, **describe_files(jsonl_files(Path(file)), Path(file))}
+            {"file": printable_name(Path(file)), **describe_files(row_files(Path(file)), Path(file))}
             for file in request.exclude
         ],
-        "tokenizer": _tokenizer(tokenizer),
-        "versions": {name: at for name in _LIBRARIES if (at := _version(name)) is not None},
+        "tokenizer": _describe_tokenizer(tokenizer),
+        "versions": _versions(),
     }
 
 
 def rows_sha256(rows: Iterable[Sequence[int]]) -> str:
-    """SHA-256, in hexadecimal, of rows of token ids: each its length, then its ids, in little-endian uint32."""
+    """Hash rows of token ids, each as its length and its ids in little-endian uint32: SHA-256 in hexadecimal."""
     digest = sha256()
     for row in rows:
         digest.update(struct.pack(f"<{len(row) + 1}I", len(row), *row))
     return digest.hexdigest()
 
 
-def _source(part: Part, found: Selection) -> dict[str, Any]:
+def _describe_part(part: Part, selection: Selection) -> dict[str, Any]:
     source: dict[str, Any] = {}
     if part.name:
         source["domain"] = part.name
-    source["source"] = _public(part.spec)
+    source["source"] = _without_path(part.spec)
     if part.name:
         source["weight"] = part.weight
     defaults: dict[str, Any] = {
@@ -86,61 +91,61 @@ def _source(part: Part, found: Selection) -> dict[str, Any]:
     for key, default in defaults.items():
         value = getattr(part, key)
         if value != default:
-            source[key] = _public(value) if key == "evaluation" else value
+            source[key] = _without_path(value) if key == "evaluation" else value
     if part.licence:
         source["licence"] = part.licence
     describe = find_source(part.source).describe
     if describe is not None:
-        # What the source says of itself goes before what the mix says of it.
+        # What the source says about itself replaces what the mix says about it.
         source |= describe(part.source)
-    if part.name in found.exhausted:
+    if part.name in selection.exhausted:
         source["exhausted"] = True
     return source
 
 
-def _domains(found: Selection) -> dict[str, Any]:
+def _describe_domains(selection: Selection) -> dict[str, Any]:
     domains: dict[str, Any] = {}
-    for name in sorted(
-        {row.domain for row in found.rows} | {name for name in found.dropped if found.dropped[name]}
-    ):
-        mine = [row for row in found.rows if row.domain == name]
+    dropped = {name for name, counts in selection.dropped.items() if counts}
+    for name in sorted({row.domain for row in selection.rows} | dropped):
+        rows = [row for row in selection.rows if row.domain == name]
         domains[name] = {
-            "documents": len(mine),
-            "tokens": sum(len(row.input_ids) for row in mine),
-            "sha256": rows_sha256(row.input_ids for row in mine),
-            "dropped": dict(sorted(found.dropped.get(name, {}).items())),
+            "documents": len(rows),
+            "tokens": sum(len(row.input_ids) for row in rows),
+            "sha256": rows_sha256(row.input_ids for row in rows),
+            "dropped": dict(sorted(selection.dropped.get(name, {}).items())),
         }
-        licences = sorted({row.licence for row in mine if row.licence})
+        licences = sorted({row.licence for row in rows if row.licence})
         if licences:
             domains[name]["licences"] = licences
     return domains
 
 
-def _public(spec: str) -> str:
-    """``spec`` as it may leave this machine: of a path, the last name."""
+def _without_path(spec: str) -> str:
+    """Return ``spec`` as it may leave this machine: of a path, only the last name."""
     is_path = (
-        on_disk(spec) is not None
+        path_kind(spec) is not None
         or Path(spec).is_absolute()
         or (is_mix(spec) and not spec.startswith("mix:"))
     )
-    return Path(spec).name if is_path else spec
+    return printable_name(Path(spec)) if is_path else spec
 
 
-def _tokenizer(tokenizer: Any) -> dict[str, str]:
-    """SHA-256 of ``tokenizer.json`` where it is a file, else of the vocabulary; and of the chat template."""
+def _describe_tokenizer(tokenizer: Any) -> dict[str, str]:
+    """Hash ``tokenizer.json`` if there is that file, else the vocabulary; and the chat template. SHA-256."""
     file = Path(str(tokenizer.name_or_path)) / "tokenizer.json"
     if file.is_file():
-        found = {"tokenizer.json": sha256(file.read_bytes()).hexdigest()}
+        hashes = {"tokenizer.json": sha256(file.read_bytes()).hexdigest()}
     else:
         vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()), separators=(",", ":"))
-        found = {"vocabulary": sha256(vocabulary.encode()).hexdigest()}
+        hashes = {"vocabulary": sha256(vocabulary.encode()).hexdigest()}
     if isinstance(tokenizer.chat_template, str):
-        found["chat_template"] = sha256(tokenizer.chat_template.encode()).hexdigest()
-    return found
+        hashes["chat_template"] = sha256(tokenizer.chat_template.encode()).hexdigest()
+    return hashes
 
 
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+def _versions() -> dict[str, str]:
+    versions: dict[str, str] = {}
+    for name in _LIBRARIES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions

@@ -1,4 +1,4 @@
-"""Mixes: several sources by weight, one TOML file each."""
+"""Mixes: several sources by weight. A mix is one TOML file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from gptq_hybrid.common.errors import HybridError
 
-from ._files import FILE_ENDINGS, on_disk
+from ._files import FILE_ENDINGS, path_kind
 from .rows import Row
 
 _PREFIX = "mix:"
@@ -22,12 +22,18 @@ _PREFIX = "mix:"
 class Part:
     """One source of a mix.
 
-    ``name`` is the domain of its rows; ``spec`` the source as the mix writes it, ``source`` with paths made
-    relative to here. ``weight``: its share of the tokens, against the other parts'. ``domains``: only rows
-    whose own ``domain`` is one of these. ``max_rows``: rows at most. ``only_full``: leave out rows shorter
-    than the maximal length. ``template``: keyword arguments of the chat template. For evaluation, never
-    calibrated on: ``evaluation``, another source, or ``hold_out``, a share of the rows (0 to 1) chosen by
-    their text.
+    Attributes:
+        name: the domain of its rows.
+        source: the source, with paths relative to the working folder.
+        spec: the source as the mix writes it.
+        weight: its share of the tokens, relative to the other parts.
+        domains: if not empty, only rows whose own ``domain`` is one of these.
+        max_rows: most rows.
+        only_full: leave out rows shorter than the maximal length.
+        template: keyword arguments of the chat template.
+        evaluation: another source, for evaluation only.
+        hold_out: share of the rows, 0 to 1, kept for evaluation and never calibrated on; chosen by their text.
+        licence: of the rows, if the source does not say.
     """
 
     name: str
@@ -42,14 +48,14 @@ class Part:
     hold_out: float = 0.0
     licence: str | None = None
 
-    def wants(self, row: Row) -> bool:
-        """Whether a row is of the ``domains`` asked for."""
+    def accepts(self, row: Row) -> bool:
+        """Whether a row is of one of the ``domains``."""
         return not self.domains or row.get("domain") in self.domains
 
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """A named mix; ``parts`` have distinct names."""
+    """A named mix, whose parts have distinct names."""
 
     name: str
     description: str
@@ -65,15 +71,15 @@ def is_mix(spec: str) -> bool:
 
 
 def mix_names() -> list[str]:
-    """Names of the mixes that ship."""
+    """Return the names of the mixes that ship."""
     return sorted(p.name.removesuffix(".toml") for p in _shipped().iterdir() if p.name.endswith(".toml"))
 
 
 def load_mix(spec: str) -> Mix:
-    """The mix that ``spec`` names.
+    """Read the mix that ``spec`` names.
 
     Raises:
-        HybridError: there is none, or its file is not one.
+        HybridError: there is no such mix, or the file is not a mix.
     """
     if spec.startswith(_PREFIX):
         name = spec.removeprefix(_PREFIX)
@@ -84,7 +90,7 @@ def load_mix(spec: str) -> Mix:
         return _parse(name, (_shipped() / f"{name}.toml").read_text(encoding="utf-8"), spec, None)
     path = Path(spec)
     try:
-        return _parse(path.stem, path.read_text(encoding="utf-8"), spec, path.parent)
+        return _parse(path.stem, path.read_text(encoding="utf-8-sig"), spec, path.parent)
     except (OSError, ValueError) as error:
         raise HybridError(f"calibration mix {path} cannot be read: {error}") from error
 
@@ -104,14 +110,18 @@ def _parse(name: str, text: str, where: str, folder: Path | None) -> Mix:
             f"{where} must hold `description` and one or more [[part]], and nothing else",
             remedy='[[part]]\nname = "chat"\nsource = "chat.jsonl"\nweight = 2',
         )
-    made = tuple(_part(part, f"{where}: part {number}", folder) for number, part in enumerate(parts, 1))
-    twice = {part.name for part in made if sum(other.name == part.name for other in made) > 1}
-    if twice:
-        raise HybridError(f"{where}: two parts are called {min(twice)!r}")
-    return Mix(name, str(data.get("description", "")), made)
+    mix_parts = tuple(
+        _parse_part(part, f"{where}: part {number}", folder) for number, part in enumerate(parts, 1)
+    )
+    repeated = {part.name for part in mix_parts if sum(other.name == part.name for other in mix_parts) > 1}
+    if repeated:
+        raise HybridError(
+            f"{where}: two parts are called {min(repeated)!r}", remedy="Give each its own name."
+        )
+    return Mix(name, str(data.get("description", "")), mix_parts)
 
 
-def _part(data: Any, where: str, folder: Path | None) -> Part:
+def _parse_part(data: Any, where: str, folder: Path | None) -> Part:
     if not isinstance(data, dict):
         raise HybridError(f"{where} is not a table")
     unknown = data.keys() - _KEYS
@@ -124,12 +134,15 @@ def _part(data: Any, where: str, folder: Path | None) -> Part:
         value = part.get(key)
         if isinstance(value, str):
             if is_mix(value):
-                raise HybridError(f"{where}: {key} is itself a mix, which is not supported")
-            if folder is not None and (value.endswith(FILE_ENDINGS) or on_disk(str(folder / value))):
+                raise HybridError(
+                    f"{where}: {key} is itself a mix, which is not supported",
+                    remedy="Write the parts of that mix here.",
+                )
+            if folder is not None and (value.endswith(FILE_ENDINGS) or path_kind(str(folder / value))):
                 part[key] = str(folder / value)
-    for key, (fits, meant) in _VALUES.items():
-        if not fits(part.get(key)) and (key in part or key in ("name", "source")):
-            raise HybridError(f"{where}: {key} = {part.get(key)!r} is not {meant}")
+    for key, (is_valid, description) in _VALUES.items():
+        if not is_valid(part.get(key)) and (key in part or key in ("name", "source")):
+            raise HybridError(f"{where}: {key} = {part.get(key)!r} is not {description}")
     return Part(**{**part, "domains": tuple(part.get("domains", ()))})
 
 
@@ -141,6 +154,7 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and value != ""
 
 
+# For each key of a part: whether a value is valid, and what it should be, for messages.
 _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "name": (_is_text, "a name"),
     "source": (_is_text, "a source"),

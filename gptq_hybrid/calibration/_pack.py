@@ -1,4 +1,4 @@
-"""Several whole documents in one row."""
+"""Pack several whole documents into one row."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from typing import Any
 
 from gptq_hybrid.common.errors import HybridError
 
-# Off: in a packed row the recurrent state and the attention of one document go on into the next, so every
-# document but the first is calibrated in a context it would not be served in; and no measurement says yet
-# that fuller rows make up for it.
+# Off: in a packed row the recurrent state and the attention of one document continue into the next. So every
+# document but the first is calibrated in a context that serving never gives it. No measurement says yet that
+# fuller rows make up for that.
 DEFAULT_PACK = False
 
 _END_OF_TEXT = "<|endoftext|>"
 
 
 def end_of_text(tokenizer: Any) -> int:
-    """The token between documents: ``<|endoftext|>``, else the tokenizer's end-of-sequence token.
+    """Return the token between documents: ``<|endoftext|>``, else the tokenizer's end-of-sequence token.
 
     Raises:
-        HybridError: it has neither.
+        HybridError: the tokenizer has neither.
     """
-    found = tokenizer.get_vocab().get(_END_OF_TEXT, tokenizer.eos_token_id)
-    if found is None:
+    token = tokenizer.get_vocab().get(_END_OF_TEXT, tokenizer.eos_token_id)
+    if token is None:
         raise HybridError(
             "the tokenizer has no end-of-text token to put between documents", remedy="Use --no-pack."
         )
-    return int(found)
+    return int(token)
 
 
 def pack_rows(documents: Sequence[list[int]], length: int, separator: int) -> list[list[int]]:
-    """Put documents into as few rows of at most ``length`` tokens as first-fit decreasing finds.
+    """Put documents into rows of at most ``length`` tokens, by first-fit decreasing.
 
-    The longest document goes first, each into the first row with room for it and for the separator before
-    it. Documents are not split, and hold at most ``length`` tokens.
+    The longest document goes first. Each goes into the first row that has room for it and for the separator before
+    it. Documents are not split; none may hold more than ``length`` tokens.
     """
     rows: list[list[int]] = []
     open_rows: list[list[int]] = []

@@ -1,4 +1,4 @@
-"""Rows to token ids, through the model's own chat template."""
+"""Encode rows to token ids, through the model's own chat template."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 from gptq_hybrid.common.errors import HybridError
 
-# gptqmodel drops shorter rows without a word.
+# gptqmodel drops shorter rows without saying so.
 MIN_TOKENS = 10
-# Tokenizing what will be cut anyway costs minutes on books. Only a text whose tokens average more characters
-# than this is cut short, such as one of little but blanks.
+# Texts are cut before they are tokenized: on books, tokenizing what will be cut anyway costs minutes. Only a text
+# whose tokens average more characters than this loses anything, such as one of little but blanks.
 _CHARACTERS_PER_TOKEN = 32
 
 
@@ -23,11 +23,11 @@ class RejectedRowError(HybridError):
 def encode_row(
     row: Mapping[str, Any], tokenizer: Any, max_length: int, template: Mapping[str, Any] | None = None
 ) -> list[int]:
-    """Token ids of one checked row, cut to ``max_length``.
+    """Encode one parsed row to token ids, cut to ``max_length``.
 
     Args:
-        row: ``{"text"}``, tokenized as it is, or ``{"messages"}`` with or without ``tools``, through the chat
-            template. Where that knows nothing of ``reasoning_content``, the thinking block is put into the content.
+        row: ``{"text"}``, tokenized as it is; or ``{"messages"}`` with or without ``tools``, through the chat
+            template. If the template does not use ``reasoning_content``, the thinking goes into the content.
         tokenizer: a transformers tokenizer.
         max_length: tokens kept.
         template: keyword arguments of the chat template, such as ``enable_thinking``.
@@ -71,23 +71,23 @@ def _for_template(messages: list[dict[str, Any]], template: Any) -> list[dict[st
 def encode_rows(
     rows: Sequence[Mapping[str, Any]], tokenizer: Any, max_length: int
 ) -> list[dict[str, list[int]]]:
-    """Token ids of each row, cut to ``max_length`` (gptqmodel itself cuts nothing).
+    """Encode each row to token ids, cut to ``max_length``; gptqmodel itself cuts nothing.
 
     Returns:
-        ``{"input_ids", "attention_mask"}`` per row; rows under 10 tokens are left out.
+        ``{"input_ids", "attention_mask"}`` for each row of 10 tokens or more.
 
     Raises:
-        HybridError: as :func:`encode_row`; or nothing is left.
+        HybridError: as :func:`encode_row`, or no row is left.
     """
     encoded = [encode_row(row, tokenizer, max_length) for row in rows]
-    return as_calibration([ids for ids in encoded if len(ids) >= MIN_TOKENS])
+    return to_calibration([ids for ids in encoded if len(ids) >= MIN_TOKENS])
 
 
-def as_calibration(rows: Sequence[list[int]]) -> list[dict[str, list[int]]]:
-    """Rows of token ids in the form gptqmodel takes.
+def to_calibration(rows: Sequence[list[int]]) -> list[dict[str, list[int]]]:
+    """Put rows of token ids into the form that gptqmodel takes.
 
     Raises:
-        HybridError: there are none.
+        HybridError: there are no rows.
     """
     if not rows:
         raise HybridError(f"no calibration row has {MIN_TOKENS} tokens or more", remedy="Give longer texts.")
@@ -95,5 +95,5 @@ def as_calibration(rows: Sequence[list[int]]) -> list[dict[str, list[int]]]:
 
 
 def tokens_key(ids: Sequence[int]) -> str:
-    """SHA-256, in hexadecimal, of token ids as little-endian uint32."""
+    """Hash token ids as little-endian uint32: SHA-256 in hexadecimal."""
     return sha256(struct.pack(f"<{len(ids)}I", *ids)).hexdigest()

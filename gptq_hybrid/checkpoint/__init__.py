@@ -1,6 +1,6 @@
 """What a checkpoint of the hybrid family is: files, headers, layout, formats, index, draft vocabulary.
 
-Light by design: no torch, no gptqmodel, no numpy at import.
+Imports no torch, gptqmodel, numpy or HTTP library.
 """
 
 from ._checkpoint import CALIBRATION_FILE, INDEX_NAME, MTP_FILE, Checkpoint
@@ -12,7 +12,7 @@ from .draft_vocab_file import (
     shipped_draft_vocab,
     write_draft_vocab,
 )
-from .families import family_of, layout_for
+from .families import family_for, layout_for
 from .headers import TensorInfo, read_header
 from .json_files import read_json_object
 from .layout import Family, FusedModule, LinearSpec, TensorLayout, TensorSpec
@@ -31,7 +31,7 @@ __all__ = [
     "TensorInfo",
     "TensorLayout",
     "TensorSpec",
-    "family_of",
+    "family_for",
     "find_draft_vocab",
     "layout_for",
     "read_draft_vocab",

@@ -15,21 +15,21 @@ from .draft_vocab_file import (
     DRAFT_VOCAB_FILE,
     DraftVocab,
     parse_draft_vocab,
+    read_vocab_size,
     refuse_foreign,
-    vocab_size_of,
 )
-from .files import Files, LocalFiles, Range
+from .files import Files, LocalFiles, Range, file_label
 from .headers import Header, TensorInfo, read_headers
 from .json_files import fetch_json_object
 from .vocabulary import read_vocabulary
 
 INDEX_NAME = "model.safetensors.index.json"
 MTP_FILE = "mtp.safetensors"
-# What the checkpoint was calibrated on.
+# The manifest of what the checkpoint was calibrated on.
 CALIBRATION_FILE = "calibration.json"
 # vLLM skips these names when it globs *.safetensors.
 _NOT_SHARDS = frozenset({"consolidated.safetensors", "training_args.safetensors"})
-# Where a place cannot be listed, the names under which weights that no index names are usually found.
+# Where a place cannot be listed: the usual names of weights that no index names.
 _PROBED = ("model.safetensors", MTP_FILE)
 # A family member of a terabyte has a few hundred shards.
 MOST_FILES = 4096
@@ -37,11 +37,17 @@ MOST_FILES = 4096
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint in a folder or on a server. Nothing but headers and small JSON files is read.
+    """A checkpoint in a folder or on a server; reads only headers and small JSON files by itself.
 
-    vLLM lets the index choose *files* and then reads every tensor of a chosen
-    file; without an index it reads every ``*.safetensors``. ``loaded`` follows
-    that rule, ``stray`` holds what lies in files the index never names.
+    vLLM lets the index choose *files* and then reads every tensor of a chosen file; without an index it reads every
+    ``*.safetensors``. ``loaded`` follows that rule, and ``stray`` holds the tensors of files that the index never
+    names.
+
+    Attributes:
+        files: where its files are.
+        config: the parsed ``config.json``.
+        header_errors: by file, why its header could not be read; complete after :meth:`read_all_headers`.
+        headers: by file, the header; complete after :meth:`read_all_headers`.
     """
 
     files: Files
@@ -51,7 +57,7 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: str | Path, *, follow_links: bool = True) -> Checkpoint:
-        """Read ``config.json`` of a folder.
+        """Open the checkpoint in a folder.
 
         Raises:
             CheckpointError: no such folder, or no readable ``config.json``.
@@ -63,31 +69,31 @@ class Checkpoint:
 
     @classmethod
     def read(cls, files: Files) -> Checkpoint:
-        """Read ``config.json`` from wherever the files are.
+        """Open a checkpoint wherever its files are.
 
         Raises:
-            CheckpointError: it is absent or not a JSON object, or the place cannot be reached.
+            CheckpointError: ``config.json`` is absent or not a JSON object, or the place cannot be reached.
         """
         return cls(files, fetch_json_object(files, "config.json"))
 
     @property
     def location(self) -> str:
-        """What to call this checkpoint: its folder, hub id or URL."""
+        """Folder, hub id or URL, for messages."""
         return self.files.location
 
     @property
     def path(self) -> Path:
-        """Its local folder.
+        """The local folder.
 
         Raises:
-            CheckpointError: it is on a server.
+            CheckpointError: the checkpoint is on a server.
         """
         if self.files.folder is None:
             raise CheckpointError(self.location, "is not a local folder", remedy="Download it first.")
         return self.files.folder
 
     def has(self, name: str) -> bool:
-        """Whether there is a file ``name``."""
+        """Whether the checkpoint has a file ``name``."""
         return name in self.listing if self.listing is not None else self.files.size(name) is not None
 
     @cached_property
@@ -105,28 +111,28 @@ class Checkpoint:
             raise
         except CheckpointError as error:
             return error
-        where, weight_map = f"{self.location}/{INDEX_NAME}", content.get("weight_map")
+        label, weight_map = f"{self.location}/{INDEX_NAME}", content.get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-            return CheckpointError(where, "has no `weight_map` from tensor names to file names")
+            return CheckpointError(label, "has no `weight_map` from tensor names to file names")
         if len(set(weight_map.values())) > MOST_FILES:
-            return CheckpointError(where, f"names more than {MOST_FILES} files")
+            return CheckpointError(label, f"names more than {MOST_FILES} files")
         return content
 
     @property
     def index(self) -> Mapping[str, str] | None:
-        """File by tensor; None where there is no index, or none that can be used (see ``index_error``)."""
+        """File by tensor; None without an index, or with one that cannot be used (see ``index_error``)."""
         content = self._index_content
         return content["weight_map"] if isinstance(content, dict) else None
 
     @property
     def index_error(self) -> CheckpointError | None:
-        """Why the index that is there cannot be used."""
+        """Why the index cannot be used; None for a usable one, and without one."""
         content = self._index_content
         return content if isinstance(content, CheckpointError) else None
 
     @property
     def declared_size(self) -> object:
-        """``metadata.total_size`` of the index: bytes of all tensors, where a writer noted it."""
+        """``metadata.total_size`` of the index, the bytes of all tensors; None if its writer left it out."""
         content = self._index_content
         metadata = content.get("metadata") if isinstance(content, dict) else None
         return metadata.get("total_size") if isinstance(metadata, dict) else None
@@ -141,19 +147,19 @@ class Checkpoint:
 
     @cached_property
     def referenced(self) -> tuple[str, ...]:
-        """Files a loader opens, in its order: those the index names, or all present when there is none."""
+        """Files a loader opens, in its order: those the index names, or all present without one."""
         names = self.on_disk if self.index is None else set(self.index.values())
         return tuple(sorted(names, key=_natural))
 
     @cached_property
     def refused_files(self) -> dict[str, str]:
-        """Files that are not looked at though a loader may be sent to them, and why not."""
+        """Files that are never opened here although a loader may be sent to them, and why."""
         reasons = {name: self.files.refusal(name) for name in {*self.referenced, *self.on_disk}}
         return {name: reason for name, reason in sorted(reasons.items()) if reason is not None}
 
     @cached_property
     def missing_files(self) -> tuple[str, ...]:
-        """Files the index names that do not exist."""
+        """Files that the index names and that do not exist."""
         return tuple(
             name
             for name in self.referenced
@@ -163,26 +169,29 @@ class Checkpoint:
 
     @cached_property
     def loaded(self) -> dict[str, TensorInfo]:
-        """Tensors a loader finds. Files with a bad header are left out and noted in ``header_errors``.
+        """Tensors a loader finds, by name. Files with a bad header are left out; ``header_errors`` has them.
 
-        Of a tensor that lies in two files, the one of the file whose name sorts last: vLLM reads files in
-        that order.
+        Of a tensor in two files, the file whose name sorts last counts: vLLM reads files in that order.
         """
         return self._tensors(self.referenced)
 
+    def read_all_headers(self) -> None:
+        """Read the headers of every file, so that ``headers`` and ``header_errors`` are complete."""
+        _ = self.loaded, self.stray
+
     @cached_property
     def stray(self) -> dict[str, TensorInfo]:
-        """Tensors in safetensors files that the index never names."""
+        """Tensors in safetensors files that the index never names, by name."""
         return self._tensors(tuple(name for name in self.on_disk if name not in self.referenced))
 
     def _tensors(self, names: tuple[str, ...]) -> dict[str, TensorInfo]:
         skipped = {*self.refused_files, *self.missing_files}
         tensors: dict[str, TensorInfo] = {}
-        for name, found in read_headers(self.files, [n for n in names if n not in skipped]).items():
-            if isinstance(found, CheckpointError):
-                self.header_errors[name] = found
+        for name, header in read_headers(self.files, [n for n in names if n not in skipped]).items():
+            if isinstance(header, CheckpointError):
+                self.header_errors[name] = header
             else:
-                self.headers[name] = found
+                self.headers[name] = header
         for name in names:
             if name in self.headers:
                 tensors.update(self.headers[name].tensors)
@@ -195,53 +204,57 @@ class Checkpoint:
         return text if isinstance(text, Mapping) else self.config
 
     @property
+    def multimodal(self) -> bool:
+        """Whether ``config.json`` is that of the multimodal class, with the language model's in ``text_config``."""
+        return self.text_config is not self.config
+
+    @property
     def quantization_config(self) -> Mapping[str, Any] | None:
-        """Where vLLM looks: ``quantization_config`` or ``compression_config`` of the root, then of the text."""
+        """What vLLM reads: ``quantization_config`` or ``compression_config`` of the root, else of the text."""
         for owner in (self.config, self.text_config):
             for key in ("quantization_config", "compression_config"):
-                if isinstance(found := owner.get(key), Mapping):
-                    return found
+                if isinstance(settings := owner.get(key), Mapping):
+                    return settings
         return None
 
     @cached_property
     def draft_vocab(self) -> DraftVocab | CheckpointError | None:
-        """Its ``draft_vocab.json``, or why that cannot be used; None where there is none.
+        """The ``draft_vocab.json``, or why it cannot be used; None if there is none.
 
-        On a server it is not held against the tokenizer, which is 20 MB, and only looked for where files can be
-        listed.
+        On a server it is not compared with the tokenizer, which is 20 MB, and only found where files can be listed.
         """
         if DRAFT_VOCAB_FILE not in (self.listing or ()):
             return None
-        where = f"{self.location.rstrip('/')}/{DRAFT_VOCAB_FILE}"
+        label = file_label(self.files, DRAFT_VOCAB_FILE)
         try:
-            found = parse_draft_vocab(where, fetch_json_object(self.files, DRAFT_VOCAB_FILE))
+            vocab = parse_draft_vocab(label, fetch_json_object(self.files, DRAFT_VOCAB_FILE))
             if not self.files.far:
-                refuse_foreign(where, found, read_vocabulary(self.files), vocab_size_of(self.files))
+                refuse_foreign(label, vocab, read_vocabulary(self.files), read_vocab_size(self.files))
         except TransferError:
             raise
         except CheckpointError as error:
             return error
-        return found
+        return vocab
 
     def read_bytes(self, info: TensorInfo, begin: int = 0, count: int | None = None) -> bytes:
-        """``count`` raw bytes of a tensor from its byte ``begin`` on (all of it by default)."""
+        """Read ``count`` raw bytes of a tensor from its byte ``begin`` on; all of them by default."""
         return self.files.read(_range(info, begin, count))
 
     def read_parts(self, parts: list[tuple[TensorInfo, int, int]]) -> list[bytes]:
-        """Bytes of several ``(tensor, begin, count)`` at once, which over a network saves round trips.
+        """Read several ``(tensor, begin, count)`` at once, which saves round trips over a network.
 
         Raises:
             CheckpointError: one of them could not be read.
         """
-        found = self.files.read_many([_range(*part) for part in parts])
-        for data in found:
-            if isinstance(data, Exception):
-                raise data
-        return [data for data in found if isinstance(data, bytes)]
+        pieces = self.files.read_many([_range(*part) for part in parts])
+        for piece in pieces:
+            if isinstance(piece, Exception):
+                raise piece
+        return [piece for piece in pieces if isinstance(piece, bytes)]
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """vLLM's order of files: digits by their value, so that model-10 follows model-9."""
+    """Sort key of vLLM's order of files: digits by their value, so that model-10 follows model-9."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d{1,18})", name)]
 
 

@@ -1,4 +1,4 @@
-"""Patterns out of a config somebody else wrote, matched as vLLM matches them, but never for long."""
+"""Match patterns from somebody else's config as vLLM does, with a time limit."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ _too_slow: set[str] = set()
 
 
 def matches(pattern: str, text: str, *, anywhere: bool = False) -> bool:
-    """Whether ``pattern`` matches at the start of ``text`` (or, ``anywhere``, within it).
+    """Whether ``pattern`` matches at the start of ``text`` (with ``anywhere``, within it).
 
     A pattern that is not a regular expression matches nothing. vLLM uses the `regex` library too.
 
     Raises:
-        CheckpointError: matching it takes longer than a second.
+        CheckpointError: matching takes longer than a second.
     """
+    # Only configs with patterns need it.
     import regex
 
     if pattern not in _too_slow:

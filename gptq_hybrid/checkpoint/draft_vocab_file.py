@@ -1,7 +1,7 @@
 """``draft_vocab.json``: the tokens of a tokenizer by how often replies use them, most frequent first.
 
-A draft head that computes logits for the first N of them alone does the work of N rows of the output head, not of
-all. What it cannot propose is drafted wrong and put right by verification, so the list decides speed, never text.
+A draft head that computes logits only for the first N of them reads N channels of the output head in place of all.
+Verification corrects whatever such a head cannot propose, so the list decides speed, never text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from gptq_hybrid.common.atomic import write_text_atomic
 from gptq_hybrid.common.errors import CheckpointError
 
-from .files import Files, LocalFiles
+from .files import Files, LocalFiles, file_label
 from .json_files import fetch_json_object, read_json_object
 from .vocabulary import Vocabulary, read_vocabulary
 
@@ -27,7 +27,7 @@ DRAFT_VOCAB_FILE = "draft_vocab.json"
 FORMAT = 1
 _PER_LINE = 20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_REMEDY = "Make it anew: qwen36 draft-vocab CHECKPOINT."
+_REMEDY = "Make a new one: qwen36 draft-vocab CHECKPOINT."
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,9 @@ class DraftVocab:
 
     Attributes:
         tokenizer: :attr:`Vocabulary.sha256` of the tokenizer whose ids these are.
-        vocab_size: the model's, padding included: ids are below it.
-        ranked: the ids that were counted, those that end a reply or open a block of it before all; distinct.
-        coverage: by N, the share (0 to 1) of tokens of held-out text that the first N ids hold.
+        vocab_size: the model's, padding included; every id is below it.
+        ranked: distinct ids that were counted, first of all those that end a reply or open a block of it.
+        coverage: by N, the share (0 to 1) of held-out text's tokens that are among the first N ids.
         source: what was counted, for people; JSON.
     """
 
@@ -49,9 +49,9 @@ class DraftVocab:
     source: Mapping[str, Any]
 
     def ids(self, n: int) -> list[int]:
-        """The first ``n`` ids (all, if there are fewer): those counted, then the others from 0 on.
+        """Return the first ``n`` ids (all, if there are fewer): those counted, then the others from 0 on.
 
-        A BPE id is the rank of its merge, so of tokens nobody saw the lower ids are the commoner ones.
+        A BPE id is the rank of its merge, so among uncounted tokens the lower ids are the commoner ones.
 
         Raises:
             ValueError: ``n`` is not above 0.
@@ -67,14 +67,14 @@ class DraftVocab:
 
     @property
     def summary(self) -> str:
-        """How many tokens are ranked, and what the first N hold, in a line."""
+        """How many tokens are ranked, and what share the first N hold, in one line."""
         sizes = [n for n in self.coverage if n < self.vocab_size][-3:]
-        held = ", ".join(f"{n:,} hold {self.coverage[n]:.1%}" for n in sizes)
+        shares = ", ".join(f"{n:,} hold {self.coverage[n]:.1%}" for n in sizes)
         ranked = f"{len(self.ranked):,} of {self.vocab_size:,} tokens ranked"
-        return f"{ranked}; of held-out text the first {held}" if held else ranked
+        return f"{ranked}; of held-out text the first {shares}" if shares else ranked
 
     def as_text(self) -> str:
-        """The JSON of ``draft_vocab.json``, ids in short lines at its end."""
+        """Return the JSON of ``draft_vocab.json``, with the ids in short lines at its end."""
         head = {
             "format": FORMAT,
             "tokenizer": self.tokenizer,
@@ -91,16 +91,16 @@ class DraftVocab:
 
 
 def write_draft_vocab(path: Path, vocab: DraftVocab) -> None:
-    """Write ``vocab`` to the file ``path``: temporary name, fsync, rename."""
+    """Write ``vocab`` to the file ``path``, whole or not at all."""
     write_text_atomic(path, vocab.as_text())
 
 
 def read_draft_vocab(folder: str | Path, *, file: str | Path | None = None) -> DraftVocab | None:
-    """The draft vocabulary of a checkpoint folder; None where it has none.
+    """Read the draft vocabulary of a checkpoint folder; None if it has none.
 
     Args:
-        folder: the checkpoint; its tokenizer and ``config.json`` are what the list must fit.
-        file: a list elsewhere to read instead, which must be there.
+        folder: the checkpoint, whose tokenizer and ``config.json`` the list must fit.
+        file: a list elsewhere to read instead; it must exist.
 
     Raises:
         CheckpointError: the file is broken, or belongs to another tokenizer or model.
@@ -109,23 +109,23 @@ def read_draft_vocab(folder: str | Path, *, file: str | Path | None = None) -> D
     path = Path(folder, DRAFT_VOCAB_FILE) if file is None else Path(file)
     if file is None and not path.exists():
         return None
-    found = parse_draft_vocab(str(path), read_json_object(path))
-    refuse_foreign(str(path), found, read_vocabulary(checkpoint), vocab_size_of(checkpoint))
-    return found
+    vocab = parse_draft_vocab(str(path), read_json_object(path))
+    refuse_foreign(str(path), vocab, read_vocabulary(checkpoint), read_vocab_size(checkpoint))
+    return vocab
 
 
 def shipped_draft_vocab(folder: str | Path) -> DraftVocab | None:
-    """The list that comes with this package for the tokenizer of ``folder``; None where there is none.
+    """Return the list that ships with this package for the tokenizer of ``folder``; None if there is none.
 
     Raises:
         CheckpointError: the folder's tokenizer or config cannot be read.
     """
     checkpoint = LocalFiles(Path(folder))
-    return shipped_for(read_vocabulary(checkpoint), vocab_size_of(checkpoint))
+    return shipped_for(read_vocabulary(checkpoint), read_vocab_size(checkpoint))
 
 
 def find_draft_vocab(folder: str | Path) -> DraftVocab | None:
-    """The checkpoint's own list, else the one that ships for its tokenizer, else None.
+    """Return the checkpoint's own list, else the one that ships for its tokenizer, else None.
 
     Raises:
         CheckpointError: as :func:`read_draft_vocab`.
@@ -134,17 +134,17 @@ def find_draft_vocab(folder: str | Path) -> DraftVocab | None:
 
 
 def shipped_for(vocabulary: Vocabulary, vocab_size: int) -> DraftVocab | None:
-    """The list that comes with this package for a tokenizer; ``vocab_size`` is the model's."""
+    """Return the list that ships with this package for a tokenizer; ``vocab_size`` is the model's."""
     for entry in (package_files("gptq_hybrid") / "draft_vocab" / "lists").iterdir():
         if entry.name.endswith(f"-{vocabulary.sha256[:12]}.json.xz"):
-            found = parse_draft_vocab(entry.name, json.loads(lzma.decompress(entry.read_bytes())))
-            if found.tokenizer == vocabulary.sha256 and found.vocab_size == vocab_size:
-                return found
+            vocab = parse_draft_vocab(entry.name, json.loads(lzma.decompress(entry.read_bytes())))
+            if vocab.tokenizer == vocabulary.sha256 and vocab.vocab_size == vocab_size:
+                return vocab
     return None
 
 
-def vocab_size_of(files: Files) -> int:
-    """``vocab_size`` of ``config.json``: rows of the output head.
+def read_vocab_size(files: Files) -> int:
+    """Read ``vocab_size`` from ``config.json``: the output head's number of channels.
 
     Raises:
         CheckpointError: it has none.
@@ -153,34 +153,34 @@ def vocab_size_of(files: Files) -> int:
     text = config.get("text_config")
     size = (text if isinstance(text, dict) else config).get("vocab_size")
     if type(size) is not int or size <= 0:
-        raise CheckpointError(f"{files.location.rstrip('/')}/config.json", "has no `vocab_size`")
+        raise CheckpointError(file_label(files, "config.json"), "has no `vocab_size`")
     return size
 
 
-def refuse_foreign(where: str, found: DraftVocab, vocabulary: Vocabulary, vocab_size: int) -> None:
-    """Raise if ``found`` is not for this tokenizer and model.
+def refuse_foreign(where: str, vocab: DraftVocab, vocabulary: Vocabulary, vocab_size: int) -> None:
+    """Refuse a draft vocabulary of another tokenizer or model; ``where`` names its file in messages.
 
     Raises:
-        CheckpointError: it is not.
+        CheckpointError: ``vocab`` does not fit ``vocabulary`` and ``vocab_size``.
     """
-    if found.tokenizer != vocabulary.sha256:
+    if vocab.tokenizer != vocabulary.sha256:
         raise CheckpointError(
             where,
-            f"belongs to another tokenizer (its vocabulary is {found.tokenizer[:12]}…, this checkpoint's "
+            f"belongs to another tokenizer (its vocabulary is {vocab.tokenizer[:12]}…, this checkpoint's "
             f"{vocabulary.sha256[:12]}…)",
             remedy=_REMEDY,
         )
-    if found.vocab_size != vocab_size:
+    if vocab.vocab_size != vocab_size:
         raise CheckpointError(
-            where, f"is for {found.vocab_size} ids, this model has {vocab_size}", remedy=_REMEDY
+            where, f"is for {vocab.vocab_size} ids, this model has {vocab_size}", remedy=_REMEDY
         )
 
 
 def parse_draft_vocab(where: str, content: Mapping[str, Any]) -> DraftVocab:
-    """A draft vocabulary from the JSON of its file; ``where`` is what messages call that.
+    """Parse the JSON of a draft vocabulary; ``where`` names its file in messages.
 
     Raises:
-        CheckpointError: it is of another format, or its ids are not distinct ids of the vocabulary.
+        CheckpointError: another format, or ids that are not distinct ids of the vocabulary.
     """
 
     def refuse(what: str, remedy: str = _REMEDY) -> CheckpointError:
@@ -189,7 +189,7 @@ def parse_draft_vocab(where: str, content: Mapping[str, Any]) -> DraftVocab:
     if content.get("format") != FORMAT:
         raise refuse(
             f"has format {content.get('format')!r}; this version knows {FORMAT}",
-            "Upgrade this package, or make it anew: qwen36 draft-vocab CHECKPOINT.",
+            "Upgrade this package, or make a new one: qwen36 draft-vocab CHECKPOINT.",
         )
     tokenizer, size, ids = (content.get(key) for key in ("tokenizer", "vocab_size", "ids"))
     if not isinstance(tokenizer, str) or not _SHA256.fullmatch(tokenizer):
@@ -200,7 +200,7 @@ def parse_draft_vocab(where: str, content: Mapping[str, Any]) -> DraftVocab:
         raise refuse("`ids` is not a list of token ids")
     if not 0 <= min(ids) <= max(ids) < size:
         wrong = next(i for i in ids if not 0 <= i < size)
-        raise refuse(f"`ids` holds {wrong}, which is no id of a vocabulary of {size}")
+        raise refuse(f"`ids` holds {wrong}, which is not an id of a vocabulary of {size}")
     if len(set(ids)) != len(ids):
         raise refuse(f"`ids` holds {_first_repeated(ids)} twice")
     coverage, source = content.get("coverage", {}), content.get("source", {})

@@ -1,28 +1,25 @@
-"""``g_idx``: which quantization group each input row belongs to."""
+"""``g_idx``: which quantization group each input feature of a linear belongs to, int32 ``[in_features]``."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from ._checkpoint import Checkpoint
-from .headers import TensorInfo
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+import sys
+from array import array
+from functools import cache
 
 
-def read_g_idx(checkpoint: Checkpoint, info: TensorInfo) -> NDArray[np.int32]:
-    """The values of one ``g_idx`` tensor, int32 ``[in_features]``."""
-    import numpy as np
+@cache
+def natural_bytes(features: int, group_size: int) -> bytes:
+    """Return the bytes of a ``g_idx`` in natural order: feature ``i`` in group ``i // group_size``.
 
-    values: NDArray[np.int32] = np.frombuffer(checkpoint.read_bytes(info), dtype="<i4")
-    return values
+    int32, little-endian. A ``group_size`` of 0 or less means one group of all features.
+    """
+    size = features if group_size <= 0 else group_size
+    values = array("i", (i // size for i in range(features)))
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values.tobytes()
 
 
-def is_trivial(g_idx: NDArray[np.int32], group_size: int) -> bool:
-    """Whether row ``i`` lies in group ``i // group_size`` (one group in all for -1)."""
-    import numpy as np
-
-    size = len(g_idx) if group_size == -1 else group_size
-    return bool(np.array_equal(g_idx, np.arange(len(g_idx)) // size))
+def is_natural(g_idx: bytes, features: int, group_size: int) -> bool:
+    """Whether the bytes of a whole ``g_idx`` are in natural order, so that loading needs none."""
+    return g_idx == natural_bytes(features, group_size)

@@ -1,9 +1,8 @@
-"""safetensors headers, without numpy or torch.
+"""Read safetensors headers, without numpy or torch.
 
-Format (https://github.com/huggingface/safetensors): eight bytes little-endian
-header length, a JSON object ``{name: {"dtype", "shape", "data_offsets"}}`` with
-offsets relative to the end of the header, then the data, which the tensors must
-cover without gaps or overlaps.
+The format (https://github.com/huggingface/safetensors): the header's length in eight bytes, little-endian; a JSON
+object ``{name: {"dtype", "shape", "data_offsets"}}`` with offsets relative to the end of the header; then the data,
+which the tensors must cover without gaps or overlaps.
 """
 
 from __future__ import annotations
@@ -18,15 +17,15 @@ from typing import Any
 
 from gptq_hybrid.common.errors import CheckpointError, TransferError
 
-from .files import Files, LocalFiles, Range
+from .files import Files, LocalFiles, Range, file_label
 
-# The reference implementation takes up to 100 MB. Parsed, a header takes about eight times its size, and
-# the 27B's longest is 0.1 MB: 16 MiB leaves room for any family member and bounds what a hostile file costs.
+# The reference implementation takes up to 100 MB. Parsed, a header takes about eight times its size. The 27B's
+# longest is 0.1 MB: 16 MiB leaves room for any member of the family and bounds what a hostile file costs.
 MAX_HEADER_BYTES = 16 << 20
 # All headers of a checkpoint together; the 27B's are 0.3 MB.
 MAX_HEADERS_BYTES = 32 << 20
-# Most headers of the 27B's five shards end within the second read whatever this is; it is what a
-# one-tensor header, and every header's length, cost.
+# What a one-tensor header, and the length of every header, cost. Most headers of the 27B's five shards need a
+# second read whatever this is.
 _FIRST_READ = 16 << 10
 _MOST_DIMENSIONS = 8
 _AGAIN = "Download or copy this file again."
@@ -44,8 +43,12 @@ DTYPE_BITS = {
 class TensorInfo:
     """One tensor as its header declares it.
 
-    ``begin`` and ``end`` are absolute byte offsets in ``file`` (a name relative
-    to the checkpoint folder).
+    Attributes:
+        name: full name.
+        dtype: as safetensors spells it, such as ``BF16``.
+        shape: dimensions.
+        file: the file's name, relative to the checkpoint folder.
+        begin, end: absolute byte offsets in ``file``.
     """
 
     name: str
@@ -57,6 +60,7 @@ class TensorInfo:
 
     @property
     def nbytes(self) -> int:
+        """Size of the tensor in bytes."""
         return self.end - self.begin
 
 
@@ -69,31 +73,35 @@ class Header:
 
 
 def read_header(path: Path, *, file: str | None = None) -> dict[str, TensorInfo]:
-    """Tensors of one safetensors file on this machine, from its header alone.
+    """Read the tensors of one safetensors file on this machine, from its header alone.
+
+    Args:
+        path: the file.
+        file: what the tensors' ``file`` is to say; the file's own name by default.
 
     Raises:
-        CheckpointError: unreadable, not safetensors, truncated (declared data
-            past the end of the file), or offsets that contradict shape and dtype.
+        CheckpointError: unreadable, not safetensors, truncated (declared data past the end of the file), or with
+            offsets that contradict shape and dtype.
     """
-    found = read_headers(LocalFiles(path.parent), [path.name])[path.name]
-    if isinstance(found, CheckpointError):
-        raise found
+    header = read_headers(LocalFiles(path.parent), [path.name])[path.name]
+    if isinstance(header, CheckpointError):
+        raise header
     label = file if file is not None else path.name
     return {
         name: TensorInfo(name, info.dtype, info.shape, label, info.begin, info.end)
-        for name, info in found.tensors.items()
+        for name, info in header.tensors.items()
     }
 
 
 def read_headers(files: Files, names: Sequence[str]) -> dict[str, Header | CheckpointError]:
-    """Headers by file name; a file that is not whole or not safetensors has its error instead.
+    """Read headers, by file name; a file that is truncated or not safetensors has its error instead.
 
     Raises:
-        TransferError: the server they lie on could not be asked.
+        TransferError: the server cannot be reached.
     """
     out: dict[str, Header | CheckpointError] = {}
     read = 0
-    wanted: list[tuple[str, int, int]] = []
+    well_begun: list[tuple[str, int, int]] = []
     firsts: dict[str, bytes] = {}
     for name, first in zip(names, files.read_many([Range(n, 0, _FIRST_READ) for n in names]), strict=True):
         try:
@@ -101,13 +109,13 @@ def read_headers(files: Files, names: Sequence[str]) -> dict[str, Header | Check
                 raise first
             size = files.size(name)
             if size is None:
-                raise CheckpointError(_at(files, name), "does not exist")
-            length = _header_length(_at(files, name), first, size)
+                raise CheckpointError(file_label(files, name), "does not exist")
+            length = _header_length(file_label(files, name), first, size)
             read += length
             if read > MAX_HEADERS_BYTES:
                 raise CheckpointError(
-                    _at(files, name),
-                    f"has a header past {MAX_HEADERS_BYTES >> 20} MiB of headers in all; not read",
+                    file_label(files, name),
+                    f"has a header past {MAX_HEADERS_BYTES >> 20} MiB of headers in all; it was not read",
                 )
         except TransferError:
             raise  # not the file's fault
@@ -115,25 +123,21 @@ def read_headers(files: Files, names: Sequence[str]) -> dict[str, Header | Check
             out[name] = error
             continue
         firsts[name] = first[8 : 8 + length]
-        wanted.append((name, length, size))
-    more = [(n, length) for n, length, _ in wanted if length > len(firsts[n])]
-    rests = files.read_many([Range(n, 8 + len(firsts[n]), length - len(firsts[n])) for n, length in more])
-    rest_of = {name: rest for (name, _), rest in zip(more, rests, strict=True)}
-    for name, length, size in wanted:
-        rest = rest_of.get(name, b"")
+        well_begun.append((name, length, size))
+    longer = [(n, length) for n, length, _ in well_begun if length > len(firsts[n])]
+    rests = files.read_many([Range(n, 8 + len(firsts[n]), length - len(firsts[n])) for n, length in longer])
+    rest_by_name = {name: rest for (name, _), rest in zip(longer, rests, strict=True)}
+    for name, length, size in well_begun:
+        rest = rest_by_name.get(name, b"")
         try:
             if isinstance(rest, Exception):
                 raise rest
-            out[name] = _parse(_at(files, name), name, firsts[name] + rest, 8 + length, size)
+            out[name] = _parse(file_label(files, name), name, firsts[name] + rest, 8 + length, size)
         except TransferError:
             raise
         except CheckpointError as error:
             out[name] = error
     return out
-
-
-def _at(files: Files, name: str) -> str:
-    return f"{files.location.rstrip('/')}/{name}"
 
 
 def _header_length(where: str, first: bytes, size: int) -> int:
@@ -172,10 +176,12 @@ def _no_constant(name: str) -> Any:
 
 def _parse(where: str, file: str, raw: bytes, data_start: int, size: int) -> Header:
     try:
-        # Strictly UTF-8: given bytes, json guesses among three encodings; and it takes NaN for a number.
+        # Strictly UTF-8: from bytes, json guesses among three encodings. It also takes NaN for a number.
         text = raw.decode("utf-8")
         header = json.loads(text, object_pairs_hook=_unique_pairs, parse_constant=_no_constant)
-        if "\\u" in text:  # an escape may be half of a surrogate pair, which the reference refuses
+        if (
+            "\\u" in text
+        ):  # an escape may be half a surrogate pair, which the reference implementation refuses
             json.dumps(header, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
@@ -211,7 +217,7 @@ def _entry(where: str, name: str, entry: Any) -> tuple[str, tuple[int, ...], int
         dtype, shape = entry["dtype"], tuple(entry["shape"])
         begin, end = entry["data_offsets"]
         numbers = (*shape, begin, end)
-        # Bounded before anything is multiplied: a product of a million digits takes hours.
+        # Bounded before anything is multiplied: the product of numbers with a million digits takes hours.
         well_formed = len(shape) <= _MOST_DIMENSIONS and all(
             type(n) is int and 0 <= n < 1 << 63 for n in numbers
         )
@@ -225,7 +231,7 @@ def _entry(where: str, name: str, entry: Any) -> tuple[str, tuple[int, ...], int
 
 
 def _refuse_gaps(where: str, tensors: Mapping[str, TensorInfo], data_start: int, size: int) -> None:
-    """The reference implementation refuses overlaps, gaps and trailing bytes; so must we to predict it."""
+    """Refuse overlaps, gaps and trailing bytes, as the reference implementation does."""
     at, before = data_start, "the header"
     for info in sorted(tensors.values(), key=lambda i: (i.begin, i.end)):
         if info.begin != at:

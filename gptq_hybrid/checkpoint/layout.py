@@ -1,10 +1,13 @@
-"""What a checkpoint of a family must hold, independent of any one file."""
+"""The tensors that a checkpoint of a family must hold, whatever files they are in."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+
+# The two prefixes that the text model's tensors have in published checkpoints: multimodal and text-only.
+_PREFIXES = ("model.language_model.", "model.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,7 @@ class LinearSpec:
 
     @property
     def weight(self) -> TensorSpec:
+        """The dense weight."""
         return TensorSpec(f"{self.name}.weight", (self.out_features, self.in_features))
 
 
@@ -38,11 +42,16 @@ class FusedModule:
 
 @dataclass(frozen=True, slots=True)
 class TensorLayout:
-    """All tensors of one checkpoint of a family, by what happens to them.
+    """All tensors of one checkpoint of a family.
 
-    ``quantized``: linears that become qweight/scales/qzeros/g_idx. ``plain``: text
-    tensors left in BF16. ``vision`` and ``mtp``: likewise BF16, in towers of their
-    own. ``fused`` lists only modules among ``quantized``.
+    Attributes:
+        family: name of the family.
+        layers_prefix: what the names of the layers begin with, such as ``model.layers``.
+        quantized: linears that become qweight, scales, qzeros and g_idx.
+        plain: tensors of the text model that stay in BF16.
+        vision: tensors of the vision tower, in BF16; empty without one.
+        mtp: tensors of the MTP head, in BF16; empty without one.
+        fused: what vLLM loads as one, among ``quantized``.
     """
 
     family: str
@@ -53,8 +62,37 @@ class TensorLayout:
     mtp: tuple[TensorSpec, ...]
     fused: tuple[FusedModule, ...]
 
+    @property
+    def dense(self) -> tuple[TensorSpec, ...]:
+        """Every tensor of the unquantized original."""
+        return (*(linear.weight for linear in self.quantized), *self.plain, *self.vision, *self.mtp)
+
+    @property
+    def output_head(self) -> LinearSpec | None:
+        """The output head as a linear; None where it is the embedding (tied)."""
+        head = next((spec for spec in self.plain if spec.name == "lm_head.weight"), None)
+        return None if head is None else LinearSpec("lm_head", *head.shape)
+
+    @property
+    def mtp_linears(self) -> list[LinearSpec]:
+        """The linears of the MTP head, ``mtp.fc`` among them."""
+        matrices = [spec for spec in self.mtp if len(spec.shape) == 2]
+        return [LinearSpec(spec.name.removesuffix(".weight"), *spec.shape) for spec in matrices]
+
+    def as_named_in(self, names: Collection[str]) -> TensorLayout:
+        """Return the layout under the prefix of the text model that ``names`` use: this one, or the other in use.
+
+        Multimodal checkpoints call it ``model.language_model``, text-only ones ``model``.
+        """
+        own = self.layers_prefix.removesuffix("layers")
+        multimodal, text_only = _PREFIXES
+        other = text_only if own == multimodal else multimodal
+        if any(name.startswith(f"{own}layers.") for name in names):
+            return self
+        return self.renamed(own, other) if any(name.startswith(f"{other}layers.") for name in names) else self
+
     def renamed(self, old: str, new: str) -> TensorLayout:
-        """The layout with ``new`` in place of the prefix ``old`` in every name."""
+        """Return the layout with ``new`` in place of the prefix ``old`` in every name."""
 
         def name(text: str) -> str:
             return new + text.removeprefix(old) if text.startswith(old) else text
@@ -71,17 +109,18 @@ class TensorLayout:
             fused=tuple(FusedModule(name(f.name), tuple(map(name, f.shards))) for f in self.fused),
         )
 
-    @property
-    def dense(self) -> tuple[TensorSpec, ...]:
-        """Every tensor of the unquantized original."""
-        return (*(linear.weight for linear in self.quantized), *self.plain, *self.vision, *self.mtp)
-
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A family of architectures: ``matches`` looks at a parsed ``config.json``, ``layout`` derives the tensors.
+    """A family of architectures.
 
-    ``mtp_architectures`` are vLLM's names for the draft model classes.
+    Attributes:
+        name: for people.
+        architectures: values of ``architectures`` in ``config.json`` that vLLM has a class for.
+        model_types: values of ``model_type`` in ``config.json`` by which the family is recognised.
+        mtp_architectures: vLLM's names for the classes of the draft model.
+        layout: derives the tensors from a parsed ``config.json``; raises CheckpointError for one that lacks a
+            dimension.
     """
 
     name: str
@@ -91,4 +130,5 @@ class Family:
     layout: Callable[[Mapping[str, Any]], TensorLayout]
 
     def matches(self, config: Mapping[str, Any]) -> bool:
+        """Whether a parsed ``config.json`` belongs to this family."""
         return config.get("model_type") in self.model_types

@@ -1,4 +1,4 @@
-"""Reading a GPTQ ``quantization_config`` the way vLLM and gptqmodel do."""
+"""Read a GPTQ ``quantization_config`` the way vLLM and gptqmodel do."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any, Literal
 from ._patterns import matches
 
 GPTQ_METHODS = frozenset({"gptq", "gptq_marlin", "auto_gptq"})
-# vLLM matches `dynamic` patterns with re.match against module names; a null value
-# instead of an object crashes 0.27.1 and later when MTP is on, so it is never written.
+# vLLM matches `dynamic` patterns with re.match against module names. A null value in place of the object crashes
+# 0.27.1 and later when MTP is on, so none is ever written.
 MTP_RULE = r"-:^mtp\."
 
 
-def method_of(quantization_config: Mapping[str, Any] | None) -> str | None:
-    """``quant_method`` in lower case, or None for an unquantized checkpoint."""
+def quant_method(quantization_config: Mapping[str, Any] | None) -> str | None:
+    """``quant_method`` in lower case; None for an unquantized checkpoint."""
     if quantization_config is None:
         return None
     return str(quantization_config.get("quant_method", "")).lower()
@@ -23,7 +23,7 @@ def method_of(quantization_config: Mapping[str, Any] | None) -> str | None:
 def dynamic_rule(
     quantization_config: Mapping[str, Any], module: str
 ) -> Mapping[str, Any] | Literal[False] | None:
-    """What ``dynamic`` says of a module: False (leave it alone), overrides, or None (nothing).
+    """Look a module up in ``dynamic``: False leaves it unquantized, a mapping overrides settings, None is no rule.
 
     The first pattern that matches decides; one that is not a regular expression matches nothing.
 
@@ -44,9 +44,9 @@ def excluded_by_dynamic(quantization_config: Mapping[str, Any], module: str) -> 
 
 
 def asks_for_act_order(quantization_config: Mapping[str, Any]) -> bool:
-    """Whether any module may be in act order, as vLLM 0.30 and later ask before they refuse it.
+    """Whether any module may be in act order, by the test with which vLLM 0.30 and later refuse it.
 
-    One group a column (-1) has no order.
+    With one group a column (-1) there is no order.
     """
     base, size = bool(quantization_config.get("desc_act")), quantization_config.get("group_size", 128)
     if base and size != -1:
@@ -62,7 +62,7 @@ def asks_for_act_order(quantization_config: Mapping[str, Any]) -> bool:
 
 
 def with_mtp_excluded(quantization_config: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy whose ``dynamic`` explicitly leaves ``mtp.*`` alone, ahead of any other rule."""
+    """Return a copy whose ``dynamic`` leaves ``mtp.*`` unquantized, ahead of any other rule."""
     out = dict(quantization_config)
     dynamic = out.get("dynamic")
     out["dynamic"] = {MTP_RULE: {}, **(dynamic if isinstance(dynamic, Mapping) else {})}

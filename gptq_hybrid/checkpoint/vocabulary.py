@@ -1,4 +1,4 @@
-"""What tells two tokenizers apart: their map from tokens to ids."""
+"""Read what tells two tokenizers apart: their map from tokens to ids."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 from gptq_hybrid.common.errors import CheckpointError
 
-from .files import Files
+from .files import Files, file_label
 from .json_files import fetch_json_object
 
-_TOKENIZER, _SLOW, _CONFIG = "tokenizer.json", "vocab.json", "tokenizer_config.json"
+_TOKENIZER, _VOCAB, _CONFIG = "tokenizer.json", "vocab.json", "tokenizer_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +23,9 @@ class Vocabulary:
 
     Attributes:
         sha256: of the learned tokens in the order of their ids, one line ``ID TOKEN`` each, in UTF-8. Added
-            tokens are left out: tools write them to one file, to another or to both, and a model that is
-            tuned with one more keeps the ids of all others.
-        size: learned tokens.
+            tokens are left out: tools write them to one file, to another or to both, and a model tuned with one
+            more keeps the ids of all others.
+        size: number of learned tokens.
         added: id by added token, such as ``<|im_end|>``.
     """
 
@@ -35,50 +35,52 @@ class Vocabulary:
 
 
 def read_vocabulary(files: Files) -> Vocabulary:
-    """The vocabulary of ``tokenizer.json`` (20 MB at 27B, 0.5 s), or of ``vocab.json`` where there is none.
+    """Read the vocabulary of ``tokenizer.json`` (20 MB and 0.5 s at 27B), or of ``vocab.json`` without one.
 
     Raises:
-        CheckpointError: neither is there, or what is there is no map from tokens to ids.
+        CheckpointError: neither file exists, or it holds no map from tokens to ids.
     """
     names = files.names()
-    if names is None or _TOKENIZER in names or _SLOW not in names:
+    if names is None or _TOKENIZER in names or _VOCAB not in names:
         name, content = _TOKENIZER, fetch_json_object(files, _TOKENIZER)
         model, listed = content.get("model"), content.get("added_tokens")
         learned = model.get("vocab") if isinstance(model, dict) else None
     else:
-        name, listed = _SLOW, None
-        learned = fetch_json_object(files, _SLOW)
+        name, listed = _VOCAB, None
+        learned = fetch_json_object(files, _VOCAB)
     if not isinstance(learned, dict) or not learned or not all(type(i) is int for i in learned.values()):
         raise CheckpointError(
-            f"{files.location.rstrip('/')}/{name}", "holds no map from tokens to ids, as BPE tokenizers have"
+            file_label(files, name), "holds no map from tokens to ids, as BPE tokenizers have"
         )
     added = {**_configured(files, names), **_listed(listed)}
-    own = sorted(((token, i) for token, i in learned.items() if token not in added), key=itemgetter(1))
-    lines = "".join(f"{i} {token}\n" for token, i in own)
-    return Vocabulary(sha256(lines.encode("utf-8", "surrogatepass")).hexdigest(), len(own), added)
+    by_id = sorted(((token, i) for token, i in learned.items() if token not in added), key=itemgetter(1))
+    lines = "".join(f"{i} {token}\n" for token, i in by_id)
+    return Vocabulary(sha256(lines.encode("utf-8", "surrogatepass")).hexdigest(), len(by_id), added)
 
 
 def end_tokens(files: Files, config: Mapping[str, Any]) -> tuple[int, ...]:
-    """The ids a reply ends with: ``eos_token_id`` of the generation config, then those of ``config.json``."""
+    """Return the ids a reply ends with: ``eos_token_id`` of the generation config, then of ``config.json``."""
     owners: list[Mapping[str, Any]] = []
     names = files.names()
     if names is None or "generation_config.json" in names:
         owners.append(fetch_json_object(files, "generation_config.json"))
     text = config.get("text_config")
     owners += [config, text if isinstance(text, Mapping) else {}]
-    found: list[int] = []
+    token_ids: list[int] = []
     for owner in owners:
         ids = owner.get("eos_token_id")
-        found += [i for i in (ids if isinstance(ids, list) else [ids]) if type(i) is int and i >= 0]
-    return tuple(dict.fromkeys(found))
+        token_ids += [i for i in (ids if isinstance(ids, list) else [ids]) if type(i) is int and i >= 0]
+    return tuple(dict.fromkeys(token_ids))
 
 
 def _listed(added: Any) -> dict[str, int]:
+    """Added tokens of ``tokenizer.json``."""
     entries = [entry for entry in added if isinstance(entry, dict)] if isinstance(added, list) else []
     return _named((entry.get("content"), entry.get("id")) for entry in entries)
 
 
 def _configured(files: Files, names: tuple[str, ...] | None) -> dict[str, int]:
+    """Added tokens of ``tokenizer_config.json``."""
     if names is not None and _CONFIG not in names:
         return {}
     decoder = fetch_json_object(files, _CONFIG).get("added_tokens_decoder")

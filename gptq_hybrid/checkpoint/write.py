@@ -1,4 +1,4 @@
-"""Writing safetensors files out of the bytes of others."""
+"""Write safetensors files from the bytes of others, and the index that names them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from gptq_hybrid.common.atomic import write_json_atomic
 from gptq_hybrid.common.errors import CheckpointError, HybridError
 
 from ._checkpoint import INDEX_NAME, MTP_FILE, Checkpoint
-from .files import Files, Range
+from .files import Files, LocalFiles, Range
 from .headers import DTYPE_BITS, TensorInfo, read_header
 
 _COPY_CHUNK = 1 << 24
-# A request is given 30 s: 4 MiB arrive in that over a line of 1.2 Mbit/s.
+# A request may take 30 s, in which 4 MiB arrive over a line of 1.2 Mbit/s.
 _FAR_CHUNK = 1 << 22
 
 
@@ -29,25 +29,25 @@ def write_verbatim(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, str]:
-    """Write tensors into a new safetensors file byte for byte as their sources hold them.
+    """Write tensors into a new safetensors file, byte for byte as their sources hold them, and read it back.
 
-    Data is streamed in 16 MiB pieces, so memory does not grow with tensor size;
-    the file is fsynced. The caller renames it into place.
+    Data is streamed in pieces of 16 MiB, so memory does not grow with tensor size. The file is fsynced; the caller
+    renames it into place.
 
     Args:
         target: the file to write.
         sources: for each tensor, the files it lies in and where.
-        metadata: the header's ``__metadata__``, or what makes it of the SHA-256 digests by tensor. The
-            header goes before the data, so its length may depend on the names alone.
+        metadata: the header's ``__metadata__``, or a function that makes it from the SHA-256 digests by tensor.
+            The header goes before the data, so its length must not depend on the digests.
         progress: called with the number of bytes of each piece written.
 
     Returns:
         SHA-256 of each tensor's bytes, in hexadecimal, by name.
 
     Raises:
-        CheckpointError: a source ended early, or what was read back differs from what was read.
+        CheckpointError: a source ended early, or the file read back differs from its sources.
     """
-    # Widest first, as the reference implementation does: torch cannot view an element that starts askew.
+    # Widest first, as the reference implementation does: torch cannot view a misaligned element.
     ordered = sorted(sources, key=lambda item: (-DTYPE_BITS[item[1].dtype], item[1].name))
     describe = metadata if callable(metadata) else lambda digests: metadata
     entries: dict[str, Any] = {}
@@ -59,8 +59,8 @@ def write_verbatim(
             "data_offsets": [offset, offset + info.nbytes],
         }
         offset += info.nbytes
-    unknown = "0" * sha256().digest_size * 2
-    raw = _header(describe({info.name: unknown for _, info in ordered}), entries)
+    placeholder = "0" * sha256().digest_size * 2
+    raw = _header(describe({info.name: placeholder for _, info in ordered}), entries)
     digests: dict[str, str] = {}
     with target.open("wb") as out:
         out.write(struct.pack("<Q", len(raw)) + raw)
@@ -89,14 +89,14 @@ def _header(metadata: dict[str, str], entries: dict[str, Any]) -> bytes:
 
 
 def pieces(files: Files, info: TensorInfo) -> Iterator[bytes]:
-    """A tensor's bytes, 16 MiB at a time (4 MiB over a network).
+    """Yield a tensor's bytes, 16 MiB at a time (4 MiB over a network).
 
     Raises:
         CheckpointError: the file ended before its header says it should.
     """
-    at, most = info.begin, _FAR_CHUNK if files.far else _COPY_CHUNK
+    at, chunk = info.begin, _FAR_CHUNK if files.far else _COPY_CHUNK
     while at < info.end:
-        piece = files.read(Range(info.file, at, min(most, info.end - at)))
+        piece = files.read(Range(info.file, at, min(chunk, info.end - at)))
         if not piece:
             raise CheckpointError(info.file, f"ended {info.end - at} bytes before its header says it should")
         yield piece
@@ -104,7 +104,7 @@ def pieces(files: Files, info: TensorInfo) -> Iterator[bytes]:
 
 
 def tensor_digest(files: Files, info: TensorInfo) -> str:
-    """SHA-256 of one tensor's bytes, in hexadecimal."""
+    """Return the SHA-256 of one tensor's bytes, in hexadecimal."""
     digest = sha256()
     for piece in pieces(files, info):
         digest.update(piece)
@@ -112,8 +112,6 @@ def tensor_digest(files: Files, info: TensorInfo) -> str:
 
 
 def _verify(path: Path, digests: dict[str, str]) -> None:
-    from .files import LocalFiles
-
     files = LocalFiles(path.parent)
     for name, info in read_header(path).items():
         if tensor_digest(files, info) != digests[name]:
@@ -121,7 +119,7 @@ def _verify(path: Path, digests: dict[str, str]) -> None:
 
 
 def write_mtp(folder: Path, source: str | Path, tensors: list[TensorInfo], *, name: str = MTP_FILE) -> None:
-    """Write the head's file byte for byte from the source, and prove it.
+    """Write the MTP head's file byte for byte from the checkpoint ``source``, and read it back.
 
     Raises:
         CheckpointError: the source ended early, or the bytes read back differ (a failing disk).
@@ -131,7 +129,7 @@ def write_mtp(folder: Path, source: str | Path, tensors: list[TensorInfo], *, na
 
 
 def write_index(folder: Path) -> None:
-    """An index that names every tensor of every safetensors file in ``folder``, MTP included.
+    """Write an index of every tensor of every safetensors file in ``folder``, those of the MTP head included.
 
     Raises:
         HybridError: a tensor lies in two files.

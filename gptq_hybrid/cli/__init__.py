@@ -1,4 +1,4 @@
-"""The ``qwen36`` command. Commands of other packages join through the ``qwen36_commands`` hook."""
+"""The ``qwen36`` command. Other packages add commands through the ``qwen36_commands`` hook."""
 
 from .app import build_app, main
 

@@ -12,7 +12,7 @@ from gptq_hybrid.checkpoint import DRAFT_VOCAB_FILE, Checkpoint, DraftVocab
 from gptq_hybrid.common.errors import CheckpointError
 from gptq_hybrid.common.tables import plain
 from gptq_hybrid.doctor import Report, check, check_rules
-from gptq_hybrid.doctor.serve_line import serve_line
+from gptq_hybrid.doctor.serve_line import DRAFTS, serve_line
 
 from ._findings import findings_table, rules_table
 
@@ -30,17 +30,19 @@ def check_command(
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
     vllm: Annotated[
         str | None,
-        typer.Option(metavar="VERSION", help="The vLLM to serve it with.  [default: the installed one]"),
+        typer.Option(
+            metavar="VERSION", help="Release of vLLM to serve it with.  [default: the installed one]"
+        ),
     ] = None,
     plugin: Annotated[
         bool | None,
         typer.Option(
             "--plugin/--no-plugin",
-            help="Whether that vLLM runs with vllm-qwen36-plugin.  [default: as installed; not with --vllm]",
+            help="Whether vLLM runs with vllm-qwen36-plugin.  [default: as installed; without it for --vllm]",
             show_default=False,
         ),
     ] = None,
-    mtp: Annotated[bool, typer.Option("--mtp/--no-mtp", help="Whether it is to serve with MTP.")] = True,
+    mtp: Annotated[bool, typer.Option("--mtp/--no-mtp", help="Whether to serve it with MTP.")] = True,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for warnings too.")] = False,
     follow_symlinks: Annotated[
         bool, typer.Option("--follow-symlinks", help="Read files through links that lead out of the folder.")
@@ -53,7 +55,7 @@ def check_command(
         typer.Option("--rules", callback=_list_rules, is_eager=True, help="List every rule and exit."),
     ] = False,
 ) -> None:
-    """Say whether a checkpoint will serve with vLLM and MTP, from headers alone.
+    """Say whether a checkpoint will serve with vLLM and MTP; only headers and samples are read.
 
     Exit code 0: it serves. 1: errors were found. 2: it could not be read.
     """
@@ -81,18 +83,18 @@ def _print(report: Report) -> None:
         console.print(plain(line), highlight=False, soft_wrap=True)
     console.print(plain(_summary(report)), highlight=False, soft_wrap=True)
     if report.verdict == "serves" and report.checkpoint is not None:
-        line = serve_line(report.checkpoint, drafts=2 if report.mtp else 0)
+        line = serve_line(report.checkpoint, drafts=DRAFTS if report.mtp else 0)
         console.print(plain(line), highlight=False, soft_wrap=True)
 
 
 def _draft_vocab(checkpoint: Checkpoint) -> str | None:
-    """What to say of the list that drafts can be limited to; nothing where files cannot be listed."""
-    found = checkpoint.draft_vocab
-    if isinstance(found, DraftVocab):
-        far = " (not held against the tokenizer, which is on a server)" if checkpoint.files.far else ""
-        return f"Draft vocabulary: {found.summary}{far}."
-    if isinstance(found, CheckpointError) or checkpoint.listing is None:
-        return None
+    """Describe the list that drafts can be limited to; None where files cannot be listed."""
+    vocab = checkpoint.draft_vocab
+    if isinstance(vocab, DraftVocab):
+        far = " (not compared with the tokenizer, which is on a server)" if checkpoint.files.far else ""
+        return f"Draft vocabulary: {vocab.summary}{far}."
+    if isinstance(vocab, CheckpointError) or checkpoint.listing is None:
+        return None  # a finding says why it cannot be used
     return f"Draft vocabulary: no {DRAFT_VOCAB_FILE}; `qwen36 draft-vocab` makes one."
 
 
@@ -100,12 +102,12 @@ def _summary(report: Report) -> str:
     against = f"vLLM {report.vllm}" if report.vllm else "no particular vLLM (none is installed; see --vllm)"
     against += " and vllm-qwen36-plugin" if report.plugin else ""
     counts = [
-        f"{len(found)} {noun}{'' if len(found) == 1 else 's'}"
-        for found, noun in ((report.errors, "error"), (report.warnings, "warning"))
-        if found
+        f"{len(findings)} {noun}{'' if len(findings) == 1 else 's'}"
+        for findings, noun in ((report.errors, "error"), (report.warnings, "warning"))
+        if findings
     ]
     what = f"{report.path}: {report.format or 'unknown format'}, checked for {against}"
     what += " with MTP" if report.mtp else " without MTP"
     if report.verdict == "faulty":
-        return f"{what}: {', '.join(counts)}. It will not serve as asked."
+        return f"{what}: {', '.join(counts)}. It will not serve as requested."
     return f"{what}: {', '.join(counts) or 'nothing found'}. Serve it:"

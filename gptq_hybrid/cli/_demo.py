@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -22,14 +23,14 @@ if TYPE_CHECKING:
     from gptq_hybrid.demo.run import DemoReport
 
 _REPLY_WIDTH = 72
-# The default recipe searches for scales, which a constructed model does not need and two cores take a minute for.
+# The default recipe searches for scales. That takes two cores a minute, and a constructed model does not need it.
 _RECIPE = "static"
 
 
 def demo_command(
     folder: Annotated[
         Path | None,
-        typer.Option("--keep", help="Empty folder to work in and keep; a temporary one otherwise."),
+        typer.Option("--keep", help="Empty folder to work in and keep. Without it, a temporary folder."),
     ] = None,
     recipe: Annotated[str, typer.Option(help="Recipe to quantize with.")] = _RECIPE,
     json_output: Annotated[
@@ -37,7 +38,7 @@ def demo_command(
     ] = False,
 ) -> None:
     """Build a small checkpoint, quantize, serve with MTP, report acceptance."""
-    from gptq_hybrid.demo.run import report_json, run_demo
+    from gptq_hybrid.demo.run import run_demo
 
     if folder is not None and folder.exists() and any(folder.iterdir()):
         raise HybridError(f"{folder} exists already and is not empty", remedy="Choose another folder.")
@@ -47,13 +48,13 @@ def demo_command(
     try:
         with output_to_log("demo") as terminal:
 
-            def on_stage(name: str) -> None:
+            def on_stage(announcement: str) -> None:
                 if not json_output:
-                    terminal.print(f"[bold]›[/] {name}", highlight=False)
+                    terminal.print(f"[bold]›[/] {announcement}", highlight=False)
 
             report = run_demo(work, recipe=recipe, on_stage=on_stage)
         if json_output:
-            typer.echo(report_json(report))
+            typer.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
         else:
             print_report(Console(), report)
             if folder is not None:
@@ -66,9 +67,9 @@ def demo_command(
 
 
 def _leave_on_signal(temporary: Path | None) -> None:
-    """On Ctrl-C or SIGTERM end the server, remove ``temporary``, and exit there and then.
+    """On Ctrl-C or SIGTERM, end the server, remove ``temporary`` and exit at once.
 
-    Not by KeyboardInterrupt: the libraries below swallow one that is raised while they import.
+    A KeyboardInterrupt would not do: the libraries below swallow one that is raised while they import.
     """
     from gptq_hybrid.common.vllm_server import kill_servers
 
@@ -86,7 +87,7 @@ def _leave_on_signal(temporary: Path | None) -> None:
 
 
 def print_report(console: Console, report: DemoReport) -> None:
-    """Replies, acceptance by position, sizes and times."""
+    """Print replies, acceptance by position, sizes and times."""
     table = Table("prompt", "reply", "as constructed")
     for reply in report.replies:
         table.add_row(
@@ -95,13 +96,13 @@ def print_report(console: Console, report: DemoReport) -> None:
             "yes" if reply.as_constructed else "[red]no[/]",
         )
     console.print(table)
-    found = report.acceptance
+    acceptance = report.acceptance
     positions = ", ".join(
-        f"position {i + 1}: {count}/{found.drafts}" for i, count in enumerate(found.per_position)
+        f"position {i + 1}: {count}/{acceptance.drafts}" for i, count in enumerate(acceptance.per_position)
     )
     console.print(
-        f"[bold]Acceptance {found.rate:.1%}[/] ({found.accepted} of {found.proposed} drafts; {positions}), "
-        f"acceptance length {found.length:.2f}",
+        f"[bold]Acceptance {acceptance.rate:.1%}[/] ({acceptance.accepted} of {acceptance.proposed} drafts; "
+        f"{positions}), acceptance length {acceptance.length:.2f}",
         highlight=False,
     )
     times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report.seconds.items())

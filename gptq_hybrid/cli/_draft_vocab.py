@@ -25,7 +25,7 @@ def draft_vocab_command(
         list[str] | None,
         typer.Option(
             metavar="SOURCE",
-            help="What `quantize --calibration` takes: file, folder, hub data set or mix. Repeatable.  "
+            help="Anything that `quantize --calibration` takes: file, folder, hub data set or mix. Repeatable.  "
             f"[default: {DEFAULT_CALIBRATION}]",
         ),
     ] = None,
@@ -37,12 +37,12 @@ def draft_vocab_command(
     max_length: Annotated[int, typer.Option(min=16, help="Tokens counted of each document.")] = 4096,
     as_json: AsJson = False,
 ) -> None:
-    """Rank tokens by how often replies use them, for drafts over few.
+    """Rank tokens by how often replies use them, for drafts over few tokens.
 
-    Counts the tokens of replies in conversations, all tokens of plain text, and says what share of documents
-    that were held out the first N hold. Exit code 2: nothing could be read, or nothing was written.
+    Counts the tokens of replies in conversations, and all tokens of plain text. Prints what share of held-out
+    documents the first N tokens hold. Exit code 2: nothing could be read, or nothing was written.
     """
-    vocab = _counted(checkpoint, data or [DEFAULT_CALIBRATION], samples, max_length, quiet=as_json)
+    vocab = _count(checkpoint, data or [DEFAULT_CALIBRATION], samples, max_length, quiet=as_json)
     target = out or checkpoint / DRAFT_VOCAB_FILE
     try:
         write_draft_vocab(target, vocab)
@@ -51,18 +51,23 @@ def draft_vocab_command(
             f"{target} cannot be written: {error.strerror or error}", remedy="Give another file with --out."
         ) from error
     if as_json:
-        found = {"file": str(target), "ids": len(vocab.ranked), "source": dict(vocab.source)}
-        typer.echo(json.dumps({**found, "coverage": vocab.coverage}, indent=2, ensure_ascii=False))
+        report = {
+            "file": str(target),
+            "ids": len(vocab.ranked),
+            "source": dict(vocab.source),
+            "coverage": vocab.coverage,
+        }
+        typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
     else:
         _print(vocab, target)
 
 
-def _counted(
+def _count(
     checkpoint: Path, specs: Sequence[str], samples: int, max_length: int, *, quiet: bool
 ) -> DraftVocab:
     from transformers import AutoTokenizer
 
-    from gptq_hybrid.draft_vocab import draft_vocab_of
+    from gptq_hybrid.draft_vocab import draft_vocab_from_rows
 
     if not (checkpoint / "config.json").is_file():
         raise CheckpointError(checkpoint, "has no config.json", remedy="Give the folder of a checkpoint.")
@@ -81,16 +86,16 @@ def _counted(
             def on_progress(done: int, total: int, task: TaskID = task) -> None:
                 progress.update(task, completed=done, total=total)
 
-            found = load_calibration(
+            calibration = load_calibration(
                 spec, tokenizer, samples=samples, max_length=max_length, on_progress=on_progress
             )
-            rows += found.rows
-            manifests.append(found.manifest)
-    vocab = draft_vocab_of(checkpoint, tokenizer, rows, manifests)
+            rows += calibration.rows
+            manifests.append(calibration.manifest)
+    vocab = draft_vocab_from_rows(checkpoint, tokenizer, rows, manifests)
     if vocab is None:
         raise HybridError(
-            "the text has no reply to count tokens of",
-            remedy="Give conversations with replies, or plain text; or more tokens of each with --max-length.",
+            "the text has no reply to count",
+            remedy="Give conversations with replies, or plain text, or count more of each with --max-length.",
         )
     return vocab
 
@@ -111,6 +116,6 @@ def _print(vocab: DraftVocab, target: Path) -> None:
             table.add_row(f"{n:,}", f"{share:.2%}")
         console.print(table)
     else:
-        lines.append("Too few documents to hold one out and say what the first N hold.")
+        lines.append("Too few documents to hold some out and measure what the first N tokens hold.")
     for line in lines:
         console.print(plain(line), highlight=False, soft_wrap=True)

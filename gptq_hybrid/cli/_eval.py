@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    TaskID,
-)
+from rich.progress import TaskID
 
 from gptq_hybrid.calibration import DEFAULT_CALIBRATION
 from gptq_hybrid.common.errors import HybridError
@@ -40,20 +38,23 @@ _WORK = "work"
 _TASKS = "Tasks (lm-eval)"
 
 OnProgress = Callable[[str, int, int], None]
+OnNote = Callable[[str], None]
 
 
 def eval_command(
     reference: Reference,
     quantized: Annotated[
         list[str],
-        typer.Argument(metavar="QUANT...", help="Checkpoints to hold against it, folders or hub ids."),
+        typer.Argument(
+            metavar="QUANT...", help="Checkpoints to compare with the original: folders or hub ids."
+        ),
     ],
     data: Annotated[
         list[str] | None,
         typer.Option(
             metavar="SOURCE",
             help="JSONL file, folder of DOMAIN.jsonl files, mix, or one domain of mix:broad, such as code. "
-            "Repeatable.  [default: mix:broad, unless --tasks are given]",
+            "Repeatable.  [default: mix:broad, or none with --tasks]",
         ),
     ] = None,
     out: Annotated[
@@ -72,14 +73,14 @@ def eval_command(
         bool,
         typer.Option(
             "--keep-states/--no-keep-states",
-            help="Keep hidden states in DIR/work, so that a run that was cut off goes on and REF runs once.",
+            help="Keep hidden states in DIR/work. An interrupted run then continues, and REF runs only once.",
         ),
     ] = True,
     tasks: Annotated[
         str | None,
         typer.Option(
             metavar="TASK,...",
-            help="Tasks that lm-eval knows, such as gsm8k, after or without --data.",
+            help="Tasks of lm-eval to run, such as gsm8k, after --data or without it.",
             rich_help_panel=_TASKS,
         ),
     ] = None,
@@ -93,7 +94,7 @@ def eval_command(
     tasks_backend: Annotated[
         str,
         typer.Option(
-            help="hf, vllm, or auto: vLLM where it is installed and there is a GPU.", rich_help_panel=_TASKS
+            help="hf, vllm, or auto: vLLM if it is installed and there is a GPU.", rich_help_panel=_TASKS
         ),
     ] = "auto",
     tasks_chat: Annotated[
@@ -114,19 +115,27 @@ def eval_command(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say how far quantized checkpoints are from their original, by domain.
+    """Measure how far quantized checkpoints are from their original, by domain.
 
-    KL divergence, top-1 agreement, perplexity ratio and MTP acceptance, with 95 % intervals over documents; several
-    QUANT are also compared with each other. Layers are run one at a time, so that a 27B pair fits a 24 GB GPU.
+    Prints KL divergence, top-1 agreement, perplexity ratio and MTP acceptance, with 95 % intervals over documents.
+    Several QUANT are also compared with each other. Layers run one at a time, so a 27B pair fits a 24 GB GPU.
     Accuracy on tasks needs the whole model on the GPU.
     """
     _refuse_unwritable(out)
-    from gptq_hybrid.evaluate import EvalRequest, TaskRequest, check_tasks, plot, tables, write_evaluation
+    from gptq_hybrid.evaluate import (
+        EvalRequest,
+        TaskRequest,
+        check_tasks,
+        evaluation_tables,
+        plot_evaluation,
+        write_evaluation,
+    )
+    from gptq_hybrid.evaluate import as_json as to_json
 
     names = tuple(name for name in (part.strip() for part in (tasks or "").split(",")) if name)
     original, others = resolve_source(reference), tuple(resolve_source(q) for q in quantized)
     work = out / _WORK if keep_states else None
-    asked = TaskRequest(
+    task_request = TaskRequest(
         reference=original,
         quantized=others,
         tasks=names,
@@ -135,7 +144,7 @@ def eval_command(
         backend=tasks_backend,
         device=device,
         chat=tasks_chat,
-        arguments=_arguments(tasks_args),
+        arguments=_parse_arguments(tasks_args),
         work=work,
     )
     request = EvalRequest(
@@ -152,65 +161,65 @@ def eval_command(
         batch_tokens=batch_tokens,
     )
     written = [out / "evaluation.json"]
-    with _progress(to_stderr=as_json) as on_progress:
+    with _progress_bars(to_stderr=as_json) as (on_progress, on_note):
         if names:
-            check_tasks(asked)
-        found = _evaluated(request, on_progress)
+            check_tasks(task_request)
+        evaluation = _evaluate(request, on_progress, on_note)
         out.mkdir(parents=True, exist_ok=True)
-        if found.checkpoints:
-            # Tasks may yet fail: what hours have found is written first.
-            write_evaluation(written[0], found)
+        if evaluation.checkpoints:
+            # Written before the tasks, which may fail after hours of work.
+            write_evaluation(written[0], evaluation)
             written.append(out / "evaluation.png")
-            plot(found, written[1])
+            plot_evaluation(evaluation, written[1])
         if names:
-            found = _with_tasks(found, asked, on_progress)
-            write_evaluation(written[0], found)
+            evaluation = _add_tasks(evaluation, task_request, on_progress)
+            write_evaluation(written[0], evaluation)
     if as_json:
-        typer.echo(json.dumps(json.loads(written[0].read_text(encoding="utf-8"))))
+        typer.echo(json.dumps(to_json(evaluation)))
         return
     console = Console()
-    console.print(tables(found))
+    console.print(evaluation_tables(evaluation))
     console.print("\n" + " and ".join(map(str, written)), highlight=False, soft_wrap=True)
-    if work is not None and (size := _size_of(work)):
+    if work is not None and (size := _states_size(work)):
         console.print(
-            f"{work}: {size / 1e6:,.0f} MB of the reference's hidden states, for its next checkpoint; remove it "
-            "when there is none.",
+            f"{work}: {size / 1e6:,.0f} MB of the reference's hidden states, for its next checkpoint. Remove the "
+            "folder if there is none.",
             highlight=False,
             soft_wrap=True,
         )
 
 
-def _evaluated(request: EvalRequest, on_progress: OnProgress) -> Evaluation:
-    from gptq_hybrid.evaluate import Evaluation, evaluate, name_of
+def _evaluate(request: EvalRequest, on_progress: OnProgress, on_note: OnNote) -> Evaluation:
+    from gptq_hybrid.evaluate import Evaluation, checkpoint_name, evaluate
 
     if not request.data:
-        return Evaluation(name_of(request.reference), ())
-    return evaluate(request, on_progress=on_progress)
+        return Evaluation(checkpoint_name(request.reference), ())
+    return evaluate(request, on_progress=on_progress, on_note=on_note)
 
 
-def _with_tasks(found: Evaluation, asked: TaskRequest, on_progress: OnProgress) -> Evaluation:
+def _add_tasks(evaluation: Evaluation, request: TaskRequest, on_progress: OnProgress) -> Evaluation:
     from gptq_hybrid.common.machine import environment
     from gptq_hybrid.evaluate import evaluate_tasks
 
-    results = evaluate_tasks(asked, on_progress=on_progress)
-    machine = found.environment or environment(results.settings["device"])
-    return dataclasses.replace(found, tasks=results, environment=machine)
+    results = evaluate_tasks(request, on_progress=on_progress)
+    machine = evaluation.environment or environment(results.settings["device"])
+    return dataclasses.replace(evaluation, tasks=results, environment=machine)
 
 
-def _arguments(given: str | None) -> dict[str, Any]:
-    """``KEY=VALUE,...``; values that are JSON (numbers, true) as such, others as text."""
-    found: dict[str, Any] = {}
-    for part in (given or "").split(","):
+def _parse_arguments(text: str | None) -> dict[str, Any]:
+    """Parse ``KEY=VALUE,...``; a value that is JSON, such as a number or ``true``, becomes that."""
+    arguments: dict[str, Any] = {}
+    for part in (text or "").split(","):
         key, equals, value = part.strip().partition("=")
         if not key and not equals:
             continue
         if not key or not equals:
             raise HybridError(f"--tasks-args: {part!r} is not KEY=VALUE", remedy="Such as: batch_size=8")
         try:
-            found[key] = json.loads(value)
+            arguments[key] = json.loads(value)
         except ValueError:
-            found[key] = value
-    return found
+            arguments[key] = value
+    return arguments
 
 
 def _refuse_unwritable(out: Path) -> None:
@@ -224,13 +233,13 @@ def _refuse_unwritable(out: Path) -> None:
         raise HybridError(f"{place} cannot be written to", remedy="Give another folder with --out.")
 
 
-def _size_of(folder: Path) -> int:
+def _states_size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("states-*"))
 
 
 @contextmanager
-def _progress(*, to_stderr: bool) -> Iterator[OnProgress]:
-    """A bar for each thing that is reported; everything else that is printed goes to a log."""
+def _progress_bars(*, to_stderr: bool) -> Iterator[tuple[OnProgress, OnNote]]:
+    """Show a bar for each thing that is reported; everything else that is printed goes to a log."""
     with (
         output_to_log("eval", stderr=to_stderr) as terminal,
         counting_bars(terminal) as progress,
@@ -242,4 +251,7 @@ def _progress(*, to_stderr: bool) -> Iterator[OnProgress]:
                 bars[what] = progress.add_task(what, total=total)
             progress.update(bars[what], completed=done, total=total)
 
-        yield on_progress
+        def on_note(line: str) -> None:
+            progress.console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+        yield on_progress, on_note

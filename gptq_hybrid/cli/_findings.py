@@ -1,4 +1,4 @@
-"""How findings and rules look in a terminal."""
+"""Tables of findings and rules for a terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _COLOUR = {Severity.ERROR: "red", Severity.WARNING: "yellow"}
 
 
 def findings_table(findings: Iterable[Finding]) -> Table:
-    """One row a finding: severity, rule, then what is wrong and what to do."""
+    """Return a table with one row a finding: severity, rule, then what is wrong and what to do."""
     table = Table(box=SIMPLE_HEAD, show_header=True, pad_edge=False, expand=False)
     table.add_column("severity", no_wrap=True)
     table.add_column("rule", no_wrap=True)
@@ -29,7 +29,7 @@ def findings_table(findings: Iterable[Finding]) -> Table:
 
 
 def rules_table(rules: Iterable[Rule]) -> Table:
-    """One row a rule: id, severity, and why it is there."""
+    """Return a table with one row a rule: id, severity, and why it is there."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in ("rule", "severity", "why"):
         table.add_column(column, no_wrap=column != "why", overflow="fold")

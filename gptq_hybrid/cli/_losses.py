@@ -26,7 +26,7 @@ def losses_command(
     """Say which modules were quantized badly, from quant_log.csv alone.
 
     Fallbacks, NaN losses, Hessians that were not positive definite, dead inputs, losses that stand out among the
-    layers. Logs of gptqmodel itself are read too; they say less.
+    layers. Logs that gptqmodel wrote itself are read too; they say less.
     """
     from gptq_hybrid.losses import as_json as to_json
     from gptq_hybrid.losses import kinds_table, plot_losses, read_log, summary
@@ -41,6 +41,6 @@ def losses_command(
     console.print(kinds_table(log.modules))
     console.print(summary(log.modules))
     if log.lacking:
-        console.print(plain(f"Not in this log, and so not looked at: {', '.join(log.lacking)}."))
+        console.print(plain(f"Columns that this log lacks, and so not checked: {', '.join(log.lacking)}."))
     if plot is not None:
         console.print(plain(str(plot)), highlight=False, soft_wrap=True)

@@ -14,6 +14,7 @@ from gptq_hybrid.calibration import DEFAULT_CALIBRATION, DEFAULT_PACK, mix_names
 from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.common.progress import counting_bars
 from gptq_hybrid.common.quiet import output_to_log
+from gptq_hybrid.common.tables import plain
 from gptq_hybrid.doctor.serve_line import profile_for, serve_line
 from gptq_hybrid.recipes import DEFAULT_RECIPE, load_recipe, recipe_names
 from gptq_hybrid.writer import Limits
@@ -37,7 +38,7 @@ def quantize_command(
         ),
     ] = DEFAULT_CALIBRATION,
     samples: Annotated[
-        int, typer.Option(min=1, help="Calibration rows; times --max-length, tokens, with --pack.")
+        int, typer.Option(min=1, help="Calibration rows. With --pack: this times --max-length tokens.")
     ] = 512,
     max_length: Annotated[int, typer.Option(min=16, help="Tokens kept of each document.")] = 2048,
     pack: Annotated[
@@ -46,7 +47,7 @@ def quantize_command(
     exclude: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PATH", help="JSONL file (or folder of them) that is evaluated on; may be given again."
+            metavar="PATH", help="JSONL file, or folder of them, that is evaluated on; may be given again."
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows per forward pass.")] = 1,
@@ -55,18 +56,18 @@ def quantize_command(
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume/--no-resume", help="Keep the state in DST.partial, to go on after a kill; or keep none."
+            "--resume/--no-resume", help="Keep a state in DST.partial, to go on after a kill; or keep none."
         ),
     ] = True,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Throw away the state of a killed run, and begin anew.")
+        bool, typer.Option("--restart", help="Throw the state of a killed run away, and begin anew.")
     ] = False,
     state_every: Annotated[
         int | None,
         typer.Option(
             min=1,
             metavar="LAYERS",
-            help="Keep the state after so many layers; by its size if not given (at 27B and 512 rows 8).",
+            help="Layers between two states; by their size if not given (8 at 27B and 512 rows).",
             show_default=False,
         ),
     ] = None,
@@ -79,32 +80,33 @@ def quantize_command(
     verbose: Annotated[bool, typer.Option("--verbose", help="Show what gptqmodel prints.")] = False,
 ) -> None:
     """Quantize a checkpoint to W4A16 GPTQ, MTP head included."""
-    from gptq_hybrid.quantize import QuantizeRequest, preflight, quantize
+    from gptq_hybrid.quantize import QuantizeRequest, plan_run, quantize
 
-    request = QuantizeRequest(
-        source=resolve_source(source),
-        target=target,
-        recipe=load_recipe(recipe),
-        calibration=calibration,
-        samples=samples,
-        max_length=max_length,
-        batch_size=batch_size,
-        seed=seed,
-        pack=pack,
-        exclude=tuple(exclude or ()),
-        keep_mtp=mtp,
-        resume=resume,
-        restart=restart,
-        state_every=state_every,
-        limits=Limits(fallback_fraction=max_fallbacks),
+    plan = plan_run(
+        QuantizeRequest(
+            source=resolve_source(source),
+            target=target,
+            recipe=load_recipe(recipe),
+            calibration=calibration,
+            samples=samples,
+            max_length=max_length,
+            batch_size=batch_size,
+            seed=seed,
+            pack=pack,
+            exclude=tuple(exclude or ()),
+            keep_mtp=mtp,
+            resume=resume,
+            restart=restart,
+            state_every=state_every,
+            limits=Limits(fallback_fraction=max_fallbacks),
+        )
     )
     console = Console()
-    found = preflight(request)
-    table = Table("preflight", "", show_header=False, box=None)
-    for name, value in found.facts:
+    table = Table("plan", "", show_header=False, box=None)
+    for name, value in plan.facts:
         table.add_row(name, value)
     console.print(table)
-    for warning in found.warnings:
+    for warning in plan.warnings:
         console.print(f"[yellow]warning:[/] {warning}")
     with output_to_log("quantize", enabled=not verbose) as terminal, counting_bars(terminal) as progress:
         drawing = progress.add_task("calibration", total=None)
@@ -118,6 +120,9 @@ def quantize_command(
             terminal.print(calibration_table(manifest))
             progress.update(layers, visible=True)
 
+        def on_slower(reason: str) -> None:
+            terminal.print(slower_line(reason), highlight=False, soft_wrap=True)
+
         def on_layer(done: int, total: int) -> None:
             progress.update(layers, completed=done, total=total)
 
@@ -127,10 +132,11 @@ def quantize_command(
             )
 
         result = quantize(
-            request,
-            on_layer=on_layer,
+            plan,
             on_calibration=on_calibration,
             on_manifest=on_manifest,
+            on_slower=on_slower,
+            on_layer=on_layer,
             on_stop=on_stop,
         )
     print_summary(console, result)
@@ -145,7 +151,7 @@ def _this_gpu() -> GpuProfile | None:
 
 
 def resolve_source(source: str) -> Path:
-    """A local folder as it is; a hub id, ``OWNER/NAME[@REVISION]``, downloaded (or found in the cache).
+    """Return a local folder as it is; download a hub id, ``OWNER/NAME[@REVISION]``, unless it is in the cache.
 
     Raises:
         HybridError: neither a folder nor a repository that can be fetched.
@@ -165,35 +171,40 @@ def resolve_source(source: str) -> Path:
         ) from error
 
 
+def slower_line(reason: str) -> str:
+    """Say in one line that gptqmodel runs at its own speed, and why."""
+    return f"[yellow]warning:[/] the speed-ups are off and gptqmodel runs at its own speed: {plain(reason)}"
+
+
 def calibration_table(manifest: Mapping[str, Any]) -> Table:
-    """Documents and tokens by domain, and what was left out."""
+    """Tabulate documents and tokens by domain, and what was left out."""
     table = Table("domain", "documents", "tokens", "share", "left out")
     for column in table.columns[1:4]:
         column.justify = "right"
     table.title = f"Calibration: {manifest['rows']} rows, {manifest['tokens']} tokens"
     domains = manifest["domains"]
-    total = sum(found["tokens"] for found in domains.values())
-    for name, found in domains.items():
-        dropped = ", ".join(f"{count} {why.replace('_', ' ')}" for why, count in found["dropped"].items())
-        share = f"{found['tokens'] / total:.0%}"
-        table.add_row(name, str(found["documents"]), str(found["tokens"]), share, dropped)
+    total = sum(domain["tokens"] for domain in domains.values())
+    for name, domain in domains.items():
+        dropped = ", ".join(f"{count} {why.replace('_', ' ')}" for why, count in domain["dropped"].items())
+        share = f"{domain['tokens'] / total:.0%}"
+        table.add_row(name, str(domain["documents"]), str(domain["tokens"]), share, dropped)
     exhausted = [
         source.get("domain", source["source"]) for source in manifest["sources"] if "exhausted" in source
     ]
     if exhausted:
-        table.caption = "Fewer than asked for: " + ", ".join(exhausted) + " had no more."
+        table.caption = f"Fewer rows than --samples: {', '.join(exhausted)} had no more."
     return table
 
 
 def print_summary(console: Console, result: QuantizeResult) -> None:
-    """Error by kind of module, what is worth a look, sizes, time."""
-    from gptq_hybrid.losses import ModuleLoss, kinds_table, summary
+    """Print errors by kind of module, what is worth a look, sizes and time."""
+    from gptq_hybrid.losses import kinds_table, summary
 
-    losses = [ModuleLoss.of(record) for record in result.records.values()]
-    console.print(kinds_table(losses))
-    console.print(summary(losses))
+    records = list(result.records.values())
+    console.print(kinds_table(records))
+    console.print(summary(records))
     console.print(
-        f"{len(losses)} modules, {result.calibration['tokens']} calibration tokens, "
+        f"{len(records)} modules, {result.calibration['tokens']} calibration tokens, "
         f"{result.source_bytes / 2**20:.1f} → {result.target_bytes / 2**20:.1f} MiB, {result.seconds:.0f} s"
         + (f" after {result.continued} layers done before" if result.continued else ""),
         highlight=False,

@@ -43,8 +43,9 @@ def repair_command(
 ) -> None:
     """Rebuild the index, correct the config about the MTP head, graft a lost head.
 
-    In place, only small JSON files are replaced (each kept as .bak) and mtp.safetensors is added. Exit code 0:
-    no errors are left. 1: some are. 2: nothing could be done.
+    A repair in place replaces only small JSON files (each kept as .bak) and adds mtp.safetensors.
+
+    Exit code 0: no errors are left. 1: errors are left. 2: nothing could be done.
     """
     with Progress(
         TextColumn("{task.description}"),
@@ -72,7 +73,7 @@ def repair_command(
 def _print(result: Repair, *, dry_run: bool) -> None:
     console = Console()
     if not result.done:
-        console.print("Nothing to repair." if not result.left else "Nothing that could be repaired.")
+        console.print("Nothing to repair." if not result.left else "Nothing here can be repaired.")
     elif dry_run:
         console.print("Nothing was written. It would:")
     else:
@@ -80,6 +81,6 @@ def _print(result: Repair, *, dry_run: bool) -> None:
     for sentence in result.done:
         console.print(f"  * {plain(sentence)}", highlight=False, soft_wrap=True)
     if result.backups:
-        console.print(plain(f"What was replaced is in {', '.join(result.backups)}."), highlight=False)
+        console.print(plain(f"The replaced files are in {', '.join(result.backups)}."), highlight=False)
     if result.left and not (dry_run and result.done):
         console.print(findings_table(result.left))

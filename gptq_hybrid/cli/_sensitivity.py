@@ -40,14 +40,14 @@ def sensitivity_command(
         str | None,
         typer.Argument(
             metavar="QUANT",
-            help="GPTQ checkpoint of it, whose modules are tried; without, they are rounded.",
+            help="GPTQ checkpoint of REF, whose modules are tried. Without it, modules are only rounded.",
         ),
     ] = None,
     data: Annotated[
         list[str] | None,
         typer.Option(
             metavar="SOURCE",
-            help="JSONL file, folder of DOMAIN.jsonl files, or a calibration source. Repeatable; needed.",
+            help="JSONL file, folder of DOMAIN.jsonl files, or a calibration source. Repeatable. Required.",
         ),
     ] = None,
     out: Annotated[
@@ -55,11 +55,9 @@ def sensitivity_command(
     ] = Path("qwen36-sensitivity"),
     bits: Annotated[
         list[int] | None,
-        typer.Option(
-            min=2, max=8, help="Round to so many bits. Repeatable.  [default: 4 and 8; with QUANT 8]"
-        ),
+        typer.Option(min=2, max=8, help="Bits to round to. Repeatable.  [default: 4 and 8; with QUANT 8]"),
     ] = None,
-    group_size: Annotated[int, typer.Option(min=1, help="Inputs that share a scale, in rounding.")] = 128,
+    group_size: Annotated[int, typer.Option(min=1, help="Inputs that share a scale when rounding.")] = 128,
     limit: Limit = None,
     max_length: MaxLength = 512,
     drafts: Drafts = 2,
@@ -82,31 +80,39 @@ def sensitivity_command(
     base: Annotated[str, typer.Option(help="Recipe to start from.")] = DEFAULT_RECIPE,
     device: Device = None,
     dtype: Annotated[
-        str, typer.Option(help="Arithmetic: float32, or bfloat16, whose noise hides what 8 bits cost.")
+        str, typer.Option(help="Arithmetic: float32, or bfloat16, whose rounding hides what 8 bits cost.")
     ] = "float32",
     batch_tokens: BatchTokens = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Say which modules cost most when quantized, one at a time.
+    """Measure which modules cost most when they are quantized, one at a time.
 
-    KL divergence at the output with one module replaced and all else as in REF; modules that vLLM loads as one are
-    one. What is done is kept in DIR/work: a run that was cut off goes on, and another --budget takes seconds.
+    The cost is the KL divergence at the output with one module replaced and all else as in REF. Modules that vLLM
+    loads as one count as one. Results are kept in DIR/work: an interrupted run continues, and another --budget
+    takes seconds.
     """
-    from gptq_hybrid.sensitivity import BITS, ScanRequest, plot_sensitivity, tables, write_sensitivity
+    from gptq_hybrid.sensitivity import (
+        BITS,
+        ScanRequest,
+        plot_sensitivity,
+        sensitivity_tables,
+        write_sensitivity,
+    )
+    from gptq_hybrid.sensitivity import as_json as to_json
 
     if not data:
         raise HybridError(
             "no documents to measure on", remedy="Give --data, a JSONL file or a folder of them."
         )
-    recipe = _base_recipe(recipe_out, budget, base)
-    chosen = tuple(bits) if bits else BITS if quantized is None else BITS[1:]
+    recipe = _load_base(recipe_out, budget, base)
+    rounded_bits = tuple(bits) if bits else BITS if quantized is None else BITS[1:]
     request = ScanRequest(
         reference=resolve_source(reference),
         quantized=None if quantized is None else resolve_source(quantized),
         work=out / _WORK,
         data=tuple(data),
-        bits=chosen,
+        bits=rounded_bits,
         group_size=group_size,
         limit=limit,
         max_length=max_length,
@@ -120,20 +126,20 @@ def sensitivity_command(
     if recipe is not None and budget is not None:
         _refuse_budget(budget, request, recipe)
     console = Console(stderr=as_json)
-    found = _summary(_with_progress(request, to_stderr=as_json), request)
-    write_sensitivity(out / "sensitivity.json", found)
-    plot_sensitivity(found, out / "sensitivity.png")
+    result = _summarize(_scan(request, to_stderr=as_json), request)
+    write_sensitivity(out / "sensitivity.json", result)
+    plot_sensitivity(result, out / "sensitivity.png")
     if recipe is not None and recipe_out is not None and budget is not None:
-        _write_recipe(found, request, recipe, recipe_out, budget, console)
+        _write_recipe(result, request, recipe, recipe_out, budget, console)
     if as_json:
-        typer.echo(json.dumps(json.loads((out / "sensitivity.json").read_text(encoding="utf-8"))))
+        typer.echo(json.dumps(to_json(result)))
         return
-    console.print(tables(found))
+    console.print(sensitivity_tables(result))
     console.print(f"\n{out}/sensitivity.json and {out}/sensitivity.png", highlight=False)
 
 
-def _base_recipe(recipe_out: Path | None, budget: str | None, base: str) -> Recipe | None:
-    """The base recipe, if a recipe is to be written; whatever is wrong is said before the scan."""
+def _load_base(recipe_out: Path | None, budget: str | None, base: str) -> Recipe | None:
+    """Load the base recipe if a recipe is to be written; refuse whatever is wrong before the scan."""
     from gptq_hybrid.recipes import load_recipe
     from gptq_hybrid.sensitivity import refuse_base
 
@@ -149,39 +155,39 @@ def _base_recipe(recipe_out: Path | None, budget: str | None, base: str) -> Reci
 
 
 def _refuse_budget(budget: str, request: ScanRequest, recipe: Recipe) -> None:
-    """Raise, before the scan, if its figures cannot make the recipe."""
-    from gptq_hybrid.sensitivity import DENSE, base_bits, budget_bytes
+    """Make sure, before the scan, that its figures can make the recipe."""
+    from gptq_hybrid.sensitivity import DENSE, budget_bytes, recipe_bits
 
     layout = layout_for(Checkpoint.open(request.reference).config)
     budget_bytes(budget, layout, recipe)
-    needed = {base_bits(recipe.settings, linear.name) for linear in layout.quantized} - {DENSE}
-    # What QUANT stores is seen when it is read.
-    if request.quantized is None and (lacking := sorted(needed - set(request.bits))):
+    needed = {recipe_bits(recipe.settings, linear.name) for linear in layout.quantized} - {DENSE}
+    # The bits that QUANT stores are known only once it is read.
+    if request.quantized is None and (missing := sorted(needed - set(request.bits))):
         raise HybridError(
-            f"recipe {recipe.name!r} has modules of {lacking[0]} bits, which are not measured",
-            remedy=f"Add --bits {lacking[0]}.",
+            f"recipe {recipe.name!r} has modules of {missing[0]} bits, which are not measured",
+            remedy=f"Add --bits {missing[0]}.",
         )
 
 
-def _summary(found: Scan, request: ScanRequest) -> Sensitivity:
-    from gptq_hybrid.evaluate.inputs import name_of
+def _summarize(scan: Scan, request: ScanRequest) -> Sensitivity:
+    from gptq_hybrid.evaluate import checkpoint_name
     from gptq_hybrid.sensitivity import summarize_scan
 
     return summarize_scan(
-        found,
-        reference=name_of(request.reference),
-        quantized=None if request.quantized is None else name_of(request.quantized),
+        scan,
+        reference=checkpoint_name(request.reference),
+        quantized=None if request.quantized is None else checkpoint_name(request.quantized),
         seed=request.seed,
     )
 
 
 def _write_recipe(
-    found: Sensitivity, request: ScanRequest, recipe: Recipe, path: Path, budget: str, console: Console
+    result: Sensitivity, request: ScanRequest, recipe: Recipe, path: Path, budget: str, console: Console
 ) -> None:
-    from gptq_hybrid.sensitivity import budget_bytes, choose, write_recipe
+    from gptq_hybrid.sensitivity import budget_bytes, choose_bits, write_recipe
 
     layout = layout_for(Checkpoint.open(request.reference).config)
-    choice = choose(found, layout, recipe, budget_bytes(budget, layout, recipe))
+    choice = choose_bits(result, layout, recipe, budget_bytes(budget, layout, recipe))
     write_recipe(path, recipe, choice, layout)
     console.print(
         f"{path}: {len(choice.raised)} modules with more bits than in {recipe.name!r}, "
@@ -191,7 +197,7 @@ def _write_recipe(
     )
 
 
-def _with_progress(request: ScanRequest, *, to_stderr: bool) -> Scan:
+def _scan(request: ScanRequest, *, to_stderr: bool) -> Scan:
     from gptq_hybrid.sensitivity import scan
 
     with (

@@ -1,4 +1,4 @@
-"""The application: built-in commands, plugin commands, and how errors look."""
+"""The application: built-in commands, plugin commands, and how errors are printed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BAD_INPUT = 2
 
 
 def build_app() -> typer.Typer:
-    """The Typer application with every installed command."""
+    """Build the Typer application with every installed command."""
     app = typer.Typer(
         name="qwen36",
         help="Quantize, check and serve Qwen3.5/3.6/3.8 hybrids as W4A16 GPTQ, MTP head included.",
@@ -50,12 +50,12 @@ def build_app() -> typer.Typer:
 
 
 def main() -> None:
-    """Run the command line. Errors meant for people go to stderr as one message; exit code 2 for bad input."""
+    """Run the command line. An error meant for people becomes one message on stderr; exit code 2 for bad input."""
     try:
         build_app()()
     except HybridError as error:
         console = Console(stderr=True)
-        # Wrapped by the terminal, if there is one: a path or a command in two lines cannot be copied.
+        # Wrapped only by the terminal: a path or a command that we break in two lines cannot be copied.
         console.print(f"[bold red]Error:[/] {plain(error.message)}", highlight=False, soft_wrap=True)
         if error.remedy:
             console.print(plain(error.remedy), highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Write files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -13,40 +13,49 @@ from uuid import uuid4
 
 
 def fsync_path(path: Path) -> None:
-    """Flush one file or directory entry to disk."""
-    fd = os.open(path, os.O_RDONLY)
+    """Flush one file or folder entry to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(fd)
+        os.fsync(descriptor)
     finally:
-        os.close(fd)
+        os.close(descriptor)
 
 
-def write_text_atomic(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text``: temporary name, fsync, rename, fsync of the folder."""
+@contextmanager
+def building_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside ``path``; the file written there becomes ``path`` when the block ends.
+
+    The file is fsynced before the rename, and its folder after. An exception removes it and leaves ``path`` as it
+    was. A killed process leaves it behind under a hidden name (``.NAME.….tmp``) that no loader takes for a file.
+    """
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
+        yield temporary
+        fsync_path(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     fsync_path(path.parent)
 
 
+def write_text_atomic(path: Path, text: str) -> None:
+    """Replace ``path`` by ``text`` in UTF-8, as :func:`building_file` does."""
+    with building_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json_atomic(path: Path, value: Any) -> None:
-    """``write_text_atomic`` of indented JSON with a final newline."""
+    """Replace ``path`` by indented JSON with a final newline, as :func:`building_file` does."""
     write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextmanager
 def building_directory(target: Path) -> Iterator[Path]:
-    """A folder beside ``target`` that becomes ``target`` when the block ends.
+    """Yield a folder beside ``target`` that becomes ``target`` when the block ends.
 
-    Left by an exception, it is removed and ``target`` never appears. Killed, it
-    stays behind under a name (``.NAME.partial-…``) that no loader mistakes for a
-    checkpoint. Everything in it is fsynced before the rename.
+    Every file in it is fsynced before the rename. An exception removes the folder, and ``target`` never appears.
+    A killed process leaves it behind under a hidden name (``.NAME.partial-…``) that no loader mistakes for a
+    checkpoint.
 
     Raises:
         FileExistsError: ``target`` exists and is not an empty folder.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class HybridError(Exception):
-    """Anything this project refuses to do.
+    """Base class of every refusal of this project.
 
     ``message`` says what is wrong; ``remedy`` says what to run or change next.
     """
@@ -21,7 +21,7 @@ class HybridError(Exception):
 
 
 class CheckpointError(HybridError):
-    """A checkpoint that cannot be read: ``path`` names the file or folder."""
+    """A checkpoint that cannot be read; ``path`` names the file or folder."""
 
     def __init__(self, path: str | Path, message: str, *, remedy: str | None = None) -> None:
         super().__init__(f"{path}: {message}", remedy=remedy)
@@ -29,7 +29,7 @@ class CheckpointError(HybridError):
 
 
 class TransferError(CheckpointError):
-    """A server that could not be asked, or whose answer says nothing about the checkpoint."""
+    """A server that cannot be reached, or whose answer says nothing about the checkpoint itself."""
 
 
 class UnsupportedArchitectureError(HybridError):

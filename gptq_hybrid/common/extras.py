@@ -1,18 +1,18 @@
-"""Libraries that only the extra ``eval`` brings."""
+"""Libraries that only the extra ``eval`` installs."""
 
 from __future__ import annotations
 
 import importlib
 from typing import Any
 
-from gptq_hybrid.common.errors import HybridError
+from .errors import HybridError
 
 
 def need(module: str) -> Any:
-    """Import ``module``.
+    """Import a module of an optional library.
 
     Raises:
-        HybridError: it is not installed.
+        HybridError: the library is not installed.
     """
     try:
         return importlib.import_module(module)

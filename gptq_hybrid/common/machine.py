@@ -1,4 +1,4 @@
-"""Where figures came from: hardware and versions, to stand beside them."""
+"""Hardware and versions that a result was measured with."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import gptq_hybrid
-
-_LIBRARIES = ("torch", "transformers", "flash-linear-attention", "gptqmodel", "vllm")
+_LIBRARIES = ("torch", "transformers", "flash-linear-attention", "gptqmodel", "vllm", "vllm-qwen36-plugin")
 
 
 def environment(device: str) -> dict[str, str]:
-    """Machine and versions, for people; ``device`` is torch's name of what was computed on."""
-    found = {"device": _device_name(device), "python": platform.python_version()}
+    """Describe the machine and the installed versions, for people.
+
+    Args:
+        device: torch's name of the device that did the computing, such as ``cuda:0``.
+    """
+    description = {"device": _device_name(device), "python": platform.python_version()}
     for name in _LIBRARIES:
         try:
-            found[name] = version(name)
+            description[name] = version(name)
         except PackageNotFoundError:
             continue
-    return {**found, "vllm-qwen36-plugin": gptq_hybrid.__version__}
+    return description
 
 
 def _device_name(device: str) -> str:

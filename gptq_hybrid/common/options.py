@@ -1,4 +1,4 @@
-"""Command-line options that commands of several rooms have."""
+"""Command-line options that commands of both packages have."""
 
 from __future__ import annotations
 

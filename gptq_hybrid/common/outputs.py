@@ -1,4 +1,4 @@
-"""Check where a command is to write, before it costs time."""
+"""Check where a command is going to write, before it spends time."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from .errors import HybridError
 
 
 def refuse_unwritable(option: str, path: Path | None) -> None:
-    """Refuse a file that cannot be written; None is no file.
+    """Refuse an output file that cannot be written.
 
     Args:
-        option: the command-line option that names it, for messages.
+        option: the command-line option that names the file, for messages.
+        path: the file; None for no output, which always passes.
 
     Raises:
-        HybridError: it is a folder, or lies where nothing can be written.
+        HybridError: ``path`` is a folder, or its folder is not writable.
     """
     if path is None:
         return

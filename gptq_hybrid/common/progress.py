@@ -1,4 +1,4 @@
-"""Progress bars, alike in every command."""
+"""Progress bars that look alike in every command."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.progress import (
 
 
 def counting_bars(console: Console) -> Progress:
-    """Return bars that count up to a total, with the time spent and the time left."""
+    """Return bars that count up to a total and show the time spent and the time left."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -1,4 +1,4 @@
-"""Keeping a chatty library off the screen without losing what it said."""
+"""Keep a chatty library off the screen without losing its output."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from rich.console import Console
 
 @contextmanager
 def output_to_log(name: str, *, enabled: bool = True, stderr: bool = False) -> Iterator[Console]:
-    """Send everything written to stdout and stderr, by any thread or C library, to a log file.
+    """Send all output to stdout and stderr, of any thread or C library, to a log file until the block ends.
 
-    Yields a console that still writes to the terminal: to its stdout, or with ``stderr`` to that. The log is
-    removed when the block succeeds or nothing is in it; otherwise its path is printed. gptqmodel writes some
+    Yields a console that still writes to the terminal: to its stdout, or with ``stderr`` to its stderr. If the
+    block succeeds, or the log is empty, the log is removed; otherwise its path is printed. gptqmodel writes some
     200 KB of carriage returns for a four-layer toy.
     """
     if not enabled:
@@ -38,7 +38,7 @@ def output_to_log(name: str, *, enabled: bool = True, stderr: bool = False) -> I
         sys.stdout.flush()
         sys.stderr.flush()
         if Path(log).stat().st_size:
-            console.print(f"What the libraries printed is in {log}", highlight=False, soft_wrap=True)
+            console.print(f"The libraries' own output is in {log}", highlight=False, soft_wrap=True)
         else:
             Path(log).unlink()
         raise

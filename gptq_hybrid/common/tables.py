@@ -1,4 +1,4 @@
-"""How this package's tables look."""
+"""The look of all tables, and text that is safe to print."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from rich.table import Table
 
 
 def report_table(title: str, caption: str, *, padding: int | tuple[int, int] = (0, 1)) -> Table:
-    """An empty table with a rule below its head; ``padding`` as rich has it, 0 where columns are many."""
+    """Return an empty table with a rule below its head.
+
+    Args:
+        padding: rich's cell padding; 0 for a table with many columns.
+    """
     return Table(
         title=escape(title),
         caption=escape(caption),
@@ -22,5 +26,5 @@ def report_table(title: str, caption: str, *, padding: int | tuple[int, int] = (
 
 
 def plain(text: str) -> str:
-    """Text of a checkpoint, safe to print: no markup, and no control character to move the cursor with."""
+    """Make text from a checkpoint safe to print: no markup, and no control character that moves the cursor."""
     return escape("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text))

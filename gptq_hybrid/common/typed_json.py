@@ -12,20 +12,23 @@ from .errors import HybridError
 
 
 class FormatError(HybridError):
-    """JSON of another schema, or with a field that is missing or of the wrong kind."""
+    """JSON of another schema, or with a field that is missing or has the wrong type."""
 
 
 def read_object(cls: type[Any], content: Any, source: str, *, remedy: str) -> Any:
-    """Build the dataclass ``cls`` from parsed JSON; keys that are no field are skipped.
+    """Build the dataclass ``cls`` from parsed JSON; keys that name no field are skipped.
 
-    Annotations may be dataclasses, ``X | None``, ``tuple[X, ...]``, ``Literal``, ``dict``, int, float and str.
+    Fields may be annotated with dataclasses, ``X | None``, ``tuple[X, ...]``, ``Literal``, ``dict``, int, float
+    and str.
 
     Args:
-        source: the file, for messages.
+        cls: the dataclass.
+        content: what the JSON parser returned.
+        source: the file's name, for messages.
         remedy: what to do about content that does not fit, for messages.
 
     Raises:
-        FormatError: a field is missing or of the wrong kind.
+        FormatError: a field is missing or has the wrong type.
     """
     return _Reader(source, remedy).object(cls, content, "")
 

@@ -1,4 +1,4 @@
-"""A real ``vllm serve`` process, and a real HTTP client for it."""
+"""Start a real ``vllm serve`` process, and talk to it over HTTP."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptq_hybrid.common.errors import HybridError
+from .errors import HybridError
 
 _METRIC = "vllm:spec_decode_num_"
 _TERM_SECONDS = 20.0
-# Process groups of the servers that run, for kill_servers().
+# Process groups of the running servers, for kill_servers().
 _running: set[int] = set()
 
 
 class ServerExitedError(HybridError):
-    """``vllm serve`` ended before it was ready; ``code`` is its exit status."""
+    """``vllm serve`` exited before it was ready; ``code`` is its exit status."""
 
     def __init__(self, code: int, log: Path) -> None:
         super().__init__(f"vllm serve exited with code {code}:\n{_tail(log)}", remedy=f"Full log: {log}")
@@ -35,10 +35,12 @@ class ServerExitedError(HybridError):
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
-    """Counts from the server's own metrics, since it started.
+    """Speculative-decoding counts from the server's own metrics, since it started.
 
-    ``drafts``: verification steps; ``proposed`` and ``accepted``: draft tokens;
-    ``per_position``: accepted tokens by position in the draft.
+    Attributes:
+        drafts: verification steps.
+        proposed, accepted: draft tokens.
+        per_position: accepted draft tokens, by position in the draft.
     """
 
     drafts: int
@@ -48,6 +50,7 @@ class Acceptance:
 
     @property
     def rate(self) -> float:
+        """Share of the proposed draft tokens that were accepted; 0 without any."""
         return self.accepted / self.proposed if self.proposed else 0.0
 
     @property
@@ -64,7 +67,7 @@ class Server:
     model: str
 
     def chat(self, content: str, *, max_tokens: int, **extra: Any) -> dict[str, Any]:
-        """One greedy chat completion; returns the parsed response."""
+        """Ask for one greedy chat completion; return the parsed response."""
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": content}],
@@ -75,6 +78,11 @@ class Server:
         return self.post("/v1/chat/completions", body)
 
     def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Post JSON to ``path``; return the parsed response.
+
+        Raises:
+            urllib.error.URLError: no answer within 300 s, or an HTTP status of 400 and above.
+        """
         request = urllib.request.Request(
             self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
@@ -83,7 +91,7 @@ class Server:
         return parsed
 
     def acceptance(self) -> Acceptance:
-        """What ``/metrics`` says of speculative decoding."""
+        """Read the counts of speculative decoding from ``/metrics``."""
         with urllib.request.urlopen(self.url + "/metrics", timeout=30) as response:
             lines = response.read().decode().splitlines()
         totals: dict[str, int] = {}
@@ -107,21 +115,22 @@ class Server:
 
 
 def cpu_arguments() -> list[str]:
-    """What vLLM's CPU build needs for this architecture.
+    """Arguments of ``vllm serve`` that vLLM's CPU build needs for this architecture.
 
-    It has no Triton, hence no prefix caching in the hybrid's "align" mode, and
-    compiling costs more than it gives on a toy.
+    The build has no Triton, so the hybrid's "align" mode of prefix caching cannot run. Compiling costs more than
+    it saves on a toy.
     """
-    none = json.dumps({"image": 0, "video": 0})
-    return ["--enforce-eager", "--no-enable-prefix-caching", "--limit-mm-per-prompt", none]
+    no_images = json.dumps({"image": 0, "video": 0})
+    return ["--enforce-eager", "--no-enable-prefix-caching", "--limit-mm-per-prompt", no_images]
 
 
 def cpu_environment() -> dict[str, str]:
+    """Environment variables for vLLM's CPU build: 1 GiB of key-value cache is enough for a toy."""
     return {"VLLM_CPU_KVCACHE_SPACE": "1"}
 
 
 def vllm_command() -> list[str]:
-    """The ``vllm`` command of this Python, or the module behind it where there is no script."""
+    """Return the ``vllm`` command of this Python; the module behind it if no script is installed."""
     script = Path(sys.executable).with_name("vllm")
     return [str(script)] if script.exists() else [sys.executable, "-m", "vllm.entrypoints.cli.main"]
 
@@ -134,18 +143,24 @@ def vllm_server(
     environment: Mapping[str, str] | None = None,
     timeout: float = 600.0,
 ) -> Iterator[Server]:
-    """``vllm serve`` with ``arguments`` on a free port of the loopback interface, until the block ends.
+    """Run ``vllm serve`` on a free port of the loopback interface until the block ends.
 
-    Whatever ends the block, the whole process group is gone afterwards.
+    However the block ends, the whole process group is gone afterwards.
+
+    Args:
+        arguments: of ``vllm serve``, the model first.
+        log: the file for the server's output.
+        environment: variables to set beside this process's own.
+        timeout: seconds until the server must be ready.
 
     Raises:
-        ServerExitedError: the server exits; its last lines are quoted.
-        HybridError: it is not ready after ``timeout`` seconds; its last lines are quoted.
+        ServerExitedError: the server exited; the message quotes its last lines.
+        HybridError: the server was not ready after ``timeout`` seconds; the message quotes its last lines.
     """
     port = _free_port()
     command = [*vllm_command(), "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)]
     with log.open("wb") as output:
-        # A session of its own, so that the engine processes can be ended with it.
+        # A session of its own, so that the engine processes end with it.
         process = subprocess.Popen(
             command,
             stdout=output,
@@ -164,7 +179,7 @@ def vllm_server(
 
 
 def kill_servers() -> None:
-    """End every server this process started, at once; for a signal handler that is about to exit."""
+    """Kill every server this process started; for a signal handler that is about to exit."""
     for group in tuple(_running):
         with suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)
@@ -187,13 +202,13 @@ def _wait_ready(process: subprocess.Popen[bytes], url: str, log: Path, timeout: 
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """Ask the group to end, then insist."""
-    for sign, patience in ((signal.SIGTERM, _TERM_SECONDS), (signal.SIGKILL, _TERM_SECONDS)):
+    """Send SIGTERM to the process group, then SIGKILL."""
+    for signal_number in (signal.SIGTERM, signal.SIGKILL):
         try:
-            os.killpg(process.pid, sign)
+            os.killpg(process.pid, signal_number)
         except ProcessLookupError:
             break
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + _TERM_SECONDS
         while time.monotonic() < deadline and _group_alive(process):
             time.sleep(0.1)
     process.wait()

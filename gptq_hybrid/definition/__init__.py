@@ -1,5 +1,5 @@
 """gptqmodel's model definition for the hybrid layout."""
 
-from ._register import register_definitions
+from ._hybrid import register_definitions
 
 __all__ = ["register_definitions"]

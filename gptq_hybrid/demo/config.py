@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from gptq_hybrid.demo.builder import DemoSpec
-    from gptq_hybrid.demo.tokenizer import TokenizerFiles
+from .spec import FULL_ATTENTION_INTERVAL, DemoSpec
+from .tokenizer import TokenizerFiles
 
 Json = dict[str, Any]
 
-FULL_ATTENTION_INTERVAL = 4
-
 
 def text_config(spec: DemoSpec, tokens: TokenizerFiles) -> Json:
-    """The `qwen3_5_text` configuration; head dims, rotary share and conv width are those of the 27B."""
+    """Return the ``qwen3_5_text`` configuration; head sizes, rotary share and conv width are the 27B's."""
     layer_types = [
         "linear_attention" if (i + 1) % FULL_ATTENTION_INTERVAL else "full_attention"
         for i in range(spec.num_hidden_layers)
@@ -62,7 +59,7 @@ def text_config(spec: DemoSpec, tokens: TokenizerFiles) -> Json:
 
 
 def vision_config(spec: DemoSpec) -> Json:
-    """A two-block vision tower; patching and merging as in the 27B."""
+    """Return the configuration of a vision tower of two blocks; it patches and merges as the 27B's does."""
     return {
         "deepstack_visual_indexes": [],
         "depth": 2,
@@ -82,11 +79,11 @@ def vision_config(spec: DemoSpec) -> Json:
 
 
 def model_config(spec: DemoSpec, tokens: TokenizerFiles) -> Json:
-    """`config.json`: nested for the multimodal class, flat for the text-only one."""
+    """Return ``config.json``: nested for the multimodal class, flat for the text-only class."""
     text = text_config(spec, tokens)
     if spec.text_only:
-        # vLLM 0.32 strips these two from the target's configuration, not from the MTP drafter's, which then
-        # overruns its one-dimensional positions; text positions are the same in all three sections anyway.
+        # vLLM 0.32 strips these two from the target's configuration but not from the MTP drafter's, which then
+        # overruns its one-dimensional positions. Text positions are the same in all three sections anyway.
         del text["rope_parameters"]["mrope_section"], text["rope_parameters"]["mrope_interleaved"]
         return {"architectures": ["Qwen3_5ForCausalLM"], **text, "pad_token_id": None}
     return {
@@ -105,7 +102,7 @@ def model_config(spec: DemoSpec, tokens: TokenizerFiles) -> Json:
 
 
 def generation_config(tokens: TokenizerFiles) -> Json:
-    """`generation_config.json`: greedy, the two end tokens of the real model."""
+    """Return ``generation_config.json``: greedy, with the two end tokens of the real model."""
     end_of_text = tokens.ids["<|endoftext|>"]
     return {
         "bos_token_id": end_of_text,
@@ -116,7 +113,7 @@ def generation_config(tokens: TokenizerFiles) -> Json:
 
 
 def processor_configs() -> dict[str, Json]:
-    """The two processor files of the real model, by file name."""
+    """Return the two processor files of the real model, by file name."""
     shared: Json = {
         "patch_size": 16,
         "temporal_patch_size": 2,

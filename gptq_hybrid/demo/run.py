@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gptq_hybrid.checkpoint import MTP_FILE, Checkpoint
 from gptq_hybrid.common.atomic import write_json_atomic
+from gptq_hybrid.common.errors import CheckpointError
 from gptq_hybrid.common.vllm_server import (
     Acceptance,
     Server,
@@ -20,7 +21,7 @@ from gptq_hybrid.common.vllm_server import (
 from gptq_hybrid.doctor import inspect, installed_vllm
 from gptq_hybrid.doctor.serve_line import serve_arguments
 from gptq_hybrid.doctor.vllm_releases import plugin_installed
-from gptq_hybrid.quantize import QuantizeRequest, QuantizeResult, quantize
+from gptq_hybrid.quantize import QuantizeRequest, QuantizeResult, plan_run, quantize
 from gptq_hybrid.recipes import load_recipe
 
 from .builder import DemoCheckpoint, build_demo_checkpoint
@@ -31,7 +32,7 @@ PROMPTS = (
     "Schreib mir ein Gedicht über Grafikkarten.",
     "def fibonacci(n):",
 )
-# Twice round the demo sentence.
+# The demo sentence twice.
 MAX_TOKENS = 52
 
 
@@ -44,7 +45,13 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class DemoReport:
-    """What the demo saw. ``seconds`` by stage: build, quantize, start (of the server), complete."""
+    """The outcome of a demo run.
+
+    Attributes:
+        acceptance: of the MTP drafts, from vLLM's metrics.
+        seconds: by stage: ``build``, ``quantize``, ``start`` (of the server), ``complete``.
+        command: the ``vllm serve`` line that was run.
+    """
 
     replies: tuple[Reply, ...]
     acceptance: Acceptance
@@ -55,7 +62,7 @@ class DemoReport:
 
     @property
     def ok(self) -> bool:
-        """Every reply is the constructed sentence, and drafts were accepted."""
+        """Whether every reply is the constructed sentence and drafts were accepted."""
         return all(reply.as_constructed for reply in self.replies) and self.acceptance.accepted > 0
 
     def to_json(self) -> dict[str, object]:
@@ -68,35 +75,38 @@ class DemoReport:
 
 
 def run_demo(folder: Path, *, recipe: str, on_stage: Callable[[str], None]) -> DemoReport:
-    """Run the demo in an empty ``folder``; leaves the two checkpoints, the server's log and ``report.json`` there.
+    """Run the demo in an empty ``folder``.
+
+    Leaves the two checkpoints there, the server's log and ``report.json``. ``on_stage`` is called with what
+    begins.
 
     Raises:
-        HybridError: any stage that fails.
+        HybridError: a stage failed.
     """
     seconds: dict[str, float] = {}
-    clock = time.perf_counter()
 
-    def stage(name: str, announcement: str) -> None:
-        nonlocal clock
-        now = time.perf_counter()
-        if seconds or name != "build":
-            seconds[previous[0]] = now - clock
-        clock, previous[0] = now, name
+    @contextmanager
+    def stage(name: str, announcement: str) -> Iterator[None]:
         on_stage(announcement)
+        start = time.perf_counter()
+        yield
+        seconds[name] = time.perf_counter() - start
 
-    previous = ["build"]
-    stage("build", "Building a checkpoint of the true architecture, with an MTP head")
-    original = build_demo_checkpoint(folder / "original")
-    stage("quantize", "Quantizing to W4A16 GPTQ g128 with gptqmodel")
-    result = _quantize(original, folder / "quantized", recipe)
-    _check(result.target)
-    stage("start", "Starting `vllm serve` with MTP speculative decoding")
-    arguments = _arguments(result.target)
-    with vllm_server(arguments, log=folder / "vllm.log", environment=_environment()) as server:
-        stage("complete", "Asking for chat completions")
-        replies = tuple(_ask(server, original, prompt) for prompt in PROMPTS)
-        acceptance = server.acceptance()
-        stage("", "Stopping the server")
+    with stage("build", "Building a checkpoint of the true architecture, with an MTP head"):
+        original = build_demo_checkpoint(folder / "original")
+    with stage("quantize", "Quantizing to W4A16 GPTQ g128 with gptqmodel"):
+        result = _quantize(original, folder / "quantized", recipe, on_stage)
+        refuse_faulty(result.target)
+    arguments = _serve_arguments(result.target)
+    with ExitStack() as serving:
+        with stage("start", "Starting `vllm serve` with MTP speculative decoding"):
+            server = serving.enter_context(
+                vllm_server(arguments, log=folder / "vllm.log", environment=_environment())
+            )
+        with stage("complete", "Asking for chat completions"):
+            replies = tuple(_ask(server, original, prompt) for prompt in PROMPTS)
+            acceptance = server.acceptance()
+        on_stage("Stopping the server")
     report = DemoReport(
         replies, acceptance, seconds, ("vllm", "serve", *arguments), result.source_bytes, result.target_bytes
     )
@@ -104,26 +114,44 @@ def run_demo(folder: Path, *, recipe: str, on_stage: Callable[[str], None]) -> D
     return report
 
 
-def _quantize(original: DemoCheckpoint, target: Path, recipe: str) -> QuantizeResult:
+def _quantize(
+    original: DemoCheckpoint, target: Path, recipe: str, on_stage: Callable[[str], None]
+) -> QuantizeResult:
+    request = QuantizeRequest(
+        source=original.path,
+        target=target,
+        recipe=load_recipe(recipe),
+        calibration="demo",
+        samples=24,
+        max_length=256,
+    )
     return quantize(
-        QuantizeRequest(
-            source=original.path,
-            target=target,
-            recipe=load_recipe(recipe),
-            calibration="demo",
-            samples=24,
-            max_length=256,
-        )
+        plan_run(request), on_slower=lambda reason: on_stage(f"gptqmodel runs at its own speed: {reason}")
     )
 
 
-def _check(target: Path) -> None:
+def refuse_faulty(target: Path) -> None:
+    """Check the quantized checkpoint before it is served.
+
+    Warnings are accepted: act order costs one, and ``--recipe reference`` asks for it.
+
+    Raises:
+        CheckpointError: it has faults, or its index does not name the MTP head's file.
+    """
     checkpoint = Checkpoint.open(target)
-    # Act order costs a warning, and is what `--recipe reference` asks for.
     errors = inspect(checkpoint, vllm=installed_vllm(), plugin=plugin_installed()).errors
-    assert not errors, errors
-    assert checkpoint.index is not None
-    assert MTP_FILE in checkpoint.index.values()
+    if errors:
+        raise CheckpointError(
+            target,
+            f"was written with {len(errors)} faults; the first: {errors[0].message}",
+            remedy=f"Run: qwen36 check {target}; keep the folder with --keep.",
+        )
+    if checkpoint.index is None or MTP_FILE not in checkpoint.index.values():
+        raise CheckpointError(
+            target,
+            f"was written without {MTP_FILE} in its index",
+            remedy=f"Run: qwen36 check {target}; keep the folder with --keep.",
+        )
 
 
 def _on_cpu() -> bool:
@@ -132,7 +160,7 @@ def _on_cpu() -> bool:
     return not torch.cuda.is_available()
 
 
-def _arguments(target: Path) -> list[str]:
+def _serve_arguments(target: Path) -> list[str]:
     shared = ["--max-model-len", "512", "--max-num-seqs", "8"]
     arguments = serve_arguments(Checkpoint.open(target), chat=False) + shared
     return arguments + (cpu_arguments() if _on_cpu() else ["--gpu-memory-utilization", "0.5"])
@@ -145,14 +173,10 @@ def _environment() -> dict[str, str]:
 def _ask(server: Server, original: DemoCheckpoint, prompt: str) -> Reply:
     response = server.chat(prompt, max_tokens=MAX_TOKENS)
     text = response["choices"][0]["message"]["content"] or ""
-    return Reply(prompt, text, text.strip() == _expected(original).strip())
+    return Reply(prompt, text, text.strip() == _expected_reply(original).strip())
 
 
-def _expected(original: DemoCheckpoint) -> str:
-    # Any token outside the sentence leads to its start, so what the prompt was does not matter.
+def _expected_reply(original: DemoCheckpoint) -> str:
+    # Any token outside the sentence leads to its start, so the prompt does not matter.
     outside = next(t for t in range(len(original.next_token)) if t not in original.loop)
     return original.expected_text([outside], MAX_TOKENS)
-
-
-def report_json(report: DemoReport) -> str:
-    return json.dumps(report.to_json(), indent=2, ensure_ascii=False)

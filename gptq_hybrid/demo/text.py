@@ -1,10 +1,12 @@
-"""Real English text that every CPython carries: the language reference behind `help()`."""
+"""Real English text that every CPython carries: the language reference behind ``help()``."""
 
 from __future__ import annotations
 
 import random
 from functools import cache
 from typing import Any
+
+from gptq_hybrid.hooks import CalibrationSource
 
 _QUESTIONS = (
     "What does the Python reference say about {topic}?",
@@ -19,16 +21,17 @@ _SHORTEST, _LONGEST = 120, 1500
 
 @cache
 def corpus() -> dict[str, str]:
-    """Topic name to text, sorted by name; about 0.45 MB, the wording that of the running interpreter."""
+    """Return text by topic, sorted by name: about 0.45 MB, as the running interpreter words it."""
     from pydoc_data.topics import topics
 
     return {name: topics[name].strip() for name in sorted(topics)}
 
 
 def demo_conversations(n: int, seed: int = 0) -> list[dict[str, Any]]:
-    """`n` calibration rows `{"messages": [user, assistant]}` of real text, lengths up to 1500 characters.
+    """Return ``n`` calibration rows ``{"messages": [user, assistant]}`` of real text, answers up to 1,500
+    characters.
 
-    The same `n` and `seed` give the same rows on the same CPython; a larger `n` only appends rows.
+    The same ``n`` and ``seed`` give the same rows on the same CPython. A larger ``n`` only appends rows.
     """
     rng = random.Random(seed)
     names = list(corpus())
@@ -47,7 +50,7 @@ def demo_conversations(n: int, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def _passage(text: str, rng: random.Random) -> str:
-    """A run of whole paragraphs (the last one cut at a word where it must be) of a random length."""
+    """Return a run of whole paragraphs of a random length; the last one is cut at a word if need be."""
     paragraphs = text.split("\n\n")
     limit = rng.randint(_SHORTEST, _LONGEST)
     passage = "\n\n".join(paragraphs[rng.randrange(len(paragraphs)) :]).strip()
@@ -56,3 +59,9 @@ def _passage(text: str, rng: random.Random) -> str:
     if len(passage) <= limit:
         return passage
     return passage[:limit].rsplit(maxsplit=1)[0]
+
+
+# What ``--calibration demo`` means; the plugin module contributes it.
+DEMO_SOURCE = CalibrationSource(
+    "demo", lambda spec: spec == "demo", lambda spec, count, seed: demo_conversations(count, seed)
+)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gptq_hybrid.demo.text import corpus
+from gptq_hybrid.common.atomic import write_json_atomic
 
-# Read with a leading space: the loop then decodes to running text. No word occurs twice.
+from .text import corpus
+
+# It starts with a space, so that the loop decodes to running text. No word occurs twice.
 SENTENCE = (
     " Every token of this tiny hybrid model has exactly one successor,"
     " so its drafts are always right and any lost head shows at once."
@@ -28,13 +29,13 @@ SPECIAL_TOKENS = (
     "<think>",
     "</think>",
 )
-# As in the real tokenizer these two are added tokens that decoding keeps.
-_KEPT_WHEN_DECODING = frozenset({"<think>", "</think>"})
+# As in the real tokenizer, these two are added tokens that decoding keeps.
+KEPT_WHEN_DECODING = frozenset({"<think>", "</think>"})
 
 _LEARNED_SIZE = 1000
 _ROW_MULTIPLE = 64
 _SENTENCE_WEIGHT = 20_000
-_PRETOKENIZE = (
+PRETOKENIZE = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}|"
     r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -68,7 +69,14 @@ CHAT_TEMPLATE = """\
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """A built tokenizer: its `tokenizer.json` text, all token ids by token, the ids of the loop."""
+    """A built tokenizer.
+
+    Attributes:
+        tokenizer_json: the text of ``tokenizer.json``.
+        ids: all token ids by token.
+        loop: the ids of the demo sentence.
+        padded_size: the size of the vocabulary, rounded up for the kernels.
+    """
 
     tokenizer_json: str = field(repr=False)
     ids: dict[str, int] = field(repr=False)
@@ -76,11 +84,10 @@ class TokenizerFiles:
     padded_size: int
 
     def write(self, path: Path) -> None:
-        """Write `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja` into `path`."""
+        """Write ``tokenizer.json``, ``tokenizer_config.json`` and ``chat_template.jinja`` into ``path``."""
         path.joinpath("tokenizer.json").write_text(self.tokenizer_json, encoding="utf-8")
         path.joinpath("chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
-        config = json.dumps(self._config(), indent=2, ensure_ascii=False) + "\n"
-        path.joinpath("tokenizer_config.json").write_text(config, encoding="utf-8")
+        write_json_atomic(path / "tokenizer_config.json", self._config())
 
     def _config(self) -> dict[str, Any]:
         added = {
@@ -90,7 +97,7 @@ class TokenizerFiles:
                 "normalized": False,
                 "rstrip": False,
                 "single_word": False,
-                "special": token not in _KEPT_WHEN_DECODING,
+                "special": token not in KEPT_WHEN_DECODING,
             }
             for token in SPECIAL_TOKENS
         }
@@ -98,7 +105,7 @@ class TokenizerFiles:
             "add_bos_token": False,
             "add_prefix_space": False,
             "added_tokens_decoder": added,
-            "additional_special_tokens": [t for t in SPECIAL_TOKENS if t not in _KEPT_WHEN_DECODING],
+            "additional_special_tokens": [t for t in SPECIAL_TOKENS if t not in KEPT_WHEN_DECODING],
             "bos_token": None,
             "chat_template": CHAT_TEMPLATE,
             "clean_up_tokenization_spaces": False,
@@ -113,7 +120,7 @@ class TokenizerFiles:
 
 
 def build_tokenizer() -> TokenizerFiles:
-    """Train the tokenizer on CPython's own documentation, the demo sentence weighing most."""
+    """Train the tokenizer on CPython's own documentation and, with most weight, the demo sentence."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
     from tokenizers.models import BPE
 
@@ -121,7 +128,7 @@ def build_tokenizer() -> TokenizerFiles:
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_PRETOKENIZE), behavior="isolated"),
+            pre_tokenizers.Split(Regex(PRETOKENIZE), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -133,7 +140,7 @@ def build_tokenizer() -> TokenizerFiles:
     )
     tokenizer.train_from_iterator(_training_text(), trainer)
     tokenizer.add_tokens(
-        [AddedToken(t, special=t not in _KEPT_WHEN_DECODING, normalized=False) for t in SPECIAL_TOKENS]
+        [AddedToken(t, special=t not in KEPT_WHEN_DECODING, normalized=False) for t in SPECIAL_TOKENS]
     )
     ids = tokenizer.get_vocab(with_added_tokens=True)
     loop = loop_ids(ids)
@@ -144,11 +151,11 @@ def build_tokenizer() -> TokenizerFiles:
 
 
 def loop_ids(ids: dict[str, int]) -> tuple[int, ...]:
-    """The ids of the demo sentence, in order, looked up in a vocabulary of byte-level tokens."""
+    """Look up the ids of the demo sentence, in order, in a vocabulary of byte-level tokens."""
     return tuple(ids[piece.replace(" ", "\u0120")] for piece in LOOP_PIECES)
 
 
 def _training_text() -> Iterator[str]:
-    # Every pair inside the sentence outweighs every other pair, so its words are merged first and whole.
+    # Every pair inside the sentence outweighs every other pair, so its words are merged first, and whole.
     yield SENTENCE * _SENTENCE_WEIGHT
     yield from corpus().values()

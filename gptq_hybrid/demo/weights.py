@@ -1,10 +1,10 @@
 """The tensors of a demo checkpoint.
 
-What makes the model a fixed map t -> f(t): the embedding of t is the sum of a direction that stands for f(t)
-and of one of its own; row f(t) of `lm_head` reads that direction. The layers are random matrices of ordinary
-size whose outputs add a fraction of the residual's norm in random directions, so they matter to a quantizer's
-error figures and cannot outvote the direction. `mtp.fc` passes the token's normalized embedding, so the head
-predicts f of the token it is fed, whatever hidden state comes along.
+They make the model a fixed map t -> f(t). The embedding of t is the sum of a direction that stands for f(t) and of
+a direction of its own; row f(t) of ``lm_head`` reads the first. The layers are random matrices of ordinary size.
+Their outputs add a fraction of the residual's norm in random directions: enough to matter to a quantizer's error
+figures, too little to outvote the direction. ``mtp.fc`` passes on the token's normalized embedding, so the MTP
+head predicts f of the token it is fed, whatever hidden state comes with it.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 Tensors = dict[str, "torch.Tensor"]
 
-_DIRECTION_SHARE = 0.6  # of an embedding's norm that carries f(t); the rest keeps embeddings distinct
+_DIRECTION_SHARE = 0.6  # of an embedding's norm, for f(t); the rest keeps embeddings distinct
 _LOGIT_SCALE = 50.0  # logit of a perfectly aligned hidden state
-_BACKGROUND = 0.2  # size of the lm_head rows nothing maps to, relative to the others
-_BRANCH_GAIN = 0.3  # of the matrices that write to the residual, for four layers
+_BACKGROUND = 0.2  # size of the lm_head rows that nothing maps to, relative to the others
+_BRANCH_GAIN = 0.3  # of the matrices that write to the residual, in a model of four layers
 _FC_NOISE = 0.15
 
 
 class _Draw:
-    """Random tensors that depend on the seed and on their own name only, not on the order of drawing."""
+    """Draws random tensors that depend on the seed and their own name, not on the order of drawing."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -42,7 +42,10 @@ class _Draw:
         return self.normal(name, out_features, in_features, std=gain / math.sqrt(in_features))
 
     def block_norm(self, name: str, size: int) -> torch.Tensor:
-        """Zero-centered RMSNorm weight [size]. Trained models have outlier channels; act-order needs them."""
+        """Draw a zero-centred RMSNorm weight ``[size]`` with outlier channels, as trained models have.
+
+        Without outliers act order would make no difference.
+        """
         weight = self.normal(name, size, std=0.2)
         weight[self.normal(name + ".outliers", size).topk(max(1, size // 64)).indices] = 2.0
         return weight
@@ -51,22 +54,28 @@ class _Draw:
 def language_tensors(
     config: Json, next_token: tuple[int, ...], loop: tuple[int, ...], seed: int, prefix: str
 ) -> Tensors:
-    """Embeddings, decoder layers, final norm and `lm_head`, BF16, named under `prefix`."""
+    """Make embeddings, decoder layers, final norm and ``lm_head``: BF16, names starting with ``prefix``."""
     draw = _Draw(seed)
     embed, lm_head = _map_tensors(draw, config["vocab_size"], config["hidden_size"], next_token, loop)
-    gain = _BRANCH_GAIN * math.sqrt(4 / config["num_hidden_layers"])
     tensors: Tensors = {f"{prefix}embed_tokens.weight": embed}
-    for i, layer_type in enumerate(config["layer_types"]):
-        mixer = _linear_attention if layer_type == "linear_attention" else _self_attention
-        tensors |= mixer(draw, f"{prefix}layers.{i}.", config, gain)
-        tensors |= _mlp_and_norms(draw, f"{prefix}layers.{i}.", config, gain)
+    for number in range(len(config["layer_types"])):
+        tensors |= layer_tensors(config, number, seed, prefix)
     tensors[f"{prefix}norm.weight"] = draw.normal(f"{prefix}norm", config["hidden_size"], std=0.05)
     tensors["lm_head.weight"] = lm_head
     return _bf16(tensors)
 
 
+def layer_tensors(config: Json, number: int, seed: int, prefix: str) -> Tensors:
+    """Make decoder layer ``number``: BF16, names starting with ``prefix``."""
+    draw, name = _Draw(seed), f"{prefix}layers.{number}."
+    linear = config["layer_types"][number] == "linear_attention"
+    mixer = _linear_attention if linear else _self_attention
+    gain = _BRANCH_GAIN * math.sqrt(4 / config["num_hidden_layers"])
+    return _bf16(mixer(draw, name, config, gain) | _mlp_and_norms(draw, name, config, gain))
+
+
 def mtp_tensors(config: Json, seed: int) -> Tensors:
-    """The 15 tensors of the draft head, BF16."""
+    """Make the 15 tensors of the MTP head, BF16."""
     import torch
 
     draw = _Draw(seed)
@@ -83,7 +92,7 @@ def mtp_tensors(config: Json, seed: int) -> Tensors:
 
 
 def vision_tensors(config: Json, seed: int) -> Tensors:
-    """The vision tower under `model.visual.`, BF16."""
+    """Make the vision tower under ``model.visual.``, BF16."""
     import torch
 
     draw = _Draw(seed)
@@ -122,10 +131,10 @@ def vision_tensors(config: Json, seed: int) -> Tensors:
 def _map_tensors(
     draw: _Draw, vocab: int, hidden: int, next_token: tuple[int, ...], loop: tuple[int, ...]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`embed_tokens` and `lm_head`, both float32 [vocab, hidden], that make f(t) the argmax after t."""
+    """Make ``embed_tokens`` and ``lm_head``, float32 ``[vocab, hidden]``, so that f(t) is the argmax after t."""
     import torch
 
-    # One direction per loop token, a last one shared by all tokens outside; orthonormal columns.
+    # One direction for each loop token and one for all tokens outside the loop; orthonormal.
     directions = torch.linalg.qr(draw.normal("directions", hidden, len(loop) + 1)).Q.T
     slot = torch.full((vocab,), len(loop))
     slot[torch.tensor(loop)] = torch.arange(len(loop))
@@ -153,7 +162,7 @@ def _linear_attention(draw: _Draw, prefix: str, config: Json, gain: float) -> Te
         p + "in_proj_b.weight": draw.linear(p + "in_proj_b", heads, hidden),
         p + "in_proj_a.weight": draw.linear(p + "in_proj_a", heads, hidden),
         p + "conv1d.weight": draw.normal(p + "conv1d", conv_dim, 1, kernel, std=0.5),
-        # Decay per step between about 0.5 and 0.99: the state remembers, and forgets.
+        # A decay of about 0.5 to 0.99 a step: the state remembers, and forgets.
         p + "A_log": draw.normal(p + "A_log", heads, std=0.7, mean=-1.0),
         p + "dt_bias": draw.normal(p + "dt_bias", heads, std=0.5, mean=-1.0),
         p + "norm.weight": draw.normal(p + "norm", config["linear_value_head_dim"], std=0.05, mean=1.0),

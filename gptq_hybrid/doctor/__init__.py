@@ -1,13 +1,21 @@
 """What is wrong with a checkpoint, what to do about it, and how to serve it.
 
-Light by design: no torch, no gptqmodel, no numpy at import.
+Imports no torch, gptqmodel, numpy or HTTP library; ``gptq_hybrid.doctor.repair`` is imported by those who repair.
 """
 
-from ._check import ActOrder, check, check_act_order, check_mtp, check_quantized, inspect, run_rules
-from ._report import Report
-from .contributed import check_rules
+from ._check import (
+    ActOrder,
+    check,
+    check_act_order,
+    check_mtp,
+    check_quantized,
+    check_rules,
+    inspect,
+    run_rules,
+)
 from .findings import Fault, Finding, Inspection, Rule, Severity, rule
 from .mtp_head import find_mtp
+from .report import Report
 from .vllm_releases import VllmRelease, installed_vllm
 
 __all__ = [

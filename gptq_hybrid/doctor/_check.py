@@ -1,4 +1,7 @@
-"""Running rules over a checkpoint."""
+"""Run rules over a checkpoint.
+
+Private because ``gptq_hybrid.doctor.check`` is the function.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,25 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptq_hybrid.checkpoint import Checkpoint, TensorLayout, layout_for
+from gptq_hybrid.checkpoint import Checkpoint, TensorInfo, family_for
 from gptq_hybrid.checkpoint.files import open_files
-from gptq_hybrid.checkpoint.headers import TensorInfo
 from gptq_hybrid.common.errors import CheckpointError, TransferError, UnsupportedArchitectureError
+from gptq_hybrid.hooks import contributions
 
-from ._report import Report
-from .contributed import check_rules
-from .findings import Finding, Inspection, Severity
+from .findings import Finding, Inspection, Rule, Severity
+from .report import Report
 from .rules.g_idx import permuted_tensors
 from .vllm_releases import VllmRelease, installed_vllm, plugin_installed
 
-# Whatever decides whether a head drafts: the head itself, and the files that every load depends on.
+# What decides whether a head drafts: the head itself, and the files that every load depends on.
 MTP_SCOPES = frozenset({"files", "mtp"})
 # A broken checkpoint can break the same rule a thousand times; people read the first few.
 MOST_OF_A_RULE = 20
+
+
+def check_rules() -> list[Rule]:
+    """Return every rule, built in or of a plugin, in the order in which they run."""
+    return contributions("qwen36_check_rules")
 
 
 def check(
@@ -35,18 +42,18 @@ def check(
     """Say whether a checkpoint will serve, from headers, small JSON files and samples of values.
 
     Args:
-        path: a folder, a hub id (``OWNER/NAME`` or ``OWNER/NAME@REVISION``), or the URL of a folder on a
-            server that answers range requests.
+        path: a folder, a hub id (``OWNER/NAME`` or ``OWNER/NAME@REVISION``), or the URL of a folder on a server
+            that answers range requests.
         mtp: whether it is to draft with its MTP head.
         vllm: the release to serve it with; the installed one by default, if there is one.
-        plugin: whether it runs with this distribution's plugin. By default the installed release does if the
-            plugin is installed beside it, and one that was named does not.
+        plugin: whether vLLM runs with this distribution's plugin. By default True for the installed release if the
+            plugin is installed beside it, and False for a release that was named.
         follow_links: whether to read files through symbolic links that lead out of the folder.
         timeout: seconds that one network request may take.
 
     Returns:
-        A report; :attr:`Report.verdict` is ``"unreadable"`` where there was nothing to check, in which case
-        its only finding says why.
+        A report. Where there was nothing to check, its :attr:`Report.verdict` is ``"unreadable"`` and its only
+        finding says why.
 
     Raises:
         HybridError: ``vllm`` is not a version.
@@ -64,7 +71,7 @@ def check(
 def inspect(
     checkpoint: Checkpoint, *, mtp: bool = True, vllm: VllmRelease | None = None, plugin: bool = False
 ) -> Report:
-    """:func:`check` of an open checkpoint; ``vllm=None`` means no particular release.
+    """:func:`check` an open checkpoint; ``vllm=None`` means no particular release.
 
     Raises:
         TransferError: the server it lies on stopped answering.
@@ -86,100 +93,34 @@ def run_rules(
     vllm: VllmRelease | None = None,
     plugin: bool = False,
 ) -> list[Finding]:
-    """Findings of every rule of ``scopes`` (of all, for None) but ``without``, errors first.
+    """Return the findings of every rule in ``scopes`` (None: in all) but not in ``without``, errors first.
 
-    A rule that itself fails is reported as the error ``rule-failed``: what it should have looked at is
-    unknown, so the checkpoint is not called good.
+    A rule that raises is reported as the error ``rule-failed``: what it should have looked at is unknown, so the
+    checkpoint is not called good.
 
     Raises:
         UnsupportedArchitectureError: no family recognises the checkpoint.
         TransferError: the server it lies on stopped answering.
     """
-    see = _inspection(checkpoint, mtp=mtp, vllm=vllm, plugin=plugin)
-    if isinstance(see, Finding):
-        return [see]
-    return _run(see, scopes=scopes, without=without)
-
-
-def _inspection(
-    checkpoint: Checkpoint, *, mtp: bool = True, vllm: VllmRelease | None, plugin: bool
-) -> Inspection | Finding:
-    """What rules get to see, or why they cannot be run."""
-    try:
-        layout = layout_for(checkpoint.config)
-    except CheckpointError as error:
-        return _config_layout(error)
-    except UnsupportedArchitectureError:
-        raise
-    except Exception as error:  # noqa: BLE001 - families are plugins, and configs hold anything
-        return _failed("the layout", error)
-    named = _as_named(checkpoint, layout)
-    expected = None if named is layout else layout.layers_prefix
-    return Inspection(checkpoint, named, mtp=mtp, vllm=vllm, plugin=plugin, expected_prefix=expected)
-
-
-def _run(
-    see: Inspection, *, scopes: Collection[str] | None = None, without: Collection[str] = ()
-) -> list[Finding]:
-    found: list[Finding] = []
-    for rule in check_rules():
-        if rule.scope in without or (scopes is not None and rule.scope not in scopes):
-            continue
-        try:
-            found += _shortened(list(rule.findings(see)))
-        except TransferError:
-            raise
-        except CheckpointError as error:
-            remedy = error.remedy or "Fetch the file again."
-            found.append(Finding(rule.id, Severity.ERROR, error.message, remedy, file=error.path.name))
-        except Exception as error:  # noqa: BLE001 - rules are plugins, and meet files that nobody foresaw
-            found.append(_failed(f"the rule {rule.id}", error))
-    return sorted(found, key=lambda finding: finding.severity is not Severity.ERROR)
-
-
-def _shortened(found: list[Finding]) -> list[Finding]:
-    if len(found) <= MOST_OF_A_RULE:
-        return found
-    kept, more = found[: MOST_OF_A_RULE - 1], found[MOST_OF_A_RULE - 1 :]
-    worst = next((f for f in more if f.severity is Severity.ERROR), more[0])
-    message = f"and {len(more)} more of the kind, such as: {worst.message}"
-    return [*kept, Finding(worst.rule, worst.severity, message, worst.remedy, worst.tensor, worst.file)]
-
-
-def _failed(what: str, error: Exception) -> Finding:
-    message = f"{what} failed on this checkpoint: {type(error).__name__}: {error}"
-    return Finding("rule-failed", Severity.ERROR, message, "Report this, with the checkpoint's config.json.")
-
-
-def _config_layout(error: CheckpointError) -> Finding:
-    return Finding(
-        "config-dimensions",
-        Severity.ERROR,
-        error.message,
-        "Take config.json from the original checkpoint, and add the quantization_config to it.",
-        file="config.json",
-    )
-
-
-def _as_named(checkpoint: Checkpoint, layout: TensorLayout) -> TensorLayout:
-    """The layout, under the other of the two prefixes in use where the tensors are named so."""
-    root = layout.layers_prefix.removesuffix("layers")
-    other = "model." if root == "model.language_model." else "model.language_model."
-    ours, theirs = f"{root}layers.", f"{other}layers."
-    names = checkpoint.loaded
-    if any(name.startswith(ours) for name in names) or not any(name.startswith(theirs) for name in names):
-        return layout
-    return layout.renamed(root, other)
+    inspection = _inspection(checkpoint, mtp=mtp, vllm=vllm, plugin=plugin)
+    if isinstance(inspection, Finding):
+        return [inspection]
+    return _run(inspection, scopes=scopes, without=without)
 
 
 def check_mtp(checkpoint: Checkpoint, *, vllm: VllmRelease | None = None) -> list[Finding]:
-    """What keeps this checkpoint from drafting with its MTP head; empty when nothing does."""
+    """Return what keeps this checkpoint from drafting with its MTP head; nothing for a good one."""
     return run_rules(checkpoint, scopes=MTP_SCOPES, vllm=vllm)
+
+
+def check_quantized(checkpoint: Checkpoint) -> list[Finding]:
+    """Return what is wrong with the body of a checkpoint, apart from its MTP head and from serving it."""
+    return run_rules(checkpoint, scopes={"files", "index", "quantized", "act-order"})
 
 
 @dataclass(frozen=True, slots=True)
 class ActOrder:
-    """What the ``g_idx`` of a checkpoint say.
+    """What the ``g_idx`` of a checkpoint mean for serving it.
 
     Attributes:
         findings: what keeps it from being served, or what serving it costs; errors first.
@@ -193,18 +134,73 @@ class ActOrder:
 def check_act_order(
     checkpoint: Checkpoint, *, vllm: VllmRelease | None = None, plugin: bool = False
 ) -> ActOrder:
-    """Look at every ``g_idx`` (9 MiB at 27B), and at what the config says of act order.
+    """Look at every ``g_idx`` (9 MiB at 27B), and at what the config says about act order.
 
     Raises:
         UnsupportedArchitectureError: no family recognises the checkpoint.
     """
-    see = _inspection(checkpoint, vllm=vllm, plugin=plugin)
-    if isinstance(see, Finding):
-        return ActOrder((see,), {})
-    findings = _run(see, scopes={"act-order"})
-    return ActOrder(tuple(findings), permuted_tensors(see))
+    inspection = _inspection(checkpoint, vllm=vllm, plugin=plugin)
+    if isinstance(inspection, Finding):
+        return ActOrder((inspection,), {})
+    findings = _run(inspection, scopes={"act-order"})
+    return ActOrder(tuple(findings), permuted_tensors(inspection))
 
 
-def check_quantized(checkpoint: Checkpoint) -> list[Finding]:
-    """What is wrong with the body of a checkpoint, MTP head and serving aside; empty when nothing is."""
-    return run_rules(checkpoint, scopes={"files", "index", "quantized", "act-order"})
+def _inspection(
+    checkpoint: Checkpoint, *, mtp: bool = True, vllm: VllmRelease | None, plugin: bool
+) -> Inspection | Finding:
+    """What the rules look at, or the finding that keeps them from running."""
+    try:
+        family = family_for(checkpoint.config)
+        layout = family.layout(checkpoint.config)
+    except CheckpointError as error:
+        return Finding(
+            "config-dimensions",
+            Severity.ERROR,
+            error.message,
+            "Take config.json from the original checkpoint, and add the quantization_config to it.",
+            file="config.json",
+        )
+    except UnsupportedArchitectureError:
+        raise
+    except Exception as error:  # noqa: BLE001 - families are plugins, and configs hold anything
+        return _failed("the layout", error)
+    named = layout.as_named_in(checkpoint.loaded)
+    expected_prefix = None if named is layout else layout.layers_prefix
+    return Inspection(
+        checkpoint, family, named, mtp=mtp, vllm=vllm, plugin=plugin, expected_prefix=expected_prefix
+    )
+
+
+def _run(
+    inspection: Inspection, *, scopes: Collection[str] | None = None, without: Collection[str] = ()
+) -> list[Finding]:
+    findings: list[Finding] = []
+    for rule in check_rules():
+        if rule.scope in without or (scopes is not None and rule.scope not in scopes):
+            continue
+        try:
+            findings += _shortened(list(rule.findings(inspection)))
+        except TransferError:
+            raise
+        except CheckpointError as error:
+            remedy = error.remedy or "Fetch the file again."
+            findings.append(Finding(rule.id, Severity.ERROR, error.message, remedy, file=error.path.name))
+        except Exception as error:  # noqa: BLE001 - rules are plugins, and meet files that nobody foresaw
+            findings.append(_failed(f"the rule {rule.id}", error))
+    return sorted(findings, key=lambda finding: finding.severity is not Severity.ERROR)
+
+
+def _shortened(findings: list[Finding]) -> list[Finding]:
+    """The first findings of a rule, and one that counts the rest with the severity of its worst."""
+    if len(findings) <= MOST_OF_A_RULE:
+        return findings
+    first, rest = findings[: MOST_OF_A_RULE - 1], findings[MOST_OF_A_RULE - 1 :]
+    worst = next((f for f in rest if f.severity is Severity.ERROR), rest[0])
+    message = f"and {len(rest)} more of the kind, such as: {worst.message}"
+    return [*first, Finding(worst.rule, worst.severity, message, worst.remedy, worst.tensor, worst.file)]
+
+
+def _failed(what: str, error: Exception) -> Finding:
+    message = f"{what} failed on this checkpoint: {type(error).__name__}: {error}"
+    return Finding("rule-failed", Severity.ERROR, message, "Report this, with the checkpoint's config.json.")

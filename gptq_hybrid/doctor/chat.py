@@ -1,4 +1,4 @@
-"""What a checkpoint's chat template tells about serving it."""
+"""Read a chat template, and choose vLLM's parsers by it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TOOL_MARKS = (("<function=", "qwen3_coder"), ('{"name":', "hermes"), ("<tool_ca
 
 
 def chat_template(checkpoint: Checkpoint) -> str | None:
-    """The text of the chat template, from wherever transformers would take it; None where there is none.
+    """Read the chat template from where transformers would take it; None if there is none.
 
     Raises:
         CheckpointError: a file that should hold it cannot be read.
@@ -24,31 +24,31 @@ def chat_template(checkpoint: Checkpoint) -> str | None:
         return checkpoint.files.read(Range(TEMPLATE_FILE, 0, _MOST_BYTES)).decode("utf-8", errors="replace")
     for name in ("chat_template.json", "tokenizer_config.json"):
         if checkpoint.has(name):
-            found = fetch_json_object(checkpoint.files, name).get("chat_template")
-            if isinstance(found, list):
-                found = next((t.get("template") for t in found if isinstance(t, dict)), None)
-            if isinstance(found, str):
-                return found
+            template = fetch_json_object(checkpoint.files, name).get("chat_template")
+            if isinstance(template, list):
+                template = next((t.get("template") for t in template if isinstance(t, dict)), None)
+            if isinstance(template, str):
+                return template
     return None
 
 
-def tool_call_parser(template: str | None) -> str | None:
-    """vLLM's ``--tool-call-parser`` for a template; None where it knows of no tools."""
-    if template is None or "tools" not in template:
-        return None
-    return next((parser for mark, parser in _TOOL_MARKS if mark in template), None)
-
-
-def reasoning_parser(template: str | None) -> str | None:
-    """vLLM's ``--reasoning-parser`` for a template; None where it has no thinking blocks."""
-    return "qwen3" if template is not None and "<think>" in template else None
-
-
 def readable_template(checkpoint: Checkpoint) -> str | None:
-    """:func:`chat_template`, with None for one that cannot be read."""
+    """:func:`chat_template`, or None for one that cannot be read."""
     try:
         return chat_template(checkpoint)
     except TransferError:
         raise
     except CheckpointError:
         return None
+
+
+def tool_call_parser(template: str | None) -> str | None:
+    """Choose vLLM's ``--tool-call-parser`` for a template; None for one without tools."""
+    if template is None or "tools" not in template:
+        return None
+    return next((parser for mark, parser in _TOOL_MARKS if mark in template), None)
+
+
+def reasoning_parser(template: str | None) -> str | None:
+    """Choose vLLM's ``--reasoning-parser`` for a template; None for one without thinking blocks."""
+    return "qwen3" if template is not None and "<think>" in template else None

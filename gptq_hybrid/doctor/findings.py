@@ -1,4 +1,4 @@
-"""Rules, and what they report."""
+"""Rules, what they look at, and what they report."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-if TYPE_CHECKING:
-    from gptq_hybrid.checkpoint import Checkpoint, TensorLayout
+from gptq_hybrid.checkpoint import Checkpoint, Family, TensorLayout
 
-    from .vllm_releases import VllmRelease
+from .vllm_releases import VllmRelease
 
 _T = TypeVar("_T")
 
 
 class Severity(StrEnum):
-    """``ERROR``: will not serve as asked. ``WARNING``: serves, with something lost or odd."""
+    """``ERROR``: will not serve as requested. ``WARNING``: serves, with something lost or odd."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -25,7 +24,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing found wrong. ``tensor`` and ``file`` name where; ``remedy`` what to do."""
+    """One thing that is wrong: what, where (``tensor``, ``file``), and what to do (``remedy``)."""
 
     rule: str
     severity: Severity
@@ -37,7 +36,10 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One instance of what a rule looks for; what it leaves None comes from the rule."""
+    """What a rule yields: one instance of what it looks for.
+
+    ``remedy`` and ``severity`` are the rule's own unless set here.
+    """
 
     message: str
     tensor: str | None = None
@@ -48,32 +50,42 @@ class Fault:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a rule gets to see.
+    """What a rule looks at.
 
     Attributes:
         checkpoint: config, index, headers, and reads of values.
-        layout: what a checkpoint of this config must hold.
+        family: the family that recognises the config.
+        layout: what a checkpoint of this config must hold, under the names that it uses.
         mtp: whether it is to draft with its MTP head.
-        vllm: the release it is to be served by; None where none was named and none is installed.
+        vllm: the release that is to serve it; None where none was named and none is installed.
         plugin: whether that vLLM runs with this distribution's plugin.
-        expected_prefix: what ``config.json`` would have the layers called, where they are called otherwise
-            (``layout`` then has the names found).
+        expected_prefix: the prefix that ``config.json`` implies for the layers, if the tensors have another.
     """
 
     checkpoint: Checkpoint
+    family: Family
     layout: TensorLayout
     mtp: bool = True
     vllm: VllmRelease | None = None
     plugin: bool = False
     expected_prefix: str | None = None
-    _found: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    _results: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
-    def once(self, key: str, find: Callable[[Inspection], _T]) -> _T:
-        """``find(self)``, worked out once for all rules that ask under the same ``key``."""
-        if key not in self._found:
-            self._found[key] = find(self)
-        found: _T = self._found[key]
-        return found
+    def once(self, key: str, compute: Callable[[Inspection], _T]) -> _T:
+        """Return ``compute(self)``, computed once for all rules that use the same ``key``."""
+        if key not in self._results:
+            self._results[key] = compute(self)
+        result: _T = self._results[key]
+        return result
+
+    @property
+    def drafting(self) -> bool:
+        """Whether it is to draft with its MTP head, and its config declares one."""
+        return self.mtp and bool(self.layout.mtp)
+
+    def older_than(self, release: str) -> bool:
+        """Whether a vLLM older than ``release`` is to serve it; False for no particular vLLM."""
+        return self.vllm is not None and not self.vllm.at_least(release)
 
     @cached_property
     def mtp_names(self) -> frozenset[str]:
@@ -90,11 +102,11 @@ class Rule:
 
     Attributes:
         id: stable, kebab-case; findings carry it.
-        scope: groups rules that run together (``"mtp"``: whatever drafting with the head needs).
-        severity: of a finding that does not set its own.
+        scope: groups rules that run together, such as ``"mtp"``: all that drafting with the head needs.
+        severity: of a fault that does not set its own.
         explanation: why it matters, for people who have never met it.
         remedy: what to do; ``{path}`` stands for the checkpoint.
-        look: yields a :class:`Fault` for each instance found.
+        look: yields a :class:`Fault` for each instance.
     """
 
     id: str
@@ -104,15 +116,15 @@ class Rule:
     remedy: str
     look: Look
 
-    def findings(self, see: Inspection) -> Iterator[Finding]:
-        """What this rule finds, with severity and remedy filled in."""
-        for fault in self.look(see):
+    def findings(self, inspection: Inspection) -> Iterator[Finding]:
+        """Run the rule; fill in severity and remedy."""
+        for fault in self.look(inspection):
             remedy = self.remedy if fault.remedy is None else fault.remedy
             yield Finding(
                 self.id,
                 fault.severity or self.severity,
                 fault.message,
-                remedy.replace("{path}", see.checkpoint.location),
+                remedy.replace("{path}", inspection.checkpoint.location),
                 fault.tensor,
                 fault.file,
             )
@@ -121,12 +133,12 @@ class Rule:
 def rule(
     id: str, *, scope: str, explanation: str, remedy: str, severity: Severity = Severity.ERROR
 ) -> Callable[[Look], Rule]:
-    """Turn a function that yields faults into a :class:`Rule`."""
+    """Turn a function that yields faults into a :class:`Rule`; its attributes say what the arguments mean."""
     return lambda look: Rule(id, scope, severity, explanation, remedy, look)
 
 
 def some(names: Iterable[str], limit: int = 3) -> str:
-    """The first few names, and how many more there are."""
+    """Join the first few names, and say how many more there are."""
     listed = list(names)
     head = ", ".join(listed[:limit])
     return head if len(listed) <= limit else f"{head} and {len(listed) - limit} more"

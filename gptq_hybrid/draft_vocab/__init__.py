@@ -1,8 +1,17 @@
-"""Making ``draft_vocab.json``: which tokens replies are made of, counted from text. Reading it: ``checkpoint``."""
+"""Make ``draft_vocab.json``: which tokens replies are made of, counted from text.
 
-from ._build import PRIOR_TOKENS, count_documents, draft_vocab_of, first_tokens, make_draft_vocab
+:mod:`gptq_hybrid.checkpoint` reads the file.
+"""
+
+from ._build import (
+    PRIOR_TOKENS,
+    count_documents,
+    draft_vocab_from_rows,
+    first_tokens,
+    make_draft_vocab,
+)
 from ._count import Counts, ReplyMarks
-from ._rank import SIZES, expected, rank, shares
+from ._rank import SIZES, expected_counts, rank, shares
 
 __all__ = [
     "PRIOR_TOKENS",
@@ -10,8 +19,8 @@ __all__ = [
     "Counts",
     "ReplyMarks",
     "count_documents",
-    "draft_vocab_of",
-    "expected",
+    "draft_vocab_from_rows",
+    "expected_counts",
     "first_tokens",
     "make_draft_vocab",
     "rank",

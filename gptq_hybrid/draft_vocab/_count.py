@@ -1,4 +1,4 @@
-"""Counting the tokens that a model would have written."""
+"""Count the tokens that a model would have written."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 Ids: TypeAlias = NDArray[np.int64]
 
-# Documents are counted in so many parts, by hash: each is held out once, and ranked by the others.
+# Documents are counted in this many parts, by hash. Each part is held out once, and ranked by the others.
 FOLDS = 5
-# Counted at once: a count of 248,320 ids costs as much as that many tokens, and most documents have a few hundred.
+# Tokens counted at once. One count of 248,320 ids costs as much as that many tokens, and most documents have a few
+# hundred.
 _BATCH = 1 << 20
 
 
@@ -23,10 +24,10 @@ class ReplyMarks:
     """How a chat template marks replies, in token ids.
 
     Attributes:
-        turn: opens a turn of anyone (``<|im_start|>``).
-        role: what follows it in a reply (``assistant``).
+        turn: opens any turn (``<|im_start|>``).
+        role: follows it in a reply (``assistant``).
         end: ends a turn (``<|im_end|>``).
-        between: ends a document (``<|endoftext|>``), where several are packed into one row.
+        between: ends a document (``<|endoftext|>``) if several are packed into one row.
     """
 
     turn: int
@@ -36,20 +37,20 @@ class ReplyMarks:
 
     @classmethod
     def of(cls, tokenizer: Any) -> ReplyMarks | None:
-        """The marks of ChatML, in the ids of a transformers tokenizer; None where it has no such tokens."""
-        known = tokenizer.get_vocab()
-        turn, end = known.get("<|im_start|>"), known.get("<|im_end|>")
+        """Return the marks of ChatML in the ids of a transformers tokenizer; None if it has no such tokens."""
+        vocabulary = tokenizer.get_vocab()
+        turn, end = vocabulary.get("<|im_start|>"), vocabulary.get("<|im_end|>")
         if turn is None or end is None:
             return None
         role = tokenizer("assistant", add_special_tokens=False)["input_ids"]
-        return cls(turn, tuple(role), end, known.get("<|endoftext|>"))
+        return cls(turn, tuple(role), end, vocabulary.get("<|endoftext|>"))
 
 
 def reply_tokens(ids: Ids, marks: ReplyMarks) -> Ids | None:
-    """The tokens of a document's replies, each with the token that ends it; None if it has no turns at all.
+    """Return the tokens of a document's replies, each with the token that ends it; None if it has no turns at all.
 
-    The token after the role, a line break, belongs to the template. A document of turns without a reply, such
-    as one cut before it, gives none.
+    The token after the role, a line break, belongs to the template. A document whose turns hold no reply, such as
+    one that was cut before it, gives no tokens.
     """
     turns = np.flatnonzero(ids == marks.turn)
     if not len(turns):
@@ -64,12 +65,13 @@ def reply_tokens(ids: Ids, marks: ReplyMarks) -> Ids | None:
 
 
 class Counts:
-    """Tokens by id, in ``FOLDS`` parts of whole documents.
+    """Counts of tokens by id, in ``FOLDS`` parts of whole documents.
 
     Attributes:
-        folds: float64 [FOLDS, vocab_size]; the part of a document depends on its tokens alone.
-        documents: documents with a token to count.
-        reply: tokens counted in replies; ``plain``: in documents without turns, which are counted whole.
+        folds: float64 ``[FOLDS, vocab_size]``; which part a document goes to depends on its tokens alone.
+        documents: documents with at least one token to count.
+        reply: tokens counted in replies.
+        plain: tokens counted in documents without turns, which are counted whole.
     """
 
     def __init__(self, vocab_size: int) -> None:
@@ -80,7 +82,7 @@ class Counts:
 
     @classmethod
     def mixed(cls, parts: Sequence[tuple[Counts, float]]) -> Counts:
-        """One of several, of which each weighs its share of the tokens whatever it holds; ``(counts, weight)``."""
+        """Mix counts by weight, whatever their sizes; ``parts`` are ``(counts, weight)``."""
         mixed = cls(parts[0][0].folds.shape[1])
         for counts, weight in parts:
             mixed.folds += counts.folds * (weight / max(counts.tokens, 1))
@@ -96,12 +98,12 @@ class Counts:
 
     @property
     def total(self) -> NDArray[np.float64]:
-        """Counts over all documents, float64 [vocab_size]."""
+        """Counts over all documents, float64 ``[vocab_size]``."""
         total: NDArray[np.float64] = self.folds.sum(axis=0)
         return total
 
     def add(self, rows: Iterable[Sequence[int]], marks: ReplyMarks | None) -> None:
-        """Count ``rows`` of token ids: replies where there are turns, all tokens where there are none.
+        """Count ``rows`` of token ids: replies in documents that have turns, all tokens in the others.
 
         Raises:
             ValueError: an id is outside the vocabulary.
@@ -109,7 +111,7 @@ class Counts:
         waiting: list[list[Ids]] = [[] for _ in range(FOLDS)]
         size = 0
         for row in rows:
-            for document in _documents(np.asarray(row, dtype=np.int64), marks):
+            for document in _split_documents(np.asarray(row, dtype=np.int64), marks):
                 replies = None if marks is None else reply_tokens(document, marks)
                 counted = document if replies is None else replies
                 if not len(counted):
@@ -137,8 +139,8 @@ class Counts:
             parts.clear()
 
 
-def _documents(row: Ids, marks: ReplyMarks | None) -> list[Ids]:
-    """The documents of a row, each with the token that ends it."""
+def _split_documents(row: Ids, marks: ReplyMarks | None) -> list[Ids]:
+    """Split a row into its documents, each with the token that ends it."""
     if marks is None or marks.between is None:
         return [row]
     return np.split(row, np.flatnonzero(row == marks.between) + 1)

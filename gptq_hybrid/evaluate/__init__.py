@@ -1,20 +1,23 @@
 """How far a quantized checkpoint is from its original, by domain and with intervals."""
 
-from gptq_hybrid.common.machine import environment
-from gptq_hybrid.common.typed_json import FormatError
-
-from ._evaluation import Evaluation, Statistics, evaluation
-from ._json import as_json, from_json, read_evaluation, write_evaluation
-from ._plot import plot
-from ._run import DTYPES, EvalRequest, Scored, evaluate, score
-from ._scores import DocumentScores
+from ._plot import plot_evaluation
+from ._result import (
+    Evaluation,
+    Statistics,
+    as_json,
+    build_evaluation,
+    from_json,
+    read_evaluation,
+    write_evaluation,
+)
+from ._run import EvalRequest, Scored, evaluate, score
 from ._task_table import task_tables
 from .bootstrap import Estimate
 from .compare import Comparison, Difference, DomainComparison, compare
-from .documents import ScoresError
-from .inputs import name_of
+from .documents import DocumentScores, ScoresError
+from .inputs import checkpoint_name
 from .summary import Acceptance, CheckpointSummary, Summary, summarize
-from .table import comparison_table, drafts_table, quality_table, tables
+from .table import comparison_table, drafts_table, evaluation_tables, quality_table
 from .tasks import (
     BACKENDS,
     TaskDifference,
@@ -27,7 +30,6 @@ from .tasks import (
 
 __all__ = [
     "BACKENDS",
-    "DTYPES",
     "Acceptance",
     "CheckpointSummary",
     "Comparison",
@@ -37,7 +39,6 @@ __all__ = [
     "Estimate",
     "EvalRequest",
     "Evaluation",
-    "FormatError",
     "Scored",
     "ScoresError",
     "Statistics",
@@ -47,22 +48,21 @@ __all__ = [
     "TaskResults",
     "TaskScore",
     "as_json",
+    "build_evaluation",
     "check_tasks",
+    "checkpoint_name",
     "compare",
     "comparison_table",
     "drafts_table",
-    "environment",
     "evaluate",
     "evaluate_tasks",
-    "evaluation",
+    "evaluation_tables",
     "from_json",
-    "name_of",
-    "plot",
+    "plot_evaluation",
     "quality_table",
     "read_evaluation",
     "score",
     "summarize",
-    "tables",
     "task_tables",
     "write_evaluation",
 ]

@@ -1,4 +1,4 @@
-"""One picture of an evaluation: every figure by domain, with intervals."""
+"""A picture of an evaluation: every figure by domain, with intervals."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from typing import Any
 from gptq_hybrid.common import figures
 from gptq_hybrid.common.extras import need
 
-from ._evaluation import Evaluation
+from ._result import Evaluation
 from .bootstrap import Estimate
 from .summary import CheckpointSummary, Summary
 
-_BAND = 0.72  # of the height of a domain's row, shared by the checkpoints
+# Share of the height of a domain's row that its checkpoints take up.
+_BAND = 0.72
 
-Get = Callable[[Summary], Estimate | None]
+GetEstimate = Callable[[Summary], Estimate | None]
 
 
-def plot(evaluation: Evaluation, path: Path, *, title: str | None = None) -> None:
-    """Draw ``evaluation`` into the PNG file ``path``, which appears only once it is whole.
+def plot_evaluation(evaluation: Evaluation, path: Path, *, title: str | None = None) -> None:
+    """Draw ``evaluation`` into the PNG file ``path``, which appears only once it is complete.
 
-    A row a domain, a panel a figure: mean KLD (logarithmic), top-1 agreement, perplexity ratio, and acceptance
-    length where any checkpoint has an MTP head. Bars are 95 % intervals.
+    There is one row per domain and one panel per figure: mean KLD (logarithmic), top-1 agreement, perplexity
+    ratio, and acceptance length if any checkpoint has an MTP head. Bars are 95 % intervals.
 
     Raises:
         HybridError: matplotlib is not installed.
@@ -34,16 +35,16 @@ def plot(evaluation: Evaluation, path: Path, *, title: str | None = None) -> Non
 
     checkpoints = evaluation.checkpoints
     names = [row.domain for row in _rows(checkpoints[0])]
-    drafted = any(c.overall.acceptance or c.overall.acceptance_ref for c in checkpoints)
-    panels: list[tuple[str, Get, Get | None]] = [
+    has_drafts = any(c.overall.acceptance or c.overall.acceptance_ref for c in checkpoints)
+    panels: list[tuple[str, GetEstimate, GetEstimate | None]] = [
         ("mean KLD, nats per token", lambda s: s.kld_mean, None),
         ("top-1 agreement, %", lambda s: _percent(s.top1), None),
         ("perplexity ratio", lambda s: s.perplexity_ratio, None),
     ]
-    if drafted:
+    if has_drafts:
         panels.append(
             (
-                "acceptance length, tokens a step",
+                "acceptance length, tokens per step",
                 lambda s: s.acceptance.length if s.acceptance else None,
                 lambda s: s.acceptance_ref.length if s.acceptance_ref else None,
             )
@@ -55,15 +56,15 @@ def plot(evaluation: Evaluation, path: Path, *, title: str | None = None) -> Non
     FigureCanvasAgg(figure)
     axes: list[Any] = list(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0])
     for ax, (label, get, get_reference) in zip(axes, panels, strict=True):
-        _panel(ax, checkpoints, get, get_reference)
+        _draw_panel(ax, checkpoints, get, get_reference)
         ax.set_xlabel(label)
-        _dress(ax, names)
-    _logarithmic(axes[0], checkpoints)
+        _style_axes(ax, names)
+    _set_log_scale(axes[0], checkpoints)
     axes[2].axvline(1, color="0.35", linewidth=0.9, zorder=1)
-    drawn = [(line, line.get_gid()) for line in axes[-1].get_lines() if line.get_gid()]
+    labelled = [(line, line.get_gid()) for line in axes[-1].get_lines() if line.get_gid()]
     figure.legend(
-        [line for line, _ in drawn],
-        [figures.text(name) for _, name in drawn],
+        [line for line, _ in labelled],
+        [figures.text(name) for _, name in labelled],
         loc="outside lower left",
         ncols=1,
         frameon=False,
@@ -83,23 +84,31 @@ def _percent(estimate: Estimate) -> Estimate:
     return Estimate(100 * estimate.value, 100 * estimate.low, 100 * estimate.high)
 
 
-def _panel(ax: Any, checkpoints: tuple[CheckpointSummary, ...], get: Get, get_reference: Get | None) -> None:
+def _draw_panel(
+    ax: Any, checkpoints: tuple[CheckpointSummary, ...], get: GetEstimate, get_reference: GetEstimate | None
+) -> None:
     series = len(checkpoints) + (get_reference is not None)
     step = _BAND / max(series, 2)
     offsets = [(i - (series - 1) / 2) * step for i in range(series)]
     if get_reference is not None:
-        # The reference is the same whatever it is held against.
-        _series(ax, checkpoints[0], get_reference, offsets[0], "black", "|", "reference")
+        # The reference's figures are the same in every comparison.
+        _draw_series(ax, checkpoints[0], get_reference, offsets[0], "black", "|", "reference")
         offsets = offsets[1:]
     for i, (checkpoint, offset) in enumerate(zip(checkpoints, offsets, strict=True)):
         marker = figures.MARKERS[(i + i // len(figures.COLOURS)) % len(figures.MARKERS)]
-        _series(
+        _draw_series(
             ax, checkpoint, get, offset, figures.COLOURS[i % len(figures.COLOURS)], marker, checkpoint.name
         )
 
 
-def _series(
-    ax: Any, checkpoint: CheckpointSummary, get: Get, offset: float, colour: str, marker: str, label: str
+def _draw_series(
+    ax: Any,
+    checkpoint: CheckpointSummary,
+    get: GetEstimate,
+    offset: float,
+    colour: str,
+    marker: str,
+    label: str,
 ) -> None:
     points = [(i + offset, e) for i, s in enumerate(_rows(checkpoint)) if (e := get(s)) is not None]
     ax.plot(
@@ -117,7 +126,7 @@ def _series(
             ax.plot([e.low, e.high], [y, y], color=colour, linewidth=1.4, solid_capstyle="butt", zorder=2)
 
 
-def _dress(ax: Any, names: list[str]) -> None:
+def _style_axes(ax: Any, names: list[str]) -> None:
     ax.set_yticks(range(len(names)), [figures.text(name) for name in names])
     ax.set_ylim(len(names) - 0.5, -0.5)
     for i in range(0, len(names), 2):
@@ -132,8 +141,8 @@ def _dress(ax: Any, names: list[str]) -> None:
         ax.spines[side].set_visible(False)
 
 
-def _logarithmic(ax: Any, checkpoints: tuple[CheckpointSummary, ...]) -> None:
-    """A log axis, unless a KLD of zero (a checkpoint held against itself) has no place on it."""
+def _set_log_scale(ax: Any, checkpoints: tuple[CheckpointSummary, ...]) -> None:
+    """Make the axis logarithmic, unless there is a KLD of zero: a checkpoint compared with itself."""
     estimates = [s.kld_mean for c in checkpoints for s in _rows(c)]
     values = [v for e in estimates for v in (e.value, e.low, e.high) if v is not None]
     if min(values) <= 0:

@@ -12,23 +12,28 @@ from .tasks import TaskDifference, TaskResults, TaskScore
 
 
 def task_tables(results: TaskResults) -> list[RenderableType]:
-    """Value and standard error of each checkpoint by task, then paired differences.
+    """Return value and standard error of each checkpoint by task, then paired differences.
 
-    Of a group, such as MMLU, the group alone: its tasks are in the JSON.
+    A group, such as MMLU, has one row; its tasks are in the JSON.
     """
-    asked = set(results.settings.get("tasks", ()))
-    known = {score.task for score in results.scores}
-    # A pattern or tag stands for its tasks, which then are what was asked for.
-    shown = asked if asked <= known else known
-    by = f"lm-eval {results.settings.get('lm_eval')}, {results.settings.get('backend')}"
-    found: list[RenderableType] = [_values([s for s in results.scores if s.task in shown], by)]
+    requested = set(results.settings.get("tasks", ()))
+    scored = {score.task for score in results.scores}
+    # A pattern or tag has no score of its own: then its tasks are shown.
+    shown = requested if requested <= scored else scored
+    program = f"lm-eval {results.settings.get('lm_eval')}, {results.settings.get('backend')}"
+    tables: list[RenderableType] = [_value_table([s for s in results.scores if s.task in shown], program)]
     if differences := [d for d in results.differences if d.task in shown]:
-        found.append(_differences(differences))
-    return found
+        tables.append(_difference_table(differences))
+    return tables
 
 
-def _values(scores: list[TaskScore], by: str) -> Table:
-    table = report_table("Tasks", f"value ± standard error over documents; {by}")
+def format_p(p: float) -> str:
+    """Return a p-value as text."""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _value_table(scores: list[TaskScore], program: str) -> Table:
+    table = report_table("Tasks", f"value ± standard error over documents; {program}")
     for header in ("task", "metric", "docs"):
         table.add_column(header, justify="right" if header == "docs" else "left", overflow="fold")
     checkpoints = list(dict.fromkeys(score.checkpoint for score in scores))
@@ -37,17 +42,17 @@ def _values(scores: list[TaskScore], by: str) -> Table:
     cells: dict[tuple[str, str], dict[str, TaskScore]] = {}
     for score in scores:
         cells.setdefault((score.task, _metric(score)), {})[score.checkpoint] = score
-    for (task, metric), found in cells.items():
-        documents = max(score.documents for score in found.values())
+    for (task, metric), row in cells.items():
+        documents = max(score.documents for score in row.values())
         table.add_row(
-            escape(task), escape(metric), f"{documents:,}", *(_value(found.get(name)) for name in checkpoints)
+            escape(task), escape(metric), f"{documents:,}", *(_value(row.get(name)) for name in checkpoints)
         )
     return table
 
 
-def _differences(differences: list[TaskDifference]) -> Table:
+def _difference_table(differences: list[TaskDifference]) -> Table:
     table = report_table(
-        "Tasks: A less B, on the same documents",
+        "Tasks: A minus B, on the same documents",
         "95 % interval: paired t; p: sign-flip test on the documents that differ",
     )
     for header in ("A\nB", "task\nmetric"):
@@ -57,20 +62,19 @@ def _differences(differences: list[TaskDifference]) -> Table:
     for d in differences:
         e = d.difference
         ends = "[–]" if e.low is None or e.high is None else f"[{e.low:+z.4f}, {e.high:+z.4f}]"
-        p = "<0.001" if d.p < 0.001 else f"{d.p:.3f}"
         row = (
             f"{d.a}\n{d.b}",
             f"{d.task}\n{_metric(d)}",
             f"{d.documents:,}\n{d.differing:,}",
             f"{e.value:+z.4f}\n{ends}",
-            p,
+            format_p(d.p),
         )
         table.add_row(*map(escape, row))
     return table
 
 
-def _metric(found: TaskScore | TaskDifference) -> str:
-    return found.metric if found.filter == "none" else f"{found.metric} ({found.filter})"
+def _metric(row: TaskScore | TaskDifference) -> str:
+    return row.metric if row.filter == "none" else f"{row.metric} ({row.filter})"
 
 
 def _value(score: TaskScore | None) -> str:

@@ -1,4 +1,4 @@
-"""One checkpoint through lm-eval, in a process of its own: an engine gives its memory back only when it ends."""
+"""Run one checkpoint through lm-eval in its own process, because an engine frees its memory only at its end."""
 
 from __future__ import annotations
 
@@ -6,37 +6,37 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-# lm-eval's own figures of metrics that are no means (perplexities) are resampled this often.
+# Resamples for lm-eval's own errors of metrics that are no means, such as perplexities.
 _BOOTSTRAP = 1000
-# vLLM reserves memory for the longest request: all of a 27B's 262,144 tokens do not fit 24 GB.
+# vLLM reserves memory for the longest request: the 27B's 262,144 tokens do not fit 24 GB.
 _VLLM = {"dtype": "auto", "max_model_len": 8192, "limit_mm_per_prompt": {"image": 0, "video": 0}}
 
 Outcome = dict[str, Any]
 
 
 def run_tasks(job: Mapping[str, Any]) -> Outcome:
-    """``{"error"}``, or ``{"rows"}``: what lm-eval found.
+    """Run tasks and return ``{"rows"}``, lm-eval's results; or ``{"error"}``.
 
     Args:
         job: ``checkpoint`` (path), ``quantized``, ``backend`` (``hf`` or ``vllm``), ``device``, ``tasks``,
-            ``limit``, ``include_path``, ``chat`` (apply the chat template), ``arguments`` (of lm-eval's model).
+            ``limit``, ``include_path``, ``chat`` (apply the chat template), ``arguments`` (for lm-eval's model).
 
     Returns:
         Rows of ``task``, ``metric``, ``filter``, ``value``, ``stderr``, ``documents``, ``higher_is_better``, and
-        ``samples``: the metric by document, where it is the mean of these.
+        ``samples``: the metric by document, if its value is their mean.
     """
     try:
-        return {"rows": rows_of(_evaluated(job))}
-    except Exception as error:  # noqa: BLE001 - not every exception of every library survives the way back
+        return {"rows": extract_rows(_evaluate(job))}
+    except Exception as error:  # noqa: BLE001 - not every library's exceptions can be sent between processes
         return {"error": f"{type(error).__name__}: {error}"}
 
 
-def _evaluated(job: Mapping[str, Any]) -> Mapping[str, Any]:
+def _evaluate(job: Mapping[str, Any]) -> Mapping[str, Any]:
     import lm_eval
     from lm_eval.tasks import TaskManager
 
     model, arguments = _model(job)
-    found = lm_eval.simple_evaluate(
+    results = lm_eval.simple_evaluate(
         model=model,
         model_args=arguments,
         tasks=list(job["tasks"]),
@@ -48,9 +48,9 @@ def _evaluated(job: Mapping[str, Any]) -> Mapping[str, Any]:
         log_samples=True,
         task_manager=TaskManager(include_path=job["include_path"]),
     )
-    if found is None:
+    if results is None:
         raise RuntimeError("lm-eval returned no results")
-    return dict(found)
+    return dict(results)
 
 
 def _model(job: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -79,36 +79,36 @@ def _model(job: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 
 def _batch_size(job: Mapping[str, Any]) -> int | str:
-    given = job["arguments"].get("batch_size")
-    if given is not None:
-        return str(given)
+    batch_size = job["arguments"].get("batch_size")
+    if batch_size is not None:
+        return str(batch_size)
     return 4 if job["device"] == "cpu" and job["backend"] == "hf" else "auto"
 
 
-def rows_of(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows as :func:`run_tasks` returns them, from what ``simple_evaluate`` returned."""
+def extract_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Make rows as :func:`run_tasks` returns them from the results of ``simple_evaluate``."""
     rows = []
-    for task, figures in found["results"].items():
-        leaves = sorted(_leaves(task, found.get("group_subtasks") or {}))
-        documents = sum(int(found["n-samples"][leaf]["effective"]) for leaf in leaves)
+    for task, figures in results["results"].items():
+        leaves = sorted(_leaves(task, results.get("group_subtasks") or {}))
+        documents = sum(int(results["n-samples"][leaf]["effective"]) for leaf in leaves)
         for key, value in figures.items():
-            metric, comma, how = key.partition(",")
+            metric, comma, filter_name = key.partition(",")
             if not comma or metric.endswith("_stderr") or not _is_number(value):
                 continue
-            stderr = figures.get(f"{metric}_stderr,{how}")
-            samples = _samples(found, leaves, metric, how)
+            stderr = figures.get(f"{metric}_stderr,{filter_name}")
+            samples = _samples(results, leaves, metric, filter_name)
             mean = sum(samples.values()) / len(samples) if samples else None
-            better = (found.get("higher_is_better", {}).get(task) or {}).get(metric)
+            better = (results.get("higher_is_better", {}).get(task) or {}).get(metric)
             rows.append(
                 {
                     "task": task,
                     "metric": metric,
-                    "filter": how,
+                    "filter": filter_name,
                     "value": float(value),
                     "stderr": float(stderr) if _is_number(stderr) else None,
                     "documents": documents,
                     "higher_is_better": better,
-                    # A median or a perplexity is no mean of its documents' values: nothing to pair.
+                    # A median or a perplexity is no mean over documents, so nothing can be paired.
                     "samples": samples if mean is not None and abs(mean - float(value)) < 1e-6 else {},
                 }
             )
@@ -116,7 +116,7 @@ def rows_of(found: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _leaves(task: str, groups: Mapping[str, Any]) -> Iterator[str]:
-    """The tasks of a group, of its groups too; a task itself."""
+    """Yield the tasks of a group and of its groups; for a task, the task itself."""
     if not groups.get(task):
         yield task
         return
@@ -124,11 +124,13 @@ def _leaves(task: str, groups: Mapping[str, Any]) -> Iterator[str]:
         yield from _leaves(inner, groups)
 
 
-def _samples(found: Mapping[str, Any], leaves: list[str], metric: str, how: str) -> dict[str, float]:
+def _samples(
+    results: Mapping[str, Any], leaves: list[str], metric: str, filter_name: str
+) -> dict[str, float]:
     values: dict[str, float] = {}
     for leaf in leaves:
-        for sample in found.get("samples", {}).get(leaf, ()):
-            if sample.get("filter") == how and _is_number(sample.get(metric)):
+        for sample in results.get("samples", {}).get(leaf, ()):
+            if sample.get("filter") == filter_name and _is_number(sample.get(metric)):
                 values[f"{leaf}/{sample['doc_id']}/{sample.get('doc_hash', '')}"] = float(sample[metric])
     return values
 
@@ -140,6 +142,6 @@ def _is_number(value: Any) -> bool:
         return False
 
 
-def within(folder: Path | None) -> str | None:
-    """A path as lm-eval takes it."""
+def absolute_path(folder: Path | None) -> str | None:
+    """Return a path as lm-eval takes it."""
     return None if folder is None else str(folder.resolve())

@@ -1,9 +1,9 @@
 """Two quantized checkpoints on the same documents: differences, intervals, and a test.
 
-Under the null hypothesis both checkpoints are alike, so that of each document either could have had the other's
-scores: the sign of every document's difference is a coin (sign-flip test, exact for any size; Fisher 1935). It
-tells apart checkpoints that differ in any way: one that is a little better on most documents and much worse on few
-can be called better although the means are equal (`bench/quality`, "other shape").
+The test is a sign-flip test (Fisher 1935), exact for any sample size. Under the null hypothesis both checkpoints
+are alike, so on each document either could have had the other's scores: the sign of a document's difference is a
+coin toss. The test rejects checkpoints that differ in any way. One that is a little better on most documents and
+much worse on a few can be called better although the means are equal (``bench/quality``, "other shape").
 """
 
 from __future__ import annotations
@@ -14,25 +14,33 @@ from typing import Literal
 
 import numpy as np
 
-from ._scores import DocumentScores
 from .bootstrap import (
     RESAMPLES,
     Array,
     Draws,
     Estimate,
-    draws_of,
+    build_draws,
     interval,
     ratio,
     resample,
 )
-from .documents import KLD, NLL, TOP1, Layout, Sums, by_domain, paired
+from .documents import (
+    KLD,
+    NLL,
+    TOP1,
+    DocumentScores,
+    RateColumns,
+    Sums,
+    group_by_domain,
+    refuse_unpaired,
+)
 from .summary import OVERALL
 
 Verdict = Literal["better", "worse", "no difference shown"]
 ALPHA = 0.05
 EXACT = 14  # documents up to which all 2^n signs are tried
 FLIPS = 9_999
-# The figures compared, and whether more of it is better.
+# Each figure that is compared, and whether more of it is better.
 MEASURES: dict[str, bool] = {
     "kld_mean": False,
     "top1": True,
@@ -43,15 +51,15 @@ MEASURES: dict[str, bool] = {
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One figure of A less that of B.
+    """One figure of A minus that of B.
 
     Attributes:
-        measure: of ``MEASURES``. KLD and log perplexity in nats per token, top-1 as a share, length in tokens a
-            step.
+        measure: one of ``MEASURES``. KLD and log perplexity in nats per token, top-1 as a share, acceptance length
+            in tokens per step.
         difference: with its paired interval over documents.
-        p: of the sign-flip test, two-sided; exact, or of 9,999 random signs.
-        p_holm: corrected for the number of domains (Holm 1979), for each measure by itself; over all it is p.
-        verdict: on A, from p_holm at 5 %.
+        p: two-sided p-value of the sign-flip test, exact or from 9,999 random signs.
+        p_holm: corrected for the number of domains (Holm 1979), for each measure separately; over all it is ``p``.
+        verdict: on A, from ``p_holm`` at 5 %.
     """
 
     measure: str
@@ -63,7 +71,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class DomainComparison:
-    """The differences in one domain, or over all; acceptance length only where both have an MTP head."""
+    """The differences in one domain or over all; acceptance length only if both have an MTP head."""
 
     domain: str
     documents: int
@@ -73,7 +81,7 @@ class DomainComparison:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Checkpoint ``a`` against checkpoint ``b``: a negative difference of KLD means that ``a`` is closer."""
+    """Checkpoint ``a`` minus checkpoint ``b``: a negative difference of KLD means that ``a`` is closer."""
 
     a: str
     b: str
@@ -91,19 +99,19 @@ def compare(
 ) -> Comparison:
     """Compare two checkpoints that were scored on the same documents.
 
-    Within a domain documents are pooled, over all domains weigh alike, as in :func:`summarize`.
+    Documents are pooled within a domain, and all domains weigh alike, as in :func:`summarize`.
 
     Raises:
-        ScoresError: the documents are not the same, or cannot be summed up.
+        ScoresError: the documents are not the same, or cannot be summed.
     """
-    domains_a, domains_b = by_domain(a), by_domain(b)
-    paired(domains_a, domains_b, names)
+    domains_a, domains_b = group_by_domain(a), group_by_domain(b)
+    refuse_unpaired(domains_a, domains_b, names)
     parts = {
-        domain: _Parts.of(domain_a, domains_b[domain], (Layout.of(a), Layout.of(b)))
+        domain: _Parts.of(domain_a, domains_b[domain], (RateColumns.of(a), RateColumns.of(b)))
         for domain, domain_a in domains_a.items()
     }
     draws = {
-        domain: draws_of([resample(domain, p.documents, resamples, seed)]) for domain, p in parts.items()
+        domain: build_draws([resample(domain, p.documents, resamples, seed)]) for domain, p in parts.items()
     }
     tested = {
         domain: (p.estimates(draws[domain]), p.test(np.random.default_rng([seed, p.documents])))
@@ -127,7 +135,7 @@ def compare(
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """Per document: the difference of the sums, and what they are divided by. Columns as in ``measures``."""
+    """For each document, the difference of the sums and their denominators; columns as in ``measures``."""
 
     measures: tuple[str, ...]
     differences: Array  # [n, measures]
@@ -139,17 +147,18 @@ class _Parts:
 
     @classmethod
     def of(
-        cls, a: Sequence[DocumentScores], b: Sequence[DocumentScores], layouts: tuple[Layout, Layout]
+        cls,
+        a: Sequence[DocumentScores],
+        b: Sequence[DocumentScores],
+        columns: tuple[RateColumns, RateColumns],
     ) -> _Parts:
-        sums = [Sums.of(d, layout) for d, layout in zip((a, b), layouts, strict=True)]
-        columns = [s.numerators[:, [KLD, TOP1, NLL]] for s in sums]
-        difference, counts = columns[0] - columns[1], sums[0].denominators[:, [KLD, TOP1, NLL]]
+        sums = [Sums.of(side, own) for side, own in zip((a, b), columns, strict=True)]
+        numerators = [s.numerators[:, [KLD, TOP1, NLL]] for s in sums]
+        difference, counts = numerators[0] - numerators[1], sums[0].denominators[:, [KLD, TOP1, NLL]]
         measures = ["kld_mean", "top1", "log_perplexity"]
         positions = [np.array([len(d.drafts) if d.drafts.size else 0 for d in side]) for side in (a, b)]
         if positions[0].sum() and np.array_equal(*positions):
-            accepted = [
-                s.numerators[:, layout.quant].sum(axis=1) for s, layout in zip(sums, layouts, strict=True)
-            ]
+            accepted = [s.numerators[:, own.quant].sum(axis=1) for s, own in zip(sums, columns, strict=True)]
             difference = np.column_stack([difference, accepted[0] - accepted[1]])
             counts = np.column_stack([counts, positions[0]])
             measures.append("acceptance_length")
@@ -164,18 +173,18 @@ class _Parts:
 
 
 def _overall(parts: dict[str, _Parts], resamples: int, seed: int) -> DomainComparison:
-    draws = draws_of([resample(domain, p.documents, resamples, seed) for domain, p in parts.items()])
+    draws = build_draws([resample(domain, p.documents, resamples, seed) for domain, p in parts.items()])
     differences = []
     for measure in MEASURES:
-        having = [
+        measured = [
             (s, p) for s, p in zip(draws.slices(), parts.values(), strict=True) if measure in p.measures
         ]
-        if not having:
+        if not measured:
             continue
         rows, shares = np.zeros(len(draws.weights)), np.zeros(draws.documents)
-        for columns, p in having:
+        for columns, p in measured:
             i, weights = p.measures.index(measure), draws.weights[:, columns]
-            rows += ratio(weights @ p.differences[:, i], weights @ p.counts[:, i]) / len(having)
+            rows += ratio(weights @ p.differences[:, i], weights @ p.counts[:, i]) / len(measured)
             shares[columns] = p.differences[:, i] / p.counts[:, i].sum()
         p_value = float(sign_flip(shares[:, None], np.random.default_rng([seed, len(parts)]))[0])
         differences.append(_difference(measure, interval(rows, draws), p_value, p_value))
@@ -183,15 +192,16 @@ def _overall(parts: dict[str, _Parts], resamples: int, seed: int) -> DomainCompa
 
 
 def sign_flip(differences: Array, rng: np.random.Generator) -> Array:
-    """Two-sided p-value of each column of ``differences`` [n, measures]: how often random signs do as much.
+    """Return the two-sided p-value of each column of ``differences`` ``[n, measures]``.
 
-    Exact up to 14 documents; else (1 + hits) / (1 + 9,999), which keeps the level as well (Phipson & Smyth 2010).
+    It is the share of random signs whose sum is at least as large. All signs are tried up to 14 documents. Above
+    that it is (1 + hits) / (1 + 9,999), which keeps the level as well (Phipson & Smyth 2010).
     """
     n = len(differences)
     observed = np.abs(differences.sum(axis=0))
     exact = n <= EXACT
     if exact:
-        # The first sign stays: flipping all of them changes no absolute value.
+        # The first sign is fixed: flipping all of them changes no absolute value.
         signs = 1.0 - 2.0 * ((np.arange(2 ** (n - 1))[:, None] >> np.arange(n)) & 1)
     else:
         signs = 1.0 - 2.0 * rng.integers(0, 2, size=(FLIPS, n), dtype=np.int8)
@@ -203,7 +213,7 @@ def sign_flip(differences: Array, rng: np.random.Generator) -> Array:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down correction; NaN stays and does not count."""
+    """Apply Holm's step-down correction; NaN stays and does not count as a test."""
     corrected, largest = [float("nan")] * len(p), 0.0
     order = sorted((i for i in range(len(p)) if np.isfinite(p[i])), key=lambda i: p[i])
     for rank, i in enumerate(order):

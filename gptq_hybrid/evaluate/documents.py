@@ -1,4 +1,4 @@
-"""Documents put in order, checked, and added up."""
+"""Scores of documents: checked, put in order, and summed."""
 
 from __future__ import annotations
 
@@ -7,46 +7,75 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gptq_hybrid.common.errors import HybridError
 
-from ._scores import DocumentScores
 from .bootstrap import Array, ratio
 
 KLD, TOP1, NLL_REF, NLL = range(4)
 _MEANS = 4
 
 
+@dataclass(frozen=True, slots=True)
+class DocumentScores:
+    """One document under one checkpoint, compared with the reference.
+
+    ``T`` is the number of predicted tokens, ``D`` of draft positions and ``K`` of drafts; ``D`` is 0 without an
+    MTP head.
+
+    Attributes:
+        key: SHA-256 of the token ids; pairs documents across checkpoints.
+        kld: float32 ``[T]``, KL(P_ref ‖ P_quant) in nats.
+        top1: bool ``[T]``, same argmax as the reference.
+        nll_ref: float32 ``[T]``, negative log likelihoods under the reference in nats.
+        nll: float32 ``[T]``, under the checkpoint.
+        drafts_ref: bool ``[D, K]``, the reference's draft k + 1 agrees with the reference's own argmax.
+        drafts: bool ``[D, K]``, the same for the checkpoint: its own MTP head against its own argmax.
+    """
+
+    domain: str
+    key: str
+    kld: NDArray[np.float32]
+    top1: NDArray[np.bool_]
+    nll_ref: NDArray[np.float32]
+    nll: NDArray[np.float32]
+    drafts_ref: NDArray[np.bool_]
+    drafts: NDArray[np.bool_]
+
+
 class ScoresError(HybridError):
-    """Scores that cannot be summed up or compared."""
+    """Scores that cannot be summed or compared."""
 
 
-def by_domain(documents: Sequence[DocumentScores]) -> dict[str, list[DocumentScores]]:
-    """Documents of each domain, domains in order of appearance, documents by key: order of arrival says nothing.
+def group_by_domain(documents: Sequence[DocumentScores]) -> dict[str, list[DocumentScores]]:
+    """Group documents by domain: domains in order of appearance, the documents of each sorted by key.
+
+    Sorting makes results independent of the order of the documents.
 
     Raises:
-        ScoresError: no documents, one of them twice, arrays of different lengths, or values that are no numbers.
+        ScoresError: there are no documents, one occurs twice, arrays differ in length, or values are not finite.
     """
     if not documents:
         raise ScoresError(
-            "There are no documents to sum up.", remedy="Give at least one document per domain."
+            "There are no documents to summarize.", remedy="Give at least one document per domain."
         )
     domains: dict[str, list[DocumentScores]] = {}
     for document in documents:
-        _check(document)
+        _refuse_malformed(document)
         domains.setdefault(document.domain, []).append(document)
     for domain, members in domains.items():
         members.sort(key=lambda d: d.key)
-        for one, next_ in pairwise(members):
-            if one.key == next_.key:
+        for first, second in pairwise(members):
+            if first.key == second.key:
                 raise ScoresError(
-                    f"Domain {domain!r} holds the same document twice (token ids {one.key[:12]}…).",
-                    remedy="Remove the duplicate: intervals take documents as independent.",
+                    f"Domain {domain!r} holds the same document twice (token ids {first.key[:12]}…).",
+                    remedy="Remove the duplicate: intervals assume independent documents.",
                 )
     return domains
 
 
-def _check(document: DocumentScores) -> None:
+def _refuse_malformed(document: DocumentScores) -> None:
     where = f"Document {document.key[:12]}… of domain {document.domain!r}"
     tokens = len(document.kld)
     if tokens == 0 or any(len(a) != tokens for a in (document.top1, document.nll_ref, document.nll)):
@@ -56,39 +85,39 @@ def _check(document: DocumentScores) -> None:
             remedy="All four need one value per predicted token, and at least one. Score the document again.",
         )
     for name in ("kld", "nll_ref", "nll"):
-        wrong = int(np.count_nonzero(~np.isfinite(getattr(document, name))))
-        if wrong:
+        not_finite = int(np.count_nonzero(~np.isfinite(getattr(document, name))))
+        if not_finite:
             raise ScoresError(
-                f"{where}: {wrong} of {tokens} values of {name} are NaN or infinite.",
+                f"{where}: {not_finite} of {tokens} values of {name} are NaN or infinite.",
                 remedy="A checkpoint that computes NaN has no quality to measure. Run: qwen36 check CHECKPOINT",
             )
 
 
-def drafts_of(documents: Sequence[DocumentScores], name: str) -> int:
-    """K of the arrays ``drafts`` or ``drafts_ref``; 0 where no document has a position.
+def count_drafts(documents: Sequence[DocumentScores], name: str) -> int:
+    """Return K of the arrays ``drafts`` or ``drafts_ref``; 0 if no document has a draft position.
 
     Raises:
         ScoresError: documents with different numbers of drafts.
     """
-    found = {a.shape[1] for d in documents if (a := getattr(d, name)).size}
-    if len(found) > 1:
+    counts = {a.shape[1] for d in documents if (a := getattr(d, name)).size}
+    if len(counts) > 1:
         raise ScoresError(
-            f"Documents were drafted with different numbers of drafts: {sorted(found)}.",
+            f"Documents were scored with different numbers of drafts: {sorted(counts)}.",
             remedy="Score all documents with the same number of drafts.",
         )
-    return found.pop() if found else 0
+    return counts.pop() if counts else 0
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """Where a rate lies in the columns of :func:`rates`: KLD, top-1, both NLLs, then the drafts."""
+class RateColumns:
+    """The columns of :meth:`Sums.rates`: KLD, top-1, both NLLs, the reference's drafts, the checkpoint's."""
 
     drafts_ref: int
     drafts: int
 
     @classmethod
-    def of(cls, documents: Sequence[DocumentScores]) -> Layout:
-        return cls(drafts_of(documents, "drafts_ref"), drafts_of(documents, "drafts"))
+    def of(cls, documents: Sequence[DocumentScores]) -> RateColumns:
+        return cls(count_drafts(documents, "drafts_ref"), count_drafts(documents, "drafts"))
 
     @property
     def ref(self) -> slice:
@@ -103,45 +132,50 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """Numerators and denominators of the rates of each document, [N, 4 + K_ref + K] float64."""
+    """Numerators and denominators of the rates of each document: float64 ``[N, 4 + K_ref + K]``."""
 
     numerators: Array
     denominators: Array
 
     @classmethod
-    def of(cls, documents: Sequence[DocumentScores], layout: Layout) -> Sums:
-        """Sums over the tokens and the draft positions of each document.
+    def of(cls, documents: Sequence[DocumentScores], columns: RateColumns) -> Sums:
+        """Sum over the tokens and the draft positions of each document.
 
-        Draft k + 1 counts where all before it agreed too: what a verifier would have accepted.
+        Draft k + 1 counts only if all drafts before it agreed too: then a verifier would have accepted it.
         """
         numerators, denominators = [], []
         for d in documents:
             tokens = len(d.kld)
             sums = [float(a.sum(dtype=np.float64)) for a in (d.kld, d.top1, d.nll_ref, d.nll)]
             counts = [tokens] * _MEANS
-            for drafts, wanted in ((d.drafts_ref, layout.drafts_ref), (d.drafts, layout.drafts)):
-                here = len(drafts) if drafts.size else 0
-                accepted = np.logical_and.accumulate(drafts, axis=1).sum(axis=0) if here else np.zeros(wanted)
-                sums += accepted.tolist()
-                counts += [here] * wanted
+            for drafts, count in ((d.drafts_ref, columns.drafts_ref), (d.drafts, columns.drafts)):
+                positions = len(drafts) if drafts.size else 0
+                leading = (
+                    np.logical_and.accumulate(drafts, axis=1).sum(axis=0) if positions else np.zeros(count)
+                )
+                sums += leading.tolist()
+                counts += [positions] * count
             numerators.append(sums)
             denominators.append(counts)
         return cls(np.array(numerators, dtype=np.float64), np.array(denominators, dtype=np.float64))
 
     def rates(self, weights: Array) -> Array:
-        """Rates [rows, columns] of documents pooled with the weights [rows, N]; NaN where nothing was counted."""
+        """Pool documents with weights ``[rows, N]``: rates ``[rows, columns]``, NaN if nothing was counted."""
         return ratio(weights @ self.numerators, weights @ self.denominators)
 
 
-def mean_of_domains(rates: Sequence[Array]) -> Array:
-    """Rates over all: domains weigh alike. Those without a draft position in the sample have no say on drafts."""
+def average_domains(rates: Sequence[Array]) -> Array:
+    """Average the rates of domains, all with the same weight.
+
+    A domain without a draft position in the sample does not count for drafts.
+    """
     stacked = np.stack(rates)
     counted = np.isfinite(stacked[:, 0, :])
     total = np.where(counted[:, None, :], stacked, 0.0).sum(axis=0)
     return ratio(total, np.broadcast_to(counted.sum(axis=0).astype(np.float64), total.shape))
 
 
-def paired(
+def refuse_unpaired(
     a: Mapping[str, Sequence[DocumentScores]],
     b: Mapping[str, Sequence[DocumentScores]],
     names: tuple[str, str],
@@ -153,11 +187,11 @@ def paired(
     """
     for domain in dict.fromkeys((*a, *b)):
         keys = [{d.key: len(d.kld) for d in side.get(domain, ())} for side in (a, b)]
-        lacking = [len(keys[1].keys() - keys[0].keys()), len(keys[0].keys() - keys[1].keys())]
-        if any(lacking):
+        missing = [len(keys[1].keys() - keys[0].keys()), len(keys[0].keys() - keys[1].keys())]
+        if any(missing):
             raise ScoresError(
                 f"{names[0]} and {names[1]} were scored on different documents: in domain {domain!r} "
-                f"{names[0]} lacks {lacking[0]} and {names[1]} lacks {lacking[1]} of "
+                f"{names[0]} lacks {missing[0]} and {names[1]} lacks {missing[1]} of "
                 f"{len(keys[0].keys() | keys[1].keys())}.",
                 remedy="A paired comparison needs the same texts, tokenizer and length. Score both in one run.",
             )

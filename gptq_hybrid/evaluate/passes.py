@@ -1,4 +1,4 @@
-"""One checkpoint over all documents: final hidden states, and which of its own drafts it agrees with."""
+"""Run one checkpoint over all documents: final hidden states, and which of its own drafts it agrees with."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
-from gptq_hybrid.streaming import Batch, DraftHead, LayerStream, OutputHead, TextStack, Weights
+from gptq_hybrid.streaming import Batch, LayerStream, MtpHead, OutputHead, TextStack, Weights
 
-from .states import StateStore, listed, named
+from .states import StateStore, list_tensors, name_tensors
 
-# Elements of one chunk of float32 logits: half a GiB on a GPU, where seven arrays of that size coexist. On a CPU
+# Elements of one chunk of float32 logits. On a GPU, half a GiB; seven arrays of that size exist at once. On a CPU,
 # 2 million (256 tokens of the small model) took a third of the time of 67 million: they stay in its cache.
 _LOGITS = {"cuda": 1 << 27, "cpu": 1 << 21}
-# With the 27B's vocabulary those would be 8 tokens, for which the whole output head is read.
+# With the 27B's vocabulary 2 million are 8 tokens, and each chunk reads the whole output head.
 _LEAST_TOKENS = 256
 
 OnStep = Callable[[int, int], None]
@@ -22,7 +22,7 @@ OnStep = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class PassSettings:
-    """How a checkpoint is run. ``drafts`` is the most that are looked at; 0 leaves the MTP head out."""
+    """How a checkpoint is run. ``drafts`` is the number of MTP drafts; 0 leaves the MTP head out."""
 
     device: torch.device
     dtype: torch.dtype
@@ -31,10 +31,11 @@ class PassSettings:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """What is kept of a run.
+    """The result of running one checkpoint.
 
-    ``hidden``: ``[documents, length, hidden]`` per batch, behind the final norm, in main memory. ``agreed``: per
-    document (by its number) bool ``[positions, drafts]``, empty without a head.
+    Attributes:
+        hidden: ``[documents, length, hidden]`` for each batch, after the final norm, in main memory.
+        agreed: by the document's number, bool ``[positions, drafts]``; empty without an MTP head.
     """
 
     hidden: list[torch.Tensor]
@@ -50,25 +51,25 @@ def run_pass(
     has_mtp: bool,
     on_layer: OnStep | None = None,
 ) -> Pass:
-    """Run all layers, then the draft head; goes on from what ``store`` holds and leaves the result there."""
+    """Run all layers, then the MTP head; continue from what ``store`` holds, and save the result there."""
     stack = TextStack(weights, settings.device, settings.dtype)
     saved = store.load() if store is not None else None
     if saved is not None and any(name.startswith("final.") for name in saved.tensors):
         if on_layer is not None:
             on_layer(stack.depth, stack.depth)
-        return _restored(saved.tensors)
+        return _restore(saved.tensors)
     stream = LayerStream(
         stack,
         batches,
-        states=None if saved is None else listed("hidden", saved.tensors),
+        states=None if saved is None else list_tensors("hidden", saved.tensors),
         done=0 if saved is None else saved.layers,
     )
 
-    def after_layer(at: LayerStream) -> None:
+    def after_layer(stream: LayerStream) -> None:
         if store is not None:
-            store.save_if_due(named("hidden", at.states), at.done)
+            store.save_if_due(name_tensors("hidden", stream.states), stream.done)
         if on_layer is not None:
-            on_layer(at.done, stack.depth)
+            on_layer(stream.done, stack.depth)
 
     if on_layer is not None:
         on_layer(stream.done, stack.depth)
@@ -77,39 +78,41 @@ def run_pass(
     del stream
     agreed: dict[int, torch.Tensor] = {}
     if settings.drafts and has_mtp:
-        agreed = own_drafts(DraftHead(stack), OutputHead(stack), batches, hidden, settings.drafts)
+        agreed = compare_drafts(MtpHead(stack), OutputHead(stack), batches, hidden, settings.drafts)
     if store is not None:
-        marks = {f"agreed.{number}": found.to(torch.uint8) for number, found in agreed.items()}
-        store.save({**named("final", hidden), **marks}, stack.depth)
+        marks = {f"agreed.{number}": agreement.to(torch.uint8) for number, agreement in agreed.items()}
+        store.save({**name_tensors("final", hidden), **marks}, stack.depth)
     return Pass(hidden, agreed)
 
 
-def _restored(tensors: dict[str, torch.Tensor]) -> Pass:
+def _restore(tensors: dict[str, torch.Tensor]) -> Pass:
     agreed = {
         int(name.removeprefix("agreed.")): tensor.bool()
         for name, tensor in tensors.items()
         if name.startswith("agreed.")
     }
-    return Pass(listed("final", tensors), agreed)
+    return Pass(list_tensors("final", tensors), agreed)
 
 
-def chunk_of(device: torch.device, vocabulary: int) -> int:
-    """How many tokens' float32 logits are held at once."""
+def choose_chunk(device: torch.device, vocabulary: int) -> int:
+    """Return how many tokens' float32 logits to hold at once."""
     return max(_LEAST_TOKENS, _LOGITS.get(device.type, _LOGITS["cpu"]) // vocabulary)
 
 
-def own_drafts(
-    draft_head: DraftHead,
+def compare_drafts(
+    mtp_head: MtpHead,
     output: OutputHead,
     batches: Sequence[Batch],
     hidden: Sequence[torch.Tensor],
     drafts: int,
 ) -> dict[int, torch.Tensor]:
-    """Whether draft ``k`` from each position is what the target itself would say there, given the text so far.
+    """Compare draft ``k`` from each position with the target's own argmax there, given the true text.
 
-    Per document (by its number) bool ``[length - drafts, drafts]``; those no longer than ``drafts`` are left out.
+    Returns:
+        By the document's number, bool ``[length - drafts, drafts]``. Documents no longer than ``drafts`` are left
+        out.
     """
-    found: dict[int, torch.Tensor] = {}
+    agreed: dict[int, torch.Tensor] = {}
     with torch.inference_mode():
         for batch, states in zip(batches, hidden, strict=True):
             if batch.tokens.shape[1] <= drafts:
@@ -119,7 +122,7 @@ def own_drafts(
             for row, (number, length) in enumerate(zip(batch.numbers, batch.lengths, strict=True)):
                 if length <= drafts:
                     continue
-                steps = draft_head.run(
+                steps = mtp_head.run(
                     states[row : row + 1, :length], batch.tokens[row : row + 1, :length], drafts
                 )
                 count = length - drafts
@@ -127,13 +130,13 @@ def own_drafts(
                     _argmax(output, step)[0] == target[row, k + 1 : k + 1 + count]
                     for k, step in enumerate(steps)
                 ]
-                found[number] = torch.stack(columns, dim=1)
-    return found
+                agreed[number] = torch.stack(columns, dim=1)
+    return agreed
 
 
 def _argmax(output: OutputHead, states: torch.Tensor) -> torch.Tensor:
-    """``[…, hidden]`` to the most likely token ``[…]``, on the CPU."""
+    """Map ``[…, hidden]`` to the most likely token ``[…]``, on the CPU."""
     flat = states.reshape(-1, states.shape[-1])
-    size = chunk_of(output.weight.device, output.vocabulary)
+    size = choose_chunk(output.weight.device, output.vocabulary)
     best = [output.logits(flat[i : i + size]).argmax(-1).cpu() for i in range(0, len(flat), size)]
     return torch.cat(best).reshape(states.shape[:-1])

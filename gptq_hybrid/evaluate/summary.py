@@ -1,8 +1,8 @@
-"""One checkpoint held against its reference: figures by domain and over all, with intervals.
+"""One checkpoint compared with its reference: figures by domain and over all, with intervals.
 
-Within a domain documents are pooled: every token (draft position) counts alike. Over all, domains weigh alike: the
-figures are those of text of which every domain gives the same share of tokens. Intervals resample documents within
-domains.
+Within a domain documents are pooled: every token, or draft position, counts alike. Over all, domains weigh alike:
+the figures are those of a text to which every domain gives the same share of tokens. Intervals resample documents
+within domains.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ._scores import DocumentScores
 from .bootstrap import (
     RESAMPLES,
     Array,
     Draws,
     Estimate,
-    Ranked,
-    draws_of,
+    RankedTokens,
+    build_draws,
     interval,
     ratio,
     resample,
@@ -29,10 +28,11 @@ from .documents import (
     NLL,
     NLL_REF,
     TOP1,
-    Layout,
+    DocumentScores,
+    RateColumns,
     Sums,
-    by_domain,
-    mean_of_domains,
+    average_domains,
+    group_by_domain,
 )
 
 OVERALL = "all"
@@ -46,9 +46,9 @@ class Acceptance:
     """MTP drafts of one checkpoint against its own argmax.
 
     Attributes:
-        positions: share of drafts k + 1 that agree where all before it agreed; ends before a draft that was never
-            reached.
-        length: tokens a step, 1 + the mean number of leading drafts that agree.
+        positions: for each draft, the share that agree where all drafts before it agreed. A draft that was never
+            reached ends the list.
+        length: acceptance length in tokens per step: 1 + the mean number of leading drafts that agree.
     """
 
     positions: tuple[Estimate, ...]
@@ -57,12 +57,13 @@ class Acceptance:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Figures of one domain, or over all. KLD in nats; perplexities per token; shares between 0 and 1.
+    """Figures of one domain or over all: KLD in nats, perplexities per token, shares between 0 and 1.
 
     Attributes:
-        warnings: why an interval here deserves less trust.
-        acceptance_ref, acceptance: None without MTP head.
-        perplexity_ratio: exp of the mean NLL of the quantized checkpoint less that of the reference.
+        perplexity_ratio: exp of the mean NLL of the quantized checkpoint minus that of the reference.
+        acceptance_ref: the reference's; None without MTP head.
+        acceptance: the quantized checkpoint's; None without MTP head.
+        warnings: reasons to trust an interval less.
     """
 
     domain: str
@@ -84,7 +85,7 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointSummary:
-    """All domains of one checkpoint, and over all."""
+    """The figures of one checkpoint, over all and by domain."""
 
     name: str
     overall: Summary
@@ -94,42 +95,42 @@ class CheckpointSummary:
 def summarize(
     name: str, documents: Sequence[DocumentScores], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> CheckpointSummary:
-    """Figures of the checkpoint ``name`` from its scores.
+    """Summarize the scores of the checkpoint ``name``.
 
     The same seed, documents and number of resamples give the same result, whatever the order of the documents.
 
     Raises:
-        ScoresError: scores that cannot be summed up.
+        ScoresError: the scores cannot be summed.
         HybridError: the extra ``eval`` is not installed.
     """
-    domains = by_domain(documents)
-    layout = Layout.of(documents)
+    domains = group_by_domain(documents)
+    columns = RateColumns.of(documents)
     resampled = {d: resample(d, len(members), resamples, seed) for d, members in domains.items()}
-    sums = {d: Sums.of(members, layout) for d, members in domains.items()}
+    sums = {d: Sums.of(members, columns) for d, members in domains.items()}
     summaries = []
     for domain, members in domains.items():
-        draws = draws_of([resampled[domain]])
-        ranked = Ranked.of([d.kld for d in members])
+        draws = build_draws([resampled[domain]])
+        ranked = RankedTokens.of([d.kld for d in members])
         quantiles = ranked.quantiles(draws.weights, tuple(_QUANTILES.values()))
         rates = sums[domain].rates(draws.weights)
-        summaries.append(_summary(domain, {domain: members}, layout, draws, rates, quantiles))
-    draws = draws_of(list(resampled.values()))
+        summaries.append(_summary(domain, {domain: members}, columns, draws, rates, quantiles))
+    draws = build_draws(list(resampled.values()))
     rates, shares = [], np.empty_like(draws.weights)
-    for columns, (domain, members) in zip(draws.slices(), domains.items(), strict=True):
-        weights = draws.weights[:, columns]
+    for own, (domain, members) in zip(draws.slices(), domains.items(), strict=True):
+        weights = draws.weights[:, own]
         rates.append(sums[domain].rates(weights))
         tokens = np.array([float(len(d.kld)) for d in members])
-        shares[:, columns] = weights / np.maximum(weights @ tokens, 1.0)[:, None]
-    ranked = Ranked.of([d.kld for members in domains.values() for d in members])
+        shares[:, own] = weights / np.maximum(weights @ tokens, 1.0)[:, None]
+    ranked = RankedTokens.of([d.kld for members in domains.values() for d in members])
     quantiles = ranked.quantiles(shares, tuple(_QUANTILES.values()))
-    overall = _summary(OVERALL, domains, layout, draws, mean_of_domains(rates), quantiles)
+    overall = _summary(OVERALL, domains, columns, draws, average_domains(rates), quantiles)
     return CheckpointSummary(name, overall, tuple(summaries))
 
 
 def _summary(
     domain: str,
     members: dict[str, list[DocumentScores]],
-    layout: Layout,
+    columns: RateColumns,
     draws: Draws,
     rates: Array,
     quantiles: Sequence[Array],
@@ -147,21 +148,21 @@ def _summary(
         perplexity_ref=interval(_exp(rates[:, NLL_REF]), draws),
         perplexity=interval(_exp(rates[:, NLL]), draws),
         perplexity_ratio=interval(_exp(rates[:, NLL] - rates[:, NLL_REF]), draws),
-        acceptance_ref=_acceptance(rates[:, layout.ref], draws),
-        acceptance=_acceptance(rates[:, layout.quant], draws),
+        acceptance_ref=_acceptance(rates[:, columns.ref], draws),
+        acceptance=_acceptance(rates[:, columns.quant], draws),
         warnings=_warnings(members, tokens),
         **kld,
     )
 
 
 def _exp(nats: Array) -> Array:
-    """Kept finite, which JSON needs: a broken checkpoint can lose more than the 709 nats a float64 holds."""
-    found: Array = np.exp(np.minimum(nats, 700.0))
-    return found
+    """Exponentiate, capped to stay finite for JSON: a broken checkpoint can exceed the 709 nats of a float64."""
+    exponential: Array = np.exp(np.minimum(nats, 700.0))
+    return exponential
 
 
 def _acceptance(accepted: Array, draws: Draws) -> Acceptance | None:
-    """From the shares [rows, K] of positions where the first k + 1 drafts agree."""
+    """Compute acceptance from the shares ``[rows, K]`` of positions where the first k + 1 drafts agree."""
     if accepted.shape[1] == 0 or not np.isfinite(accepted[0, 0]):
         return None
     before = np.concatenate([np.ones((len(accepted), 1)), accepted[:, :-1]], axis=1)
@@ -173,13 +174,13 @@ def _acceptance(accepted: Array, draws: Draws) -> Acceptance | None:
 
 
 def _warnings(members: dict[str, list[DocumentScores]], tokens: int) -> tuple[str, ...]:
-    found = []
+    warnings = []
     few = [domain for domain, documents in members.items() if len(documents) < FEW_DOCUMENTS]
     if few and len(members) == 1:
-        found.append(f"fewer than {FEW_DOCUMENTS} documents: intervals are too narrow")
+        warnings.append(f"fewer than {FEW_DOCUMENTS} documents: intervals are too narrow")
     elif few:
-        found.append(f"fewer than {FEW_DOCUMENTS} documents in {', '.join(few)}: intervals are too narrow")
+        warnings.append(f"fewer than {FEW_DOCUMENTS} documents in {', '.join(few)}: intervals are too narrow")
     above = tokens - int(np.ceil(0.999 * tokens * (1 - 1e-12)))
     if above < FEW_TOKENS:
-        found.append(f"fewer than {FEW_TOKENS} tokens lie above the 99.9th percentile: rely on the 99th")
-    return tuple(found)
+        warnings.append(f"fewer than {FEW_TOKENS} tokens lie above the 99.9th percentile: rely on the 99th")
+    return tuple(warnings)

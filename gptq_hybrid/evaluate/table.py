@@ -11,25 +11,26 @@ from rich.text import Text
 
 from gptq_hybrid.common.tables import report_table
 
-from ._evaluation import Evaluation
-from ._task_table import task_tables
+from ._result import Evaluation
+from ._task_table import format_p, task_tables
 from .bootstrap import Estimate
 from .compare import MEASURES, Comparison, Difference, DomainComparison
 from .summary import OVERALL, Acceptance, CheckpointSummary, Summary
 
 _MOST_DECIMALS = 7
+_NO_INTERVAL = "[–]"
 _STYLE = {"better": "green", "worse": "red", "no difference shown": "dim"}
-# Name, unit, and factor from the unit of the result to the unit shown.
+# For each measure: name, unit, and factor from the unit of the result to the unit shown.
 _MEASURES = {
     "kld_mean": ("mean KLD", "nats per token", 1.0),
     "top1": ("top-1 agreement", "percentage points", 100.0),
     "log_perplexity": ("log perplexity", "nats per token", 1.0),
-    "acceptance_length": ("acceptance length", "tokens a step", 1.0),
+    "acceptance_length": ("acceptance length", "tokens per step", 1.0),
 }
 
 
-def tables(evaluation: Evaluation) -> Group:
-    """All tables: figures of each checkpoint by domain, its drafts, each pair, tasks."""
+def evaluation_tables(evaluation: Evaluation) -> Group:
+    """Return all tables: figures of each checkpoint by domain, its drafts, each pair, tasks."""
     parts: list[RenderableType] = []
     for checkpoint in evaluation.checkpoints:
         parts.append(quality_table(checkpoint, evaluation.reference))
@@ -39,20 +40,23 @@ def tables(evaluation: Evaluation) -> Group:
     for comparison in evaluation.comparisons:
         parts.append(comparison_table(comparison))
         parts += _notes((comparison.overall, *comparison.domains))
+    if left_out := evaluation.settings.get("left_out"):
+        reasons = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in left_out.items())
+        parts.append(Text(f"! rows of the data left out: {reasons}", style="yellow"))
     if evaluation.tasks is not None:
         parts += task_tables(evaluation.tasks)
     return Group(*parts)
 
 
 def quality_table(checkpoint: CheckpointSummary, reference: str) -> Table:
-    """One row a domain: KLD, top-1 agreement, perplexity; intervals below their figures."""
+    """Return one row per domain: KLD, top-1 agreement, perplexity, with intervals below their figures."""
     table = report_table(
         f"{checkpoint.name} against {reference}",
         "KLD in nats per token; 95 % intervals over documents; all: domains weigh alike",
         padding=0,
     )
     table.add_column("domain", overflow="fold")
-    # The 99th percentile is in the JSON only: with it, two-line cells need more than 110 columns.
+    # The 99th percentile is only in the JSON: with it, two-line cells would need more than 110 columns.
     for header in (
         "docs\ntokens",
         "KLD\nmean",
@@ -79,14 +83,14 @@ def quality_table(checkpoint: CheckpointSummary, reference: str) -> Table:
 
 
 def drafts_table(checkpoint: CheckpointSummary, reference: str) -> Table:
-    """One row a domain: share of drafts that agree with the checkpoint's own argmax, and acceptance length."""
+    """Return one row per domain: shares of drafts that agree with the own argmax, and acceptance length."""
     drafts = max(
         len(a.positions) for a in (checkpoint.overall.acceptance, checkpoint.overall.acceptance_ref) if a
     )
     shown = min(drafts, 3)
     table = report_table(
         f"MTP drafts of {checkpoint.name}, and of {reference}",
-        "% of drafts that agree with the own argmax, where all before agreed; length: tokens a step",
+        "% of drafts that agree with the own argmax, where all before agreed; length: tokens per step",
         padding=0,
     )
     table.add_column("domain", overflow="fold")
@@ -104,9 +108,9 @@ def drafts_table(checkpoint: CheckpointSummary, reference: str) -> Table:
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """One row a domain and figure: A less B, its interval, p-values and verdict."""
+    """Return one row per domain and figure: A minus B, its interval, p-values and verdict."""
     table = report_table(
-        f"{comparison.a} (A) less {comparison.b} (B), on the same documents",
+        f"{comparison.a} (A) minus {comparison.b} (B), on the same documents",
         "p: sign-flip test over documents, in brackets corrected for the domains (Holm); verdict: on A, at 5 %",
         padding=0,
     )
@@ -116,31 +120,31 @@ def comparison_table(comparison: Comparison) -> Table:
         table.add_column(header, justify="left" if header == "verdict" else "right", overflow="fold")
     rows = (comparison.overall, *comparison.domains)
     for measure in MEASURES:
-        found = [(row, d) for row in rows for d in row.differences if d.measure == measure]
+        differences = [(row, d) for row in rows for d in row.differences if d.measure == measure]
         name, unit, factor = _MEASURES[measure]
         labels = [name, f"({unit})"]
-        for i, (row, difference) in enumerate(found):
-            value, ends = _numbers(difference.difference, factor, signed=True)
+        for i, (row, difference) in enumerate(differences):
+            value, ends = format_estimate(difference.difference, factor, signed=True)
             table.add_row(
                 labels[i] if i < len(labels) else "",
                 _name(row),
                 f"{row.documents:,}",
                 value,
-                ends,
+                ends or _NO_INTERVAL,
                 _p(difference, row is comparison.overall),
                 Text(difference.verdict, style=_STYLE[difference.verdict]),
-                end_section=i == len(found) - 1,
+                end_section=i == len(differences) - 1,
             )
     return table
 
 
 def _notes(rows: Sequence[Summary | DomainComparison]) -> list[RenderableType]:
-    """Each warning once, with the domains it is about, marked ! in the tables."""
+    """Return each warning once, with the domains it is about; tables mark those with !."""
     notes: dict[str, list[str]] = {}
     for row in rows:
         for warning in row.warnings:
             notes.setdefault(warning, []).append(row.domain)
-    return [Text(f"! {', '.join(where)}: {what}", style="yellow") for what, where in notes.items()]
+    return [Text(f"! {', '.join(domains)}: {note}", style="yellow") for note, domains in notes.items()]
 
 
 def _name(row: Summary | DomainComparison) -> Text:
@@ -154,28 +158,38 @@ def _draft(acceptance: Acceptance | None, k: int) -> str | Text:
 
 
 def _cell(estimate: Estimate, factor: float = 1.0) -> Text:
-    """The figure, and its interval on a second line."""
-    value, ends = _numbers(estimate, factor)
-    return Text.assemble(value, "\n", (ends, "dim"))
+    """Put the figure on one line and its interval on the next."""
+    value, ends = format_estimate(estimate, factor)
+    return Text.assemble(value, "\n", (ends or _NO_INTERVAL, "dim"))
 
 
-def _numbers(estimate: Estimate, factor: float, *, signed: bool = False) -> tuple[str, str]:
-    """Figure and interval, to two digits of half the interval's width: what it supports."""
-    decimals = decimals_of(estimate, factor)
+def format_estimate(
+    estimate: Estimate, factor: float = 1.0, *, signed: bool = False
+) -> tuple[str, str | None]:
+    """Return a figure and its interval as text; None instead of an interval that does not exist.
+
+    Both have two digits of half the interval's width: more it does not support.
+
+    Args:
+        estimate: what to show.
+        factor: from the unit of the estimate to the unit shown.
+        signed: give positive numbers a plus sign.
+    """
+    decimals = choose_decimals(estimate, factor)
     sign = "+z" if signed else "z"  # z: no negative zero
     value = f"{estimate.value * factor:{sign}.{decimals}f}"
     if estimate.low is None or estimate.high is None:
-        return value, "[–]"
+        return value, None
     return value, f"[{estimate.low * factor:{sign}.{decimals}f}, {estimate.high * factor:{sign}.{decimals}f}]"
 
 
-def decimals_of(estimate: Estimate, factor: float = 1.0) -> int:
-    """Decimals that show two digits of half the interval; three digits of the figure where there is no width."""
-    wide = (
+def choose_decimals(estimate: Estimate, factor: float = 1.0) -> int:
+    """Return decimals for two digits of half the interval, or three of the figure if it has no width."""
+    half_width = (
         0.0 if estimate.low is None or estimate.high is None else (estimate.high - estimate.low) / 2 * factor
     )
-    if wide > 0:
-        decimals = 1 - math.floor(math.log10(wide))
+    if half_width > 0:
+        decimals = 1 - math.floor(math.log10(half_width))
     elif estimate.value:
         decimals = 2 - math.floor(math.log10(abs(estimate.value * factor)))
     else:
@@ -184,7 +198,5 @@ def decimals_of(estimate: Estimate, factor: float = 1.0) -> int:
 
 
 def _p(difference: Difference, overall: bool) -> str:
-    def shown(p: float) -> str:
-        return "<0.001" if p < 0.001 else f"{p:.3f}"
-
-    return shown(difference.p) if overall else f"{shown(difference.p)} ({shown(difference.p_holm)})"
+    p = format_p(difference.p)
+    return p if overall else f"{p} ({format_p(difference.p_holm)})"

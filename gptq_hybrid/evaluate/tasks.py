@@ -1,4 +1,4 @@
-"""Accuracy on tasks through lm-eval: each checkpoint's, and paired differences where it logs samples."""
+"""Accuracy on tasks through lm-eval: of each checkpoint, and paired differences where lm-eval logs samples."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from gptq_hybrid.common.atomic import write_json_atomic
 from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.common.extras import need
 
-from ._task_worker import run_tasks, within
+from ._task_worker import absolute_path, run_tasks
 from .bootstrap import LEVEL, Estimate
 from .compare import sign_flip
-from .inputs import device_of, labels_of, name_of
+from .inputs import checkpoint_name, choose_device, label_checkpoints
 from .states import state_key
 
 BACKENDS = ("auto", "hf", "vllm")
@@ -34,17 +34,18 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class TaskRequest:
-    """What to run.
+    """Which tasks to run, and how.
 
     Attributes:
-        reference, quantized: as in ``EvalRequest``.
+        reference: the BF16 original, as in ``EvalRequest``.
+        quantized: checkpoints of it.
         tasks: lm-eval's names of tasks or groups.
         limit: most documents of each task.
         include_path: folder of further tasks (YAML).
-        backend: ``hf``, ``vllm``, or ``auto``: vLLM where it is installed and there is a GPU.
+        backend: ``hf``, ``vllm``, or ``auto``: vLLM if it is installed and there is a GPU.
         chat: whether prompts go through the chat template.
-        arguments: of lm-eval's model class, such as ``{"tensor_parallel_size": 2}``; ``batch_size`` too.
-        work: folder where the results of each checkpoint are kept, so that a run that was cut off goes on.
+        arguments: for lm-eval's model class, such as ``{"tensor_parallel_size": 2}``; also ``batch_size``.
+        work: folder for the results of each checkpoint, so that an interrupted run continues.
     """
 
     reference: Path
@@ -61,7 +62,7 @@ class TaskRequest:
 
 @dataclass(frozen=True, slots=True)
 class TaskScore:
-    """One metric of one task. ``filter`` is lm-eval's: how the answer is found in what the model wrote."""
+    """One metric of one task. ``filter`` is lm-eval's name for how the answer is taken from the reply."""
 
     checkpoint: str
     task: str
@@ -74,9 +75,14 @@ class TaskScore:
 
 @dataclass(frozen=True, slots=True)
 class TaskDifference:
-    """Metric of ``a`` less that of ``b`` on the same documents: mean, its paired t interval (95 %), and the
-    two-sided p-value of the sign-flip test, which for right and wrong answers is McNemar's exact test (of 9,999
-    random signs, where more than 14 answers differ). ``differing``: documents on which the two differ.
+    """Metric of ``a`` minus that of ``b`` on the same documents.
+
+    Attributes:
+        documents: how many there are.
+        differing: documents on which the two differ.
+        difference: the mean, with its paired t interval (95 %).
+        p: two-sided p-value of the sign-flip test. For right and wrong answers that is McNemar's exact test; if
+            more than 14 answers differ, it uses 9,999 random signs.
     """
 
     a: str
@@ -92,7 +98,7 @@ class TaskDifference:
 
 @dataclass(frozen=True, slots=True)
 class TaskResults:
-    """Accuracy on tasks, the reference first. ``settings``: what lm-eval was asked for, and its version."""
+    """Accuracy on tasks, the reference first. ``settings`` are lm-eval's, with its version."""
 
     scores: tuple[TaskScore, ...]
     differences: tuple[TaskDifference, ...]
@@ -100,10 +106,10 @@ class TaskResults:
 
 
 def check_tasks(request: TaskRequest) -> str:
-    """Make sure, before anything long starts, that lm-eval is there and knows the tasks; returns the backend.
+    """Make sure, before anything long starts, that lm-eval is installed and knows the tasks; return the backend.
 
     Raises:
-        HybridError: it is not installed, or does not know one of them.
+        HybridError: lm-eval is not installed or does not know a task, or the request has another fault.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise HybridError(
@@ -120,21 +126,21 @@ def check_tasks(request: TaskRequest) -> str:
         )
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=within(request.include_path))
+    manager = TaskManager(include_path=absolute_path(request.include_path))
     unknown = [task for task in request.tasks if not manager.match_tasks([task])]
     if unknown:
         raise HybridError(
             f"lm-eval {version('lm-eval')} has no task {', '.join(map(repr, unknown))}",
-            remedy="See: lm-eval ls tasks; tasks of your own: --tasks-path FOLDER",
+            remedy="See: lm-eval ls tasks. For tasks of your own: --tasks-path FOLDER",
         )
-    device = device_of(request.device)
+    device = choose_device(request.device)
     if request.backend == "auto":
         return "vllm" if device.type == "cuda" and importlib.util.find_spec("vllm") else "hf"
     return request.backend
 
 
 def evaluate_tasks(request: TaskRequest, *, on_progress: OnProgress | None = None) -> TaskResults:
-    """Run the tasks on every checkpoint, each in a process of its own.
+    """Run the tasks on every checkpoint, each in its own process.
 
     ``on_progress(what, done, total)`` is called as checkpoints finish.
 
@@ -143,13 +149,13 @@ def evaluate_tasks(request: TaskRequest, *, on_progress: OnProgress | None = Non
     """
     need("scipy")
     backend = check_tasks(request)
-    labels = {name_of(request.reference): request.reference}
-    for label, path in labels_of(request.quantized).items():
+    labels = {checkpoint_name(request.reference): request.reference}
+    for label, path in label_checkpoints(request.quantized).items():
         labels[f"{label} (quantized)" if label in labels else label] = path
     settings = {
         "lm_eval": version("lm-eval"),
         "backend": backend,
-        "device": str(device_of(request.device)),
+        "device": str(choose_device(request.device)),
         "tasks": list(request.tasks),
         "limit": request.limit,
         "chat": request.chat,
@@ -159,35 +165,35 @@ def evaluate_tasks(request: TaskRequest, *, on_progress: OnProgress | None = Non
     for label, path in labels.items():
         if on_progress is not None:
             on_progress("tasks", len(rows), len(labels))
-        rows[label] = _of_checkpoint(request, label, path, backend, settings)
+        rows[label] = _run_checkpoint(request, label, path, backend, settings)
     if on_progress is not None:
         on_progress("tasks", len(rows), len(labels))
     scores = tuple(
         TaskScore(label, *(row[k] for k in ("task", "metric", "filter", "value", "stderr", "documents")))
-        for label, found in rows.items()
-        for row in found
+        for label, checkpoint_rows in rows.items()
+        for row in checkpoint_rows
     )
     return TaskResults(scores, paired_differences(rows), settings)
 
 
 def paired_differences(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[TaskDifference, ...]:
-    """Every pair of checkpoints, the later one as ``a``; rows as ``run_tasks`` returns them."""
-    found = []
+    """Compare every pair of checkpoints, the later one as ``a``; rows are those of ``run_tasks``."""
+    differences = []
     for b, a in combinations(rows, 2):
         others = {_key(row): row["samples"] for row in rows[b]}
         for row in rows[a]:
-            mine, theirs = row["samples"], others.get(_key(row), {})
-            # Of different documents, nothing is paired.
-            if mine and mine.keys() == theirs.keys():
-                deltas = np.array([mine[k] - theirs[k] for k in sorted(mine)], dtype=np.float64)
-                found.append(_difference((a, b), row, deltas))
-    return tuple(found)
+            own, other = row["samples"], others.get(_key(row), {})
+            # Only the same documents can be paired.
+            if own and own.keys() == other.keys():
+                deltas = np.array([own[k] - other[k] for k in sorted(own)], dtype=np.float64)
+                differences.append(_difference((a, b), row, deltas))
+    return tuple(differences)
 
 
 def _difference(names: tuple[str, str], row: Mapping[str, Any], deltas: Any) -> TaskDifference:
     mean, count = float(deltas.mean()), len(deltas)
     low = high = None
-    # Where all documents differ alike, mostly not at all, their spread says nothing of others.
+    # If all documents differ by the same amount (mostly zero), their spread says nothing about other documents.
     if count > 1 and deltas.std() > 0:
         quantile = float(need("scipy.stats").t.ppf((1 + LEVEL) / 2, count - 1))
         half = quantile * float(deltas.std(ddof=1)) / count**0.5
@@ -202,17 +208,17 @@ def _key(row: Mapping[str, Any]) -> tuple[str, str, str]:
     return row["task"], row["metric"], row["filter"]
 
 
-def _of_checkpoint(
+def _run_checkpoint(
     request: TaskRequest, label: str, path: Path, backend: str, settings: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     checkpoint = Checkpoint.open(path)
-    kept: Path | None = None
+    results: Path | None = None
     if request.work is not None:
-        # Tokenizer and chat template decide answers as weights do.
+        # Tokenizer and chat template affect answers as weights do.
         tasks = {**settings, "definitions": _digest(request.include_path), "small_files": _digest(path)}
-        kept = request.work / f"tasks-{state_key(checkpoint, tasks)[:24]}.json"
-        if kept.is_file():
-            return list(read_json_object(kept)["rows"])
+        results = request.work / f"tasks-{state_key(checkpoint, tasks)[:24]}.json"
+        if results.is_file():
+            return list(read_json_object(results)["rows"])
     job = {
         "checkpoint": str(path),
         "quantized": checkpoint.quantization_config is not None,
@@ -220,11 +226,11 @@ def _of_checkpoint(
         "device": settings["device"],
         "tasks": request.tasks,
         "limit": request.limit,
-        "include_path": within(request.include_path),
+        "include_path": absolute_path(request.include_path),
         "chat": request.chat,
         "arguments": request.arguments,
     }
-    # Started anew, not forked: a process that has used a GPU cannot be forked.
+    # Spawned: a process that has used a GPU cannot be forked.
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
             outcome = pool.submit(run_tasks, job).result()
@@ -233,16 +239,16 @@ def _of_checkpoint(
     if "error" in outcome:
         raise HybridError(
             f"lm-eval ({backend}) failed on {label}: {outcome['error']}",
-            remedy="What it printed is in the log. Memory: --tasks-args batch_size=1, or max_model_len with vLLM.",
+            remedy="Its output is in the log. Less memory: --tasks-args batch_size=1, or max_model_len with vLLM.",
         )
-    if kept is not None:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(kept, {"rows": outcome["rows"]})
+    if results is not None:
+        results.parent.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(results, {"rows": outcome["rows"]})
     return list(outcome["rows"])
 
 
 def _digest(folder: Path | None) -> str:
-    """SHA-256 of the files in ``folder``, weights apart: task definitions and their data, or a tokenizer."""
+    """Hash the files in ``folder`` other than weights, such as task definitions or a tokenizer: SHA-256."""
     digest = hashlib.sha256()
     if folder is None:
         return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Two checkpoints' hidden states to per-token scores."""
+"""From the hidden states of two checkpoints to per-token scores."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from numpy.typing import NDArray
 from gptq_hybrid.calibration import EncodedDocument
 from gptq_hybrid.streaming import Batch, OutputHead
 
-from ._scores import DocumentScores
-from .passes import OnStep, Pass, chunk_of
+from .documents import DocumentScores
+from .passes import OnStep, Pass, choose_chunk
 
 
-def token_scores(
+def score_tokens(
     logits_ref: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Per-token measures of a distribution against the reference's.
+    """Compare a distribution with the reference's, token by token.
 
     Args:
-        logits_ref, logits: float32 ``[tokens, vocabulary]``.
+        logits_ref: float32 ``[tokens, vocabulary]``, the reference's.
+        logits: float32 ``[tokens, vocabulary]``.
         targets: int64 ``[tokens]``, the tokens that followed.
 
     Returns:
-        float32 KL(P_ref ‖ P) in nats, bool equality of the argmax, float32 negative log likelihoods (nats) under
-        the reference and under the other; each ``[tokens]``.
+        float32 KL(P_ref ‖ P) in nats, bool equality of the argmax, and float32 negative log likelihoods (nats)
+        under the reference and under the other; each ``[tokens]``.
     """
     top1 = logits_ref.argmax(-1) == logits.argmax(-1)
     log_ref, log_own = logits_ref.log_softmax(-1), logits.log_softmax(-1)
     p_ref = log_ref.exp()
-    # float32 holds the logarithm of a sum over the vocabulary to 1e-6 at best, a third of a divergence of 3e-6.
-    # Sums in float64 say by how much each distribution misses 1.
+    # float32 holds the logarithm of a sum over the vocabulary to 1e-6 at best, a third of a divergence of 3e-6. So
+    # sums in float64 measure by how much each distribution misses 1.
     off_ref, off_own = (p.sum(-1, dtype=torch.float64) for p in (p_ref, log_own.exp()))
     kld = (p_ref * (log_ref - log_own)).sum(-1, dtype=torch.float64) / off_ref + off_own.log() - off_ref.log()
     at = targets.to(logits.device)[:, None]
@@ -52,8 +53,8 @@ def score_documents(
     drafts: int,
     on_batch: OnStep | None = None,
 ) -> list[DocumentScores]:
-    """Scores of every document, in the order of ``documents``; logits are made a chunk at a time."""
-    own_ref, own = reference[0].agreed, quantized[0].agreed
+    """Score every document, in the order of ``documents``; logits are computed a chunk at a time."""
+    agreed_ref, agreed = reference[0].agreed, quantized[0].agreed
     scores: dict[int, DocumentScores] = {}
     for done, batch in enumerate(batches):
         rows = zip(
@@ -65,7 +66,7 @@ def score_documents(
             strict=True,
         )
         for number, length, tokens, hidden_ref, hidden in rows:
-            kld, top1, nll_ref, nll = _document(
+            kld, top1, nll_ref, nll = _score_document(
                 hidden_ref[: length - 1], hidden[: length - 1], tokens[1:length], reference[1], quantized[1]
             )
             document = documents[number]
@@ -76,25 +77,25 @@ def score_documents(
                 top1,
                 nll_ref,
                 nll,
-                drafts_ref=_drafts(own_ref, number, drafts),
-                drafts=_drafts(own, number, drafts),
+                drafts_ref=_agreement(agreed_ref, number, drafts),
+                drafts=_agreement(agreed, number, drafts),
             )
         if on_batch is not None:
             on_batch(done + 1, len(batches))
     return [scores[number] for number in sorted(scores)]
 
 
-def _document(
+def _score_document(
     hidden_ref: torch.Tensor,
     hidden: torch.Tensor,
     targets: torch.Tensor,
     head_ref: OutputHead,
     head: OutputHead,
 ) -> tuple[Any, Any, Any, Any]:
-    size = chunk_of(head.weight.device, head.vocabulary)
+    size = choose_chunk(head.weight.device, head.vocabulary)
     with torch.inference_mode():
         parts = [
-            token_scores(
+            score_tokens(
                 head_ref.logits(hidden_ref[i : i + size]),
                 head.logits(hidden[i : i + size]),
                 targets[i : i + size],
@@ -105,6 +106,7 @@ def _document(
     return kld, top1, nll_ref, nll
 
 
-def _drafts(agreed: dict[int, torch.Tensor], number: int, drafts: int) -> NDArray[np.bool_]:
-    found = agreed.get(number)
-    return np.zeros((0, drafts), dtype=bool) if found is None else found.numpy()
+def _agreement(agreed: dict[int, torch.Tensor], number: int, drafts: int) -> NDArray[np.bool_]:
+    """Return what ``agreed`` holds for a document, or no positions."""
+    marks = agreed.get(number)
+    return np.zeros((0, drafts), dtype=bool) if marks is None else marks.numpy()

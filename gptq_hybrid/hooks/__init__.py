@@ -1,6 +1,6 @@
 """Hooks for third parties: the specifications, the ``hookimpl`` marker and the plugin manager.
 
-Light: pluggy and the standard library only.
+Imports pluggy and the standard library only.
 """
 
 from .contracts import CalibrationSource, GpuProfile

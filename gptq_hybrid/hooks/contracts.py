@@ -1,4 +1,4 @@
-"""What a plugin contributes, where that is plain data: sources of calibration rows and profiles of GPUs."""
+"""Plain data that plugins contribute: calibration sources and GPU profiles."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from typing import Any
 class CalibrationSource:
     """A named source of calibration rows.
 
-    ``matches`` decides whether a ``--calibration`` value belongs to this source.
-    ``load`` takes that value, the largest number of rows that may be used, and a seed.
-    It returns at most that many rows, in an order that the seed decides:
-    ``{"messages": [{"role", "content"}, …]}`` or ``{"text": …}``, with or without
-    ``domain`` and ``licence``. A lazy iterable is read only as far as needed.
-
-    ``describe``, if set, returns what the calibration manifest notes about a value,
-    as a mapping for JSON: the commit of a data set, its licence, the SHA-256 of a
-    file. It is called after ``load`` and must hold no path.
+    Attributes:
+        name: for people; error messages list it.
+        matches: whether a value of ``--calibration`` belongs to this source. It is called for every value, so it
+            should look at the text and at most at the local disk.
+        load: takes that value, the largest number of rows to return, and a seed that decides their order. A row
+            is ``{"messages": [{"role", "content"}, …]}`` or ``{"text": …}``; ``domain`` and ``licence`` are
+            optional. A lazy iterable is read only as far as needed.
+        describe: what the calibration manifest records about a value, as a mapping for JSON: the commit of a
+            data set, its licence, the SHA-256 of a file. It is called after ``load`` and must hold no path. None
+            records nothing.
     """
 
     name: str

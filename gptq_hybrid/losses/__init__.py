@@ -1,26 +1,27 @@
-"""Was every module quantized well? Reading ``quant_log.csv``, naming what stands out, drawing it.
+"""Was every module quantized well? Read and write ``quant_log.csv``, name what stands out, draw it.
 
-Works from the log alone, gptqmodel's own included as far as its columns go; needs neither a GPU nor gptqmodel.
+Works from the log alone, gptqmodel's own as far as its columns go. Needs neither a GPU nor gptqmodel.
 """
 
-from ._flags import FLAGS, STARVED_BELOW, flags_of, outliers
-from ._json import as_json
-from ._modules import ModuleLoss
+from ._flags import FLAGS, STARVED_BELOW, find_flags, find_outliers
 from ._plot import plot_losses
-from ._table import kinds_table, summary
-from .columns import LOG_NAME, LossLog, read_log
+from ._record import ModuleRecord
+from ._report import as_json, kinds_table, summary
+from .quant_log import LOG_NAME, LossLog, extend_log, read_log, write_log
 
 __all__ = [
     "FLAGS",
     "LOG_NAME",
     "STARVED_BELOW",
     "LossLog",
-    "ModuleLoss",
+    "ModuleRecord",
     "as_json",
-    "flags_of",
+    "extend_log",
+    "find_flags",
+    "find_outliers",
     "kinds_table",
-    "outliers",
     "plot_losses",
     "read_log",
     "summary",
+    "write_log",
 ]

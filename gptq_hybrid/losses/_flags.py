@@ -1,9 +1,9 @@
-"""What is worth a look in a module, and the rule for losses that stand out.
+"""Flag the modules that are worth a look, among them those whose loss stands out.
 
-A loss is held against the other layers' of the same kind, on a logarithmic scale (losses differ by factors):
-it is an outlier if it lies more than ``K`` robust standard deviations (1.4826 times the median absolute
-deviation, MAD) above the median, and is at least ``FACTOR`` times the median. Median and MAD rather than mean
-and deviation: one layer that went wrong would hide itself in the latter.
+A loss is compared with those of the same kind in other layers, on a logarithmic scale, as losses differ by
+factors. It is an outlier if it lies more than ``K`` robust standard deviations (1.4826 times the median
+absolute deviation, MAD) above the median, and is at least ``FACTOR`` times the median. Median and MAD are used
+instead of mean and standard deviation because one layer that went wrong would hide itself in the latter.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from statistics import median
 
-from ._modules import ModuleLoss, measure_of, value_of
+from ._record import ModuleRecord, common_measure, measured
 
 # Simulated (bench/losses) with normal log losses, 20,000 times, for the kinds of a 27B (4 of 16 layers, 3 of 48,
 # 3 of 64): false alarms a run are 0.57 at 3.5, the usual choice, 0.24 at 4, 0.05 at 5. The MAD of 16 values is
@@ -23,8 +23,8 @@ FACTOR = 2.0
 # With fewer, MAD says little: at 4 layers every 20th kind would have a false alarm, and one of 4 may be right.
 LEAST_LAYERS = 8
 
-# Fewer calibration tokens than this share of a module's inputs leave its Hessian
-# rank-deficient: damping alone then decides most directions.
+# Fewer calibration tokens than this share of a module's inputs leave its Hessian rank-deficient: damping alone then
+# decides most directions.
 STARVED_BELOW = 1.0
 
 # gptqmodel logs dampings with five decimals.
@@ -43,50 +43,50 @@ FLAGS = {
 """Name of each flag, the gravest first, and what it says of a module."""
 
 
-def outliers(modules: Sequence[ModuleLoss]) -> dict[str, float]:
-    """Modules whose loss stands out, by name: how many times the median of their kind it is."""
-    measure = measure_of(modules)
+def find_outliers(records: Sequence[ModuleRecord]) -> dict[str, float]:
+    """Return the modules whose loss stands out, by name, with how many times the median of their kind it is."""
+    measure = common_measure(records)
     by_kind: dict[str, list[tuple[str, float]]] = {}
-    for module in modules:
-        value = value_of(module, measure)
-        if module.layer is not None and value is not None and value > 0 and math.isfinite(value):
-            by_kind.setdefault(module.kind, []).append((module.name, math.log(value)))
-    found: dict[str, float] = {}
+    for record in records:
+        value = measured(record, measure)
+        if record.layer is not None and value is not None and value > 0 and math.isfinite(value):
+            by_kind.setdefault(record.kind, []).append((record.name, math.log(value)))
+    outliers: dict[str, float] = {}
     for group in by_kind.values():
         if len(group) < LEAST_LAYERS:
             continue
         middle = median(value for _, value in group)
         spread = 1.4826 * median(abs(value - middle) for _, value in group)
         bound = middle + max(K * spread, math.log(FACTOR))
-        found |= {name: math.exp(value - middle) for name, value in group if value > bound}
-    return found
+        outliers |= {name: math.exp(value - middle) for name, value in group if value > bound}
+    return outliers
 
 
-def flags_of(modules: Sequence[ModuleLoss]) -> dict[str, tuple[str, ...]]:
-    """Names of :data:`FLAGS` by module name, in their order; empty for a module that is fine."""
-    apart = outliers(modules)
-    return {module.name: tuple(flag for flag in FLAGS if _has(module, flag, apart)) for module in modules}
+def find_flags(records: Sequence[ModuleRecord]) -> dict[str, tuple[str, ...]]:
+    """Return names of :data:`FLAGS`, in their order, by module name; empty for a module that is fine."""
+    outliers = find_outliers(records)
+    return {record.name: tuple(flag for flag in FLAGS if _has(record, flag, outliers)) for record in records}
 
 
-def _has(module: ModuleLoss, flag: str, apart: dict[str, float]) -> bool:
+def _has(record: ModuleRecord, flag: str, outliers: dict[str, float]) -> bool:
     match flag:
         case "fallback" | "nan":
-            return module.outcome == flag
+            return record.outcome == flag
         case "nonfinite":
-            return bool(module.nonfinite_columns)
+            return bool(record.nonfinite_columns)
         case "floor":
-            return bool(module.floor) and module.outcome != "fallback"
+            return bool(record.floor) and record.outcome != "fallback"
         case "damped":
-            if module.damp is None or module.damp_asked is None or module.outcome == "fallback":
+            if record.damp is None or record.damp_asked is None or record.outcome == "fallback":
                 return False
-            return module.damp > module.damp_asked + _DAMP_DIGIT
+            return record.damp > record.damp_asked + _DAMP_DIGIT
         case "outlier":
-            return module.name in apart
+            return record.name in outliers
         case "starved":
-            if module.tokens is None or module.columns is None:
+            if record.tokens is None or record.columns is None:
                 return False
-            return module.tokens < STARVED_BELOW * module.columns
+            return record.tokens < STARVED_BELOW * record.columns
         case "dead":
-            return bool(module.dead_columns)
+            return bool(record.dead_columns)
         case _:
             raise ValueError(flag)

@@ -1,4 +1,4 @@
-"""Loss by layer, a line a kind of module, a panel a block."""
+"""Draw losses by layer: a line for each kind of module, a panel for each block."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 
 from gptq_hybrid.common import figures
 from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.common.extras import need
 
-from ._flags import FLAGS, flags_of
-from ._modules import Measure, ModuleLoss, measure_of, value_of
-from .columns import LossLog
+from ._flags import FLAGS, find_flags
+from ._record import Measure, ModuleRecord, common_measure, measured
+from ._report import count_flags
+from .quant_log import LossLog
 
 _LABELS = {
     "relative_error": "relative error of the output",
@@ -25,27 +27,24 @@ _COLUMNS = 120  # characters of a title across that width
 def plot_losses(log: LossLog, path: Path) -> None:
     """Draw ``log`` into the PNG file ``path``, which appears once it is whole.
 
-    Losses are on a logarithmic scale, the same in each panel if they are relative errors, which compare
-    across blocks. Outliers are ringed. Modules without a loss (fallbacks, NaN) are crosses at the top.
+    Losses are on a logarithmic scale. Panels share it if the losses are relative errors, which compare across
+    blocks. Outliers are ringed. Modules without a loss (fallbacks, NaN) are crosses at the top.
 
     Raises:
         HybridError: matplotlib is not installed, or no module has a loss above zero.
     """
-    measure, flags = measure_of(log.modules), flags_of(log.modules)
-    drawn = [m for m in log.modules if m.layer is not None]
-    if not any((value_of(m, measure) or 0.0) > 0 for m in drawn):
+    measure, flags = common_measure(log.modules), find_flags(log.modules)
+    drawn = [record for record in log.modules if record.layer is not None]
+    if not any((measured(record, measure) or 0.0) > 0 for record in drawn):
         raise HybridError(
             f"{log.source}: no module of a layer has a loss above zero, there is nothing to draw",
             remedy="Run without --plot to see what the log says.",
         )
-    # Here, for it imports torch: 4 s that reading a log need not take.
-    from gptq_hybrid.common.extras import need
-
     need("matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    blocks = list(dict.fromkeys(_block(m) for m in drawn))
+    blocks = list(dict.fromkeys(_block(record) for record in drawn))
     figure = Figure(figsize=(_WIDTH, 1.1 + 2.3 * len(blocks)), layout="constrained")
     FigureCanvasAgg(figure)
     axes: list[Any] = list(
@@ -53,7 +52,7 @@ def plot_losses(log: LossLog, path: Path) -> None:
     )
     for ax, block in zip(axes, blocks, strict=True):
         ax.set_yscale("log")
-        _panel(ax, [m for m in drawn if _block(m) == block], measure, flags)
+        _panel(ax, [record for record in drawn if _block(record) == block], measure, flags)
         ax.set_title(figures.text(block or "others"), fontsize=9, loc="left")
     axes[-1].set_xlabel("layer", fontsize=9)
     axes[-1].xaxis.get_major_locator().set_params(integer=True)
@@ -63,31 +62,30 @@ def plot_losses(log: LossLog, path: Path) -> None:
     figures.save(figure, path)
 
 
-def _block(module: ModuleLoss) -> str:
-    return module.kind.rpartition(".")[0]
+def _block(record: ModuleRecord) -> str:
+    return record.kind.rpartition(".")[0]
 
 
 def _panel(
-    ax: Any, modules: Sequence[ModuleLoss], measure: Measure, flags: dict[str, tuple[str, ...]]
+    ax: Any, records: Sequence[ModuleRecord], measure: Measure, flags: dict[str, tuple[str, ...]]
 ) -> None:
-
-    for i, kind in enumerate(dict.fromkeys(m.kind for m in modules)):
-        group = sorted((m for m in modules if m.kind == kind), key=lambda m: m.layer or 0)
+    for i, kind in enumerate(dict.fromkeys(record.kind for record in records)):
+        group = sorted((r for r in records if r.kind == kind), key=lambda r: r.layer or 0)
         colour = figures.COLOURS[i % len(figures.COLOURS)]
-        points = [(m, v) for m in group if (v := value_of(m, measure)) is not None and v > 0]
+        points = [(r, value) for r in group if (value := measured(r, measure)) is not None and value > 0]
         ax.plot(
-            [m.layer for m, _ in points],
-            [v for _, v in points],
+            [r.layer for r, _ in points],
+            [value for _, value in points],
             color=colour,
             linewidth=0.9,
             marker=figures.MARKERS[i % len(figures.MARKERS)],
             markersize=3.5,
             label=figures.text(kind.rpartition(".")[2]),
         )
-        ringed = [(m, v) for m, v in points if "outlier" in flags[m.name]]
-        _marks(ax, [m for m, _ in ringed], [v for _, v in ringed], "o", "outlier")
-        missing = [m for m in group if value_of(m, measure) is None]
-        # In shares of the panel's height, for they have no loss.
+        ringed = [(r, value) for r, value in points if "outlier" in flags[r.name]]
+        _marks(ax, [r for r, _ in ringed], [value for _, value in ringed], "o", "outlier")
+        missing = [r for r in group if measured(r, measure) is None]
+        # They have no loss, so they are placed by shares of the panel's height.
         _marks(
             ax,
             missing,
@@ -107,19 +105,19 @@ def _panel(
 
 def _marks(
     ax: Any,
-    modules: Sequence[ModuleLoss],
+    records: Sequence[ModuleRecord],
     heights: Sequence[float],
     marker: str,
     label: str,
     colour: str = "black",
     **options: Any,
 ) -> None:
-    """Hollow marks of one sort, named once a panel."""
-    if not modules:
+    """Draw hollow marks of one sort, which the legend of the panel names once."""
+    if not records:
         return
     named = label in ax.get_legend_handles_labels()[1]
     look = {"markerfacecolor": "none", "markeredgecolor": colour, "markersize": 8, "markeredgewidth": 1.3}
-    layers = [m.layer for m in modules]
+    layers = [record.layer for record in records]
     ax.plot(
         layers,
         heights,
@@ -133,7 +131,6 @@ def _marks(
 
 
 def _title(log: LossLog, flags: dict[str, tuple[str, ...]]) -> str:
-    counts = {flag: sum(flag in found for found in flags.values()) for flag in FLAGS}
-    said = "; ".join(f"{FLAGS[flag]}: {count}" for flag, count in counts.items() if count)
+    faults = "; ".join(f"{FLAGS[flag]}: {count}" for flag, count in count_flags(flags).items() if count)
     where = Path(log.source).name or log.source
-    return "\n".join(textwrap.wrap(f"{where}: {len(log.modules)} modules; {said or 'all fine'}", _COLUMNS))
+    return "\n".join(textwrap.wrap(f"{where}: {len(log.modules)} modules; {faults or 'all fine'}", _COLUMNS))

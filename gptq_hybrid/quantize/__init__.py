@@ -1,6 +1,10 @@
-"""One quantization run: preflight, gptqmodel, verdict, checkpoint."""
+"""One quantization run: a request, its plan, gptqmodel, the checkpoint.
 
-from ._preflight import Preflight, preflight
-from ._run import QuantizeRequest, QuantizeResult, quantize
+``quantize(plan_run(request))``: the plan holds all that was worked out and checked, and the run follows it.
+"""
 
-__all__ = ["Preflight", "QuantizeRequest", "QuantizeResult", "preflight", "quantize"]
+from .plan import RunPlan, plan_run
+from .request import QuantizeRequest
+from .run import QuantizeResult, quantize
+
+__all__ = ["QuantizeRequest", "QuantizeResult", "RunPlan", "plan_run", "quantize"]

@@ -2,5 +2,14 @@
 
 from ._dynamic import dynamic_rules
 from ._recipe import DEFAULT_RECIPE, Recipe, load_recipe, recipe_names
+from .packaging import Packaging, refuse_impossible
 
-__all__ = ["DEFAULT_RECIPE", "Recipe", "dynamic_rules", "load_recipe", "recipe_names"]
+__all__ = [
+    "DEFAULT_RECIPE",
+    "Packaging",
+    "Recipe",
+    "dynamic_rules",
+    "load_recipe",
+    "recipe_names",
+    "refuse_impossible",
+]

@@ -1,9 +1,9 @@
-"""From choices by module to gptqmodel's ``dynamic`` rules, in patterns that vLLM understands too.
+"""Turn choices by module into gptqmodel's ``dynamic`` rules, in patterns that vLLM understands too.
 
-gptqmodel asks with the checkpoint's names (``model.language_model.layers.3.mlp.up_proj``), vLLM with its own,
-and only once for modules it loads as one (``language_model.model.layers.3.mlp.gate_up_proj``). Both take the
-first pattern that ``re.match`` finds. The MTP head's layers (``mtp.layers.0``) must not be matched by accident,
-so every pattern starts at the root.
+gptqmodel looks a module up by the checkpoint's name (``model.language_model.layers.3.mlp.up_proj``). vLLM looks
+it up by its own, and only once for modules it loads as one
+(``language_model.model.layers.3.mlp.gate_up_proj``). Both take the first pattern that ``re.match`` accepts. The
+MTP head's layers (``mtp.layers.0``) must not match by accident, so every pattern starts at the root.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _TEXT_ONLY = "model.layers"
 def dynamic_rules(
     layout: TensorLayout, choices: Mapping[str, int], *, bits: int = 4
 ) -> dict[str, dict[str, Any]]:
-    """Rules that give each module the bits chosen for it, one a kind of module and number of bits.
+    """Make rules that give each module the bits chosen for it, one for each kind of module and number of bits.
 
     Args:
         layout: the checkpoint's (``gptq_hybrid.checkpoint.layout_for(config)``).
         choices: 4, 8 or 16 (BF16) by full module name, as in ``layout.quantized``.
-        bits: what modules without a choice get; those chosen alike need no rule.
+        bits: what modules without a choice get. Modules for which the same is chosen need no rule.
 
     Returns:
         ``dynamic`` for gptqmodel's ``QuantizeConfig``.
@@ -39,9 +39,9 @@ def dynamic_rules(
         HybridError: a module that this model does not have, a number of bits that vLLM does not load, or
             different choices for modules that vLLM loads as one.
     """
-    known = {linear.name for linear in layout.quantized}
+    quantized = {linear.name for linear in layout.quantized}
     for module, chosen in choices.items():
-        if module not in known:
+        if module not in quantized:
             raise HybridError(
                 f"{module!r} is not among the modules that are quantized",
                 remedy=f"Names are like {layout.quantized[0].name}.",
@@ -51,7 +51,7 @@ def dynamic_rules(
     layers_with: dict[tuple[str, ...], set[int]] = {}
     chosen_for: dict[tuple[tuple[str, ...], int], set[int]] = {}
     for names in _loaded_as_one(layout):
-        shards = {module: choices.get(module, bits) for module in names if module in known}
+        shards = {module: choices.get(module, bits) for module in names if module in quantized}
         if len(set(shards.values())) > 1:
             each = ", ".join(f"{module} {chosen}" for module, chosen in shards.items())
             raise HybridError(
@@ -73,7 +73,7 @@ def dynamic_rules(
 
 
 def _loaded_as_one(layout: TensorLayout) -> list[tuple[str, ...]]:
-    """Modules grouped as vLLM loads them: the shards and the fused name, or one module alone."""
+    """Group modules as vLLM loads them: the shards and the fused name, or one module alone."""
     groups = {fused.shards[0]: (*fused.shards, fused.name) for fused in layout.fused}
     inner = {shard for fused in layout.fused for shard in fused.shards[1:]}
     return [
@@ -82,7 +82,7 @@ def _loaded_as_one(layout: TensorLayout) -> list[tuple[str, ...]]:
 
 
 def _split(layout: TensorLayout, module: str) -> tuple[int, str]:
-    """Layer number, and name within the layer."""
+    """Split a name into the layer's number and the name within the layer."""
     number, _, leaf = module.removeprefix(f"{layout.layers_prefix}.").partition(".")
     return int(number), leaf
 

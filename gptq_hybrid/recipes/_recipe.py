@@ -1,4 +1,4 @@
-"""Reading and validating recipe files."""
+"""Read and check recipe files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from gptq_hybrid.common.errors import HybridError
-from gptq_hybrid.recipes.packaging import Packaging
+
+from .packaging import Packaging
 
 # Least divergence of the W4 recipes in bench/quality, over four calibration seeds.
 DEFAULT_RECIPE = "static-mse"
@@ -35,9 +36,14 @@ _SECTIONS: dict[str, dict[str, tuple[object, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """``settings``: keyword arguments of gptqmodel's ``QuantizeConfig``; ``packaging``: what the writer does.
+    """What a recipe file says.
 
-    ``gptaq``, where set, is a table of ``alpha`` and ``device`` (of the unquantized model's inputs).
+    Attributes:
+        name: without ``.toml``.
+        description: one sentence, for people.
+        settings: keyword arguments of gptqmodel's ``QuantizeConfig``. ``gptaq``, where set, is a table of
+            ``alpha`` and ``device`` (of the unquantized model's inputs).
+        packaging: what the writer does.
     """
 
     name: str
@@ -46,7 +52,7 @@ class Recipe:
     packaging: Packaging = field(default_factory=Packaging)
 
     def quantize_config(self, **overrides: Any) -> Any:
-        """A gptqmodel ``QuantizeConfig`` of this recipe; ``overrides`` win.
+        """Return gptqmodel's ``QuantizeConfig`` for this recipe; ``overrides`` win.
 
         Raises:
             HybridError: the recipe asks for GPTAQ, and this gptqmodel has none.
@@ -63,13 +69,13 @@ class Recipe:
 
 
 def recipe_names() -> list[str]:
-    """The recipes that come with this package."""
+    """Return the names of the recipes that come with this package."""
     here = files(__package__)
     return sorted(p.name.removesuffix(".toml") for p in here.iterdir() if p.name.endswith(".toml"))
 
 
 def load_recipe(name: str | Path) -> Recipe:
-    """The recipe called ``name``, or the one in the ``.toml`` file that ``name`` is the path of.
+    """Load the recipe called ``name``, or the one in the ``.toml`` file at the path ``name``.
 
     Raises:
         HybridError: there is none, or the file holds something that no recipe has; the message names it.
@@ -105,16 +111,16 @@ def _parse(content: str, where: str, name: str) -> Recipe:
         if key not in settings:
             raise HybridError(f"{where}: quantize_config lacks `{key}`", remedy="Add it.")
     _refuse_values(where, "quantize_config.", settings, _VALUES)
-    found: dict[str, Any] = {}
+    sections: dict[str, Any] = {}
     for section, keys in _SECTIONS.items():
         table = _table(where, data, section)
         _refuse_unknown(where, f"{section}.", table, tuple(keys))
         _refuse_values(where, f"{section}.", table, keys)
-        found[section] = table
+        sections[section] = table
     packaging = Packaging(
-        lm_head_bits=found["lm_head"].get("bits", 16),
-        mtp_bits=found["mtp"].get("bits", 16),
-        text_only=found["checkpoint"].get("text_only", False),
+        lm_head_bits=sections["lm_head"].get("bits", 16),
+        mtp_bits=sections["mtp"].get("bits", 16),
+        text_only=sections["checkpoint"].get("text_only", False),
     )
     _refuse_gptaq(where, settings)
     _refuse_dynamic(where, settings, packaging)
@@ -128,14 +134,12 @@ def _table(where: str, data: Mapping[str, Any], key: str) -> dict[str, Any]:
     return table
 
 
-def _refuse_unknown(where: str, prefix: str, table: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    unknown = [f"`{prefix}{key}`" for key in table if key not in known]
+def _refuse_unknown(where: str, prefix: str, table: Mapping[str, Any], keys: tuple[str, ...]) -> None:
+    unknown = [f"`{prefix}{key}`" for key in table if key not in keys]
     if unknown:
         raise HybridError(
             f"{where}: {', '.join(unknown)} {'is' if len(unknown) == 1 else 'are'} not known",
-            remedy=f"There {'are' if len(known) > 1 else 'is'}: "
-            + ", ".join(f"{prefix}{key}" for key in known)
-            + ".",
+            remedy=f"Keys: {', '.join(prefix + key for key in keys)}.",
         )
 
 
@@ -168,11 +172,11 @@ def _refuse_gptaq(where: str, settings: Mapping[str, Any]) -> None:
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha <= 1:
         raise HybridError(
             f"{where}: `quantize_config.gptaq.alpha` is {alpha!r}",
-            remedy="It must be above 0 and at most 1; 0.25 is what was measured.",
+            remedy="It must be above 0 and at most 1; 0.25 was measured.",
         )
     if settings.get("act_group_aware"):
         raise HybridError(
-            f"{where}: GPTAQ knows no `act_group_aware` and would ignore it",
+            f"{where}: GPTAQ would ignore `act_group_aware`",
             remedy="Set desc_act and static_groups instead, as in static-mse-gptaq.toml.",
         )
 

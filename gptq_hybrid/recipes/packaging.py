@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from gptq_hybrid.checkpoint import LinearSpec, TensorLayout
 from gptq_hybrid.common.errors import HybridError
 
-# Values of 4 bits fill a 32-bit word of `qzeros` by eights; 32 divides the widths of all vLLM kernels.
+# Eight values of 4 bits fill a 32-bit word of `qzeros`; 32 divides the widths of all vLLM kernels.
 _OUTPUTS = 32
 
 
@@ -31,35 +31,23 @@ class Packaging:
             raise ValueError(f"lm_head_bits are 8 or 16, mtp_bits 4, 8 or 16: {self}")
 
 
-def output_head(layout: TensorLayout) -> LinearSpec | None:
-    """The output head as a linear; None where it is the embedding (tied)."""
-    found = next((spec for spec in layout.plain if spec.name == "lm_head.weight"), None)
-    return None if found is None else LinearSpec("lm_head", *found.shape)
-
-
-def mtp_linears(layout: TensorLayout) -> list[LinearSpec]:
-    """The linears of the MTP head, ``mtp.fc`` among them."""
-    return [LinearSpec(s.name.removesuffix(".weight"), *s.shape) for s in layout.mtp if len(s.shape) == 2]
-
-
 def refuse_impossible(layout: TensorLayout, packaging: Packaging, group_size: int, *, keep_mtp: bool) -> None:
-    """Raise if this model's heads cannot be packed so.
+    """Refuse a packaging that this model's heads do not allow.
 
     Raises:
-        HybridError: a tied output head, or dimensions that groups or words do not divide.
+        HybridError: the output head is tied, or groups or words do not divide a head's dimensions.
     """
-    wanted: list[LinearSpec] = []
+    packed: list[LinearSpec] = []
     if packaging.lm_head_bits < 16:
-        head = output_head(layout)
-        if head is None:
+        if layout.output_head is None:
             raise HybridError(
                 "lm_head cannot be quantized: it is tied to the embeddings, which stay in BF16",
                 remedy="Leave lm_head at 16 bits.",
             )
-        wanted.append(head)
+        packed.append(layout.output_head)
     if packaging.mtp_bits < 16 and keep_mtp:
-        wanted += mtp_linears(layout)
-    for linear in wanted:
+        packed += layout.mtp_linears
+    for linear in packed:
         if linear.in_features % max(1, group_size) or linear.out_features % _OUTPUTS:
             raise HybridError(
                 f"{linear.name} ({linear.out_features} × {linear.in_features}) cannot be packed in groups of "

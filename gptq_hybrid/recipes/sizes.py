@@ -1,4 +1,4 @@
-"""What a run will need, from the layout alone. Estimates, and labelled so wherever they are shown."""
+"""What a run will need, in bytes, from the layout alone. These are estimates, and are called so wherever shown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 from gptq_hybrid.checkpoint import LinearSpec, TensorLayout
 from gptq_hybrid.checkpoint.formats.gptq import settings as module_settings
 from gptq_hybrid.checkpoint.quantization import dynamic_rule
-from gptq_hybrid.recipes.packaging import Packaging, mtp_linears, output_head
+
+from .packaging import Packaging
 
 # Hessian, its permuted copy, the Cholesky factor and its inverse coexist while one module is solved.
 _HESSIAN_COPIES = 4
@@ -26,37 +27,41 @@ def quantized_bytes(
     *,
     keep_mtp: bool = True,
 ) -> int:
-    """Bytes of all safetensors files: packed weights, F16 scales, qzeros, int32 g_idx, the rest in BF16.
+    """Size of all safetensors files: packed weights, F16 scales, qzeros, int32 g_idx, the rest in BF16.
 
-    ``settings`` are a recipe's: ``bits``, ``group_size`` and ``dynamic``.
+    Args:
+        layout: the checkpoint's.
+        settings: of a recipe; ``bits``, ``group_size`` and ``dynamic`` count.
+        packaging: of a recipe; both heads in BF16 and a vision tower by default.
+        keep_mtp: whether there is an MTP head.
     """
     packaging = packaging or Packaging()
     group_size = int(settings["group_size"])
     total = sum(_module_bytes(linear, settings) for linear in layout.quantized)
     packed: dict[str, int] = {}
-    head = output_head(layout)
+    head = layout.output_head
     if head is not None and packaging.lm_head_bits < 16:
         packed[head.weight.name] = packed_bytes(head, packaging.lm_head_bits, group_size)
     if packaging.mtp_bits < 16:
         packed |= {
             linear.weight.name: packed_bytes(linear, packaging.mtp_bits, group_size)
-            for linear in mtp_linears(layout)
+            for linear in layout.mtp_linears
         }
     rest = [*layout.plain, *([] if packaging.text_only else layout.vision), *(layout.mtp if keep_mtp else ())]
     return total + sum(packed.get(spec.name, 2 * prod(spec.shape)) for spec in rest)
 
 
-def choices(
+def size_changes(
     layout: TensorLayout, settings: Mapping[str, Any], packaging: Packaging, *, keep_mtp: bool = True
 ) -> list[tuple[str, int]]:
-    """What a recipe does differently from all modules alike, both heads in BF16 and a vision tower.
+    """List what a recipe does beyond one width for all modules, both heads in BF16 and a vision tower.
 
     Returns:
         (what, bytes more or less), one entry a choice.
     """
     base = {**settings, "dynamic": {}}
     plain = quantized_bytes(layout, base, keep_mtp=keep_mtp)
-    out: list[tuple[str, int]] = []
+    changes: list[tuple[str, int]] = []
     for what, part in (
         (f"lm_head in {packaging.lm_head_bits} bit", Packaging(lm_head_bits=packaging.lm_head_bits)),
         (f"MTP head in {packaging.mtp_bits} bit", Packaging(mtp_bits=packaging.mtp_bits)),
@@ -64,38 +69,32 @@ def choices(
     ):
         change = quantized_bytes(layout, base, part, keep_mtp=keep_mtp) - plain
         if change:
-            out.append((what, change))
-    by_kind: dict[str, list[int]] = {}
+            changes.append((what, change))
+    by_width: dict[str, list[int]] = {}
     for linear in layout.quantized:
         rule = dynamic_rule(settings, linear.name)
         change = _module_bytes(linear, settings) - _module_bytes(linear, base)
         if rule is False or change:
-            bits = "BF16" if rule is False else f"{module_settings(settings, linear.name)[0]} bit"
-            by_kind.setdefault(bits, []).append(change)
-    out += [(f"{len(changes)} modules in {bits}", sum(changes)) for bits, changes in by_kind.items()]
-    return out
-
-
-def _module_bytes(linear: LinearSpec, settings: Mapping[str, Any]) -> int:
-    if dynamic_rule(settings, linear.name) is False:
-        return 2 * linear.in_features * linear.out_features
-    return packed_bytes(linear, *module_settings(settings, linear.name))
+            width = "BF16" if rule is False else f"{module_settings(settings, linear.name)[0]} bit"
+            by_width.setdefault(width, []).append(change)
+    changes += [(f"{len(parts)} modules in {width}", sum(parts)) for width, parts in by_width.items()]
+    return changes
 
 
 def packed_bytes(linear: LinearSpec, bits: int, group_size: int) -> int:
-    """Bytes of one linear in GPTQ's layout: qweight, F16 scales, qzeros, int32 g_idx."""
+    """Size of one linear in GPTQ's layout: qweight, F16 scales, qzeros, int32 g_idx."""
     groups = 1 if group_size == -1 else -(-linear.in_features // group_size)
     weights = linear.in_features * linear.out_features * bits // 8
     return weights + groups * linear.out_features * (2 * 8 + bits) // 8 + linear.in_features * 4
 
 
 def layer_count(layout: TensorLayout) -> int:
-    """Layers with modules to quantize."""
-    return len({linear.name.removeprefix(layout.layers_prefix).split(".")[1] for linear in layout.quantized})
+    """Count the layers with modules to quantize."""
+    return len({_layer(layout, linear) for linear in layout.quantized})
 
 
 def packed_modules_bytes(layout: TensorLayout, settings: Mapping[str, Any]) -> int:
-    """Bytes of the modules that gptqmodel packs: what the state of a finished run holds of them."""
+    """Size of the modules that gptqmodel packs: what the state of a finished run holds of them."""
     return sum(
         _module_bytes(linear, settings)
         for linear in layout.quantized
@@ -104,7 +103,7 @@ def packed_modules_bytes(layout: TensorLayout, settings: Mapping[str, Any]) -> i
 
 
 def dense_state_bytes(layout: TensorLayout, settings: Mapping[str, Any]) -> int:
-    """Bytes, in BF16, of what gptqmodel writes into each state of a run besides: tower, norms, modules left out.
+    """Size, in BF16, of what gptqmodel also writes into each state: vision tower, norms, modules left out.
 
     Seen in a state: neither embeddings nor the output head are loaded while layers are quantized.
     """
@@ -113,24 +112,50 @@ def dense_state_bytes(layout: TensorLayout, settings: Mapping[str, Any]) -> int:
     return sum(2 * prod(spec.shape) for spec in loaded) + sum(_module_bytes(m, settings) for m in left_out)
 
 
-def hidden_state_bytes(hidden: int, samples: int, max_length: int) -> int:
-    """Inputs and outputs of one layer over the whole calibration set, BF16."""
-    return 2 * samples * max_length * hidden * 2
+def hidden_state_bytes(hidden: int, tokens: int) -> int:
+    """Size, in BF16, of the inputs and outputs of one layer for ``tokens`` calibration tokens."""
+    return 2 * tokens * hidden * 2
 
 
-def kept_bytes(layout: TensorLayout, tokens: int) -> int:
-    """Inputs of a mixer's last projection, kept between the passes of a layer (``upstream.speedups.mixer_once``), BF16."""
+def projection_input_bytes(layout: TensorLayout, tokens: int) -> int:
+    """Size, in BF16, of the inputs of a mixer's output projection, which ``upstream.speedups.mixer_once`` keeps."""
     last = ("linear_attn.out_proj", "self_attn.o_proj")
     return 2 * tokens * max((m.in_features for m in layout.quantized if m.name.endswith(last)), default=0)
 
 
-def working_bytes(layout: TensorLayout, *, gptaq: bool = False) -> int:
-    """One layer's weights in BF16 and the solver's matrices for its widest module."""
-    first: dict[str, int] = {}
+def native_bytes(layout: TensorLayout, settings: Mapping[str, Any], tokens: int) -> int:
+    """Size, in BF16, of the unquantized model's inputs that GPTAQ keeps; 0 for a recipe without ``gptaq``.
+
+    It keeps the inputs of every quantized linear of a layer; one that two linears share counts twice.
+    """
+    if not settings.get("gptaq"):
+        return 0
+    widths: dict[str, int] = {}
     for linear in layout.quantized:
-        number = linear.name.removeprefix(layout.layers_prefix).split(".")[1]
-        first[number] = first.get(number, 0) + 2 * linear.in_features * linear.out_features
+        if dynamic_rule(settings, linear.name) is not False:
+            layer = _layer(layout, linear)
+            widths[layer] = widths.get(layer, 0) + linear.in_features
+    return 2 * tokens * max(widths.values(), default=0)
+
+
+def working_bytes(layout: TensorLayout, *, gptaq: bool = False) -> int:
+    """Size of one layer's weights in BF16 and of the solver's matrices for its widest module."""
+    weights: dict[str, int] = {}
+    for linear in layout.quantized:
+        layer = _layer(layout, linear)
+        weights[layer] = weights.get(layer, 0) + 2 * linear.in_features * linear.out_features
     widest = max(layout.quantized, key=lambda linear: linear.in_features)
     squares = _HESSIAN_COPIES + (_GPTAQ_COPIES if gptaq else 0)
     solver = squares * widest.in_features**2 + _WEIGHT_COPIES * widest.in_features * widest.out_features
-    return max(first.values()) + 4 * solver
+    return max(weights.values()) + 4 * solver
+
+
+def _module_bytes(linear: LinearSpec, settings: Mapping[str, Any]) -> int:
+    if dynamic_rule(settings, linear.name) is False:
+        return 2 * linear.in_features * linear.out_features
+    return packed_bytes(linear, *module_settings(settings, linear.name))
+
+
+def _layer(layout: TensorLayout, linear: LinearSpec) -> str:
+    """Number of a linear's layer, as in its name."""
+    return linear.name.removeprefix(f"{layout.layers_prefix}.").partition(".")[0]

@@ -1,13 +1,22 @@
 """Which modules cost most when they are quantized: each by itself, measured at the output."""
 
-from ._budget import DENSE, Choice, base_bits, budget_bytes, choose
-from ._json import read_sensitivity, write_sensitivity
+from ._budget import DENSE, Choice, budget_bytes, choose_bits, recipe_bits
 from ._plot import plot_sensitivity
 from ._recipe import refuse_base, write_recipe
-from ._result import KindSum, Measured, Module, Sensitivity, Together, summarize_scan
+from ._result import (
+    KindSum,
+    Measured,
+    Module,
+    Sensitivity,
+    Together,
+    as_json,
+    read_sensitivity,
+    summarize_scan,
+    write_sensitivity,
+)
 from ._scan import BITS, Scan, ScanRequest, scan
-from ._table import ranked, tables
-from ._units import Unit, units_of
+from ._table import rank_modules, sensitivity_tables
+from ._units import Unit, list_units
 
 __all__ = [
     "BITS",
@@ -21,17 +30,18 @@ __all__ = [
     "Sensitivity",
     "Together",
     "Unit",
-    "base_bits",
+    "as_json",
     "budget_bytes",
-    "choose",
+    "choose_bits",
+    "list_units",
     "plot_sensitivity",
-    "ranked",
+    "rank_modules",
     "read_sensitivity",
+    "recipe_bits",
     "refuse_base",
     "scan",
+    "sensitivity_tables",
     "summarize_scan",
-    "tables",
-    "units_of",
     "write_recipe",
     "write_sensitivity",
 ]

@@ -1,4 +1,4 @@
-"""Variants by groups through the layers, then the two heads."""
+"""Run variants through the layers in groups, then the variants of the two heads."""
 
 from __future__ import annotations
 
@@ -8,17 +8,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gptq_hybrid.evaluate.passes import own_drafts
-from gptq_hybrid.streaming import Batch, CheckpointWeights, DraftHead, OutputHead, Overlay, States, TextStack
+from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.evaluate.passes import compare_drafts
+from gptq_hybrid.streaming import Batch, CheckpointWeights, MtpHead, OutputHead, Overlay, States, TextStack
 
-from ._forms import Form
-from ._plan import capacity, groups_of
-from ._scores import Scorer, Sums
+from ._precisions import Precision
+from ._scores import DocumentSums, Scorer
 from ._units import Unit
-from ._walk import Variant, carry, final, replacement
+from ._walk import Variant, apply_final_norm, replace_weight, walk
 
-Keep = Callable[[str, Mapping[str, NDArray[np.float64]]], None]
-HeadVariant = tuple[str, Form, Unit]
+# Copies of the states besides the variants': the reference's at the current layer, at the next group's first layer
+# and at the end, and one that is being computed.
+_OTHER_STATES = 4
+# Results are written when a group is done, so an interruption costs at most a group. An eighth of the depth makes
+# 8 groups of the 27B, which read 288 layers instead of 64: about 240 GB.
+_SPANS = 8
+
+SaveResult = Callable[[str, Mapping[str, NDArray[np.float64]]], None]
+HeadVariant = tuple[str, Precision, Unit]
 
 
 class Passes:
@@ -26,7 +33,7 @@ class Passes:
 
     Args:
         documents: how many there are in ``batches``.
-        drafts: MTP drafts a position.
+        drafts: MTP drafts per position.
         memory: bytes of main memory for hidden states.
     """
 
@@ -48,7 +55,7 @@ class Passes:
         self.stack = TextStack(weights, device, dtype)
         tokens = sum(batch.tokens.numel() for batch in batches)
         state_bytes = tokens * int(self.stack.config.hidden_size) * dtype.itemsize
-        self.most = capacity(memory, state_bytes)
+        self.capacity = count_fitting(memory, state_bytes)
 
     def run(
         self,
@@ -57,16 +64,22 @@ class Passes:
         drafts: Sequence[HeadVariant],
         *,
         reference_drafts: str | None,
-        keep: Keep,
+        save: SaveResult,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Compute all that is asked for and give each result to ``keep`` as soon as it is there.
+        """Compute all variants and hand each result to ``save`` as soon as it is there.
 
-        ``reference_drafts``: the name to keep the reference's own drafts under, if they are wanted.
+        Args:
+            layers: variants of the decoder layers.
+            heads: variants of the output head.
+            drafts: variants of the MTP head.
+            reference_drafts: the name under which to save the reference's own drafts; None leaves them out.
+            save: called with a variant's key and its arrays.
+            on_progress: called with the layers done and in all.
         """
         depth = self.stack.depth
         whole = [variant for variant in layers if len(variant.units) > 1]
-        groups = groups_of([v for v in layers if len(v.units) == 1], self.most, depth)
+        groups = group_variants([v for v in layers if len(v.units) == 1], self.capacity, depth)
         starts = [group[0].first for group in groups]
         # Each group takes the reference along to where the next one starts.
         ends = [*starts[1:], groups[-1][-1].first] if groups else []
@@ -75,66 +88,95 @@ class Passes:
         total += starts[0] if starts else 0
         done = 0
 
-        def step() -> None:
+        def count_layer() -> None:
             nonlocal done
             done += 1
             if on_progress is not None:
                 on_progress(done, total)
 
         embedded = [self.stack.embed(batch.tokens).cpu() for batch in self.batches]
-        carried = carry(self.stack, embedded, 0, whole[: self.most], until=depth, on_layer=step)
-        reference = final(self.stack, carried.reference)
+        walked = walk(self.stack, embedded, 0, whole[: self.capacity], until=depth, on_layer=count_layer)
+        reference = apply_final_norm(self.stack, walked.reference)
         head = OutputHead(self.stack)
         scorer = Scorer(self.batches, self.documents, reference, head)
-        self._keep_scores(scorer, carried.variants, head, keep)
-        for variant in whole[self.most :]:
-            carried = carry(self.stack, embedded, 0, [variant], until=0, on_layer=step)
-            self._keep_scores(scorer, carried.variants, head, keep)
+        self._save_scores(scorer, walked.variants, head, save)
+        for variant in whole[self.capacity :]:
+            walked = walk(self.stack, embedded, 0, [variant], until=0, on_layer=count_layer)
+            self._save_scores(scorer, walked.variants, head, save)
         if groups:
-            # An interrupted scan goes on at a later layer: the reference alone is run up to it.
-            at = carry(self.stack, embedded, 0, [], until=starts[0], on_layer=step).reference
+            # A scan that was interrupted continues at a later layer: up to that only the reference runs.
+            states = walk(self.stack, embedded, 0, [], until=starts[0], on_layer=count_layer).reference
             del embedded
             for group, start, end in zip(groups, starts, ends, strict=True):
-                carried = carry(self.stack, at, start, group, until=end, on_layer=step)
-                at = carried.reference
-                self._keep_scores(scorer, carried.variants, head, keep)
-        for key, form, unit in heads:
-            own = OutputHead(TextStack(self._with(form, unit), self.stack.device, self.stack.dtype))
-            keep(key, _arrays(scorer.score({key: (reference, own)})[key]))
+                walked = walk(self.stack, states, start, group, until=end, on_layer=count_layer)
+                states = walked.reference
+                self._save_scores(scorer, walked.variants, head, save)
+        for key, precision, unit in heads:
+            own = OutputHead(TextStack(self._replace(precision, unit), self.stack.device, self.stack.dtype))
+            save(key, _arrays(scorer.score({key: (reference, own)})[key]))
             del own
         if reference_drafts is not None:
-            keep(reference_drafts, self._accepted(DraftHead(self.stack), head, reference))
-        for key, form, unit in drafts:
-            draft_head = DraftHead(self.stack, self._with(form, unit))
-            keep(key, self._accepted(draft_head, head, reference))
+            save(reference_drafts, self._count_accepted(MtpHead(self.stack), head, reference))
+        for key, precision, unit in drafts:
+            mtp_head = MtpHead(self.stack, self._replace(precision, unit))
+            save(key, self._count_accepted(mtp_head, head, reference))
 
-    def _keep_scores(
-        self, scorer: Scorer, variants: Mapping[str, States], head: OutputHead, keep: Keep
+    def _save_scores(
+        self, scorer: Scorer, variants: Mapping[str, States], head: OutputHead, save: SaveResult
     ) -> None:
-        found = scorer.score({key: (states, head) for key, states in variants.items()})
-        for key, sums in found.items():
-            keep(key, _arrays(sums))
+        scores = scorer.score({key: (states, head) for key, states in variants.items()})
+        for key, sums in scores.items():
+            save(key, _arrays(sums))
 
-    def _with(self, form: Form, unit: Unit) -> Overlay:
-        """The reference's weights with ``unit`` in ``form``, as tensors on the device."""
+    def _replace(self, precision: Precision, unit: Unit) -> Overlay:
+        """Return the reference's weights with ``unit`` in ``precision``."""
         linears = {linear.weight.name: linear for linear in unit.linears}
 
         def replace(name: str, tensor: torch.Tensor) -> torch.Tensor:
             linear = linears.get(name)
-            return tensor if linear is None else replacement(self.stack, form, linear, tensor)
+            return tensor if linear is None else replace_weight(self.stack, precision, linear, tensor)
 
         return Overlay(self.weights, replace)
 
-    def _accepted(
-        self, draft_head: DraftHead, head: OutputHead, reference: States
+    def _count_accepted(
+        self, mtp_head: MtpHead, head: OutputHead, reference: States
     ) -> dict[str, NDArray[np.float64]]:
-        """Per document: drafts that a verifier would have accepted, and the positions drafted from."""
+        """Count by document the drafts that a verifier would have accepted, and the positions drafted from."""
         accepted, positions = np.zeros(self.documents), np.zeros(self.documents)
-        for number, agreed in own_drafts(draft_head, head, self.batches, reference, self.drafts).items():
+        for number, agreed in compare_drafts(mtp_head, head, self.batches, reference, self.drafts).items():
             leading = np.logical_and.accumulate(agreed.numpy(), axis=1)
             accepted[number], positions[number] = leading.sum(), len(leading)
         return {"accepted": accepted, "positions": positions}
 
 
-def _arrays(sums: Sums) -> dict[str, NDArray[np.float64]]:
+def count_fitting(memory: int, state_bytes: int) -> int:
+    """Return how many variants' states fit ``memory`` bytes.
+
+    Raises:
+        HybridError: not even one does.
+    """
+    fitting = memory // state_bytes - _OTHER_STATES
+    if fitting < 1:
+        need = (_OTHER_STATES + 1) * state_bytes / 2**30
+        raise HybridError(
+            f"hidden states of these documents need {need:.2f} GiB of main memory, "
+            f"and the limit is {memory / 2**30:.2f} GiB",
+            remedy="Give more with --memory, or fewer or shorter documents with --limit and --max-length.",
+        )
+    return fitting
+
+
+def group_variants(variants: Sequence[Variant], most: int, depth: int) -> list[list[Variant]]:
+    """Group variants by first layer: at most ``most`` in a group, over at most an eighth of the layers."""
+    span = -(-depth // _SPANS)
+    groups: list[list[Variant]] = []
+    for variant in sorted(variants, key=lambda v: v.first):
+        if groups and len(groups[-1]) < most and variant.first - groups[-1][0].first < span:
+            groups[-1].append(variant)
+        else:
+            groups.append([variant])
+    return groups
+
+
+def _arrays(sums: DocumentSums) -> dict[str, NDArray[np.float64]]:
     return {"kld": sums.kld, "top1": sums.top1}

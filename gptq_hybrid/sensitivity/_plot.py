@@ -1,4 +1,4 @@
-"""A heat map of a scan: layers across, kinds of module down, a panel a form."""
+"""A heat map of a scan: layers across, kinds of module down, one panel per precision."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from typing import Any
 from gptq_hybrid.common import figures
 from gptq_hybrid.common.extras import need
 
+from ._precisions import STORED
 from ._result import Sensitivity
 
-# Colours reach from the largest value down to this share of it; what is less is drawn as the least.
-_DEPTH = 1e-4
+# Colours reach from the largest value down to this share of it; smaller values get the last colour.
+_SMALLEST_SHARE = 1e-4
 _LABELS = 16  # layers that are numbered, at most
 
 
 def plot_sensitivity(result: Sensitivity, path: Path) -> None:
-    """Draw mean KLD of every module in the layers into the PNG file ``path``, which appears once it is whole.
+    """Draw the mean KLD of every module into the PNG file ``path``, which appears only once it is complete.
 
-    Colours are logarithmic, on a scale of their own in each panel: 8 bits cost some hundred times less than 4. Grey
-    is where a layer has no such module. The output head, which belongs to no layer, is a column at the right.
+    Colours are logarithmic. Each panel has its own scale, because 8 bits cost some hundred times less than 4. Grey
+    means that a layer has no such module. The output head belongs to no layer and has a column at the right.
 
     Raises:
         HybridError: matplotlib is not installed.
@@ -42,8 +43,8 @@ def plot_sensitivity(result: Sensitivity, path: Path) -> None:
         shown = np.ma.masked_invalid(np.clip(values, norm.vmin, norm.vmax))
         image = ax.imshow(shown, cmap=_colours(), norm=norm, aspect="auto", interpolation="nearest")
         ax.set_yticks(range(len(kinds)), [figures.text(kind) for kind in kinds], fontsize=8)
-        ax.set_title(_form(result, form), fontsize=9, loc="left")
-        _lines(ax, len(kinds), depth + 2)
+        ax.set_title(_describe_precision(result, form), fontsize=9, loc="left")
+        _draw_grid_lines(ax, len(kinds), depth + 2)
         bar = figure.colorbar(image, ax=ax, pad=0.01, fraction=0.05)
         bar.set_label("mean KLD, nats per token", fontsize=8)
         bar.ax.tick_params(labelsize=8)
@@ -57,29 +58,29 @@ def plot_sensitivity(result: Sensitivity, path: Path) -> None:
 
 
 def _scale(values: Any, np: Any) -> Any:
-    """From the least to the largest value, at most four decades."""
+    """Return a scale from the least to the largest value, over at most four decades."""
     from matplotlib.colors import LogNorm
 
     positive = values[np.isfinite(values) & (values > 0)]
     largest = float(positive.max()) if positive.size else 1.0
     least = float(positive.min()) if positive.size else largest
-    if least == largest:  # a single value, or a form that changed nothing
+    if least == largest:  # a single value, or a precision that changed nothing
         least = largest / 10
-    return LogNorm(max(least, largest * _DEPTH), largest)
+    return LogNorm(max(least, largest * _SMALLEST_SHARE), largest)
 
 
 def _grid(result: Sensitivity, form: str, np: Any) -> tuple[list[str], Any]:
-    """Kinds, and KLD ``[kinds, layers + 2]``: a gap and the output head at the right; NaN where there is none."""
+    """Return kinds and KLD ``[kinds, layers + 2]``: NaN for no module; a gap and the output head at the right."""
     in_layers = [module for module in result.modules if module.layer is not None]
     kinds = list(dict.fromkeys(module.kind for module in in_layers))
-    # Blocks of a layer in the order of the forward pass, whichever kind of layer comes first.
+    # The blocks of a layer in the order of the forward pass, whichever kind of layer comes first.
     kinds.sort(key=lambda kind: kind.startswith("mlp."))
     heads = [m for m in result.modules if m.layer is None and any(x.kld for x in m.measured)]
     kinds += [module.kind for module in heads]
     depth = 1 + max((module.layer for module in in_layers if module.layer is not None), default=-1)
     values = np.full((len(kinds), depth + 2), np.nan)
     for module in (*in_layers, *heads):
-        measured = module.of(form)
+        measured = module.measured_in(form)
         if measured is not None and measured.kld is not None:
             column = depth + 1 if module.layer is None else module.layer
             values[kinds.index(module.kind), column] = measured.kld.value
@@ -92,8 +93,8 @@ def _colours() -> Any:
     return matplotlib.colormaps["viridis"].with_extremes(bad="0.93")
 
 
-def _lines(ax: Any, rows: int, columns: int) -> None:
-    """Thin white lines between cells."""
+def _draw_grid_lines(ax: Any, rows: int, columns: int) -> None:
+    """Draw thin white lines between cells."""
     ax.set_xticks([i - 0.5 for i in range(1, columns)], minor=True)
     ax.set_yticks([i - 0.5 for i in range(1, rows)], minor=True)
     ax.grid(which="minor", color="white", linewidth=0.6)
@@ -102,17 +103,16 @@ def _lines(ax: Any, rows: int, columns: int) -> None:
         side.set_visible(False)
 
 
-def _form(result: Sensitivity, form: str) -> str:
-    if form == "stored":
-        what = f"as stored in {result.quantized}"
+def _describe_precision(result: Sensitivity, form: str) -> str:
+    if form == STORED:
+        title = f"as stored in {result.quantized}"
     else:
-        what = (
-            f"rounded to {form.removeprefix('rtn')} bit, groups of {result.settings.get('group_size', '?')}"
-        )
+        group_size = result.settings.get("group_size", "?")
+        title = f"rounded to {form.removeprefix('rtn')} bit, groups of {group_size}"
     together = next((t for t in result.together if t.form == form), None)
-    if together is None:
-        return figures.text(what)
-    return figures.text(f"{what}: sum {together.kld_sum.value:.3g}, all together {together.kld.value:.3g}")
+    if together is not None:
+        title += f": sum {together.kld_sum.value:.3g}, all together {together.kld.value:.3g}"
+    return figures.text(title)
 
 
 def _title(result: Sensitivity, columns: int) -> str:

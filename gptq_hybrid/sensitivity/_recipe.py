@@ -1,7 +1,8 @@
-"""A recipe file made of a base recipe and a choice of bits."""
+"""Write a recipe file from a base recipe and a choice of bits."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,14 @@ from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.recipes import Recipe, dynamic_rules, load_recipe
 from gptq_hybrid.recipes.packaging import Packaging
 
-from ._budget import Choice, base_bits
+from ._budget import DENSE, Choice, recipe_bits
 
 
 def refuse_base(base: Recipe) -> None:
-    """Raise if rules of ``base`` say more than bits: they are written anew.
+    """Make sure that rules of ``base`` set only bits, because its rules are replaced.
 
     Raises:
-        HybridError: naming the rule.
+        HybridError: a rule sets more; the message names it.
     """
     for pattern, overrides in base.settings.get("dynamic", {}).items():
         if set(overrides) - {"bits"}:
@@ -34,10 +35,10 @@ def write_recipe(path: Path, base: Recipe, choice: Choice, layout: TensorLayout)
     """Write ``base`` with the bits of ``choice`` as a recipe file, and read it back.
 
     Returns:
-        What :func:`load_recipe` made of it, every linear of ``layout`` getting the bits chosen.
+        What :func:`load_recipe` reads: every linear of ``layout`` gets the bits chosen.
 
     Raises:
-        HybridError: ``base`` has rules on more than bits.
+        HybridError: a rule of ``base`` sets more than bits.
     """
     refuse_base(base)
     default = int(base.settings["bits"])
@@ -50,7 +51,7 @@ def write_recipe(path: Path, base: Recipe, choice: Choice, layout: TensorLayout)
         read = load_recipe(trial)
     finally:
         trial.unlink(missing_ok=True)
-    wrong = [name for name, bits in choice.bits.items() if base_bits(read.settings, name) != bits]
+    wrong = [name for name, bits in choice.bits.items() if recipe_bits(read.settings, name) != bits]
     assert not wrong, f"rules give {wrong[0]} other bits than chosen"
     write_text_atomic(path, text)
     return load_recipe(path)
@@ -59,9 +60,9 @@ def write_recipe(path: Path, base: Recipe, choice: Choice, layout: TensorLayout)
 def _toml(base: Recipe, choice: Choice, rules: Mapping[str, Mapping[str, Any]]) -> str:
     counts: dict[str, int] = {}
     for bits in choice.raised.values():
-        what = "BF16" if bits == 16 else f"{bits} bit"
-        counts[what] = counts.get(what, 0) + 1
-    raised = " and ".join(f"{count} modules in {what}" for what, count in sorted(counts.items()))
+        precision = "BF16" if bits == DENSE else f"{bits} bit"
+        counts[precision] = counts.get(precision, 0) + 1
+    raised = " and ".join(f"{count} modules in {precision}" for precision, count in sorted(counts.items()))
     raised = raised or "no module with more bits"
     lines = [
         f'description = "`{base.name}`, with {raised}, by measured KL divergence per byte."',
@@ -77,7 +78,7 @@ def _toml(base: Recipe, choice: Choice, rules: Mapping[str, Mapping[str, Any]]) 
     lines += [f"{key} = {_value(value)}" for key, value in base.settings.items() if key != "dynamic"]
     if rules:
         lines += ["", "[quantize_config.dynamic]"]
-        # Literal strings: patterns are full of backslashes.
+        # Literal strings, because patterns are full of backslashes.
         lines += [f"'{pattern}' = {_value(rule)}" for pattern, rule in rules.items()]
     plain = Packaging()
     for section, key, value, usual in (
@@ -96,9 +97,7 @@ def _value(value: Any) -> str:
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, str):
-        # A JSON string is a TOML basic string, but for DEL, which no setting holds.
-        import json
-
+        # A JSON string is a TOML basic string, except for DEL, which no setting holds.
         return json.dumps(value)
     if isinstance(value, Mapping):
         inner = ", ".join(f"{key} = {_value(item)}" for key, item in value.items())

@@ -1,36 +1,45 @@
-"""What a scan found: figures with intervals, by module, by kind of module, and of all modules together."""
+"""The result of a scan, and its JSON file: figures by module, by kind of module, and of all modules together."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gptq_hybrid.calibration import EncodedDocument
+from gptq_hybrid.checkpoint import read_json_object
+from gptq_hybrid.common.atomic import write_json_atomic
 from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.common.typed_json import FormatError, read_object
 from gptq_hybrid.evaluate import Estimate, Statistics
-from gptq_hybrid.evaluate.bootstrap import RESAMPLES, Array, draws_of, interval, ratio, resample
-from gptq_hybrid.evaluate.documents import mean_of_domains
+from gptq_hybrid.evaluate.bootstrap import RESAMPLES, Array, build_draws, interval, ratio, resample
+from gptq_hybrid.evaluate.documents import average_domains
 
-from ._forms import Form
-from ._scan import EVERYTHING, REFERENCE_DRAFTS, Scan, variant_key
+from ._precisions import Precision
+from ._scan import EVERYTHING, REFERENCE_DRAFTS, Scan
 from ._units import Unit
+from ._walk import variant_key
 
 SCHEMA = 1
+_REMEDY = "Give a file that qwen36 sensitivity wrote, or run it again."
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One module in one form.
+    """One module in one precision.
 
     Attributes:
-        form: ``stored`` (the quantized checkpoint's own weights) or ``rtn4``, ``rtn8``, … (rounded to nearest).
-        bytes: in a file; ``bytes_saved``: less than in BF16.
-        kld: mean KL(P_ref ‖ P) at the output, nats per token; None for the MTP head, which changes no output.
+        form: label of the precision: ``stored`` (the quantized checkpoint's own weights) or ``rtn4``, ``rtn8``, …
+            (rounded to nearest).
+        bytes: in a file.
+        bytes_saved: against BF16.
+        kld: mean KL(P_ref ‖ P) at the output in nats per token; None for the MTP head, which changes no output.
         top1: share of tokens with the reference's argmax.
-        acceptance_change: of the acceptance length, in tokens a step; MTP head only.
+        acceptance_change: of the acceptance length, in tokens per step; MTP head only.
     """
 
     form: str
@@ -44,7 +53,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """Modules stored alike: ``modules`` are the checkpoint's names, ``layer`` is None for the heads."""
+    """Modules stored alike: ``modules`` are the checkpoint's names; ``layer`` is None for the heads."""
 
     name: str
     kind: str
@@ -53,13 +62,14 @@ class Module:
     parameters: int
     measured: tuple[Measured, ...]
 
-    def of(self, form: str) -> Measured | None:
+    def measured_in(self, form: str) -> Measured | None:
+        """Return the figures of the precision labelled ``form``; None if it was not tried."""
         return next((m for m in self.measured if m.form == form), None)
 
 
 @dataclass(frozen=True, slots=True)
 class KindSum:
-    """All modules of a kind in the layers, in one form: the sum of what each costs by itself."""
+    """All modules of a kind in the layers, in one precision: the sum of what each costs by itself."""
 
     kind: str
     form: str
@@ -70,9 +80,9 @@ class KindSum:
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """All modules of the layers in one form: each by itself and added up, and all at once.
+    """All modules of the layers in one precision: the sum of single costs, and the cost of all at once.
 
-    ``ratio`` is ``kld_sum`` over ``kld``: 1 where costs add up.
+    ``ratio`` is ``kld_sum`` divided by ``kld``: 1 if costs add up.
     """
 
     form: str
@@ -87,8 +97,8 @@ class Sensitivity:
     """The result of ``qwen36 sensitivity``.
 
     Attributes:
-        quantized: name of the quantized checkpoint; None where modules were only rounded.
-        forms: by which the first is what modules are ranked by.
+        quantized: name of the quantized checkpoint; None if modules were only rounded.
+        forms: labels of the precisions; modules are ranked by the first.
         acceptance_length: of the reference's own MTP head.
     """
 
@@ -105,54 +115,80 @@ class Sensitivity:
     statistics: Statistics = field(default_factory=Statistics)
 
 
+def as_json(result: Sensitivity) -> dict[str, Any]:
+    """Return a JSON object: ``schema`` (1), then the fields of :class:`Sensitivity`."""
+    return {"schema": SCHEMA, **dataclasses.asdict(result)}
+
+
+def write_sensitivity(path: Path, result: Sensitivity) -> None:
+    """Write the JSON file, which appears only once it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(path, as_json(result))
+
+
+def read_sensitivity(path: Path) -> Sensitivity:
+    """Read what :func:`write_sensitivity` wrote.
+
+    Raises:
+        CheckpointError: the file is unreadable, or not a JSON object.
+        FormatError: another schema, or a field that is missing or of the wrong kind.
+    """
+    content: Mapping[str, Any] = read_json_object(path)
+    if content.get("schema") != SCHEMA or "together" not in content:
+        raise FormatError(
+            f"{path} is not a sensitivity scan of schema {SCHEMA}; its schema is {content.get('schema')!r}.",
+            remedy=_REMEDY,
+        )
+    result: Sensitivity = read_object(Sensitivity, content, str(path), remedy=_REMEDY)
+    return result
+
+
 def summarize_scan(
     scan: Scan, *, reference: str, quantized: str | None, resamples: int = RESAMPLES, seed: int = 0
 ) -> Sensitivity:
-    """Means over domains (which weigh alike, as in ``qwen36 eval``) with intervals over documents.
+    """Compute means over domains, which weigh alike as in ``qwen36 eval``, with intervals over documents.
 
     Raises:
-        HybridError: a KL divergence that is not finite, or the extra ``eval`` is not installed.
+        HybridError: a KL divergence is not finite, or the extra ``eval`` is not installed.
     """
     _refuse_not_finite(scan)
     figures = _Figures(scan.documents, resamples, seed)
     tokens = np.array([len(document.input_ids) - 1.0 for document in scan.documents])
-    rows: dict[str, Array] = {}
+    rates: dict[str, Array] = {}
     for key, arrays in scan.sums.items():
         if "kld" in arrays:
-            rows[key] = figures.rate(arrays["kld"], tokens)
+            rates[key] = figures.rate(arrays["kld"], tokens)
     own = scan.sums.get(REFERENCE_DRAFTS)
     modules = []
     for unit in scan.units:
-        found = []
-        for form in scan.forms:
-            found_sums = scan.sums.get(variant_key(form, unit.name))
-            if found_sums is None:
+        measured = []
+        for precision in scan.precisions:
+            key = variant_key(precision, unit.name)
+            sums = scan.sums.get(key)
+            if sums is None:
                 continue
             kld = top1 = change = None
-            if "kld" in found_sums:
-                kld = figures.estimate(rows[variant_key(form, unit.name)])
-                top1 = figures.estimate(figures.rate(found_sums["top1"], tokens))
+            if "kld" in sums:
+                kld = figures.estimate(rates[key])
+                top1 = figures.estimate(figures.rate(sums["top1"], tokens))
             elif own is not None:
-                change = figures.estimate(
-                    figures.rate(found_sums["accepted"] - own["accepted"], own["positions"])
-                )
-            stored = form.stored_bytes(unit)
-            found.append(
-                Measured(form.label, form.bits(unit), stored, 2 * unit.parameters - stored, kld, top1, change)
-            )
+                change = figures.estimate(figures.rate(sums["accepted"] - own["accepted"], own["positions"]))
+            stored = precision.stored_bytes(unit)
+            saved = 2 * unit.parameters - stored
+            measured.append(Measured(precision.label, precision.bits(unit), stored, saved, kld, top1, change))
         names = tuple(linear.name for linear in unit.linears)
-        modules.append(Module(unit.name, unit.kind, unit.layer, names, unit.parameters, tuple(found)))
-    together = [t for form in scan.forms if (t := _together(scan, form, figures, rows, tokens)) is not None]
+        modules.append(Module(unit.name, unit.kind, unit.layer, names, unit.parameters, tuple(measured)))
+    together = [_sum_all(scan, precision, figures, rates, tokens) for precision in scan.precisions]
     length = None
     if own is not None:
         length = figures.estimate(1 + figures.rate(own["accepted"], own["positions"]))
     return Sensitivity(
         reference,
         quantized,
-        tuple(form.label for form in scan.forms),
+        tuple(precision.label for precision in scan.precisions),
         tuple(modules),
-        tuple(k for form in scan.forms for k in _kinds(scan, form, figures, rows)),
-        tuple(together),
+        tuple(k for precision in scan.precisions for k in _sum_kinds(scan, precision, figures, rates)),
+        tuple(t for t in together if t is not None),
         length,
         dict(scan.environment),
         dict(scan.settings),
@@ -162,7 +198,7 @@ def summarize_scan(
 
 
 class _Figures:
-    """Rates over the documents, for all draws at once; see ``evaluate``'s bootstrap."""
+    """Rates over the documents for all draws at once; see :mod:`gptq_hybrid.evaluate.bootstrap`."""
 
     def __init__(self, documents: Sequence[EncodedDocument], resamples: int, seed: int) -> None:
         domains: dict[str, list[int]] = {}
@@ -171,12 +207,12 @@ class _Figures:
         self.members = [
             sorted(numbers, key=lambda number: documents[number].key) for numbers in domains.values()
         ]
-        self.draws = draws_of(
+        self.draws = build_draws(
             [resample(domain, len(numbers), resamples, seed) for domain, numbers in domains.items()]
         )
 
     def rate(self, sums: Array, counts: Array) -> Array:
-        """``[rows]``: documents pooled within a domain, domains weighing alike; one row a draw."""
+        """Pool documents within a domain, and average domains alike: ``[rows]``, one row per draw."""
         rates = [
             ratio(
                 self.draws.weights[:, columns] @ sums[members],
@@ -184,52 +220,54 @@ class _Figures:
             )
             for columns, members in zip(self.draws.slices(), self.members, strict=True)
         ]
-        return mean_of_domains([rate[:, None] for rate in rates])[:, 0]
+        return average_domains([rate[:, None] for rate in rates])[:, 0]
 
     def estimate(self, rows: Array) -> Estimate:
         return interval(rows, self.draws)
 
 
-def _in_layers(scan: Scan, form: Form) -> list[Unit]:
+def _layer_units(scan: Scan, precision: Precision) -> list[Unit]:
     return [
-        unit for unit in scan.units if unit.place == "layer" and variant_key(form, unit.name) in scan.sums
+        unit
+        for unit in scan.units
+        if unit.place == "layer" and variant_key(precision, unit.name) in scan.sums
     ]
 
 
-def _kinds(scan: Scan, form: Form, figures: _Figures, rows: dict[str, Array]) -> list[KindSum]:
+def _sum_kinds(scan: Scan, precision: Precision, figures: _Figures, rates: dict[str, Array]) -> list[KindSum]:
     kinds: dict[str, list[Unit]] = {}
-    for unit in _in_layers(scan, form):
+    for unit in _layer_units(scan, precision):
         kinds.setdefault(unit.kind, []).append(unit)
     return [
         KindSum(
             kind,
-            form.label,
+            precision.label,
             len(units),
-            figures.estimate(_sum([rows[variant_key(form, unit.name)] for unit in units])),
-            sum(2 * unit.parameters - form.stored_bytes(unit) for unit in units),
+            figures.estimate(_sum([rates[variant_key(precision, unit.name)] for unit in units])),
+            sum(2 * unit.parameters - precision.stored_bytes(unit) for unit in units),
         )
         for kind, units in kinds.items()
     ]
 
 
-def _together(
-    scan: Scan, form: Form, figures: _Figures, rows: dict[str, Array], tokens: Array
+def _sum_all(
+    scan: Scan, precision: Precision, figures: _Figures, rates: dict[str, Array], tokens: Array
 ) -> Together | None:
-    key = variant_key(form, EVERYTHING)
-    if key not in rows:
+    key = variant_key(precision, EVERYTHING)
+    if key not in rates:
         return None
-    added = _sum([rows[variant_key(form, unit.name)] for unit in _in_layers(scan, form)])
+    added = _sum([rates[variant_key(precision, unit.name)] for unit in _layer_units(scan, precision)])
     return Together(
-        form.label,
+        precision.label,
         figures.estimate(added),
-        figures.estimate(rows[key]),
+        figures.estimate(rates[key]),
         figures.estimate(figures.rate(scan.sums[key]["top1"], tokens)),
-        figures.estimate(ratio(added, rows[key])),
+        figures.estimate(ratio(added, rates[key])),
     )
 
 
-def _sum(rows: Sequence[Array]) -> Array:
-    total: Array = np.sum(rows, axis=0)
+def _sum(rates: Sequence[Array]) -> Array:
+    total: Array = np.sum(rates, axis=0)
     return total
 
 

@@ -1,9 +1,9 @@
-"""The scan: every module by itself, in every form."""
+"""The scan: every module by itself, in every precision."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +12,32 @@ import torch
 from numpy.typing import NDArray
 
 from gptq_hybrid.calibration import EncodedDocument
+from gptq_hybrid.checkpoint.fingerprint import checkpoint_fingerprint
 from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.common.extras import need
 from gptq_hybrid.common.machine import environment
 from gptq_hybrid.common.memory import free_memory
-from gptq_hybrid.evaluate import DTYPES
 from gptq_hybrid.evaluate.inputs import (
-    device_of,
-    documents_of,
+    RunOptions,
+    batch_documents,
+    choose_device,
+    describe_run,
     exact_float32,
+    parse_dtype,
+    read_documents,
     refuse_other_model,
     refuse_quantized_reference,
 )
-from gptq_hybrid.evaluate.states import fingerprint, state_key
-from gptq_hybrid.streaming import Batch, CheckpointWeights, make_batches
+from gptq_hybrid.evaluate.states import state_key
+from gptq_hybrid.streaming import Batch, CheckpointWeights
 
-from ._forms import Form, Rounded, Stored
-from ._passes import Passes
+from ._passes import HeadVariant, Passes
+from ._precisions import Precision, Rounded, Stored
 from ._store import ResultStore
-from ._units import Unit, units_of
-from ._walk import Variant
+from ._units import Unit, list_units
+from ._walk import Variant, variant_key
 
 BITS = (4, 8)
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_BATCH_TOKENS = {"cuda": 8192, "cpu": 4096}
 EVERYTHING = "everything"
 REFERENCE_DRAFTS = "reference.drafts"
 
@@ -43,16 +45,17 @@ OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class ScanRequest:
-    """What ``qwen36 sensitivity`` was asked for.
+class ScanRequest(RunOptions):
+    """The request of ``qwen36 sensitivity``; the fields of :class:`RunOptions` are keywords.
 
     Attributes:
         reference: the BF16 original.
         work: folder for finished variants.
-        quantized: a GPTQ checkpoint of it, whose weights are one of the forms; None for rounding alone.
-        data: as of ``qwen36 eval``.
-        bits: of rounding to nearest, each a form.
-        drafts: MTP drafts that acceptance is counted over; 0 leaves the MTP head out.
+        data: as for ``qwen36 eval``.
+        quantized: a GPTQ checkpoint of the original, whose weights are one of the precisions; None for rounding
+            alone.
+        bits: for rounding to nearest; each is a precision.
+        group_size: inputs that share a scale, in rounding.
         memory: bytes of main memory for hidden states; None for half of what is free.
     """
 
@@ -62,26 +65,21 @@ class ScanRequest:
     quantized: Path | None = None
     bits: tuple[int, ...] = BITS
     group_size: int = 128
-    limit: int | None = None
-    max_length: int = 512
-    drafts: int = 2
-    seed: int = 0
-    device: str | None = None
-    dtype: str = "float32"
-    batch_tokens: int | None = None
     memory: int | None = None
+    max_length: int = field(default=512, kw_only=True)
 
 
 @dataclass(frozen=True)
 class Scan:
-    """Sums by document of every variant, and what they rest on.
+    """Sums by document of every variant, and how they were made.
 
-    ``sums``: by :func:`variant_key`; arrays ``[documents]``: ``kld`` (nats) and ``top1`` over the predicted tokens,
-    or ``accepted`` drafts over ``positions``.
+    Attributes:
+        sums: by the variant's key, arrays ``[documents]``: ``kld`` (nats) and ``top1`` over the predicted tokens,
+            or ``accepted`` drafts over ``positions``.
     """
 
     units: tuple[Unit, ...]
-    forms: tuple[Form, ...]
+    precisions: tuple[Precision, ...]
     documents: tuple[EncodedDocument, ...]
     sums: dict[str, dict[str, NDArray[np.float64]]]
     settings: dict[str, Any]
@@ -89,68 +87,60 @@ class Scan:
     fingerprints: dict[str, str]
 
 
-def variant_key(form: Form, name: str) -> str:
-    """Of a unit (by its name), or of :data:`EVERYTHING`, in ``form``."""
-    return f"{form.key}.{name}"
-
-
 def scan(request: ScanRequest, *, on_progress: OnProgress | None = None) -> Scan:
-    """Replace each unit by each form of it, all else as in the reference.
+    """Replace each unit by itself in each precision, with all else as in the reference.
 
     ``on_progress(done, total)`` counts layers that a variant has passed.
 
     Raises:
-        HybridError: a checkpoint that cannot be computed with, documents that cannot be read, groups that do not
-            divide a module, or too little memory.
+        HybridError: a checkpoint cannot be run, documents cannot be read, groups do not divide a module, or there
+            is too little memory.
     """
-    if request.dtype not in _DTYPES:
-        raise HybridError(f"dtype {request.dtype!r} is not known", remedy=f"One of: {', '.join(DTYPES)}.")
-    need("scipy")  # an hour before intervals are made with it
-    device = device_of(request.device)
+    dtype = parse_dtype(request.dtype)
+    need("scipy")  # now, and not when the intervals are computed an hour later
+    device = choose_device(request.device)
     weights = CheckpointWeights(request.reference)
     refuse_quantized_reference(weights)
-    units = units_of(weights.layout, draft=weights.has_mtp and request.drafts > 0)
-    forms = _forms(request, weights, units)
-    quantized = [form.weights for form in forms if isinstance(form, Stored)]
-    documents = documents_of(
-        request.data,
-        weights,
-        quantized,
-        limit=request.limit,
-        max_length=request.max_length,
-        seed=request.seed,
-    )
-    batches = make_batches(
-        [document.input_ids for document in documents], request.batch_tokens or _BATCH_TOKENS[device.type]
-    )
-    store = ResultStore(request.work, _key(request, weights, documents, batches, device))
+    units = list_units(weights.layout, mtp=weights.has_mtp and request.drafts > 0)
+    precisions = _list_precisions(request, weights, units)
+    quantized = [precision.weights for precision in precisions if isinstance(precision, Stored)]
+    documents = read_documents(request.data, weights, quantized, request)
+    batches = batch_documents(documents, request, device)
+    store = ResultStore(request.work, _store_settings(request, weights, documents, batches, device))
     passes = Passes(
         weights,
         device,
-        _DTYPES[request.dtype],
+        dtype,
         batches,
         len(documents),
         request.drafts,
         memory=free_memory() // 2 if request.memory is None else request.memory,
     )
     with exact_float32(device):
-        sums = _run(passes, store, units, forms, on_progress)
-    fingerprints = {"reference": fingerprint(weights.checkpoint)}
+        sums = _run(passes, store, units, precisions, on_progress)
+    fingerprints = {"reference": checkpoint_fingerprint(weights.checkpoint)}
     if quantized:
-        fingerprints["quantized"] = fingerprint(quantized[0].checkpoint)
+        fingerprints["quantized"] = checkpoint_fingerprint(quantized[0].checkpoint)
+    settings = {
+        **describe_run(request.data, documents, request, device),
+        "bits": list(request.bits),
+        "group_size": request.group_size,
+    }
     return Scan(
         tuple(units),
-        tuple(forms),
+        tuple(precisions),
         tuple(documents),
         sums,
-        _settings(request, documents, device),
+        settings,
         environment(str(device)),
         fingerprints,
     )
 
 
-def _forms(request: ScanRequest, weights: CheckpointWeights, units: list[Unit]) -> list[Form]:
-    forms: list[Form] = []
+def _list_precisions(
+    request: ScanRequest, weights: CheckpointWeights, units: Sequence[Unit]
+) -> list[Precision]:
+    precisions: list[Precision] = []
     if request.quantized is not None:
         quantized = CheckpointWeights(request.quantized)
         refuse_other_model(weights, quantized, str(request.quantized))
@@ -160,7 +150,7 @@ def _forms(request: ScanRequest, weights: CheckpointWeights, units: list[Unit]) 
                 f"{request.quantized} holds no quantized module",
                 remedy="Give a GPTQ checkpoint as QUANT, or none, to round the original's modules.",
             )
-        forms.append(stored)
+        precisions.append(stored)
     for bits in dict.fromkeys(request.bits):
         if not 2 <= bits <= 8:
             raise HybridError(
@@ -168,59 +158,62 @@ def _forms(request: ScanRequest, weights: CheckpointWeights, units: list[Unit]) 
             )
         rounded = Rounded(bits, request.group_size)
         rounded.refuse_impossible(units)
-        forms.append(rounded)
-    if not forms:
+        precisions.append(rounded)
+    if not precisions:
         raise HybridError("there is nothing to compare with", remedy="Give QUANT, --bits, or both.")
-    return forms
+    return precisions
 
 
 def _run(
     passes: Passes,
     store: ResultStore,
     units: Sequence[Unit],
-    forms: Sequence[Form],
+    precisions: Sequence[Precision],
     on_progress: OnProgress | None,
 ) -> dict[str, dict[str, NDArray[np.float64]]]:
+    """Load the variants that are stored, compute and store the others; return all."""
     layers: list[Variant] = []
-    heads: list[tuple[str, Form, Unit]] = []
-    drafts: list[tuple[str, Form, Unit]] = []
-    for form in forms:
-        covered = [unit for unit in units if form.covers(unit)]
+    heads: list[HeadVariant] = []
+    drafts: list[HeadVariant] = []
+    for precision in precisions:
+        covered = [unit for unit in units if precision.covers(unit)]
         in_layers = [unit for unit in covered if unit.place == "layer"]
-        layers += [Variant(unit.name, form, (unit,)) for unit in in_layers]
+        layers += [Variant(unit.name, precision, (unit,)) for unit in in_layers]
         if in_layers:
-            layers.append(Variant(EVERYTHING, form, tuple(in_layers)))
+            layers.append(Variant(EVERYTHING, precision, tuple(in_layers)))
         for unit in covered:
             if unit.place != "layer":
-                (heads if unit.place == "head" else drafts).append((variant_key(form, unit.name), form, unit))
-    wanted = [*(variant.key for variant in layers), *(key for key, _, _ in (*heads, *drafts))]
-    if any(unit.place == "draft" for unit in units):
-        wanted.append(REFERENCE_DRAFTS)
-    found = {key: arrays for key in wanted if (arrays := store.load(key)) is not None}
-    if len(found) < len(wanted):
+                variants = heads if unit.place == "head" else drafts
+                variants.append((variant_key(precision, unit.name), precision, unit))
+    keys = [*(variant.key for variant in layers), *(key for key, _, _ in (*heads, *drafts))]
+    if any(unit.place == "mtp" for unit in units):
+        keys.append(REFERENCE_DRAFTS)
+    sums = {key: arrays for key in keys if (arrays := store.load(key)) is not None}
+    if len(sums) < len(keys):
 
-        def keep(key: str, arrays: Mapping[str, NDArray[np.float64]]) -> None:
-            found[key] = dict(arrays)
+        def save(key: str, arrays: Mapping[str, NDArray[np.float64]]) -> None:
+            sums[key] = dict(arrays)
             store.save(key, arrays)
 
         passes.run(
-            [variant for variant in layers if variant.key not in found],
-            [entry for entry in heads if entry[0] not in found],
-            [entry for entry in drafts if entry[0] not in found],
-            reference_drafts=REFERENCE_DRAFTS if REFERENCE_DRAFTS in {*wanted} - {*found} else None,
-            keep=keep,
+            [variant for variant in layers if variant.key not in sums],
+            [entry for entry in heads if entry[0] not in sums],
+            [entry for entry in drafts if entry[0] not in sums],
+            reference_drafts=REFERENCE_DRAFTS if REFERENCE_DRAFTS in {*keys} - {*sums} else None,
+            save=save,
             on_progress=on_progress,
         )
-    return {key: found[key] for key in wanted}
+    return {key: sums[key] for key in keys}
 
 
-def _key(
+def _store_settings(
     request: ScanRequest,
     weights: CheckpointWeights,
     documents: Sequence[EncodedDocument],
     batches: Sequence[Batch],
     device: torch.device,
 ) -> dict[str, Any]:
+    """Return every setting that affects a variant's numbers."""
     return {
         "reference": state_key(weights.checkpoint, {}),
         "documents": [document.key for document in documents],
@@ -228,23 +221,4 @@ def _key(
         "dtype": request.dtype,
         "drafts": request.drafts,
         "environment": environment(str(device)),
-    }
-
-
-def _settings(
-    request: ScanRequest, documents: Sequence[EncodedDocument], device: torch.device
-) -> dict[str, Any]:
-    return {
-        # A path of this machine is nobody else's business.
-        "data": [Path(spec).name if Path(spec).exists() else spec for spec in request.data],
-        "documents": len(documents),
-        "tokens": sum(len(document.input_ids) for document in documents),
-        "limit": request.limit,
-        "max_length": request.max_length,
-        "bits": list(request.bits),
-        "group_size": request.group_size,
-        "drafts": request.drafts,
-        "seed": request.seed,
-        "dtype": request.dtype,
-        "device": device.type,
     }

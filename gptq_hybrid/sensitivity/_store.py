@@ -1,4 +1,4 @@
-"""Finished variants on disk: what an interrupted scan need not do again."""
+"""Finished variants on disk, so that an interrupted scan does not repeat them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from gptq_hybrid.common.atomic import write_json_atomic
 
 
 class ResultStore:
-    """Arrays ``[documents]`` by name for each variant, one small JSON file a variant.
+    """Arrays ``[documents]`` by name for each variant, in one small JSON file per variant.
 
     Args:
-        folder: where scans lie; this one gets a folder of its own in it.
-        settings: whatever decides the numbers of every variant: checkpoint, documents, arithmetic, versions.
+        folder: holds the scans; this one gets a folder of its own in it.
+        settings: every setting that affects the numbers: checkpoint, documents, arithmetic, versions.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
@@ -28,10 +28,10 @@ class ResultStore:
         self.folder = folder / f"scan-{key[:24]}"
 
     def load(self, variant: str) -> dict[str, NDArray[np.float64]] | None:
-        """What was saved for ``variant``, bit for bit; None if nothing was.
+        """Return what was saved for ``variant``, bit for bit; None if nothing was.
 
         Raises:
-            CheckpointError: the file there is no JSON object.
+            CheckpointError: the file is not a JSON object.
         """
         path = self._path(variant)
         if not path.is_file():

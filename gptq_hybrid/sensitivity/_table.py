@@ -8,7 +8,7 @@ from rich.text import Text
 
 from gptq_hybrid.common.tables import report_table
 from gptq_hybrid.evaluate import Estimate
-from gptq_hybrid.evaluate.table import decimals_of
+from gptq_hybrid.evaluate.table import format_estimate
 
 from ._result import Measured, Module, Sensitivity
 
@@ -17,24 +17,28 @@ WORST = 20
 _MILLI = 1000.0
 
 
-def tables(result: Sensitivity, *, worst: int = WORST) -> Group:
-    """The modules that cost most, sums by kind of module, and the MTP head."""
-    parts: list[RenderableType] = [_worst(result, worst), _kinds(result)]
+def sensitivity_tables(result: Sensitivity, *, worst: int = WORST) -> Group:
+    """Return the modules that cost most, sums by kind of module, and the MTP head."""
+    parts: list[RenderableType] = [_module_table(result, worst), _kind_table(result)]
     if any(m.acceptance_change for module in result.modules for m in module.measured):
-        parts.append(_drafts(result))
+        parts.append(_mtp_table(result))
     return Group(*parts)
 
 
-def ranked(result: Sensitivity, form: str | None = None) -> list[tuple[Module, Measured]]:
-    """Modules with a KL divergence, the costliest in ``form`` (the first) first."""
-    chosen = result.forms[0] if form is None else form
-    found = [(module, m) for module in result.modules if (m := module.of(chosen)) is not None and m.kld]
-    return sorted(found, key=lambda pair: (-pair[1].kld.value if pair[1].kld else 0.0, pair[0].name))
+def rank_modules(result: Sensitivity, form: str | None = None) -> list[tuple[Module, Measured]]:
+    """Return the modules with a KL divergence, the costliest first.
+
+    ``form`` is the label of the precision to rank by; by default the first of the result.
+    """
+    label = result.forms[0] if form is None else form
+    pairs = [(module, module.measured_in(label)) for module in result.modules]
+    measured = [(module, m) for module, m in pairs if m is not None and m.kld]
+    return sorted(measured, key=lambda pair: (-pair[1].kld.value if pair[1].kld else 0.0, pair[0].name))
 
 
-def _worst(result: Sensitivity, worst: int) -> Table:
+def _module_table(result: Sensitivity, worst: int) -> Table:
     first, *others = result.forms
-    rows = ranked(result)
+    rows = rank_modules(result)
     of = f" of {result.quantized}" if result.quantized else ""
     table = report_table(
         f"Costliest modules{of}, each by itself in {result.reference}: {min(worst, len(rows))} of {len(rows)}",
@@ -58,12 +62,12 @@ def _worst(result: Sensitivity, worst: int) -> Table:
             f"{100 * m.kld.value / total:.1f}",
             f"{100 * m.top1.value:.2f}",
             _mb(m.bytes_saved),
-            *(_value(o.kld) if (o := module.of(form)) and o.kld else "–" for form in others),
+            *(_value(o.kld) if (o := module.measured_in(form)) and o.kld else "–" for form in others),
         )
     return table
 
 
-def _kinds(result: Sensitivity) -> Table:
+def _kind_table(result: Sensitivity) -> Table:
     table = report_table(
         "Sums by kind of module",
         "KLD in thousandths of a nat per token, of each module by itself, added up; together: all of them at once",
@@ -74,10 +78,10 @@ def _kinds(result: Sensitivity) -> Table:
     table.add_column(f"MB saved\n{first}", justify="right")
     for form in result.forms:
         table.add_column(f"KLD\n{form}", justify="right")
-    found = {(k.kind, k.form): k for k in result.kinds}
+    by_kind = {(k.kind, k.form): k for k in result.kinds}
     kinds = list(dict.fromkeys(k.kind for k in result.kinds))
     for kind in kinds:
-        sums = [found.get((kind, form)) for form in result.forms]
+        sums = [by_kind.get((kind, form)) for form in result.forms]
         table.add_row(
             kind,
             str(max(k.count for k in sums if k)),
@@ -93,21 +97,21 @@ def _kinds(result: Sensitivity) -> Table:
     return table
 
 
-def _drafts(result: Sensitivity) -> Table:
+def _mtp_table(result: Sensitivity) -> Table:
     length = "–" if result.acceptance_length is None else f"{result.acceptance_length.value:.3f}"
     table = report_table(
-        f"MTP head: change of its acceptance length, {length} tokens a step in {result.reference}",
+        f"MTP head: change of its acceptance length, {length} tokens per step in {result.reference}",
         "drafts against the reference's own argmax; mtp: the whole head",
     )
     table.add_column("module", no_wrap=True)
     for form in result.forms:
         table.add_column(form, justify="right")
     for module in result.modules:
-        found = [module.of(form) for form in result.forms]
-        if any(m and m.acceptance_change for m in found):
+        measured = [module.measured_in(form) for form in result.forms]
+        if any(m and m.acceptance_change for m in measured):
             cells = [
                 _cell(m.acceptance_change, 1.0, signed=True) if m and m.acceptance_change else "–"
-                for m in found
+                for m in measured
             ]
             table.add_row(module.kind, *cells)
     return table
@@ -118,15 +122,10 @@ def _mb(size: int) -> str:
 
 
 def _value(estimate: Estimate) -> str:
-    return f"{estimate.value * _MILLI:.{decimals_of(estimate, _MILLI)}f}"
+    return format_estimate(estimate, _MILLI)[0]
 
 
 def _cell(estimate: Estimate, factor: float = _MILLI, *, signed: bool = False) -> Text:
-    """The figure and its interval."""
-    decimals = decimals_of(estimate, factor)
-    sign = "+z" if signed else "z"
-    value = f"{estimate.value * factor:{sign}.{decimals}f}"
-    if estimate.low is None or estimate.high is None:
-        return Text(value)
-    ends = f"[{estimate.low * factor:{sign}.{decimals}f}, {estimate.high * factor:{sign}.{decimals}f}]"
-    return Text.assemble(value, " ", (ends, "dim"))
+    """Put the figure and its interval side by side."""
+    value, ends = format_estimate(estimate, factor, signed=signed)
+    return Text(value) if ends is None else Text.assemble(value, " ", (ends, "dim"))

@@ -1,4 +1,4 @@
-"""What is quantized by itself in a scan: modules that vLLM loads as one are one."""
+"""The units of a scan: modules that vLLM loads as one count as one."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gptq_hybrid.checkpoint import LinearSpec, TensorLayout
-from gptq_hybrid.recipes.packaging import mtp_linears, output_head
 
-Place = Literal["layer", "head", "draft"]
-WHOLE_DRAFT = "mtp"
+Place = Literal["layer", "head", "mtp"]
+WHOLE_MTP = "mtp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,10 +17,10 @@ class Unit:
     """Linears that must be stored alike.
 
     Attributes:
-        name: the checkpoint's name, that of the fused module where vLLM loads several as one.
-        kind: the name within a layer, such as ``mlp.gate_up_proj``; ``lm_head``; ``mtp.…`` for the draft head.
+        name: the checkpoint's name; if vLLM loads several linears as one, the name of the fused module.
+        kind: the name within a layer, such as ``mlp.gate_up_proj``; ``lm_head``; ``mtp.…`` for the MTP head.
         layer: None for the heads.
-        place: decoder layer, output head, or draft (MTP) head.
+        place: decoder layer, output head, or MTP head.
     """
 
     name: str
@@ -35,10 +34,11 @@ class Unit:
         return sum(linear.out_features * linear.in_features for linear in self.linears)
 
 
-def units_of(layout: TensorLayout, *, draft: bool) -> list[Unit]:
-    """Decoder layers in order, then the output head (unless tied), then the MTP head's, if ``draft``.
+def list_units(layout: TensorLayout, *, mtp: bool) -> list[Unit]:
+    """List the decoder layers in order, the output head unless it is tied, then the MTP head if ``mtp``.
 
-    The MTP head comes by module and, last, as a whole (:data:`WHOLE_DRAFT`): recipes choose bits for all of it.
+    The MTP head comes module by module and last as a whole (:data:`WHOLE_MTP`), because recipes choose one number
+    of bits for all of it.
     """
     linears = {linear.name: linear for linear in layout.quantized}
     groups = {fused.shards[0]: fused for fused in layout.fused}
@@ -51,31 +51,31 @@ def units_of(layout: TensorLayout, *, draft: bool) -> list[Unit]:
         name, shards = (fused.name, fused.shards) if fused else (linear.name, (linear.name,))
         number, _, kind = name.removeprefix(f"{layout.layers_prefix}.").partition(".")
         units.append(Unit(name, kind, int(number), "layer", tuple(linears[shard] for shard in shards)))
-    head = output_head(layout)
+    head = layout.output_head
     if head is not None:
         units.append(Unit(head.name, head.name, None, "head", (head,)))
-    return units + (_draft_units(layout) if draft else [])
+    return units + (_list_mtp_units(layout) if mtp else [])
 
 
-def _draft_units(layout: TensorLayout) -> list[Unit]:
-    found = mtp_linears(layout)
-    if not found:
+def _list_mtp_units(layout: TensorLayout) -> list[Unit]:
+    linears = layout.mtp_linears
+    if not linears:
         return []
     fused = _fused_kinds(layout)
     groups: dict[str, list[LinearSpec]] = {}
-    for linear in found:
+    for linear in linears:
         parent, _, leaf = linear.name.rpartition(".")
-        # mtp.layers.0.self_attn.q_proj goes with its neighbours as in any layer of full attention.
+        # mtp.layers.0.self_attn.q_proj is fused with its neighbours as in any layer of full attention.
         block = parent.rpartition(".")[2]
         together = fused.get(f"{block}.{leaf}")
         name = linear.name if together is None else f"{parent}.{together.rpartition('.')[2]}"
         groups.setdefault(name, []).append(linear)
-    units = [Unit(name, _draft_kind(name), None, "draft", tuple(group)) for name, group in groups.items()]
-    return [*units, Unit(WHOLE_DRAFT, WHOLE_DRAFT, None, "draft", tuple(found))]
+    units = [Unit(name, _mtp_kind(name), None, "mtp", tuple(group)) for name, group in groups.items()]
+    return [*units, Unit(WHOLE_MTP, WHOLE_MTP, None, "mtp", tuple(linears))]
 
 
 def _fused_kinds(layout: TensorLayout) -> Mapping[str, str]:
-    """Fused kind by the kind of each shard: ``self_attn.q_proj`` to ``self_attn.qkv_proj``."""
+    """Map the kind of each shard to its fused kind, such as ``self_attn.q_proj`` to ``self_attn.qkv_proj``."""
 
     def kind(module: str) -> str:
         return module.removeprefix(f"{layout.layers_prefix}.").partition(".")[2]
@@ -83,6 +83,5 @@ def _fused_kinds(layout: TensorLayout) -> Mapping[str, str]:
     return {kind(shard): kind(fused.name) for fused in layout.fused for shard in fused.shards}
 
 
-def _draft_kind(name: str) -> str:
-    parts = name.split(".")
-    return ".".join(part for part in parts if part != "layers" and not part.isdigit())
+def _mtp_kind(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part != "layers" and not part.isdigit())

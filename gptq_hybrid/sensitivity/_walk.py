@@ -1,4 +1,4 @@
-"""Variants of a model carried through its layers together, each layer read once for all of them."""
+"""Walk variants of a model through its layers together, so that each layer is read once for all of them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import nn
 from gptq_hybrid.checkpoint import LinearSpec
 from gptq_hybrid.streaming import States, TextStack, read_layers
 
-from ._forms import Form
+from ._precisions import Precision
 from ._units import Unit
 
 
 @dataclass(frozen=True)
 class Variant:
-    """The reference with ``units`` in ``form`` and all else left alone. Units of layers only."""
+    """The reference with ``units`` in ``precision`` and all else left alone; units of layers only."""
 
     name: str
-    form: Form
+    precision: Precision
     units: tuple[Unit, ...]
 
     @property
@@ -35,19 +35,23 @@ class Variant:
 
     @property
     def key(self) -> str:
-        """A file name."""
-        return f"{self.form.key}.{self.name}"
+        return variant_key(self.precision, self.name)
+
+
+def variant_key(precision: Precision, name: str) -> str:
+    """Return the key of a variant in results, also its file name."""
+    return f"{precision.key}.{name}"
 
 
 @dataclass(frozen=True, slots=True)
-class Carried:
-    """``reference``: states at the layer asked for; ``variants``: final-normed states by ``Variant.key``."""
+class Walked:
+    """``reference``: states at the input of the layer ``until``; ``variants``: final-normed states by key."""
 
     reference: States
     variants: dict[str, States]
 
 
-def carry(
+def walk(
     stack: TextStack,
     reference: States,
     first: int,
@@ -55,12 +59,12 @@ def carry(
     *,
     until: int,
     on_layer: Callable[[], None] | None = None,
-) -> Carried:
-    """Run ``variants`` from layer ``first`` through the last one, the reference up to the input of ``until``.
+) -> Walked:
+    """Run ``variants`` from layer ``first`` through the last one, and the reference up to the input of ``until``.
 
     Args:
-        reference: states of the reference at the input of ``first``, ``[documents, length, hidden]`` a batch; the
-            list is not changed.
+        reference: states of the reference at the input of ``first``, ``[documents, length, hidden]`` for each
+            batch; the list is not changed.
         variants: none of them differs before ``first``.
         until: at least the first layer of every variant.
         on_layer: called for every layer that one variant, or the reference, has passed.
@@ -74,26 +78,26 @@ def carry(
                 if number < variant.first:
                     continue
                 states = active.get(variant.key, own)
-                here = [unit for unit in variant.units if unit.layer == number]
-                with _replaced(stack, layer, number, variant.form, here, tensors):
-                    active[variant.key] = _through(stack, layer, states)
+                units = [unit for unit in variant.units if unit.layer == number]
+                with _replaced(stack, layer, number, variant.precision, units, tensors):
+                    active[variant.key] = _run_layer(stack, layer, states)
                 if on_layer is not None:
                     on_layer()
             if number < until:
-                own = _through(stack, layer, own)
+                own = _run_layer(stack, layer, own)
                 if on_layer is not None:
                     on_layer()
-    return Carried(own, {key: final(stack, states) for key, states in active.items()})
+    return Walked(own, {key: apply_final_norm(stack, states) for key, states in active.items()})
 
 
-def final(stack: TextStack, states: States) -> States:
-    """The states behind the final norm; a new list."""
+def apply_final_norm(stack: TextStack, states: States) -> States:
+    """Return the states after the final norm, as a new list."""
     norm = stack.norm()
     with torch.inference_mode():
         return [norm(state.to(stack.device)).cpu() for state in states]
 
 
-def _through(stack: TextStack, layer: nn.Module, states: States) -> States:
+def _run_layer(stack: TextStack, layer: nn.Module, states: States) -> States:
     return [stack.run_layer(layer, state.to(stack.device)).cpu() for state in states]
 
 
@@ -102,11 +106,11 @@ def _replaced(
     stack: TextStack,
     layer: nn.Module,
     number: int,
-    form: Form,
+    precision: Precision,
     units: Sequence[Unit],
     tensors: Mapping[str, torch.Tensor],
 ) -> Iterator[None]:
-    """``layer`` with the weights of ``units`` in ``form``; as before afterwards."""
+    """Give ``layer`` the weights of ``units`` in ``precision``, and restore its own afterwards."""
     prefix = f"{stack.weights.layout.layers_prefix}.{number}."
     before: list[tuple[nn.Parameter, torch.Tensor]] = []
     try:
@@ -114,14 +118,16 @@ def _replaced(
             leaf = linear.weight.name.removeprefix(prefix)
             parameter = layer.get_parameter(leaf)
             before.append((parameter, parameter.data))
-            parameter.data = replacement(stack, form, linear, tensors[leaf])
+            parameter.data = replace_weight(stack, precision, linear, tensors[leaf])
         yield
     finally:
         for parameter, data in before:
             parameter.data = data
 
 
-def replacement(stack: TextStack, form: Form, linear: LinearSpec, dense: torch.Tensor) -> torch.Tensor:
-    """The weight of ``linear`` in ``form``, on the stack's device and in its dtype."""
-    # Rounded on the device: the 41 scales tried for each group take minutes a layer of the 27B on a CPU.
-    return form.weight(linear, dense.to(stack.device)).to(stack.dtype)
+def replace_weight(
+    stack: TextStack, precision: Precision, linear: LinearSpec, dense: torch.Tensor
+) -> torch.Tensor:
+    """Return the weight of ``linear`` in ``precision``, on the stack's device and in its dtype."""
+    # Rounding runs on the device: trying 41 scales for each group takes minutes per layer of the 27B on a CPU.
+    return precision.weight(linear, dense.to(stack.device)).to(stack.dtype)

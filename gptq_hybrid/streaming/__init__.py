@@ -1,21 +1,20 @@
-"""Forward passes of a checkpoint of any size, one layer in memory at a time.
+"""Forward passes of a checkpoint of any size, with one layer in memory at a time.
 
-Dense or GPTQ, from a folder; the layers are transformers' own modules. What is kept between layers are hidden
-states in main memory, so a 27B model needs a GPU only for one layer, a batch of activations and the output head.
+The checkpoint is a folder, dense or GPTQ; the layers are transformers' own modules. Between layers only hidden
+states are kept, in main memory. So for a 27B model the GPU holds one layer, one batch of activations and the
+output head.
 """
 
-from ._batches import Batch, make_batches
-from ._drafts import DraftHead
-from ._forward import LayerStream, States, read_layers
-from ._logits import OutputHead
+from ._forward import Batch, LayerStream, States, make_batches, read_layers
+from ._heads import MtpHead, OutputHead
 from ._stack import TextStack
 from ._weights import CheckpointWeights, Overlay, Weights
 
 __all__ = [
     "Batch",
     "CheckpointWeights",
-    "DraftHead",
     "LayerStream",
+    "MtpHead",
     "OutputHead",
     "Overlay",
     "States",

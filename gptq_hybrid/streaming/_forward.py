@@ -1,25 +1,71 @@
-"""Batches through the layers, one layer after the other."""
+"""Batches of documents, and a forward pass that takes them through one layer after the other."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from ._batches import Batch
 from ._stack import TextStack
 
 States = list[torch.Tensor]
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Documents of token ids, padded on the right.
+
+    No attention mask is needed. Every mixer of the hybrid is causal, so padding on the right cannot reach into the
+    document; what is computed at padded positions is thrown away.
+
+    Attributes:
+        tokens: int64 ``[documents, length]``, padded with 0.
+        numbers: the place of each row's document in the sequence that was batched.
+        lengths: tokens of each row's document.
+    """
+
+    tokens: torch.Tensor
+    numbers: tuple[int, ...]
+    lengths: tuple[int, ...]
+
+
+def make_batches(documents: Sequence[Sequence[int]], batch_tokens: int) -> list[Batch]:
+    """Group documents of similar length into batches of at most ``batch_tokens`` tokens, padding included.
+
+    A document longer than that makes a batch of its own.
+    """
+    order = sorted(range(len(documents)), key=lambda number: (len(documents[number]), number))
+    batches: list[Batch] = []
+    group: list[int] = []
+    for number in order:
+        # Sorted by length: the newest is the longest, and the batch is padded to it.
+        if group and len(documents[number]) * (len(group) + 1) > batch_tokens:
+            batches.append(_pad(documents, group))
+            group = []
+        group.append(number)
+    if group:
+        batches.append(_pad(documents, group))
+    return batches
+
+
+def _pad(documents: Sequence[Sequence[int]], numbers: list[int]) -> Batch:
+    lengths = tuple(len(documents[number]) for number in numbers)
+    tokens = torch.zeros(len(numbers), max(lengths), dtype=torch.int64)
+    for row, number in enumerate(numbers):
+        tokens[row, : lengths[row]] = torch.tensor(list(documents[number]), dtype=torch.int64)
+    return Batch(tokens, tuple(numbers), lengths)
+
+
 def read_layers(
     stack: TextStack, first: int, last: int
 ) -> Iterator[tuple[int, nn.Module, Mapping[str, torch.Tensor]]]:
-    """Layers ``first … last - 1``: number, the module ready to run, and its dense tensors on the CPU.
+    """Yield layers ``first … last - 1``: the number, the module ready to run, and its dense tensors on the CPU.
 
-    Reading and unpacking a layer of the 27B takes about as long as running it, so the next one is read meanwhile.
+    Reading and unpacking a layer of the 27B takes about as long as running it, so the next layer is read
+    meanwhile.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="next-layer") as reader:
         ahead = reader.submit(stack.layer_tensors, first) if first < last else None
@@ -32,10 +78,12 @@ def read_layers(
 
 
 class LayerStream:
-    """A forward pass over all ``batches`` that can be left after any layer and taken up again.
+    """A forward pass over all ``batches`` that can stop after any layer and continue later.
 
-    ``states`` holds ``[documents, length, hidden]`` per batch in main memory, in the stack's dtype: the input of
-    layer ``done``.
+    Attributes:
+        states: the input of layer ``done``, ``[documents, length, hidden]`` for each batch, in main memory and in
+            the stack's dtype.
+        done: how many layers have run.
     """
 
     def __init__(
@@ -49,9 +97,9 @@ class LayerStream:
     def run(
         self, *, until: int | None = None, after_layer: Callable[[LayerStream], None] | None = None
     ) -> States:
-        """Run layers ``done … until - 1`` (all that are left by default); returns ``states``.
+        """Run layers ``done … until - 1`` and return ``states``; by default all layers that are left.
 
-        ``after_layer`` is called after each, with ``done`` advanced.
+        ``after_layer`` is called after each layer, with ``done`` advanced.
         """
         last = self.stack.depth if until is None else until
         for number, layer, _ in read_layers(self.stack, self.done, last):
@@ -64,7 +112,10 @@ class LayerStream:
         return self.states
 
     def final(self) -> States:
-        """The states behind the final norm: what ``lm_head`` and the draft head take. All layers must be done."""
+        """Return the states after the final norm, as ``lm_head`` and the MTP head take them.
+
+        All layers must have run.
+        """
         assert self.done == self.stack.depth, "layers are left to run"
         norm = self.stack.norm()
         with torch.inference_mode():

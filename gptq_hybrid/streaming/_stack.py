@@ -1,8 +1,8 @@
-"""The language model's parts, one at a time: transformers' modules filled from :class:`Weights`."""
+"""The language model's parts, built one at a time: transformers' modules filled from :class:`Weights`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -20,8 +20,8 @@ class TextStack:
     Args:
         weights: where tensors come from.
         device: where modules are built and run.
-        dtype: dtype of weights and hidden states. float32 makes a comparison free of rounding noise. Vectors that
-            are stored in float32 (such as ``A_log``, exponents of a decay) stay so in either, as in vLLM.
+        dtype: dtype of weights and hidden states. float32 keeps rounding noise out of a comparison. Vectors stored
+            in float32 (such as ``A_log``, exponents of a decay) stay float32 in any case, as in vLLM.
     """
 
     def __init__(self, weights: Weights, device: torch.device, dtype: torch.dtype) -> None:
@@ -45,10 +45,11 @@ class TextStack:
 
     @property
     def depth(self) -> int:
+        """Number of decoder layers."""
         return int(self.config.num_hidden_layers)
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """``[…]`` token ids to ``[…, hidden]``, looked up where the table lies (main memory), then moved."""
+        """Look up token ids ``[…]`` in the table in main memory; return ``[…, hidden]`` on the device."""
         return self._embedding[tokens].to(device=self.device, dtype=self.dtype)
 
     @cached_property
@@ -56,34 +57,43 @@ class TextStack:
         return self.weights.under(f"{self.prefix}.embed_tokens.")["weight"]
 
     def layer_tensors(self, number: int) -> dict[str, torch.Tensor]:
-        """One layer's dense tensors on the CPU; what :meth:`layer` takes."""
+        """Read one layer's dense tensors to the CPU, for :meth:`layer`."""
         return self.weights.under(f"{self.prefix}.layers.{number}.")
 
     def layer(self, number: int, tensors: Mapping[str, torch.Tensor] | None = None) -> nn.Module:
-        """Decoder layer ``number``, ready to run."""
+        """Build decoder layer ``number``, ready to run."""
         from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5DecoderLayer
 
-        found = self.layer_tensors(number) if tensors is None else tensors
-        return self.filled(lambda: Qwen3_5DecoderLayer(self.config, number), found, f"layer {number}")
+        if tensors is None:
+            tensors = self.layer_tensors(number)
+        return self.fill(lambda: Qwen3_5DecoderLayer(self.config, number), tensors, f"layer {number}")
 
-    def norm(self, tensors: Mapping[str, torch.Tensor] | None = None, what: str = "norm") -> nn.Module:
-        """An RMSNorm over the hidden size; the final one unless ``tensors`` are given."""
+    def norm(self, tensors: Mapping[str, torch.Tensor] | None = None, label: str = "norm") -> nn.Module:
+        """Build an RMSNorm over the hidden size; without ``tensors`` the final one."""
         from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5RMSNorm
 
-        found = self.weights.under(f"{self.prefix}.norm.") if tensors is None else tensors
+        if tensors is None:
+            tensors = self.weights.under(f"{self.prefix}.norm.")
         eps = float(self.config.rms_norm_eps)
-        return self.filled(lambda: Qwen3_5RMSNorm(int(self.config.hidden_size), eps=eps), found, what)
+        return self.fill(lambda: Qwen3_5RMSNorm(int(self.config.hidden_size), eps=eps), tensors, label)
 
-    def filled(self, build: Any, tensors: Mapping[str, torch.Tensor], what: str) -> nn.Module:
-        """The module ``build()`` returns, with ``tensors`` for its parameters.
+    def fill(
+        self, build: Callable[[], nn.Module], tensors: Mapping[str, torch.Tensor], label: str
+    ) -> nn.Module:
+        """Return the module that ``build()`` makes, with ``tensors`` as its parameters.
+
+        Args:
+            build: makes the module; called with the meta device as default.
+            tensors: by the module's own parameter names.
+            label: what the module is, for messages.
 
         Raises:
             CheckpointError: a parameter is missing, left over, or of another shape.
         """
         with torch.device("meta"):
-            module: nn.Module = build()
+            module = build()
         cast = {
-            name: tensor.to(device=self.device, dtype=tensor.dtype if _kept(tensor) else self.dtype)
+            name: tensor.to(device=self.device, dtype=tensor.dtype if _stays_float32(tensor) else self.dtype)
             for name, tensor in tensors.items()
         }
         try:
@@ -91,13 +101,13 @@ class TextStack:
         except RuntimeError as error:
             raise CheckpointError(
                 "checkpoint",
-                f"{what} does not fit the architecture: {' '.join(str(error).split())}",
+                f"{label} does not fit the architecture: {' '.join(str(error).split())}",
                 remedy="Run: qwen36 check CHECKPOINT",
             ) from error
         return module.eval().requires_grad_(False)
 
     def rotary(self, length: int, shift: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin ``[1, length, rotary dim]`` of positions ``shift … shift + length - 1`` of text."""
+        """Return cos and sin ``[1, length, rotary dim]`` of text positions ``shift … shift + length - 1``."""
         from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5TextRotaryEmbedding
 
         if (length, shift) not in self._rotary:
@@ -110,12 +120,12 @@ class TextStack:
         return self._rotary[(length, shift)]
 
     def run_layer(self, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-        """``hidden`` ``[documents, length, hidden]`` through one layer, causally, from an empty state."""
+        """Run ``hidden`` ``[documents, length, hidden]`` through one layer, causally, from an empty state."""
         output: torch.Tensor = layer(
             hidden, position_embeddings=self.rotary(hidden.shape[1]), attention_mask=None
         )
         return output
 
 
-def _kept(tensor: torch.Tensor) -> bool:
+def _stays_float32(tensor: torch.Tensor) -> bool:
     return bool(tensor.ndim == 1 and tensor.dtype == torch.float32)

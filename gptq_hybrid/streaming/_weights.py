@@ -1,4 +1,4 @@
-"""Dense tensors of a checkpoint by module, whatever it stores."""
+"""Dense tensors of a checkpoint, whatever format it stores them in."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import torch
 from safetensors import safe_open
 
 from gptq_hybrid.checkpoint import Checkpoint, TensorLayout, layout_for
-from gptq_hybrid.checkpoint.quantization import GPTQ_METHODS, dynamic_rule, method_of
+from gptq_hybrid.checkpoint.quantization import GPTQ_METHODS, dynamic_rule, quant_method
 from gptq_hybrid.common.errors import CheckpointError
 from gptq_hybrid.packing import CheckpointFormat, dequantize
 
 _PARTS = ("qweight", "scales", "qzeros", "g_idx")
 _FORMATS: dict[str, CheckpointFormat] = {"gptq": "gptq", "gptq_v2": "gptq_v2"}
-# Outputs unpacked at once. Unpacking takes four float32 arrays of this many rows: 1.3 GB at 5,120 inputs, where
-# the whole output head of the 27B would take 20. A multiple of 32 ends in a whole word of qzeros in any bits.
-_ROWS = 16_384
+# Output channels unpacked at once. Unpacking takes four float32 arrays of this many channels: 1.3 GB at 5,120
+# inputs, where the whole output head of the 27B would take 20 GB. A multiple of 32 ends in a whole word of qzeros
+# at any bits.
+_CHANNELS = 16_384
 
 
 class Weights(Protocol):
@@ -33,14 +34,14 @@ class Weights(Protocol):
     def layout(self) -> TensorLayout: ...
 
     def under(self, prefix: str) -> dict[str, torch.Tensor]:
-        """Dense tensors whose names start with ``prefix``, by the rest of the name.
+        """Read the tensors whose names start with ``prefix``; keys are the rest of each name.
 
         Quantized linears come as ``….weight``, float32 ``[out_features, in_features]``; all else as stored.
         """
 
 
 class CheckpointWeights:
-    """Tensors of a folder as a loader finds them; packed GPTQ linears (2, 3, 4 or 8 bits, any ``g_idx``) unpacked.
+    """The tensors of a checkpoint folder, with GPTQ linears unpacked (2, 3, 4 or 8 bits, any ``g_idx``).
 
     Raises:
         CheckpointError: not a readable checkpoint of a known family, or stored in another quantization format.
@@ -50,21 +51,22 @@ class CheckpointWeights:
         self.checkpoint = Checkpoint.open(folder)
         self.layout = layout_for(self.checkpoint.config)
         quantization = self.checkpoint.quantization_config
-        if quantization is not None and method_of(quantization) not in GPTQ_METHODS:
+        if quantization is not None and quant_method(quantization) not in GPTQ_METHODS:
             raise CheckpointError(
                 folder,
-                f"is quantized by {method_of(quantization)!r}; only BF16 originals and GPTQ can be computed with",
+                f"is quantized by {quant_method(quantization)!r}; "
+                "only BF16 originals and GPTQ checkpoints can be run",
                 remedy="Give the BF16 original or a GPTQ checkpoint of it.",
             )
         self._quantization: Mapping[str, Any] = quantization or {}
-        stored = str(self._quantization.get("checkpoint_format", self._quantization.get("format", "gptq")))
-        if stored not in _FORMATS:
+        packing = str(self._quantization.get("checkpoint_format", self._quantization.get("format", "gptq")))
+        if packing not in _FORMATS:
             raise CheckpointError(
                 folder,
-                f"is packed in the format {stored!r}; only {' and '.join(_FORMATS)} can be computed with",
+                f"is packed in the format {packing!r}; only {' and '.join(_FORMATS)} can be run",
                 remedy="Give the BF16 original, or the checkpoint in the format gptq.",
             )
-        self._format = _FORMATS[stored]
+        self._format = _FORMATS[packing]
         self._names = sorted(self.checkpoint.loaded)
         if errors := self.checkpoint.header_errors:
             raise next(iter(errors.values()))
@@ -77,73 +79,73 @@ class CheckpointWeights:
 
     @cached_property
     def has_mtp(self) -> bool:
-        """Whether a draft head is stored: every tensor of it, dense or packed.
+        """Whether the MTP head is stored with every one of its tensors, dense or packed.
 
         Raises:
-            CheckpointError: some of its tensors are there and some are not.
+            CheckpointError: only some of its tensors are there.
         """
-        lacking = [
+        missing = [
             spec.name
             for spec in self.layout.mtp
             if spec.name not in self.checkpoint.loaded
             and spec.name.removesuffix("weight") + "qweight" not in self.checkpoint.loaded
         ]
-        if lacking and len(lacking) < len(self.layout.mtp):
+        if missing and len(missing) < len(self.layout.mtp):
             raise CheckpointError(
                 self.checkpoint.location,
-                f"lacks {len(lacking)} of {len(self.layout.mtp)} tensors of the MTP head: {lacking[0]}",
+                f"lacks {len(missing)} of {len(self.layout.mtp)} tensors of the MTP head: {missing[0]}",
                 remedy="Run: qwen36 repair CHECKPOINT --mtp-from ORIGINAL; or leave the head out with --drafts 0.",
             )
-        return not lacking and bool(self.layout.mtp)
+        return not missing and bool(self.layout.mtp)
 
     def under(self, prefix: str) -> dict[str, torch.Tensor]:
         """See :meth:`Weights.under`.
 
         Raises:
-            CheckpointError: there is nothing under ``prefix``, or a packed linear lacks one of its parts.
+            CheckpointError: no tensor starts with ``prefix``, or a packed linear lacks one of its parts.
         """
-        found = [name for name in self._names if name.startswith(prefix)]
-        if not found:
+        names = [name for name in self._names if name.startswith(prefix)]
+        if not names:
             raise CheckpointError(self.checkpoint.location, f"holds no tensor under {prefix}")
-        packed = {name.removesuffix(".qweight") for name in found if name.endswith(".qweight")}
-        out = {
-            name.removeprefix(prefix): self._read(name)
-            for name in found
-            # A bias is kept: the architecture has none, so that whoever fills it in finds one too many.
+        packed = {name.removesuffix(".qweight") for name in names if name.endswith(".qweight")}
+        tensors = {
+            name.removeprefix(prefix): self.read(name)
+            for name in names
+            # A bias is passed on, not dropped: the architecture has none, so filling the module fails loudly.
             if name.rpartition(".")[0] not in packed or name.rpartition(".")[2] not in (*_PARTS, "weight")
         }
         for module in sorted(packed):
-            out[f"{module}.weight".removeprefix(prefix)] = self._unpacked(module)
-        return out
+            tensors[f"{module}.weight".removeprefix(prefix)] = self._unpack(module)
+        return tensors
 
-    def _unpacked(self, module: str) -> torch.Tensor:
+    def _unpack(self, module: str) -> torch.Tensor:
         names = {part: f"{module}.{part}" for part in _PARTS}
-        lacking = [part for part, name in names.items() if name not in self.checkpoint.loaded]
-        # Without act order a g_idx says nothing, and vLLM does not read it.
-        if lacking and (lacking != ["g_idx"] or self._quantization.get("desc_act")):
+        missing = [part for part, name in names.items() if name not in self.checkpoint.loaded]
+        # Without act order g_idx carries no information, and vLLM does not read it.
+        if missing and (missing != ["g_idx"] or self._quantization.get("desc_act")):
             raise CheckpointError(
-                self.checkpoint.location, f"has no {names[lacking[0]]}", remedy="Run: qwen36 check CHECKPOINT"
+                self.checkpoint.location, f"has no {names[missing[0]]}", remedy="Run: qwen36 check CHECKPOINT"
             )
         rule = dynamic_rule(self._quantization, module)
         overrides = rule if isinstance(rule, Mapping) else {}
         bits = int(overrides.get("bits", self._quantization.get("bits", 4)))
-        parts = {part: self._read(name) for part, name in names.items() if part not in lacking}
+        parts = {part: self.read(name) for part, name in names.items() if part not in missing}
         try:
-            return self._dense(parts, bits)
+            return self._dequantize(parts, bits)
         except (ValueError, RuntimeError) as error:
             raise CheckpointError(
                 self.checkpoint.location,
-                f"{module} is not packed in {bits} bits, as the config has it: {error}",
+                f"{module} is not packed in {bits} bits, as the config says: {error}",
                 remedy="Run: qwen36 check CHECKPOINT",
             ) from error
 
-    def _dense(self, parts: Mapping[str, torch.Tensor], bits: int) -> torch.Tensor:
-        """float32 ``[out_features, in_features]``, unpacked some outputs at a time."""
+    def _dequantize(self, parts: Mapping[str, torch.Tensor], bits: int) -> torch.Tensor:
+        """Unpack to float32 ``[out_features, in_features]``, some output channels at a time."""
         qweight, scales, qzeros = parts["qweight"], parts["scales"], parts["qzeros"]
         weight: torch.Tensor | None = None
-        for start in range(0, qweight.shape[1], _ROWS):
-            end = min(start + _ROWS, qweight.shape[1])
-            rows = dequantize(
+        for start in range(0, qweight.shape[1], _CHANNELS):
+            end = min(start + _CHANNELS, qweight.shape[1])
+            channels = dequantize(
                 qweight[:, start:end],
                 scales[:, start:end],
                 qzeros[:, start * bits // 32 : -(-end * bits // 32)],
@@ -153,16 +155,17 @@ class CheckpointWeights:
             )
             if weight is None:
                 if end == qweight.shape[1]:
-                    return rows
-                weight = rows.new_empty(qweight.shape[1], rows.shape[1])
-            weight[start:end] = rows
+                    return channels
+                weight = channels.new_empty(qweight.shape[1], channels.shape[1])
+            weight[start:end] = channels
         if weight is None:
-            raise ValueError("qweight has no outputs")
+            raise ValueError("qweight has no output channels")
         return weight
 
-    def _read(self, name: str) -> torch.Tensor:
+    def read(self, name: str) -> torch.Tensor:
+        """Read one tensor as it is stored, by its full name; of a packed linear one part, such as ``….qweight``."""
         file = self.checkpoint.path / self.checkpoint.loaded[name].file
-        # Opened anew for each tensor: the mapping of a 15 GB shard is not kept, and threads share nothing.
+        # Opened for each tensor, so that the mapping of a 15 GB shard is not kept and threads share nothing.
         with safe_open(file, framework="pt") as handle:
             return handle.get_tensor(name)
 
@@ -170,8 +173,10 @@ class CheckpointWeights:
 class Overlay:
     """``base`` with some tensors replaced as they are read.
 
-    ``replace`` is called with the full name and the dense tensor of everything that is read, and returns what to
-    use instead: the tensor itself to leave it alone.
+    Args:
+        base: where tensors come from.
+        replace: called with the full name and the dense tensor of everything that is read; returns the tensor to
+            use, which may be the same one.
     """
 
     def __init__(self, base: Weights, replace: Callable[[str, torch.Tensor], torch.Tensor]) -> None:

@@ -1,11 +1,12 @@
 """Everything that touches gptqmodel below its public API, and nothing else.
 
-Each function looks at the thing it is about to use and raises
-:class:`IncompatibleError` when upstream has moved, rather than guess.
+Each function looks at the thing it is about to use and raises :class:`IncompatibleError` when gptqmodel has
+moved, rather than guess. Each module says at its top what it changes, why, in which versions, how it checks
+what it changes, and when the change may go.
 """
 
+from ._damping import module_name
 from ._gptaq import gptaq_config, keep_log, refuse_batches
-from ._module_record import ModuleRecord
 from ._records import record_modules
 from ._resume import (
     RunInterruptedError,
@@ -14,8 +15,10 @@ from ._resume import (
     resumable,
     why_not_resumable,
 )
-from .gptqmodel import (
+from .versions import (
     IncompatibleError,
+    installed_version,
+    moved,
     prepare_environment,
     supports_shared_input_tags,
     without_stray_logs,
@@ -23,12 +26,14 @@ from .gptqmodel import (
 
 __all__ = [
     "IncompatibleError",
-    "ModuleRecord",
     "RunInterruptedError",
     "checkpoint_config",
     "finished_layers",
     "gptaq_config",
+    "installed_version",
     "keep_log",
+    "module_name",
+    "moved",
     "prepare_environment",
     "record_modules",
     "refuse_batches",

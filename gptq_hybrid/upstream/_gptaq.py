@@ -1,8 +1,13 @@
-"""GPTAQ, as gptqmodel has it: its config, what it cannot do, and what it did to each module.
+"""GPTAQ as gptqmodel has it: its config, what it cannot do, and what it did to each module.
 
-``GPTAQ.quantize`` neither calls ``GPTQ.quantize`` nor ``finalize_hessian``, its
-loss is not the rise of a quadratic form, and it counts rows where GPTQ counts
-tokens. So the error is computed here from the Hessian that stands at entry.
+Changes: wraps ``GPTAQ.process_batch`` and ``GPTAQ.quantize``; sets ``model.quant_log`` after a run.
+Why: ``GPTAQ.quantize`` calls neither ``GPTQ.quantize`` nor ``finalize_hessian``, its loss is not the rise of a
+    quadratic form, and it counts rows where GPTQ counts tokens. So the error is computed here from the Hessian
+    that stands at entry. gptqmodel keeps the log of processors of a few names, and ``gptaq`` is not among them.
+Versions: those with ``GPTAQConfig`` and ``QuantizeConfig.gptaq``; 7.6.0 and 7.7.0 fail on padded batches.
+Checks: both methods exist, ``quantize`` returns eight values; whether ``NativeProcessor.pre_process_fwd_hook``
+    masks.
+May go: when gptqmodel logs GPTAQ's errors and tokens, and takes padding out of both kinds of inputs.
 """
 
 from __future__ import annotations
@@ -14,13 +19,15 @@ from functools import wraps
 from typing import Any
 
 from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.losses import ModuleRecord
 
-from ._module_record import ModuleRecord, energy, module_name
-from .gptqmodel import installed_version, moved
+from ._damping import module_name
+from ._energy import energy
+from .versions import installed_version, moved
 
 
-def gptaq_config(wanted: Mapping[str, Any]) -> Any:
-    """gptqmodel's ``GPTAQConfig(**wanted)``.
+def gptaq_config(settings: Mapping[str, Any]) -> Any:
+    """Return gptqmodel's ``GPTAQConfig(**settings)``.
 
     Raises:
         HybridError: this gptqmodel has none, or ``QuantizeConfig`` does not take it.
@@ -34,15 +41,14 @@ def gptaq_config(wanted: Mapping[str, Any]) -> Any:
             f"gptqmodel {installed_version()} has no GPTAQ",
             remedy="Take a recipe without `gptaq`, such as static-mse, or gptqmodel 7.6.0.",
         )
-    return config(**wanted)
+    return config(**settings)
 
 
 def refuse_batches(batch_size: int) -> None:
-    """Raise if GPTAQ would fail on batches of ``batch_size`` rows.
+    """Refuse batches that GPTAQ would fail on.
 
-    It pairs inputs of the unquantized model with those of the quantized one.
-    Where padding is taken out of the second kind alone, as in 7.6.0, their
-    shapes differ as soon as two rows of a batch do.
+    GPTAQ pairs inputs of the unquantized model with those of the quantized one. Where padding is taken out of the
+    second kind alone, their shapes differ as soon as two rows of a batch differ in length.
 
     Raises:
         HybridError: more than one row at a time, and this gptqmodel does that.
@@ -62,23 +68,20 @@ def refuse_batches(batch_size: int) -> None:
 
 
 def keep_log(model: Any, logs: Any) -> None:
-    """Set ``model.quant_log``, which is saved as ``quant_log.csv``, from what ``model.quantize`` returned.
-
-    gptqmodel sets it for processors of a few names, and ``gptaq`` is not among them.
-    """
+    """Set ``model.quant_log``, which is saved as ``quant_log.csv``, from what ``model.quantize`` returned."""
     if not getattr(model, "quant_log", None) and isinstance(logs, dict) and logs.get("gptaq"):
         model.quant_log = logs["gptaq"]
 
 
 @contextmanager
-def record_gptaq(note: Callable[[ModuleRecord], None]) -> Iterator[None]:
-    """Call ``note`` for each module that GPTAQ quantizes while the block runs.
+def record_gptaq(add: Callable[[ModuleRecord], None]) -> Iterator[None]:
+    """Call ``add`` for each module that GPTAQ quantizes while the block runs.
 
-    Wraps ``GPTAQ.process_batch`` and ``GPTAQ.quantize`` and restores both. A
-    gptqmodel without GPTAQ is left as it is.
+    A gptqmodel without GPTAQ is left as it is.
 
     Raises:
-        IncompatibleError: one of them is gone, or ``quantize`` returns something else.
+        IncompatibleError: what is wrapped is gone, or ``quantize`` returns something else.
+        HybridError: a module saw no calibration data.
     """
     from gptqmodel import quantization
 
@@ -93,14 +96,14 @@ def record_gptaq(note: Callable[[ModuleRecord], None]) -> Iterator[None]:
     tokens: dict[int, int] = {}
 
     @wraps(process)
-    def process_and_count(self: Any, inp: Any, *args: Any, **kwargs: Any) -> Any:
+    def counted_process(self: Any, inp: Any, *args: Any, **kwargs: Any) -> Any:
         # A batch at a time: `add_batch` holds the solver's lock.
         tokens[id(self)] = tokens.get(id(self), 0) + inp.numel() // inp.shape[-1]
         return process(self, inp, *args, **kwargs)
 
     @wraps(quantize)
-    def quantize_and_note(self: Any, *args: Any, **kwargs: Any) -> Any:
-        seen = tokens.pop(id(self), 0)
+    def recorded_quantize(self: Any, *args: Any, **kwargs: Any) -> Any:
+        count = tokens.pop(id(self), 0)
         name = module_name(self)
         if getattr(self, "H", None) is None:
             raise HybridError(
@@ -118,21 +121,23 @@ def record_gptaq(note: Callable[[ModuleRecord], None]) -> Iterator[None]:
         error = None
         if whole > 0 and quantized.shape == weight.shape:
             error = max(0.0, energy(weight, hessian, less=quantized)) / whole
-        note(
+        add(
             ModuleRecord(
                 module=name,
                 columns=int(weight.shape[1]),
-                tokens=seen,
+                tokens=count,
                 loss=float(loss),
                 damp=float(damp),
                 relative_error=error,
                 dead_columns=int((hessian.diagonal() == 0).sum()),
                 outcome="gptaq",
+                floor=0.0,
+                nonfinite_columns=0,
             )
         )
         return out
 
-    gptaq.process_batch, gptaq.quantize = process_and_count, quantize_and_note
+    gptaq.process_batch, gptaq.quantize = counted_process, recorded_quantize
     try:
         yield
     finally:

@@ -1,20 +1,27 @@
-"""Continuing a killed run: gptqmodel's checkpoints of a run, for this architecture and with our records.
+"""Continue a killed run: gptqmodel's checkpoints of a run, for this architecture and with our records.
 
-gptqmodel 7.4 and later keep the state of a run in transactions (``CheckpointConfig``, ``gptq_checkpoint``):
-nothing of that is done again here. Five things stand in the way of the hybrid, and each is a patch for upstream:
+gptqmodel 7.4 and later keep the state of a run in transactions (``CheckpointConfig``, ``gptq_checkpoint``);
+none of that is done again here. Five things stand in the way of the hybrid, and each would be a patch for
+upstream:
 
-* ``validate_checkpoint_support`` allows ``llama`` and ``qwen3_moe`` only. The continuation is the layer's inputs
-  and their arguments, the processors' logs and the packed modules; no model type adds to it.
-* It refuses ``dynamic``, though ``packed_module_spec`` keeps bits and group size by module and the identity of a
-  state holds the rules. (GPTAQ is another matter: the unquantized model's inputs are kept by ``NativeProcessor``,
-  whose caches no continuation holds. That refusal stays.)
-* ``_source_identity`` refuses shards that are links out of the folder, as in every snapshot of the hub's cache,
-  and reads all of the source: 55 GB at 27B, before the run and before each continuation. It is replaced by the
-  caller's.
-* Restored modules have their tensors in the order of the constructor, packed ones in that of packing: the same
-  tensors, in another order in the file, and so other bytes.
-* What :func:`.record_modules` noted of finished layers goes into the continuation, so that it is
-  published together with them.
+* ``validate_checkpoint_support`` allows ``llama`` and ``qwen3_moe`` only. A state is the layer's inputs and their
+  arguments, the processors' logs and the packed modules; no model type adds to it.
+* It refuses ``dynamic``, though ``packed_module_spec`` keeps bits and group size by module and the identity of
+  a state holds the rules. (GPTAQ is another matter. ``NativeProcessor`` keeps the unquantized model's inputs,
+  and no state holds its caches. That refusal stays.)
+* ``_source_identity`` refuses shards that are links out of the folder, as in every snapshot of the hub's cache.
+  It reads all of the source, 55 GB at 27B, before the run and before each continuation.
+* Restored modules have their tensors in the order of the constructor, packed ones in the order of packing: the same
+  tensors in another order in the file, and so other bytes.
+* Records of finished layers have to be published together with those layers.
+
+Changes: replaces ``validate_checkpoint_support``, ``QuantizationCheckpointAdapter``, ``_source_identity`` and
+    ``CheckpointExtension.request_stop``.
+Why: the five points above.
+Versions: 7.4 and later; read in 7.6.0 and 7.7.0, where the file is the same.
+Checks: the four exist, the adapter is version 3, ``checkpoint_session`` makes one, ``bind`` calls
+    ``_source_identity``.
+May go: when gptqmodel allows the hybrid and ``dynamic``, and takes a source identity from its caller.
 """
 
 from __future__ import annotations
@@ -31,14 +38,14 @@ from types import SimpleNamespace
 from typing import Any
 
 from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.losses import ModuleRecord
 
-from ._module_record import ModuleRecord
-from .gptqmodel import installed_version, moved
+from .versions import installed_version, moved
 
 _RECORDS = "gptq_hybrid_records"
 _ORDER = "gptq_hybrid_order"
-_WAY = "gptq_hybrid_way"
-_ANEW = "Begin anew with --restart."
+_METHOD = "gptq_hybrid_way"
+_RESTART = "Begin anew with --restart."
 
 
 class RunInterruptedError(HybridError):
@@ -50,7 +57,7 @@ class RunInterruptedError(HybridError):
 def can_resume() -> bool:
     """Whether the installed gptqmodel keeps the state of a run (7.4 and later)."""
     package = find_spec("gptqmodel")
-    # Looked for as a file: to import it takes ten seconds and prints a banner, and the preflight asks.
+    # By its file, as the plan of a run asks: importing it takes ten seconds and prints a banner.
     return package is not None and any(
         Path(place, "looper", "gptq_checkpoint.py").is_file()
         for place in package.submodule_search_locations or ()
@@ -58,10 +65,10 @@ def can_resume() -> bool:
 
 
 def checkpoint_config(folder: Path, interval: int) -> Any:
-    """gptqmodel's ``CheckpointConfig`` that keeps its state in ``folder``, every ``interval`` layers.
+    """Return gptqmodel's ``CheckpointConfig`` that keeps its state in ``folder``, every ``interval`` layers.
 
-    Two generations are kept (upstream's least): the older is what is left when the newer is damaged. A GPU of the
-    same kind will do; its serial number may be another, as it is when a host of a cloud comes back.
+    Two generations are kept, upstream's least: the older is left when the newer is damaged. A continuation may use
+    another GPU of the same kind, as it must when a host of a cloud comes back.
     """
     from gptqmodel import CheckpointConfig
 
@@ -71,23 +78,23 @@ def checkpoint_config(folder: Path, interval: int) -> Any:
 
 
 def finished_layers(folder: Path) -> int:
-    """Layers in the newest published state of ``folder``; 0 if there is none.
+    """Count the layers in the newest published state of ``folder``; 0 if there is none.
 
     Raises:
-        HybridError: it is not a state, or a damaged one.
+        HybridError: what is there is no state, or a damaged one.
     """
     current = folder / "CURRENT"
     if not current.exists():
         return 0
     try:
-        # As gptqmodel does: the newest generation that can be read. It verifies the rest when it loads it.
+        # As gptqmodel does: the newest generation that can be read. It verifies the contents when it loads them.
         for reference in json.loads(current.read_bytes())["generations"]:
             manifest = folder / "objects" / str(reference)
             if manifest.is_file():
                 return int(json.loads(manifest.read_bytes())["cursor"])
     except (ValueError, KeyError, TypeError) as error:
-        raise HybridError(f"{current} does not hold the state of a run: {error}", remedy=_ANEW) from error
-    raise HybridError(f"{folder} has lost the state of a run that {current.name} names", remedy=_ANEW)
+        raise HybridError(f"{current} does not hold the state of a run: {error}", remedy=_RESTART) from error
+    raise HybridError(f"{folder} has lost the state of a run that {current.name} names", remedy=_RESTART)
 
 
 @contextmanager
@@ -95,14 +102,16 @@ def resumable(
     records: dict[str, ModuleRecord],
     source_identity: Callable[[Path], Mapping[str, str]] | None = None,
     on_stop: Callable[[], None] | None = None,
-    way: str = "",
+    method: str = "",
 ) -> Iterator[None]:
     """Let gptqmodel keep, and continue from, the state of a run of the hybrid while the block runs.
 
-    ``records`` goes into each state, and is filled from the one that is continued. ``source_identity(folder)``
-    tells sources apart. ``on_stop()`` is called at the first Ctrl-C or SIGTERM, after which the run goes on to the
-    end of its layer; a second one interrupts it at once. ``way``: how it is computed, of which a state is not
-    continued in another.
+    Args:
+        records: goes into each state, and is filled from the state that is continued.
+        source_identity: tells sources apart, by the folder of one; gptqmodel's own by default.
+        on_stop: called at the first Ctrl-C or SIGTERM. The run then goes on to the end of its layer; a second
+            signal interrupts it at once.
+        method: how the run computes. A state is not continued by another method.
 
     Raises:
         IncompatibleError: gptqmodel's parts are not those this was written against.
@@ -121,33 +130,33 @@ def resumable(
     def validate_hybrid(model: Any, **others: Any) -> None:
         config = copy.copy(model.quantize_config)
         config.dynamic = None
-        known = SimpleNamespace(config=SimpleNamespace(model_type="llama"))
-        validate(SimpleNamespace(quantize_config=config, model=known), **others)
+        allowed = SimpleNamespace(config=SimpleNamespace(model_type="llama"))
+        validate(SimpleNamespace(quantize_config=config, model=allowed), **others)
 
     class Adapter(adapter):  # type: ignore[misc, valid-type]
         def capture(self) -> tuple[dict[str, Any], dict[str, Any]]:
             state, artifacts = super().capture()
-            # Text, as gptqmodel's codec takes no floats that are not finite.
+            # As text: gptqmodel's codec takes no floats that are not finite.
             state[_RECORDS] = json.dumps([asdict(record) for record in records.values()])
-            state[_WAY] = way
+            state[_METHOD] = method
             state[_ORDER] = {
                 name: [*self.model.model.get_submodule(name)._buffers] for name in state["specs"]
             }
             return state, artifacts
 
         def restore(self, state: dict[str, Any], artifacts: dict[str, Any]) -> None:
-            if state[_WAY] != way:
+            if state[_METHOD] != method:
                 raise HybridError(
-                    f"the earlier run was computed by {state[_WAY]!r}, and this one is by {way!r}",
+                    f"the earlier run was computed by {state[_METHOD]!r}, and this one is by {method!r}",
                     remedy="Set `faster` and `products` of the model as they were, or begin anew.",
                 )
-            kept = [ModuleRecord(**found) for found in json.loads(state[_RECORDS])]
+            earlier = [ModuleRecord(**fields) for fields in json.loads(state[_RECORDS])]
             super().restore(state, artifacts)
             for name, order in state[_ORDER].items():
                 buffers = self.model.model.get_submodule(name)._buffers
-                found = {key: buffers.pop(key) for key in order if key in buffers}
-                buffers.update({**found, **{key: buffers.pop(key) for key in [*buffers]}})
-            records.update((record.module, record) for record in kept)
+                ordered = {key: buffers.pop(key) for key in order if key in buffers}
+                buffers.update({**ordered, **{key: buffers.pop(key) for key in [*buffers]}})
+            records.update((record.module, record) for record in earlier)
 
     def stop_at_layer(self: Any) -> None:
         if getattr(self, "_stop_requested", False):
@@ -168,7 +177,7 @@ def resumable(
             "Interrupted; the layers done so far are kept", remedy="Run the same command again to continue."
         ) from error
     except CheckpointError as error:
-        raise HybridError(f"the state of the earlier run cannot be used: {error}", remedy=_ANEW) from error
+        raise HybridError(f"the state of the earlier run cannot be used: {error}", remedy=_RESTART) from error
     finally:
         gptq_checkpoint.validate_checkpoint_support = validate
         gptq_checkpoint.QuantizationCheckpointAdapter = adapter
@@ -177,7 +186,7 @@ def resumable(
 
 
 def _parts(module: Any) -> tuple[Callable[..., Any], type, Callable[..., Any]]:
-    """What is patched, after a look at how gptqmodel uses it."""
+    """Return what is patched, after a look at how gptqmodel uses it."""
     validate = getattr(module, "validate_checkpoint_support", None)
     adapter = getattr(module, "QuantizationCheckpointAdapter", None)
     identity = getattr(module, "_source_identity", None)
@@ -197,7 +206,7 @@ def _parts(module: Any) -> tuple[Callable[..., Any], type, Callable[..., Any]]:
 
 
 def why_not_resumable(settings: Mapping[str, Any]) -> str | None:
-    """Why gptqmodel cannot continue a run with these settings of a recipe; None if it can."""
+    """Say why gptqmodel cannot continue a run with these settings of a recipe; None if it can."""
     if not can_resume():
         return f"gptqmodel {installed_version()} keeps no state of a run (7.4 and later do)"
     if settings.get("gptaq"):

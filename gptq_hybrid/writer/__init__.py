@@ -1,26 +1,18 @@
-"""Turning what gptqmodel saves into a checkpoint of this project's format.
+"""Turn what gptqmodel saves into a checkpoint of this project's format.
 
-Main shards as gptqmodel writes them; the MTP head verbatim in ``mtp.safetensors``,
-named in the index; configs that say what is quantized and hold no trace of the
-machine; everything else as the source has it. :class:`Packaging` asks for more:
-either head packed, no vision tower.
+The main shards are gptqmodel's. The MTP head lies verbatim in ``mtp.safetensors`` and is named in the index.
+Configs say what is quantized and hold no trace of the machine. All else is as the source has it. With a
+:class:`~gptq_hybrid.recipes.Packaging` the two heads are packed, or the vision tower left out.
 """
 
-from gptq_hybrid.recipes.packaging import Packaging, mtp_linears, output_head, refuse_impossible
-
-from ._quant_log import write_records
-from ._verdict import Limits, Verdict, judge
-from ._write import CheckpointPlan, write_checkpoint
+from ._verdict import Limits, QuantizationFailedError, Verdict, judge
+from ._write import CheckpointSpec, write_checkpoint
 
 __all__ = [
-    "CheckpointPlan",
+    "CheckpointSpec",
     "Limits",
-    "Packaging",
+    "QuantizationFailedError",
     "Verdict",
     "judge",
-    "mtp_linears",
-    "output_head",
-    "refuse_impossible",
     "write_checkpoint",
-    "write_records",
 ]

@@ -1,4 +1,4 @@
-"""config.json, quantize_config.json and the small files beside them."""
+"""Write config.json, quantize_config.json and the small files beside them."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 from gptq_hybrid.checkpoint import Checkpoint, layout_for, read_json_object
 from gptq_hybrid.checkpoint.files import LocalFiles
 from gptq_hybrid.checkpoint.formats.gptq import settings
-from gptq_hybrid.checkpoint.g_idx import is_trivial, read_g_idx
+from gptq_hybrid.checkpoint.g_idx import is_natural
 from gptq_hybrid.checkpoint.quantization import with_mtp_excluded
 from gptq_hybrid.common.atomic import write_json_atomic
 from gptq_hybrid.common.errors import HybridError
-from gptq_hybrid.recipes.packaging import Packaging
+from gptq_hybrid.recipes import Packaging
 
-# Copied from the source as they are; gptqmodel's rewritten versions are dropped
-# (it appends "Fast" to tokenizer_class, injects fix_mistral_regex, and the like).
+# Copied from the source as they are. gptqmodel's rewritten versions are dropped: it appends "Fast" to
+# tokenizer_class, injects fix_mistral_regex, and the like.
 COMPANION_PATTERNS = (
     "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
     "generation_config.json", "*processor_config.json", "preprocessor_config.json", "LICENSE*", "NOTICE*",
 )  # fmt: skip
-# vLLM asks for the target's head as `language_model.lm_head`, for the draft's as `lm_head`. The head's rule
-# must not begin with "-:" and name mtp: from 0.27.1 on vLLM then builds the draft unquantized.
+# vLLM looks up the target's head as `language_model.lm_head`, the draft's as `lm_head`. A rule for the head
+# must not begin with "-:" and name mtp: from 0.27.1 on vLLM would then build the draft unquantized.
 _LM_HEAD_RULE = r"+:^(?:language_model\.)?lm_head$"
 _MTP_RULE = r"+:^mtp\."
 _META_ABOUT_THIS_MACHINE = frozenset({"offload_to_disk", "offload_to_disk_path"})
@@ -43,12 +43,11 @@ def copy_companions(source: Path, folder: Path) -> None:
 
 
 def write_configs(source: Path, folder: Path, *, keep_mtp: bool, packaging: Packaging | None = None) -> None:
-    """Write both configs: the source's own, plus what vLLM needs to know of the quantization.
+    """Write both configs: the source's own, plus what vLLM needs to know about the quantization.
 
-    ``desc_act`` is written false only once every ``g_idx`` is proven trivial; a
-    permuted one keeps the flag true. ``dynamic`` names an MTP head in BF16, and
-    heads of other bits than the rest. ``language_model_only`` says that there is
-    no vision tower.
+    ``desc_act`` is written false only if every ``g_idx`` is proven in natural order; a permuted one keeps the flag.
+    ``dynamic`` names an MTP head in BF16, and heads of other bits than the rest. ``language_model_only`` says that
+    there is no vision tower.
     """
     packaging = packaging or Packaging()
     saved = read_json_object(folder / "quantize_config.json")
@@ -59,16 +58,16 @@ def write_configs(source: Path, folder: Path, *, keep_mtp: bool, packaging: Pack
         if value is not None and key not in _META_ABOUT_THIS_MACHINE
     }
     if isinstance(gptaq := quantization["meta"].get("gptaq"), dict):
-        # `device` says where inputs were kept while it ran.
+        # `device` says where inputs were stored during the run.
         quantization["meta"]["gptaq"] = {key: value for key, value in gptaq.items() if key != "device"}
     config = read_json_object(source / "config.json")
     if not keep_mtp:
         _declare_no_mtp(config)
     if packaging.text_only and isinstance(config.get("vision_config"), dict):
         config["language_model_only"] = True
-    if saved.get("desc_act") and _all_trivial(folder, config, saved):
+    if saved.get("desc_act") and _all_natural(folder, config, saved):
         quantization["desc_act"] = False
-        # What was done, for people: vLLM reads the flag only to know how to load.
+        # For people: vLLM reads the flag only to know how to load.
         quantization["meta"]["act_order"] = "static"
     quantization = _with_heads(quantization, packaging, keep_mtp=keep_mtp)
     config["quantization_config"] = quantization
@@ -77,7 +76,7 @@ def write_configs(source: Path, folder: Path, *, keep_mtp: bool, packaging: Pack
 
 
 def _with_heads(quantization: dict[str, Any], packaging: Packaging, *, keep_mtp: bool) -> dict[str, Any]:
-    """``lm_head`` and the rules of ``dynamic`` that the two heads need, ahead of the rules for single modules."""
+    """Add ``lm_head`` and the rules of ``dynamic`` that the two heads need, ahead of rules for single modules."""
     base, rules = int(quantization["bits"]), dict(quantization.get("dynamic") or {})
     if packaging.lm_head_bits < 16:
         quantization["lm_head"] = True
@@ -96,18 +95,20 @@ def _declare_no_mtp(config: dict[str, Any]) -> None:
     (text if isinstance(text, dict) else config)["mtp_num_hidden_layers"] = 0
 
 
-def _all_trivial(folder: Path, config: dict[str, Any], quantization: dict[str, Any]) -> bool:
+def _all_natural(folder: Path, config: dict[str, Any], quantization: dict[str, Any]) -> bool:
     checkpoint = Checkpoint(LocalFiles(folder), config)
-    found = [
+    orders = [
         (info, settings(quantization, linear.name)[1])
         for linear in layout_for(config).quantized
         if (info := checkpoint.loaded.get(f"{linear.name}.g_idx")) is not None
     ]
-    return bool(found) and all(is_trivial(read_g_idx(checkpoint, info), size) for info, size in found)
+    return bool(orders) and all(
+        is_natural(checkpoint.read_bytes(info), info.shape[0], size) for info, size in orders
+    )
 
 
 def refuse_machine_paths(folder: Path, paths: list[Path]) -> None:
-    """Raise if a text file in ``folder`` names one of ``paths`` (source, target, working folders).
+    """Refuse a folder in which a text file names one of ``paths`` (source, target, working folders).
 
     Raises:
         HybridError: one does.
@@ -116,6 +117,6 @@ def refuse_machine_paths(folder: Path, paths: list[Path]) -> None:
     for file in sorted(folder.iterdir()):
         if file.suffix in {".json", ".csv", ".jinja", ".txt"} and file.stat().st_size < 1 << 20:
             text = file.read_text(encoding="utf-8", errors="replace")
-            found = sorted(needle for needle in needles if len(needle) > 1 and needle in text)
-            if found:
-                raise HybridError(f"{file.name} names {found[0]}, a path of this machine")
+            named = sorted(needle for needle in needles if len(needle) > 1 and needle in text)
+            if named:
+                raise HybridError(f"{file.name} names {named[0]}, a path of this machine")

@@ -1,4 +1,4 @@
-"""Packing what gptqmodel leaves in BF16, and leaving the vision tower out of its shards."""
+"""Pack what gptqmodel leaves in BF16, and leave the vision tower out of its shards."""
 
 from __future__ import annotations
 
@@ -20,22 +20,30 @@ from gptq_hybrid.checkpoint import (
 )
 from gptq_hybrid.checkpoint.files import LocalFiles
 from gptq_hybrid.common.errors import HybridError
-from gptq_hybrid.recipes.packaging import Packaging, mtp_linears, output_head
+from gptq_hybrid.recipes import Packaging
 
 if TYPE_CHECKING:
     import torch
 
-# Weights rounded at a time; a multiple of what fills a word of qzeros.
-_ROWS = 8192
+# Channels rounded at a time; a multiple of what fills a word of qzeros.
+_CHANNELS = 8192
 
 
 def pack_linears(
     tensors: Iterable[tuple[Path, LinearSpec]], bits: int, group_size: int
 ) -> dict[str, torch.Tensor]:
-    """Linears of safetensors files rounded to nearest, by tensor name, on the CPU.
+    """Round linears of safetensors files to nearest.
 
-    Scales are BF16 numbers in float16 tensors, so that serving in BF16 does not round them again. Works on a
-    GPU where there is one, 8,192 outputs at a time.
+    Scales are BF16 numbers in float16 tensors, so that serving in BF16 does not round them again. Computed on a GPU
+    where there is one, 8,192 channels at a time.
+
+    Args:
+        tensors: each linear with the file that holds its weight.
+        bits: of the packed values.
+        group_size: columns that share a scale.
+
+    Returns:
+        ``qweight``, ``scales``, ``qzeros`` and ``g_idx`` of each linear, by tensor name, on the CPU.
     """
     import torch
     from safetensors import safe_open
@@ -47,9 +55,9 @@ def pack_linears(
     for path, linear in tensors:
         pieces: list[dict[str, torch.Tensor]] = []
         with safe_open(path, framework="pt") as file:
-            rows = file.get_slice(linear.weight.name)
-            for start in range(0, linear.out_features, _ROWS):
-                weight = rows[start : start + _ROWS].to(device)
+            channels = file.get_slice(linear.weight.name)
+            for start in range(0, linear.out_features, _CHANNELS):
+                weight = channels[start : start + _CHANNELS].to(device)
                 codes, scales = quantize_rtn(weight, bits, group_size, scale_dtype=torch.bfloat16)
                 packed = pack(codes, scales.to(torch.float16), bits)
                 pieces.append({part: tensor.cpu() for part, tensor in packed.items()})
@@ -59,15 +67,16 @@ def pack_linears(
     return out
 
 
-def write_packed_mtp(folder: Path, source: Path, head: list[TensorInfo], bits: int, group_size: int) -> None:
+def write_packed_mtp(
+    folder: Path, source: Checkpoint, head: list[TensorInfo], bits: int, group_size: int
+) -> None:
     """Write ``mtp.safetensors``: linears packed, the rest byte for byte from the source."""
-    checkpoint = Checkpoint.open(source)
-    found = {info.name: info for info in head}
-    linears = mtp_linears(layout_for(checkpoint.config))
+    by_name = {info.name: info for info in head}
+    linears = layout_for(source.config).mtp_linears
     names = {linear.weight.name for linear in linears}
-    rest = [(checkpoint.files, info) for info in head if info.name not in names]
+    rest = [(source.files, info) for info in head if info.name not in names]
     packed = pack_linears(
-        ((checkpoint.path / found[linear.weight.name].file, linear) for linear in linears), bits, group_size
+        ((source.path / by_name[linear.weight.name].file, linear) for linear in linears), bits, group_size
     )
     with _in_file(folder, packed) as (files, infos):
         write_verbatim(
@@ -75,22 +84,21 @@ def write_packed_mtp(folder: Path, source: Path, head: list[TensorInfo], bits: i
         )
 
 
-def repackage_shards(folder: Path, source: Path, packaging: Packaging, group_size: int) -> None:
+def repackage_shards(folder: Path, source: Checkpoint, packaging: Packaging, group_size: int) -> None:
     """Rewrite those of gptqmodel's shards in ``folder`` that hold the vision tower or the output head.
 
     Raises:
         HybridError: the source has no output head where its config calls for one.
     """
-    original = Checkpoint.open(source)
-    layout = layout_for(original.config)
+    layout = layout_for(source.config)
     dropped = {spec.name for spec in layout.vision} if packaging.text_only else set()
     packed: dict[str, torch.Tensor] = {}
-    head = output_head(layout) if packaging.lm_head_bits < 16 else None
+    head = layout.output_head if packaging.lm_head_bits < 16 else None
     if head is not None:
-        info = {**original.stray, **original.loaded}.get(head.weight.name)
+        info = {**source.stray, **source.loaded}.get(head.weight.name)
         if info is None:
-            raise HybridError(f"{source} has no {head.weight.name}", remedy="Fetch the original again.")
-        packed = pack_linears([(original.path / info.file, head)], packaging.lm_head_bits, group_size)
+            raise HybridError(f"{source.path} has no {head.weight.name}", remedy="Fetch the original again.")
+        packed = pack_linears([(source.path / info.file, head)], packaging.lm_head_bits, group_size)
         dropped.add(head.weight.name)
     if dropped:
         with _in_file(folder, packed) as (files, infos):
@@ -104,20 +112,20 @@ def _rewrite(
     *,
     into: LinearSpec | None,
 ) -> None:
-    """Write shards anew without ``dropped``; ``added`` goes where the weight of ``into`` was."""
+    """Rewrite shards without ``dropped``; ``added`` goes where the weight of ``into`` was."""
     files = LocalFiles(folder)
     shards = Checkpoint(files, {})
     _ = shards.loaded
     for name, header in list(shards.headers.items()):
         if dropped.isdisjoint(header.tensors):
             continue
-        kept = [(files, info) for tensor, info in header.tensors.items() if tensor not in dropped]
+        rest = [(files, info) for tensor, info in header.tensors.items() if tensor not in dropped]
         if into is not None and into.weight.name in header.tensors:
-            kept += added
+            rest += added
         path = folder / name
-        if kept:
+        if rest:
             new = path.with_suffix(".new")
-            write_verbatim(new, kept, metadata=dict(header.metadata) or {"format": "pt"})
+            write_verbatim(new, rest, metadata=dict(header.metadata) or {"format": "pt"})
             new.replace(path)
         else:
             path.unlink()
@@ -125,16 +133,17 @@ def _rewrite(
 
 @contextmanager
 def _in_file(folder: Path, tensors: dict[str, torch.Tensor]) -> Iterator[tuple[LocalFiles, list[TensorInfo]]]:
-    """The tensors in a safetensors file of their own, in a folder beside ``folder`` that goes away again."""
+    """Put the tensors into a safetensors file of their own, in a temporary folder beside ``folder``."""
     from safetensors.torch import save_file
 
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.packed-") as scratch:
-        place = Path(scratch)
+        files = LocalFiles(Path(scratch))
         if not tensors:
-            yield LocalFiles(place), []
+            yield files, []
             return
-        save_file(tensors, place / "packed.safetensors")
-        yield LocalFiles(place), list(read_header(place / "packed.safetensors").values())
+        path = Path(scratch, "packed.safetensors")
+        save_file(tensors, path)
+        yield files, list(read_header(path).values())
 
 
 def packs_anything(layout: TensorLayout, packaging: Packaging) -> bool:

@@ -1,20 +1,25 @@
-"""Did the quantization work? gptqmodel never fails a run for the modules it gave up on."""
+"""Judge whether a quantization worked: gptqmodel never fails a run for the modules it gave up on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from gptq_hybrid.losses import ModuleLoss, flags_of
-from gptq_hybrid.upstream import ModuleRecord
+from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.losses import ModuleRecord, find_flags
+
+
+class QuantizationFailedError(HybridError):
+    """Too many modules failed; no checkpoint was written."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Past these a run counts as failed.
+    """Bounds past which a run counts as failed. NaN losses fail always.
 
-    ``fallback_fraction``: share of modules quantized by plain rounding.
-    ``dead_fraction``: share of zero inputs in any one module. NaN losses fail always.
+    Attributes:
+        fallback_fraction: share of modules quantized by plain rounding.
+        dead_fraction: share of zero inputs in any one module.
     """
 
     fallback_fraction: float = 0.01
@@ -23,10 +28,17 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Modules by what went wrong with them; ``failures`` are the sentences that fail the run.
+    """Modules by what went wrong with them.
 
-    ``damped``: needed more damping, or a lifted diagonal, to be positive definite. ``outliers``: see
-    ``gptq_hybrid.losses``. Neither fails a run.
+    Attributes:
+        modules: how many there are.
+        fallbacks: quantized by plain rounding.
+        nans: had a NaN loss.
+        dead: had inputs that were always zero.
+        starved: saw fewer calibration tokens than they have inputs.
+        failures: the sentences that fail the run.
+        damped: needed more damping, or a lifted diagonal, to be positive definite. Fails no run.
+        outliers: see ``gptq_hybrid.losses``. Fail no run.
     """
 
     modules: int
@@ -40,25 +52,30 @@ class Verdict:
 
     @property
     def ok(self) -> bool:
+        """Whether nothing fails the run."""
         return not self.failures
 
 
 def judge(
     records: Iterable[ModuleRecord], limits: Limits | None = None, *, expected: int | None = None
 ) -> Verdict:
-    """Sort the records of a run by outcome and hold them against ``limits``.
+    """Sort the records of a run by outcome and compare them with ``limits``.
 
-    ``expected``: how many modules the whole run has, if ``records`` are those done so far. What fails then
-    fails the finished run too: it need not go on.
+    Args:
+        records: of the modules done so far.
+        limits: the default ones if None.
+        expected: how many modules the whole run has, if ``records`` are only some of them. What fails then
+            fails the finished run too: it need not go on.
     """
     limits = limits or Limits()
-    found = list(records)
-    total = max(len(found), expected or 0)
-    losses = [ModuleLoss.of(record) for record in found]
-    flags = flags_of(losses)
-    flagged = [(record, flags[loss.name]) for record, loss in zip(found, losses, strict=True)]
-    fallbacks = [r for r, flag in flagged if "fallback" in flag]
-    nans = tuple(r.module for r, flag in flagged if "nan" in flag)
+    records = list(records)
+    total = max(len(records), expected or 0)
+    flags = find_flags(records)
+
+    def flagged(*names: str) -> list[ModuleRecord]:
+        return [record for record in records if set(names) & set(flags[record.name])]
+
+    fallbacks, nans = flagged("fallback"), flagged("nan")
     failures = []
     if fallbacks and len(fallbacks) > limits.fallback_fraction * total:
         failures.append(
@@ -66,27 +83,36 @@ def judge(
             f"(limit {100 * limits.fallback_fraction:g} %): {_first(fallbacks)}"
         )
     if nans:
-        failures.append(f"{len(nans)} modules had a NaN loss: {nans[0]}")
-    too_dead = [r for r in found if r.dead_columns > limits.dead_fraction * r.columns]
-    if too_dead:
-        worst = max(too_dead, key=lambda r: r.dead_columns / r.columns)
+        failures.append(f"{len(nans)} modules had a NaN loss: {nans[0].module}")
+    worst = max(records, key=_dead_share, default=None)
+    if worst is not None and _dead_share(worst) > limits.dead_fraction:
         failures.append(
             f"{worst.module} saw {worst.dead_columns} of {worst.columns} inputs always zero "
             f"(limit {100 * limits.dead_fraction:g} %); their weights were zeroed"
         )
     return Verdict(
-        modules=len(found),
-        fallbacks=tuple(r.module for r in fallbacks),
-        nans=nans,
-        dead=tuple(r.module for r, flag in flagged if "dead" in flag),
-        starved=tuple(r.module for r, flag in flagged if "starved" in flag),
+        modules=len(records),
+        fallbacks=_names(fallbacks),
+        nans=_names(nans),
+        dead=_names(flagged("dead")),
+        starved=_names(flagged("starved")),
         failures=tuple(failures),
-        damped=tuple(r.module for r, flag in flagged if "damped" in flag or "floor" in flag),
-        outliers=tuple(r.module for r, flag in flagged if "outlier" in flag),
+        damped=_names(flagged("damped", "floor")),
+        outliers=_names(flagged("outlier")),
     )
 
 
+def _dead_share(record: ModuleRecord) -> float:
+    return (record.dead_columns or 0) / record.columns if record.columns else 0.0
+
+
+def _names(records: Iterable[ModuleRecord]) -> tuple[str, ...]:
+    return tuple(record.module for record in records)
+
+
 def _first(records: Sequence[ModuleRecord]) -> str:
-    """The first three and why each was given up."""
-    said = [f"{r.module} ({r.reason})" if r.reason else r.module for r in records[:3]]
-    return ", ".join(said) + (", …" if len(records) > 3 else "")
+    """Name the first three, and why each was given up."""
+    named = [
+        f"{record.module} ({record.reason})" if record.reason else record.module for record in records[:3]
+    ]
+    return ", ".join(named) + (", …" if len(records) > 3 else "")

@@ -1,4 +1,4 @@
-"""The figures of bench/draft_vocab: its README shows the JSON, and the list that ships is the one measured."""
+"""The figures of bench/draft_vocab: the list that ships is the one measured."""
 
 from __future__ import annotations
 
@@ -6,40 +6,33 @@ import json
 from pathlib import Path
 
 import pytest
-from gptq_hybrid.checkpoint._draft_vocab import shipped_for
-from gptq_hybrid.checkpoint._vocabulary import Vocabulary
 
-from bench.draft_vocab.measure import mixed
-from bench.draft_vocab.tables import HERE, load, tables
-from bench.draft_vocab.texts import count_by_domain, load_tokenizer
-from bench.draft_vocab.tokenizer import merge_of, spelled
+from bench.draft_vocab.measure import count_by_domain, load_tokenizer, mixed
+from bench.draft_vocab.report import MINI, QWEN
+from bench.results import load
+from gptq_hybrid.checkpoint.draft_vocab_file import shipped_for
+from gptq_hybrid.checkpoint.vocabulary import Vocabulary
 from gptq_hybrid.draft_vocab import rank, shares
 
-ROOT = HERE.parents[1]
-
-
-def test_the_readme_shows_the_tables_of_the_json() -> None:
-    text = (HERE / "README.md").read_text(encoding="utf-8")
-    for table in tables():
-        assert table in text, f"README.md is out of date; it should hold:\n{table}"
+ROOT = MINI.parents[2]
 
 
 def test_the_list_that_ships_has_the_coverage_measured() -> None:
-    found = load("qwen3.5")
-    shipped = shipped_for(Vocabulary(found["tokenizer"], 0, {}), found["vocab_size"])
+    result = load(QWEN) or {}
+    shipped = shipped_for(Vocabulary(result["tokenizer"], 0, {}), result["vocab_size"])
     assert shipped is not None
-    assert {str(n): share for n, share in shipped.coverage.items()} == found["groups"]["all"]["all"]
+    assert {str(n): share for n, share in shipped.coverage.items()} == result["groups"]["all"]["all"]
 
 
 def test_the_small_models_figures_can_be_made_again() -> None:
-    found = load("mini")
+    result = load(MINI) or {}
     tokenizer = load_tokenizer(ROOT / "bench" / "mini" / "checkpoint")
     counted = count_by_domain([ROOT / "bench" / "quality" / "calibration.jsonl.xz"], tokenizer, 8192)
     heldout = count_by_domain([ROOT / "bench" / "mini" / "heldout"], tokenizer, 8192)
     # <|im_end|>, <|endoftext|>, <think>, </think>
     ranked = rank(mixed(counted, ["chat"]).total, (8185, 8183, 8190, 8191))
     measured = shares(ranked, mixed(heldout, ["code"]).total)
-    expected = found["groups"]["chat"]["code"]
+    expected = result["groups"]["chat"]["code"]
     assert {str(n): pytest.approx(share, abs=1e-5) for n, share in measured.items()} == expected
 
 
@@ -54,20 +47,3 @@ def test_a_domain_weighs_the_same_whatever_its_size(tmp_path: Path) -> None:
     both = mixed(counted, ["European"]).total
     assert weights["de"] == pytest.approx(weights["fr"])
     assert both[counted["de"].total > 0].sum() >= weights["de"] / 2
-
-
-def test_a_merge_is_the_last_step_of_merging_by_lower_ids() -> None:
-    known = {bytes([b]): i for i, b in enumerate(b"abcd")} | {b"bc": 4, b"ab": 5, b"abc": 6, b"abcd": 7}
-    assert merge_of(b"bc", known) == (b"b", b"c")
-    assert merge_of(b"abc", known) == (b"a", b"bc")
-    assert merge_of(b"abcd", known) == (b"abc", b"d")
-    # `b` goes to `bc` first, so that `ab` + `cd` never meet.
-    assert merge_of(b"abcd", {**known, b"abcd": 6, b"abc": 9, b"cd": 8}) is None
-
-
-def test_bytes_are_spelled_as_byte_level_bpe_spells_them() -> None:
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    assert {spelled(bytes([byte])) for byte in range(256)} == set(ByteLevel.alphabet())
-    (word, _span), *_rest = ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(" é\n")
-    assert spelled(" é\n".encode()) == word

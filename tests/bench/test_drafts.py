@@ -1,4 +1,4 @@
-"""What the scripts about drafts conclude from counts; no engine here."""
+"""What the scripts about drafts conclude from counts and along replies; no engine here."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ import pytest
 
 pytest.importorskip("scipy")
 
-from bench.drafts import acceptance_tables, engine_tables, report
-from bench.drafts.acceptance import options
-from bench.drafts.frequencies import homogeneity
-from bench.results import load
+from bench.drafts import report
+from bench.drafts.acceptance import digest, homogeneity, options, summary
 
 
 def draws(weights: list[float], count: int, seed: int) -> list[int]:
@@ -50,12 +48,16 @@ def test_counts_are_as_good_as_draws() -> None:
     assert homogeneity({"a": Counter(one)}, {"a": Counter(other)}) == homogeneity({"a": one}, {"a": other})
 
 
-def test_a_sampled_way_has_its_p_and_how_many_were_drawn() -> None:
+def test_a_summary_has_the_test_of_the_draws_in_place_of_their_counts() -> None:
     none = served([[1, 2]]) | {"sampled": {"en": {"1 2": 60, "3 4": 40}}}
     ours = served([[1, 2]], 10, [8, 5]) | {"sampled": {"en": {"1 2": 40, "3 4": 60}}}
-    text = acceptance_tables.report({"runs": {"none": none, "w8": ours}})
+    kept = summary({"runs": {"none": none, "w8": ours, "w4": served([[1]])}})["runs"]
     # 4 × 10² / 50 over one degree of freedom.
-    assert "| 0.005 (8 over 1, 100 draws) |" in text
+    assert kept["w8"]["sampled"] == pytest.approx(
+        {"statistic": 8.0, "freedom": 1, "p": 0.00468, "draws": 100}, rel=1e-3
+    )
+    assert kept["none"]["sampled"] == kept["w4"]["sampled"] == {}
+    assert kept["w8"]["greedy"] == ours["greedy"]
 
 
 def test_nothing_to_compare_is_an_error() -> None:
@@ -66,7 +68,7 @@ def test_nothing_to_compare_is_an_error() -> None:
 
 
 def served(tokens: list[list[int]], steps: int = 0, accepted: list[int] | None = None) -> dict[str, Any]:
-    domain: dict[str, Any] = {"tokens": tokens}
+    domain: dict[str, Any] = {"replies": [digest(ids) for ids in tokens]}
     if accepted is not None:
         domain |= {"steps": steps, "accepted": accepted}
     return {"environment": {"device": "CPU", "vllm": "1"}, "greedy": {"en": domain}, "sampled": {}}
@@ -74,19 +76,17 @@ def served(tokens: list[list[int]], steps: int = 0, accepted: list[int] | None =
 
 def test_acceptance_is_over_all_steps() -> None:
     run = served([[1, 2]], 10, [8, 5])
-    run["greedy"]["de"] = {"tokens": [[1]], "steps": 30, "accepted": [12, 3]}
-    assert acceptance_tables.tokens_a_step(run) == pytest.approx(1 + 28 / 40)
-    assert acceptance_tables.by_position(run) == pytest.approx([0.5, 0.2])
+    run["greedy"]["de"] = {"replies": [digest([1])], "steps": 30, "accepted": [12, 3]}
+    assert report.tokens_a_step(run) == pytest.approx(1 + 28 / 40)
+    assert report.by_position(run) == pytest.approx([0.5, 0.2])
 
 
 def test_only_tokens_that_stock_drafts_keep_count_against_others() -> None:
     none = served([[1, 2], [3, 4], [5, 6]])
     stock = served([[1, 2], [3, 9], [5, 6]], 10, [8, 5])
     ours = served([[1, 2], [3, 9], [5, 7]], 10, [8, 4])
-    assert acceptance_tables.same_tokens(none, ours) == (1, 3)
-    assert acceptance_tables.parted_alike(ours, stock, none) == 1
-    text = acceptance_tables.report({"runs": {"none": none, "bf16": stock, "w4": ours}})
-    assert "| w4 | 0.800 0.400 | 2.200 | 0.9565 | 1 of 3 | 1 |  |" in text
+    assert report.same_replies(none, ours) == (1, 3)
+    assert report.lost(ours, stock, none) == 1
 
 
 @pytest.mark.parametrize(
@@ -104,15 +104,15 @@ def test_a_way_says_form_and_vocabulary(way: str, wanted: dict[str, Any]) -> Non
 
 
 def test_bytes_of_a_draft_are_those_of_the_27b() -> None:
-    stock = engine_tables.bytes_of_a_draft("stock")
+    stock = report.bytes_of_a_draft("stock")
     # FACTS of the checkpoint: 0.85 GB and 2.54 GB.
-    assert stock == engine_tables.bytes_of_a_draft("bf16")
+    assert stock == report.bytes_of_a_draft("bf16")
     assert stock["linears"] == pytest.approx(0.849e9, rel=1e-3)
     assert stock["head"] == pytest.approx(2.543e9, rel=1e-3)
-    auto = engine_tables.bytes_of_a_draft("auto")
+    auto = report.bytes_of_a_draft("auto")
     assert auto["head"] == stock["head"]
-    assert auto["linears"] == engine_tables.bytes_of_a_draft("w8")["linears"]
-    few = engine_tables.bytes_of_a_draft("w4:65536")
+    assert auto["linears"] == report.bytes_of_a_draft("w8")["linears"]
+    few = report.bytes_of_a_draft("w4:65536")
     assert few["head"] == pytest.approx(stock["head"] * 65536 / 248320 * 4.5 / 16, rel=1e-6)
     # 424.7 M weights in 4.5 bits, and 3.625 more for each of fc's.
     assert few["linears"] == pytest.approx(stock["linears"] * 4.5 / 16 + 5120 * 10240 * 3.625 / 8, rel=1e-6)
@@ -136,30 +136,16 @@ def result(**runs: float) -> dict[str, Any]:
 def test_a_step_of_all_layers_follows_from_what_a_layer_adds() -> None:
     found = result(none=4.0, none4=1.0, stock=7.0, w4=5.5)
     # A layer adds 0.25 ms, 48 more 12: 17.5 over 19.
-    assert engine_tables.whole_step_ratio(found, "w4", "1") == pytest.approx(17.5 / 19)
+    assert report.whole_step_ratio(found, "w4", "1") == pytest.approx(17.5 / 19)
     del found["runs"]["none-4"]
-    assert engine_tables.whole_step_ratio(found, "w4", "1") is None
+    assert report.whole_step_ratio(found, "w4", "1") is None
 
 
-def test_tables_say_what_drafts_took_and_what_they_read() -> None:
-    text = engine_tables.report(result(none=4.0, none4=1.0, stock=7.0, w4few=5.5))
-    row = next(line for line in text.splitlines() if line.startswith("| w4:32768"))
-    assert [cell.strip() for cell in row.split("|")[2:7]] == ["6.60", "5.500", "1.500", "0.500", "0.921"]
-    reads = [line for line in text.splitlines() if line.startswith("| stock")][1]
-    assert [cell.strip() for cell in reads.split("|")[2:7]] == ["1.70", "5.09", "6.78", "2.261", "3.000"]
-
-
-def test_readme_holds_the_tables_of_the_results() -> None:
-    text = report.README.read_text(encoding="utf-8")
-    assert report.filled(text, report.PAGE.results()) == text
-
-
-def test_picture_has_a_panel_for_each_batch_and_needs_a_gpus_figures() -> None:
-    pytest.importorskip("matplotlib")
-    result = load(report.ENGINE)
-    assert result is not None
-    assert len(report.picture(result).axes) == 2
-    for steps in result["runs"]["none"]["steps"].values():
-        steps["gpu_ms"] = None
-    with pytest.raises(ValueError, match="on a GPU"):
-        report.picture(result)
+def test_what_drafts_take_is_a_step_less_one_without() -> None:
+    found = result(none=4.0, none4=1.0, stock=7.0, w4few=5.5)
+    assert report.drafts_ms(found, "w4:32768", "1") == pytest.approx(1.5)
+    assert report.over_stock(found, "w4:32768", "1") == pytest.approx(0.5)
+    assert report.drafts_ms(found, "none-4", "1") is None
+    row = next(line for line in report.bytes_table(found).splitlines() if line.startswith("| stock"))
+    # 6.78 GB at 3 TB/s.
+    assert [cell.strip() for cell in row.split("|")[4:7]] == ["6.78", "2.261", "3.000"]

@@ -1,19 +1,17 @@
-"""`bench/prefill/quality`: the emulated FP8 linear, the checkpoint it is put into, and the tables."""
+"""`bench/prefill/quality`: the emulated FP8 linear, the checkpoint it is put into, and the summary."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from bench.prefill import quality
-from bench.prefill.quality import CONTEXT, Linear, Stack, Way, behind, passed, quantize_rows, rounded
-from bench.prefill.quality_tables import domains_table, report, ways_table
-from gptq_hybrid.evaluate import as_json, evaluation, from_json
+from bench.prefill.quality import CONTEXT, Linear, Stack, Way, behind, passed, quantize_rows, rounded, summary
+from bench.results import load
+from gptq_hybrid.evaluate import as_json, build_evaluation
 from gptq_hybrid.packing import pack
 from gptq_hybrid.streaming import CheckpointWeights, TextStack, make_batches
 from tests.evaluate.made import random_scores, shifted
@@ -169,7 +167,7 @@ def test_the_emulation_is_in_every_packed_linear_and_changes_nothing_else(
     assert 0 < off["fp8-weights"] < off["fp8"] < 0.5 * hidden["w4a16"].square().mean().sqrt()
 
 
-def test_an_order_of_groups_that_the_path_cannot_read_is_refused(
+def test_an_order_of_groups_that_the_route_cannot_read_is_refused(
     tmp_path: Path, checkpoint: CheckpointWeights
 ) -> None:
     module = checkpoint.layout.quantized[0].name
@@ -182,12 +180,12 @@ def test_an_order_of_groups_that_the_path_cannot_read_is_refused(
 
 
 def test_zero_points_are_refused(checkpoint: CheckpointWeights, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = CheckpointWeights._read
+    read = CheckpointWeights.read
 
     def shifted_zeros(self: CheckpointWeights, name: str) -> torch.Tensor:
         return read(self, name) + 1 if name.endswith(".qzeros") else read(self, name)
 
-    monkeypatch.setattr(CheckpointWeights, "_read", shifted_zeros)
+    monkeypatch.setattr(CheckpointWeights, "read", shifted_zeros)
     with pytest.raises(ValueError, match="is not symmetric"):
         quality.packed(checkpoint, checkpoint.layout.quantized[0].name)
 
@@ -204,81 +202,36 @@ def test_scores_behind_a_prompt_are_those_of_later_rows() -> None:
             assert np.array_equal(getattr(s, name), getattr(whole, name)[30:])
 
 
-@pytest.fixture
-def result() -> dict[str, Any]:
-    """What `quality.measure` returns, of made-up scores: FP8 has 1.25 times the KLD, its weights 1.1 times."""
+def test_a_summary_has_the_difference_to_w4a16_of_each_way_and_domain() -> None:
     base = [s for d in ("de", "c") for s in random_scores(np.random.default_rng(0), d, 12)]
-    factors: dict[Way, float] = {"fp8": 1.25, "fp8-weights": 1.1, "fp8-context": 0.95, "w4a16": 1.0}
-    parts = {"everywhere": quality.EVERYWHERE, "context": quality.BEHIND}
-    settings = {
-        "recipe": "static-mse",
-        "calibration_rows": 3,
-        "calibration_tokens": 1234,
-        "linears": 44,
-        "documents": 24,
-        "tokens": 1680,
-        "context": CONTEXT,
+    factors: dict[Way, float] = {"fp8": 1.25, "fp8-weights": 1.1, "w4a16": 1.0}
+    scores = {way: shifted(base, factors[way]) for way in quality.EVERYWHERE}
+    found = summary(as_json(build_evaluation(scores, reference="bf16", resamples=200)))
+    means = {way: row["kld_mean"]["value"] for way, row in found["ways"].items()}
+    assert means["fp8"] == pytest.approx(1.25 * means["w4a16"])
+    assert list(found["less_w4a16"]) == ["fp8", "fp8-weights"]
+    kld = found["less_w4a16"]["fp8"]["kld_mean"]
+    assert kld["value"] == pytest.approx(means["fp8"] - means["w4a16"])
+    assert kld["low"] < kld["value"] < kld["high"]
+    assert kld["p"] == pytest.approx(0.0001)  # of 9,999 random signs none did as much
+    assert {name: row["share"] for name, row in found["domains"].items()} == {
+        "de": pytest.approx(0.25),
+        "c": pytest.approx(0.25),
     }
-    environment = {"device": "a processor", "torch": "2.13.0"}
-    found = {
-        name: as_json(
-            evaluation({way: shifted(base, factors[way]) for way in ways}, reference="bf16", resamples=200)
-        )
-        for name, ways in parts.items()
-    }
-    made: dict[str, Any] = rounded({"environment": environment, "settings": settings, **found})
-    return made
-
-
-def cells(table: str) -> dict[str, list[str]]:
-    """By first column, the rest of each row."""
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-    assert len({len(row) for row in rows}) == 1
-    return {row[0].strip("`"): row[1:] for row in (rows[0], *rows[2:])}
-
-
-def test_tables_give_the_difference_to_w4a16_and_its_sign(result: dict[str, Any]) -> None:
-    found = cells(ways_table(result, "everywhere"))
-    assert list(found)[1:] == ["w4a16", "fp8-weights", "fp8"]
-    assert [found[way][2] for way in ("w4a16", "fp8-weights", "fp8")] == ["", "+10.0 %", "+25.0 %"]
-    assert float(found["fp8"][0].split()[0]) == pytest.approx(
-        1.25 * float(found["w4a16"][0].split()[0]), abs=0.02
-    )
-    assert found["fp8"][1].startswith("+")
-    assert found["fp8"][3] == "0.0001"  # of 9,999 random signs none did as much
-    assert found["w4a16"][5] == ""
-    assert cells(ways_table(result, "context"))["fp8-context"][2] == "−5.0 %"
-
-
-def test_tables_have_every_domain(result: dict[str, Any]) -> None:
-    found = cells(domains_table(result, "everywhere"))
-    assert list(found)[1] == "all"
-    assert set(found) == {"domain", "all", "de", "c"} == set(cells(domains_table(result, "context")))
-    for domain in ("all", "de", "c"):
-        w4a16, weights, both = (float(cell) for cell in found[domain][1:4])
-        assert w4a16 < weights < both
-        assert found[domain][5] == "+25.0 %"
-
-
-def test_the_report_says_what_was_computed_on_what(result: dict[str, Any]) -> None:
-    text = report(result)
-    for part in ("`static-mse`", "1,234 tokens", "44 linears", "a processor", f"first {CONTEXT} rows"):
-        assert part in text
 
 
 def test_six_digits_are_kept() -> None:
     assert rounded({"a": [0.123456789, {"b": (1234567.8, 3)}]}) == {"a": [0.123457, {"b": [1234570.0, 3]}]}
 
 
-def test_the_committed_result_is_whole_and_its_own_evaluation() -> None:
-    found = json.loads(Path(quality.__file__).with_name("quality.json").read_text(encoding="utf-8"))
+def test_the_committed_result_is_whole_and_its_differences_are_of_its_means() -> None:
+    found = load(Path(quality.__file__).with_name("quality.json"))
+    assert found is not None
     for name, ways in (("everywhere", quality.EVERYWHERE), ("context", quality.BEHIND)):
-        read = from_json(found[name])
-        assert tuple(checkpoint.name for checkpoint in read.checkpoints) == ways
-        means = {c.name: c.overall.kld_mean.value for c in read.checkpoints}
-        for pair in read.comparisons:
-            kld = next(d for d in pair.overall.differences if d.measure == "kld_mean")
-            assert kld.difference.value == pytest.approx(means[pair.a] - means[pair.b], abs=1e-6)
-        assert len(read.checkpoints[0].domains) == 15
+        part = found[name]
+        assert tuple(part["ways"]) == ways
+        means = {way: row["kld_mean"]["value"] for way, row in part["ways"].items()}
+        for way, less in part["less_w4a16"].items():
+            assert less["kld_mean"]["value"] == pytest.approx(means[way] - means["w4a16"], abs=1e-6)
+        assert len(part["domains"]) == 15
     assert found["settings"]["recipe"] == quality.RECIPE
-    assert report(found)

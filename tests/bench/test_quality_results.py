@@ -1,4 +1,4 @@
-"""`bench/quality`: the report holds what the results say, and the recipes follow it."""
+"""`bench/quality`: merging keeps what was measured, and the recipes follow the results."""
 
 from __future__ import annotations
 
@@ -10,25 +10,24 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gptq_hybrid.quantize._estimate import quantized_bytes
 
-from bench.quality.changes import change, same_seed, seed_names, small_runs
 from bench.quality.grid import BY_NAME, Experiment
-from bench.quality.report import README, filled
-from bench.quality.results import ALL, Results, load, merge, text_of
+from bench.quality.intervals import digest
+from bench.quality.results import FILE, Results, merge
 from bench.quality.sizes import extra_bytes, layout_27b, size_of
+from bench.results import load, save
 from gptq_hybrid.checkpoint.formats.gptq import settings as module_settings
 from gptq_hybrid.checkpoint.quantization import dynamic_rule
 from gptq_hybrid.evaluate import compare, summarize
-from gptq_hybrid.recipes import load_recipe
-from gptq_hybrid.recipes._recipe import DEFAULT_RECIPE
-from gptq_hybrid.writer import Packaging
+from gptq_hybrid.recipes import DEFAULT_RECIPE, load_recipe
+from gptq_hybrid.recipes.packaging import Packaging
+from gptq_hybrid.recipes.sizes import quantized_bytes
 from tests.evaluate.made import random_scores
 
 
 @pytest.fixture(scope="module")
 def results() -> Results:
-    return load()
+    return Results.of(load(FILE) or {})
 
 
 def settings_of(experiment: Experiment) -> Mapping[str, Any]:
@@ -49,35 +48,31 @@ def bits_by_module(settings: Mapping[str, Any]) -> dict[str, tuple[int, int] | N
     }
 
 
-def test_readme_holds_the_tables_of_the_results(results: Results) -> None:
-    text = README.read_text(encoding="utf-8")
-    assert filled(text, results) == text, "run python -m bench.quality.report"
-
-
-def test_a_marker_without_a_table_is_an_error(results: Results) -> None:
-    text = README.read_text(encoding="utf-8").replace("<!-- table: heads -->", "<!-- table: feet -->")
-    with pytest.raises(ValueError, match="feet"):
-        filled(text, results)
-
-
-def test_every_experiment_has_every_domain_and_is_in_the_grid(results: Results) -> None:
+def test_differences_are_those_of_the_figures_over_all_and_by_domain(results: Results) -> None:
     for run in results.runs.values():
-        assert run.group == BY_NAME[run.name].group
-        assert set(run.figures["kld_mean"]) == set(results.domains)
-        if run.against is not None:
-            assert run.against == BY_NAME[run.name].control
-            assert set(run.differences["kld_mean"]) == set(results.domains)
+        assert run.against == (None if run.name == "static" else BY_NAME[run.name].control)
+        if run.against is None:
+            continue
+        control = results.control(run)
+        pairs = [(run.kld.value, control.kld.value, run.differences["kld_mean"].value)]
+        pairs += [(d.kld, control.domains[n].kld, d.difference or 0.0) for n, d in run.domains.items()]
+        assert len(pairs) == 16
+        for own, base, difference in pairs:
             # Both values have six digits: the difference of these has fewer.
-            control = results.control(run).kld.value
-            expected = run.kld.value - control
-            assert run.differences["kld_mean"][ALL].value == pytest.approx(expected, abs=1e-5 * control)
+            assert difference == pytest.approx(own - base, abs=1e-5 * base), run.name
 
 
 def call(seed: int, names: tuple[str, ...]) -> dict[str, Any]:
     """What `experiments.py` writes, of made-up scores: the first name is the control."""
     # Only the KLD may differ: the reference's figures are those of one model.
     scores = {
-        name: random_scores(np.random.default_rng(0), "de", 12, level=0.01 * (i + 1 + seed))
+        name: [
+            score
+            for domain, factor in (("de", 1), ("fr", 2))
+            for score in random_scores(
+                np.random.default_rng(0), domain, 12, level=factor * 0.01 * (i + 1 + seed)
+            )
+        ]
         for i, name in enumerate(names)
     }
     found = {}
@@ -95,25 +90,41 @@ def call(seed: int, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def test_merging_keeps_the_first_call_and_turns_differences_round(tmp_path: Path) -> None:
-    first, second = call(0, ("static", "a")), call(1, ("static", "a", "b"))
+    first, second = call(0, ("static", "rtn")), call(1, ("static", "rtn", "reference"))
+    # The order of the second call's domains is another: rows must follow the first's.
+    for experiment in second["experiments"].values():
+        experiment["summary"]["domains"] = list(reversed(experiment["summary"]["domains"]))
     path = tmp_path / "results.json"
-    path.write_text(text_of(merge([json.loads(json.dumps(c)) for c in (first, second)])), encoding="utf-8")
-    found = load(path)
-    assert {name: run.call for name, run in found.runs.items()} == {"static": 0, "a": 0, "b": 1}
-    assert [run.call for run in found.again["a"]] == [1]
-    assert found.control(found.runs["b"]) is found.again["static"][0]
-    original = first["experiments"]["a"]["against"]["overall"]["differences"][0]["difference"]
-    stored = found.runs["a"].differences["kld_mean"][ALL]
-    assert stored.value == pytest.approx(-original["value"], rel=1e-5)
-    assert (stored.low, stored.high) == pytest.approx((-original["high"], -original["low"]), rel=1e-5)
-    assert stored.value > 0, "a was made worse than its control"
+    save(path, merge([json.loads(json.dumps(c)) for c in (first, second)]))
+    found = Results.of(load(path) or {})
+    assert {name: run.call for name, run in found.runs.items()} == {"static": 0, "rtn": 0, "reference": 1}
+    assert [run.call for run in found.again["rtn"]] == [1]
+    assert found.control(found.runs["reference"]) is found.again["static"][0]
+    original = first["experiments"]["rtn"]["against"]
+    overall = original["overall"]["differences"][0]["difference"]
+    stored = found.runs["rtn"].differences["kld_mean"]
+    assert stored.value == pytest.approx(-overall["value"], rel=1e-5)
+    assert (stored.low, stored.high) == pytest.approx((-overall["high"], -overall["low"]), rel=1e-5)
+    assert stored.value > 0, "it was made worse than its control"
+    for part in second["experiments"]["reference"]["summary"]["domains"]:
+        kept = found.runs["reference"].domains[part["domain"]].kld
+        assert kept == pytest.approx(part["kld_mean"]["value"], rel=1e-5)
 
 
-def test_calls_with_other_settings_are_not_merged() -> None:
+@pytest.mark.parametrize("key", ["settings", "domains"])
+def test_calls_with_other_settings_or_documents_are_not_merged(key: str) -> None:
     first, second = call(0, ("static",)), call(0, ("static",))
-    second["settings"]["max_length"] = 512
-    with pytest.raises(ValueError, match="other settings"):
+    if key == "settings":
+        second["settings"]["max_length"] = 512
+    else:
+        second["experiments"]["static"]["summary"]["domains"][0]["tokens"] += 1
+    with pytest.raises(ValueError, match=f"other {key}"):
         merge([first, second])
+
+
+def test_misses_are_counted_on_either_side() -> None:
+    outcomes = [(True, False, 0.2), (False, True, 0.4), (False, True, 0.6), (False, False, 0.8)]
+    assert digest(outcomes) == [0.25, 0.25, 0.5, 0.5]
 
 
 def test_sizes_of_packed_heads_are_those_the_producer_announces() -> None:
@@ -128,12 +139,10 @@ def test_the_default_recipe_is_the_search_for_scales_and_beats_static_with_every
     recipe = load_recipe(DEFAULT_RECIPE)
     assert recipe.settings == settings_of(BY_NAME["static-mse"])
     assert recipe.packaging == Packaging()
-    names = seed_names(results, "static-mse")
-    assert len(names) == 4
-    for name in names:
-        run = results.runs[name]
-        control = same_seed(run, results)
-        assert run.kld.high < control.kld.low, name
+    runs = results.seeds("static-mse")
+    assert len(runs) == 4
+    for run in runs:
+        assert run.kld.high < results.same_seed(run).kld.low, run.name
 
 
 def test_nothing_else_of_the_same_size_is_better_than_the_default(results: Results) -> None:
@@ -156,45 +165,11 @@ def test_recipe_gives_every_module_of_the_27b_what_its_experiment_did(recipe: st
     assert bits_by_module(settings) == bits_by_module(tried)
 
 
-def test_what_the_readmes_say_of_gptaq_is_in_its_results() -> None:
-    runs = small_runs()
-    readmes = [
-        README.read_text(encoding="utf-8"),
-        (README.parents[2] / "README.md").read_text(encoding="utf-8"),
-    ]
-    for name, among in (("small-mse-gptaq", readmes), ("small-gptaq", readmes[:1])):
-        experiment, run = BY_NAME[name], runs[name]
-        assert run["against"]["a"] == experiment.control
-        (found,) = [d for d in run["against"]["overall"]["differences"] if d["measure"] == "kld_mean"]
-        base = runs[experiment.control]["summary"]["overall"]["kld_mean"]["value"]
-        value, low, high = (100 * found["difference"][end] / base for end in ("value", "low", "high"))
-        for text in among:
-            assert f"{value:.1f} % [{low:.1f}, {high:.1f}]" in text, name
-        assert found["p"] == 0.0001
-        assert f"{1000 * run['summary']['overall']['kld_mean']['value']:.2f}" in readmes[0]
-
-
 def test_the_recipe_with_gptaq_is_its_experiment() -> None:
     experiment = BY_NAME["small-mse-gptaq"]
     recipe = load_recipe("static-mse-gptaq")
     assert recipe.settings == {**(experiment.settings or {}), "gptaq": experiment.gptaq}
     assert recipe.packaging == Packaging()
-
-
-def test_stock_vllm_served_every_checkpoint_as_the_readme_says() -> None:
-    text = README.read_text(encoding="utf-8")
-    found = json.loads(README.with_name("served-vllm-0.26.json").read_text(encoding="utf-8"))
-    assert found["plugin"] == "off"
-    for served in found["served"]:
-        assert served["sample"].strip()
-        name = {"checkpoint": "the mini model itself, BF16"}.get(
-            served["checkpoint"], f"`{served['checkpoint']}`"
-        )
-        (row,) = [line for line in text.splitlines() if line.startswith(f"| {name} | ")][-1:]
-        assert row.endswith(f"| {served['acceptance_length']:.2f} |")
-        bits = {kernel.split()[-1] for kernel in served["kernels"].values() if "Marlin" in kernel}
-        assert all(f"{b} bit" in row for b in bits)
-        assert ("Marlin" in row) is bool(bits)
 
 
 def test_compact_packs_the_heads_as_its_experiment_did_and_that_costs_no_drafts(results: Results) -> None:
@@ -204,17 +179,14 @@ def test_compact_packs_the_heads_as_its_experiment_did_and_that_costs_no_drafts(
     assert size_of(BY_NAME["mse-compact"], layout_27b()).total == packed
     run = results.runs["mse-compact"]
     assert run.against == "static-mse"
-    assert change(run, results).high < 0.01
-    assert run.differences["acceptance_length"][ALL].p > 0.05
-    assert change(results.runs["mtp-w4"], results, "acceptance_length").high < -0.02
+    assert results.change(run).high < 0.01
+    assert run.differences["acceptance_length"].p > 0.05
+    assert results.change(results.runs["mtp-w4"], "acceptance_length").high < -0.02
 
 
 def test_careful_is_closer_to_the_original_than_the_default(results: Results) -> None:
     run = results.runs["mse-out-attention-8"]
-    default = next(
-        r for r in (results.runs["static-mse"], *results.again["static-mse"]) if r.call == run.call
-    )
-    assert run.kld.high < default.kld.low
+    assert run.kld.high < results.in_call("static-mse", run.call).kld.low
 
 
 def test_careful_spares_the_kinds_of_module_that_gain_most_by_the_byte_at_27b(results: Results) -> None:
@@ -228,19 +200,7 @@ def test_careful_spares_the_kinds_of_module_that_gain_most_by_the_byte_at_27b(re
     careful = load_recipe("careful").settings
     gain: dict[bool, list[float]] = {True: [], False: []}
     for name, module in kinds.items():
-        by_byte = -change(results.runs[name], results).high / extra_bytes(name, "static", layout_27b())
+        by_byte = -results.change(results.runs[name]).high / extra_bytes(name, "static", layout_27b())
         spared = module_settings(careful, f"model.language_model.{module}")[0] == 8
         gain[spared].append(by_byte)
     assert min(gain[True]) > max(gain[False])
-
-
-def test_every_picture_is_drawn_and_kept(results: Results, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    from bench.quality.pictures import PICTURES, save
-
-    text = README.read_text(encoding="utf-8")
-    for name, draw in PICTURES.items():
-        assert README.with_name(f"{name}.png").is_file()
-        assert f"]({name}.png)" in text
-        save(draw(results), tmp_path / f"{name}.png")
-        assert (tmp_path / f"{name}.png").stat().st_size > 20_000

@@ -25,9 +25,7 @@ def runs(path: Path) -> Any:
 
 
 def parsed(path: Path, *arguments: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    variants.add_arguments(parser, ORDER, ORDER[:2])
-    return parser.parse_args([str(path), *arguments])
+    return variants.arguments("", ORDER, ORDER[:2]).parse_args([str(path), *arguments])
 
 
 @pytest.mark.parametrize("engine", [act_order, drafts, prefill])

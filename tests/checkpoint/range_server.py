@@ -26,7 +26,7 @@ class Request:
 
 @dataclass
 class Faults:
-    """By file name; ``statuses`` and ``cuts`` are used up, one an answer."""
+    """Faults by file name; each answer uses up one of ``statuses`` or ``cuts``."""
 
     no_ranges: bool = False
     framing: str = "length"  # or "chunked", or "close"
@@ -52,7 +52,7 @@ class RangeServer(ThreadingHTTPServer):
         self.connections = 0
         self.sent = 0
         self.faults = Faults()
-        # Whole answers by path, query left off: status, headers, body. A hub's API, say.
+        # Whole answers (status, headers, body) by path without its query; for a hub's API, say.
         self.answers: dict[str, tuple[int, dict[str, str], bytes]] = {}
         # Files are served below this path, which is not part of their name.
         self.root = "/"
@@ -60,7 +60,7 @@ class RangeServer(ThreadingHTTPServer):
         self.stopping = threading.Event()
 
     def handle_error(self, *_: object) -> None:
-        """A client that goes away is what several tests are about."""
+        """Stay silent: several tests are about a client that goes away."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -100,18 +100,18 @@ class _Handler(BaseHTTPRequestHandler):
             return self.respond(404, {}, b"absent")
         return self.ranged(name, file.read_bytes(), headers.get("range"))
 
-    def ranged(self, name: str, data: bytes, asked: str | None) -> None:
+    def ranged(self, name: str, data: bytes, requested: str | None) -> None:
         faults = self.server.faults
         extra = {"Content-Encoding": faults.encoding} if faults.encoding else {}
-        if asked is None or faults.no_ranges:
+        if requested is None or faults.no_ranges:
             return self.respond(200, extra, data, name)
-        first, _, last = asked.removeprefix("bytes=").partition("-")
+        first, _, last = requested.removeprefix("bytes=").partition("-")
         begin, end = int(first), min(int(last) + 1 if last else len(data), len(data))
         if begin >= end:
             return self.respond(416, {"Content-Range": f"bytes */{len(data)}"}, b"")
-        told = faults.content_ranges.get(name, f"bytes {begin}-{end - 1}/{len(data)}")
+        content_range = faults.content_ranges.get(name, f"bytes {begin}-{end - 1}/{len(data)}")
         more = 7 if name in faults.longer else 0
-        return self.respond(206, {"Content-Range": told, **extra}, data[begin : end + more], name)
+        return self.respond(206, {"Content-Range": content_range, **extra}, data[begin : end + more], name)
 
     def respond(self, status: int, headers: dict[str, str], body: bytes, name: str = "") -> None:
         faults = self.server.faults
@@ -149,7 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.write(data[at : at + 1])
 
     def write(self, data: bytes) -> None:
-        # Counted first: a client that has the last byte may look at once.
+        # Counted before it is sent: a client with the last byte may look at once.
         with self.server.lock:
             self.server.sent += len(data)
         self.wfile.write(data)

@@ -1,4 +1,4 @@
-"""Files behind a range server: only what is asked for is sent, and no fault ends in a hang or a traceback."""
+"""Files behind a range server: only requested bytes are sent, and no fault ends in a hang or a traceback."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from gptq_hybrid.checkpoint.files import HttpFiles, LocalFiles, Range
+from gptq_hybrid.checkpoint.files import LocalFiles, Range
+from gptq_hybrid.checkpoint.files.http import HttpFiles
 from gptq_hybrid.common.errors import CheckpointError
 
 from .range_server import RangeServer, serving
@@ -62,9 +63,9 @@ def test_a_range_is_what_the_folder_would_give(
     server: RangeServer, files: HttpFiles, begin: int, count: int | None
 ) -> None:
     part = Range("a.bin", begin, count)
-    got = files.read(part)
-    assert got == LocalFiles(server.folder).read(part)
-    assert server.sent == files.reads.bytes == len(got)
+    data = files.read(part)
+    assert data == LocalFiles(server.folder).read(part)
+    assert server.sent == files.reads.bytes == len(data)
     assert len(server.requests) == files.reads.requests == 1
     assert server.requests[0].headers["accept-encoding"] == "identity"
 
@@ -236,16 +237,21 @@ def test_many_reads_of_a_server_that_hangs_wait_once(server: RangeServer) -> Non
     with HttpFiles(server.url, timeout=0.5) as files:
         files.size("config.json")
         begun = time.monotonic()
-        got = files.read_many([Range("a.bin", at, 100) for at in range(500)])
+        errors = files.read_many([Range("a.bin", at, 100) for at in range(500)])
         assert time.monotonic() - begun < 3.0
-    assert all(isinstance(error, CheckpointError) for error in got)
-    assert "was not read after this: " in str(got[-1])
+    assert all(isinstance(error, CheckpointError) for error in errors)
+    assert "was not read after this: " in str(errors[-1])
     assert len(server.requests) <= 9
 
 
-@pytest.mark.parametrize("told", ["bytes 1-1000/102400", "bytes 0-99/102400", "bytes 0-999/*", "0-999", ""])
-def test_another_range_than_asked_for_is_refused(server: RangeServer, files: HttpFiles, told: str) -> None:
-    server.faults.content_ranges["a.bin"] = told
+CONTENT_RANGES = ["bytes 1-1000/102400", "bytes 0-99/102400", "bytes 0-999/*", "0-999", ""]
+
+
+@pytest.mark.parametrize("content_range", CONTENT_RANGES)
+def test_another_range_than_asked_for_is_refused(
+    server: RangeServer, files: HttpFiles, content_range: str
+) -> None:
+    server.faults.content_ranges["a.bin"] = content_range
     assert "was asked for bytes=0-999 and sent" in refused(files).message
     assert len(server.requests) == 1
 
@@ -269,9 +275,9 @@ def test_a_file_replaced_between_two_reads_is_noticed(server: RangeServer, files
 def test_many_reads_keep_their_order_and_their_failures(server: RangeServer, files: HttpFiles) -> None:
     parts = [Range("a.bin", 100 * at, 100) for at in range(60)]
     parts[7] = Range("nope", 0, 10)
-    got = files.read_many(parts)
-    assert isinstance(got[7], CheckpointError)
-    assert [data for data in got if isinstance(data, bytes)] == [
+    pieces = files.read_many(parts)
+    assert isinstance(pieces[7], CheckpointError)
+    assert [data for data in pieces if isinstance(data, bytes)] == [
         DATA[p.begin : p.begin + 100] for p in parts if p.name == "a.bin"
     ]
     assert files.reads.requests == len(server.requests) == 60
@@ -291,9 +297,9 @@ def test_secrets_are_not_sent_to_another_host(server: RangeServer, tmp_path: Pat
     with serving(tmp_path) as other, HttpFiles(server.url, headers=secret) as files:
         server.faults.redirects = {"far": f"{other.url}/a.bin", "near": "/a.bin"}
         assert files.read(Range("far", 3, 3)) == files.read(Range("near", 3, 3)) == DATA[3:6]
-        seen = other.requests[0]
-        assert seen.range == "bytes=3-5"
-        assert not {"authorization", "x-key"} & seen.headers.keys()
+        request = other.requests[0]
+        assert request.range == "bytes=3-5"
+        assert not {"authorization", "x-key"} & request.headers.keys()
         assert all(secret["X-Key"] == r.headers["x-key"] for r in server.requests)
         assert all(secret["Authorization"] == r.headers["authorization"] for r in server.requests)
     assert len(server.requests) == 3
@@ -310,15 +316,15 @@ def test_redirects_elsewhere_or_in_a_circle_are_refused(
 
 
 def test_a_redirect_from_https_to_http_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+    addresses: list[str] = []
 
     def downgrade(request: httpx.Request) -> httpx.Response:
-        asked.append(str(request.url))
+        addresses.append(str(request.url))
         return httpx.Response(302, headers={"Location": "http://example.org/a.bin"})
 
     monkeypatch.setattr(httpx, "Client", partial(httpx.Client, transport=httpx.MockTransport(downgrade)))
     assert "from https to http" in refused(HttpFiles("https://example.org")).message
-    assert asked == ["https://example.org/a.bin"]
+    assert addresses == ["https://example.org/a.bin"]
 
 
 def test_credentials_in_the_address_are_used_and_not_shown(server: RangeServer) -> None:

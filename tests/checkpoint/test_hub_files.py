@@ -1,4 +1,4 @@
-"""Models on a hub: a loopback server with the hub's API, and its errors, stands in for huggingface.co."""
+"""Models on a hub: a loopback server with the hub's API and errors stands in for huggingface.co."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from gptq_hybrid.checkpoint.files import HttpFiles, LocalFiles, Range, is_hub_id, open_files, open_hub
-from gptq_hybrid.checkpoint.files import _open as opening
+from gptq_hybrid.checkpoint.files import LocalFiles, Range, is_hub_id, open_files
+from gptq_hybrid.checkpoint.files import hub as hub_module
+from gptq_hybrid.checkpoint.files.http import HttpFiles
+from gptq_hybrid.checkpoint.files.hub import open_hub
 from gptq_hybrid.common.errors import CheckpointError
 
 from .range_server import RangeServer, serving
@@ -24,8 +26,8 @@ API = "/api/models/me/model"
 
 
 @pytest.fixture(autouse=True)
-def of_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Neither this machine's token nor its cache."""
+def no_token_and_no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Use neither this machine's token nor its cache."""
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -228,7 +230,7 @@ def test_what_is_nothing_of_the_three_is_refused(text: str) -> None:
 def test_the_page_of_a_model_is_its_hub_id(
     monkeypatch: pytest.MonkeyPatch, url: str, hub_id: str | None
 ) -> None:
-    monkeypatch.setattr(opening, "open_hub", lambda repo_id, **_: repo_id)
+    monkeypatch.setattr(hub_module, "open_hub", lambda repo_id, **_: repo_id)
     files = open_files(url)
     if hub_id is None:
         assert isinstance(files, HttpFiles)
@@ -257,6 +259,6 @@ def test_hf_endpoint_is_honoured_and_nothing_is_imported_before_it_is_used(hub: 
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout) == (0, '{"a": 1}\n'), done.stderr
-    # huggingface_hub may ask for more, of its own accord.
+    # huggingface_hub may make more requests of its own.
     ours = [request for request in hub.requests if "/me/model" in request.path]
     assert [request.headers["authorization"] for request in ours] == ["Bearer hf_x"] * 2

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gptq_hybrid.checkpoint import Checkpoint, layout_for
+from gptq_hybrid.checkpoint import Checkpoint, LinearSpec, layout_for
 from gptq_hybrid.common.errors import CheckpointError, UnsupportedArchitectureError
 from gptq_hybrid.demo.builder import DemoCheckpoint
 
@@ -50,8 +50,8 @@ def test_layout_equals_what_a_checkpoint_of_the_architecture_holds(
     build: Callable[..., DemoCheckpoint], text_only: bool
 ) -> None:
     checkpoint = Checkpoint.open(build(text_only=text_only).path)
-    wanted = {spec.name: spec.shape for spec in layout_for(checkpoint.config).dense}
-    assert wanted == {name: info.shape for name, info in checkpoint.loaded.items()}
+    expected = {spec.name: spec.shape for spec in layout_for(checkpoint.config).dense}
+    assert expected == {name: info.shape for name, info in checkpoint.loaded.items()}
 
 
 def test_explicit_layer_types_win_over_the_interval() -> None:
@@ -66,6 +66,28 @@ def test_tied_embeddings_have_no_lm_head() -> None:
     assert "lm_head.weight" not in {
         spec.name for spec in layout_for({**CONFIG_27B, "text_config": text}).plain
     }
+
+
+def test_the_heads_are_linears_of_their_own() -> None:
+    layout = layout_for(CONFIG_27B)
+    assert layout.output_head == LinearSpec("lm_head", 248320, 5120)
+    assert layout.mtp_linears[0] == LinearSpec("mtp.fc", 5120, 10240)
+    assert len(layout.mtp_linears) == 8
+    tied = layout_for({**CONFIG_27B, "text_config": {**TEXT_27B, "tie_word_embeddings": True}})
+    assert tied.output_head is None
+    without = layout_for({**CONFIG_27B, "text_config": {**TEXT_27B, "mtp_num_hidden_layers": 0}})
+    assert without.mtp_linears == []
+
+
+def test_a_layout_takes_the_prefix_that_the_tensors_have() -> None:
+    multimodal, text_only = layout_for(CONFIG_27B), layout_for({"model_type": "qwen3_5_text", **TEXT_27B})
+    long, short = "model.language_model.layers.0.linear_attn.A_log", "model.layers.0.linear_attn.A_log"
+    for layout, own, other in ((multimodal, long, short), (text_only, short, long)):
+        renamed = {spec.name for spec in layout.as_named_in([other]).dense}
+        assert other in renamed
+        assert own not in renamed
+        for names in ([own], [own, other], [], ["lm_head.weight"]):
+            assert layout.as_named_in(names) is layout
 
 
 @pytest.mark.parametrize("bad", [None, 0, -1, "5120", True])

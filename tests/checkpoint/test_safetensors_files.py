@@ -1,4 +1,4 @@
-"""Headers are believed only as far as the file bears them out; copies are verbatim."""
+"""A header is believed only if the file bears it out, and copies are verbatim."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors import safe_open
 
 from gptq_hybrid.checkpoint import read_header, write_verbatim
 from gptq_hybrid.checkpoint.files import LocalFiles
@@ -62,14 +64,13 @@ def test_a_file_shorter_than_it_says_is_refused_unread(tmp_path: Path, content: 
 
 
 def test_a_verbatim_copy_keeps_every_byte_and_opens_with_the_reference_library(tmp_path: Path) -> None:
-    from safetensors import safe_open
-
     first = write(tmp_path / "a.safetensors", {"x": entry(0, 8, [4])}, bytes(range(8)))
     second = write(tmp_path / "b.safetensors", {"pad": entry(0, 2, [1]), "y": entry(2, 6, [2])}, b"ppyyYY")
     files = LocalFiles(tmp_path)
     sources = [(files, read_header(second)["y"]), (files, read_header(first)["x"])]
     write_verbatim(tmp_path / "c.safetensors", sources, {"format": "pt"})
     with safe_open(str(tmp_path / "c.safetensors"), framework="pt") as handle:
-        got = {name: handle.get_tensor(name).view(dtype=__import__("torch").uint8) for name in handle.keys()}  # noqa: SIM118
-    assert bytes(got["x"].tolist()) == bytes(range(8))
-    assert bytes(got["y"].tolist()) == b"yyYY"
+        names = handle.keys()
+        tensors = {name: handle.get_tensor(name).view(torch.uint8) for name in names}
+    assert bytes(tensors["x"].tolist()) == bytes(range(8))
+    assert bytes(tensors["y"].tolist()) == b"yyYY"

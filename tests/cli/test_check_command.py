@@ -1,4 +1,4 @@
-"""`qwen36 check` and `qwen36 repair` as a user or a script sees them."""
+"""`qwen36 check` as a user or a script sees it."""
 
 from __future__ import annotations
 
@@ -93,8 +93,8 @@ def test_the_release_decides(shop: Workshop, vllm: str, code: int) -> None:
     quantization = {"quant_method": "compressed-tensors", "config_groups": {}, "ignore": []}
     weights = {"weights": {"actorder": "group"}, "targets": []}
     shop.config(lambda c: c.update(quantization_config=quantization | {"config_groups": {"g": weights}}))
-    found = json.loads(qwen36("check", shop.folder, "--vllm", vllm, "--json").stdout)["findings"]
-    severity = {f["rule"]: f["severity"] for f in found}["act-order-packed"]
+    findings = json.loads(qwen36("check", shop.folder, "--vllm", vllm, "--json").stdout)["findings"]
+    severity = {f["rule"]: f["severity"] for f in findings}["act-order-packed"]
     assert severity == ("error" if code else "warning")
 
 
@@ -164,47 +164,3 @@ def test_every_rule_is_listed(shop: Workshop) -> None:
 def test_the_serve_line_is_never_broken_by_a_narrow_terminal(shop: Workshop, columns: int) -> None:
     ended = qwen36("check", shop.folder, columns=columns)
     assert shlex.split(ended.stdout.splitlines()[-1])[0] == "vllm"
-
-
-class TestRepair:
-    def test_what_is_done_is_said_and_a_second_run_has_nothing_to_do(self, shop: Workshop) -> None:
-        shop.index(lambda m: [m.pop(n) for n in list(m) if n.startswith("mtp.")])
-        ended = qwen36("repair", shop.folder)
-        assert ended.returncode == 0
-        assert "name 15 tensors" in ended.stdout
-        assert f"{INDEX_NAME}.bak" in ended.stdout
-        again = qwen36("repair", shop.folder)
-        assert (again.returncode, again.stdout) == (0, "Nothing to repair.\n")
-
-    def test_what_is_left_is_shown_and_exits_with_one(self, shop: Workshop) -> None:
-        shop.delete("tokenizer.json")
-        ended = qwen36("repair", shop.folder)
-        assert ended.returncode == 1
-        assert "tokenizer-missing" in ended.stdout
-
-    def test_a_dry_run_writes_nothing(self, shop: Workshop) -> None:
-        shop.json(INDEX_NAME, lambda i: i["metadata"].update(total_size=1))
-        before = {p.name: p.stat().st_mtime_ns for p in shop.folder.iterdir()}
-        ended = qwen36("repair", shop.folder, "--dry-run")
-        assert ended.returncode == 0
-        assert "Nothing was written" in ended.stdout
-        assert "correct total_size" in ended.stdout
-        assert {p.name: p.stat().st_mtime_ns for p in shop.folder.iterdir()} == before
-
-    @pytest.mark.parametrize(
-        "arguments", [["--split-mtp"], ["--merge-mtp"], ["--split-mtp", "--merge-mtp", "--out", "x"]]
-    )
-    def test_what_cannot_be_done_is_one_error(self, shop: Workshop, arguments: list[str]) -> None:
-        ended = qwen36("repair", shop.folder, *arguments)
-        assert ended.returncode == 2
-        assert ended.stderr.count("Error") == 1
-        assert "Traceback" not in ended.stderr
-
-    def test_a_donor_that_is_none_is_one_error(self, shop: Workshop) -> None:
-        shop.index(lambda m: [m.pop(n) for n in list(m) if n.startswith("mtp.")])
-        shop.delete(MTP_FILE)
-        before = {p.name: p.read_bytes() for p in shop.folder.iterdir()}
-        ended = qwen36("repair", shop.folder, "--mtp-from", "./nowhere")
-        assert ended.returncode == 2
-        assert "nowhere" in ended.stderr
-        assert {p.name: p.read_bytes() for p in shop.folder.iterdir()} == before

@@ -14,7 +14,7 @@ import pytest
 from gptq_hybrid.cli import main
 from gptq_hybrid.demo.builder import DemoCheckpoint
 from gptq_hybrid.evaluate import read_evaluation
-from tests.streaming.rounded import CHECKPOINT, HELDOUT, config_of, rounded
+from tests.streaming.rounded import CHECKPOINT, HELDOUT, read_config, rounded
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -82,11 +82,11 @@ def test_from_end_to_end(here: Path, copy: Path, data: Path) -> None:
     )
     assert code == 0, err
     assert err == ""
-    found = read_evaluation(here / "qwen36-eval" / "evaluation.json")
-    assert [row.domain for row in found.checkpoints[0].domains] == ["en", "python"]
-    assert found.checkpoints[0].name == "mini-W4"
-    assert found.settings["documents"] == 6
-    overall = found.checkpoints[0].overall
+    evaluation = read_evaluation(here / "qwen36-eval" / "evaluation.json")
+    assert [row.domain for row in evaluation.checkpoints[0].domains] == ["en", "python"]
+    assert evaluation.checkpoints[0].name == "mini-W4"
+    assert evaluation.settings["documents"] == 6
+    overall = evaluation.checkpoints[0].overall
     assert 0.001 < overall.kld_mean.value < 0.5
     assert overall.acceptance is not None
     assert "mini-W4 against checkpoint" in out
@@ -107,6 +107,34 @@ def test_json_is_all_that_is_printed(here: Path, copy: Path, data: Path) -> None
     assert content["checkpoints"][0]["overall"]["acceptance"] is None
     assert "mini-W4: layers" in err, "progress goes where it disturbs nobody"
     assert sorted(file.name for file in (here / "results").iterdir()) == ["evaluation.json", "evaluation.png"]
+
+
+def test_damaged_states_are_named_in_one_line_and_the_figures_stay(
+    qwen36: Run, here: Path, copy: Path, data: Path
+) -> None:
+    arguments: list[str | Path] = [
+        "eval",
+        CHECKPOINT,
+        copy,
+        "--data",
+        data / "en.jsonl",
+        "--limit",
+        "1",
+        "--max-length",
+        "64",
+    ]
+    arguments += ["--device", "cpu", "--drafts", "0", "--json"]
+    code, first, err = qwen36(*arguments)
+    assert code == 0, err
+    assert "are not used" not in err
+    [states] = (here / "qwen36-eval" / "work").glob("states-*")
+    content = bytearray(states.read_bytes())
+    content[-1000:] = bytes(1000)
+    states.write_bytes(content)
+    code, again, err = qwen36(*arguments)
+    assert code == 0, err
+    assert json.loads(again) == json.loads(first)
+    assert err.count(f"{states.name} are not used: they are damaged") == 1
 
 
 def test_another_tokenizer(qwen36: Run, here: Path, copy: Path, data: Path, tmp_path: Path) -> None:
@@ -163,7 +191,7 @@ def test_a_checkpoint_in_another_format(
     qwen36: Run, here: Path, copy: Path, data: Path, tmp_path: Path
 ) -> None:
     awq = Path(shutil.copytree(copy, tmp_path / "awq"))
-    config = config_of(awq)
+    config = read_config(awq)
     config["quantization_config"] = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True}
     (awq / "config.json").write_text(json.dumps(config))
     refused(qwen36("eval", CHECKPOINT, awq, "--data", data), "is quantized by 'awq'", "GPTQ checkpoint")
@@ -176,10 +204,10 @@ def test_a_checkpoint_that_is_not_there(qwen36: Run, here: Path, data: Path) -> 
 
 
 def test_half_an_mtp_head(qwen36: Run, here: Path, copy: Path, data: Path, tmp_path: Path) -> None:
-    from tests.streaming.rounded import copy_with, tensors_of
+    from tests.streaming.rounded import copy_with, read_tensors
 
-    tensors = {k: v for k, v in tensors_of(copy).items() if k != "mtp.norm.weight"}
-    half = copy_with(tmp_path / "half", tensors, config_of(copy), copy)
+    tensors = {k: v for k, v in read_tensors(copy).items() if k != "mtp.norm.weight"}
+    half = copy_with(tmp_path / "half", tensors, read_config(copy), copy)
     refused(
         qwen36("eval", CHECKPOINT, half, "--data", data),
         "lacks 1 of 15 tensors of the MTP head",
@@ -201,8 +229,10 @@ def test_results_that_could_not_be_written(
 def test_tasks_without_lm_eval(qwen36: Run, here: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from importlib import util
 
-    found = util.find_spec
-    monkeypatch.setattr(util, "find_spec", lambda name, *a: None if name == "lm_eval" else found(name, *a))
+    find_spec = util.find_spec
+    monkeypatch.setattr(
+        util, "find_spec", lambda name, *a: None if name == "lm_eval" else find_spec(name, *a)
+    )
     refused(
         qwen36("eval", CHECKPOINT, copy, "--tasks", "gsm8k"), "lm-eval, which is not installed", "pip install"
     )
@@ -210,10 +240,10 @@ def test_tasks_without_lm_eval(qwen36: Run, here: Path, copy: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("given", "revision"), [("Some-One/A-Model", None), ("Some-One/A-Model@0a1b2c", "0a1b2c")]
+    ("source", "revision"), [("Some-One/A-Model", None), ("Some-One/A-Model@0a1b2c", "0a1b2c")]
 )
 def test_hub_ids_are_downloaded_at_their_revision(
-    given: str, revision: str | None, monkeypatch: pytest.MonkeyPatch, here: Path
+    source: str, revision: str | None, monkeypatch: pytest.MonkeyPatch, here: Path
 ) -> None:
     import huggingface_hub
 
@@ -226,5 +256,5 @@ def test_hub_ids_are_downloaded_at_their_revision(
         return "/cache/snapshot"
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert resolve_source(given) == Path("/cache/snapshot")
+    assert resolve_source(source) == Path("/cache/snapshot")
     assert seen == [("Some-One/A-Model", revision)]

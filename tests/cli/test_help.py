@@ -1,4 +1,4 @@
-"""The README's account of the command line is the command line's own."""
+"""HELP.md is the program's own help. To write it anew: uv run python -m gptq_hybrid.cli.help_page"""
 
 from __future__ import annotations
 
@@ -8,31 +8,49 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
-README = Path(__file__).parents[2] / "README.md"
-COMMANDS = ["", "quantize", "losses", "check", "repair", "eval", "sensitivity", "draft-vocab", "demo", "tune"]
+from gptq_hybrid.cli import build_app
+from gptq_hybrid.cli.help_page import PAGE, commands, help_page, help_text
 
 
-def block(command: str) -> str:
-    """A fenced block with the help of one command, as it stands in the README."""
-    arguments = [word for word in (command, "--help") if word]
-    text = subprocess.run(
-        [str(Path(sys.executable).with_name("qwen36")), *arguments],
+def test_the_page_shows_the_current_help() -> None:
+    assert PAGE.read_text(encoding="utf-8") == help_page(), (
+        "HELP.md is out of date; run: uv run python -m gptq_hybrid.cli.help_page"
+    )
+
+
+@pytest.mark.parametrize("words", [(), ("check",)], ids=" ".join)
+def test_a_terminal_shows_what_the_page_does(words: tuple[str, ...]) -> None:
+    printed = subprocess.run(
+        [str(Path(sys.executable).with_name("qwen36")), *words, "--help"],
         env={**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1", "TERMINAL_WIDTH": "100"},
         capture_output=True,
         text=True,
         check=True,
     ).stdout
-    lines = [line.rstrip() for line in text.strip().splitlines()]
-    return "\n".join(["```text", f"$ {' '.join(['qwen36', *arguments])}", *lines, "```"])
+    lines = [line.rstrip() for line in printed.strip().splitlines()]
+    assert "\n".join(lines) in PAGE.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_the_readme_shows_the_current_help(command: str) -> None:
-    assert block(command) in README.read_text(), (
-        f"README.md is out of date; it should hold:\n{block(command)}"
-    )
+def test_members_of_groups_have_sections_of_their_own() -> None:
+    app, group = typer.Typer(), typer.Typer()
+
+    @app.command("alone")
+    def alone() -> None:
+        """Stand alone."""
+
+    @group.command("inner")
+    def inner(number: int = 3) -> None:
+        """Be in a group."""
+
+    app.add_typer(group, name="outer")
+    root = typer.main.get_command(app)
+    assert list(commands(root)) == [(), ("alone",), ("outer",), ("outer", "inner")]
+    assert "--number" in help_text(root, ("outer", "inner"))
 
 
-if __name__ == "__main__":
-    sys.stdout.write("\n\n".join(block(command) for command in COMMANDS) + "\n")
+def test_the_page_names_every_command_once() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    for words in commands(typer.main.get_command(build_app())):
+        assert text.count(f"\n## {' '.join(('qwen36', *words))}\n") == 1

@@ -1,4 +1,4 @@
-"""Good checkpoints and faulty copies of them, with the verdict expected; no pytest in here, benches use it too."""
+"""Good checkpoints and faulty copies of them, with the expected verdict. Benches use it too: no pytest here."""
 
 from .bases import BASES, Bases
 from .case import CorpusCase, Workshop

@@ -21,7 +21,7 @@ def _past_the_end(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _uneven(tensor: torch.Tensor) -> torch.Tensor:
-    """One row too many in the last group, one too few in the first."""
+    """One feature too many in the last group, one too few in the first."""
     tensor[(tensor == 0).nonzero()[0]] = tensor.max()
     return tensor
 
@@ -61,7 +61,7 @@ ACT_ORDER_CASES = (
         "g-idx-uneven", "gptq-act-order", "g-idx-range", lambda s: s.tensor(O_PROJ, _uneven), vllm="0.29.0"
     ),
     faulty("g-idx-denied-with-plugin", "gptq-act-order", "g-idx-flag", _ordered(desc_act=False), plugin=True),
-    # The rule asks for another module's order.
+    # The rule of `dynamic` is about another module.
     faulty(
         "g-idx-denied-but-for-one",
         "gptq-act-order",

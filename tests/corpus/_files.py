@@ -1,4 +1,4 @@
-"""Index and files that do not go together."""
+"""Indexes and files that contradict each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ways to lose the head, or to have vLLM not find a use for it."""
+"""Ways to lose the MTP head, or to make it useless to vLLM."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _absent(shop: Workshop) -> None:
 
 
 def _bf16_head(shop: Workshop) -> None:
-    """What a graft into an FP8 checkpoint leaves behind if nobody tells the config."""
+    """An FP8 checkpoint with a BF16 head grafted in, and a config that does not say so."""
 
     def change(tensors: dict[str, torch.Tensor]) -> None:
         for name in [n for n in tensors if n.endswith("_scale_inv")]:
@@ -42,7 +42,7 @@ def _bf16_head(shop: Workshop) -> None:
 
 
 def _rounded(weight: torch.Tensor) -> dict[str, torch.Tensor]:
-    """A matrix ``[n, k]`` rounded to four bits in groups of 128, in GPTQ's layout."""
+    """Round a matrix ``[n, k]`` to four bits in groups of 128, in GPTQ's layout."""
     n, k = weight.shape
     groups = weight.float().view(n, k // 128, 128)
     scales = (groups.abs().amax(-1, keepdim=True) / 7).clamp_min(1e-4)
@@ -52,14 +52,14 @@ def _rounded(weight: torch.Tensor) -> dict[str, torch.Tensor]:
     return {
         "qweight": words.T,
         "scales": scales.squeeze(-1).T.to(torch.float16),
-        # The stored zero point is one less than the true one, 8.
+        # The stored zero point is one less than the true one, which is 8.
         "qzeros": torch.full((k // 128, n // 8), 0x77777777, dtype=torch.int32),
         "g_idx": (torch.arange(k) // 128).to(torch.int32),
     }
 
 
 def _packed_head(module: str) -> object:
-    """One linear of the head as GPTQ, the rest as it was."""
+    """Store one linear of the head as GPTQ, and leave the rest."""
 
     def change(tensors: dict[str, torch.Tensor]) -> None:
         tensors.update(

@@ -1,4 +1,4 @@
-"""Faults that look right at first sight: what `check` once called good."""
+"""Faults that look right at first sight; `check` once called each of them good."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def _without(key: str, mark: str) -> Apply:
 
     def change(config: dict[str, Any]) -> None:
         quantization = config["quantization_config"]
-        kept = quantization[key]
-        if isinstance(kept, dict):
-            quantization[key] = {name: value for name, value in kept.items() if mark not in name}
+        entries = quantization[key]
+        if isinstance(entries, dict):
+            quantization[key] = {name: value for name, value in entries.items() if mark not in name}
         else:
-            quantization[key] = [name for name in kept if mark not in name]
+            quantization[key] = [name for name in entries if mark not in name]
 
     return lambda shop: shop.config(change)
 
@@ -53,7 +53,7 @@ def _weight_beside_qweight(shop: Workshop) -> None:
 
 
 def _recoded(name: str, encoding: str) -> Apply:
-    """A JSON file in another encoding than UTF-8: `json.loads` of bytes guesses it, transformers does not."""
+    """Store a JSON file in another encoding than UTF-8: `json.loads` of bytes guesses it, transformers does not."""
 
     def apply(shop: Workshop) -> None:
         path = shop.path(name)
@@ -78,7 +78,7 @@ def _nan_in_header(shop: Workshop) -> None:
     shop.header(MTP_FILE, lambda header: header["mtp.norm.weight"].update(extra=float("nan")))
 
 
-# Small projections and vision tower are stored in BF16, but the config has vLLM build them quantized.
+# Small projections and the vision tower are stored in BF16, but the config makes vLLM build them quantized.
 UNLISTED: tuple[CorpusCase, ...] = (
     faulty(
         "fp8-small-projections-unlisted",

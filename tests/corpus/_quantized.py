@@ -21,7 +21,7 @@ PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
 
 def _dense(module: str) -> object:
-    """The module in BF16 after all, with the values it stood for."""
+    """Store a quantized module in BF16, with the values it stands for."""
 
     def apply(shop: Workshop) -> None:
         def change(tensors: Tensors) -> None:

@@ -1,4 +1,4 @@
-"""What a server needs beside the weights."""
+"""Faults in what a server needs beside the weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from gptq_hybrid.checkpoint.draft_vocab_file import (
     DRAFT_VOCAB_FILE,
     DraftVocab,
-    vocab_size_of,
+    read_vocab_size,
     write_draft_vocab,
 )
 from gptq_hybrid.checkpoint.files import LocalFiles
@@ -65,7 +65,7 @@ def _cut(name: str) -> object:
 
 
 def _bias(shop: Workshop) -> None:
-    """The zero biases that older tools wrote beside every GPTQ linear."""
+    """Add the zero biases that older tools wrote beside every GPTQ linear."""
     up = "model.language_model.layers.0.mlp.up_proj"
     shop.shard(
         shop.file_of(f"{up}.qweight"),
@@ -73,22 +73,22 @@ def _bias(shop: Workshop) -> None:
     )
 
 
-def _list_to_draft_from(*, foreign: bool) -> object:
-    """A draft vocabulary: of this checkpoint's tokenizer, or of some other."""
+def _draft_vocabulary(*, foreign: bool) -> object:
+    """Add a draft vocabulary: of this checkpoint's tokenizer, or (``foreign``) of another."""
 
     def apply(shop: Workshop) -> None:
         files = LocalFiles(shop.folder)
         tokenizer = "0" * 64 if foreign else read_vocabulary(files).sha256
-        found = DraftVocab(tokenizer, vocab_size_of(files), tuple(range(64)), {}, {})
-        write_draft_vocab(shop.folder / DRAFT_VOCAB_FILE, found)
+        vocab = DraftVocab(tokenizer, read_vocab_size(files), tuple(range(64)), {}, {})
+        write_draft_vocab(shop.folder / DRAFT_VOCAB_FILE, vocab)
 
     return apply
 
 
 SERVING_CASES = (
-    odd("draft-vocabulary", "bf16", "", _list_to_draft_from(foreign=False)),
-    odd("draft-vocabulary-of-another-tokenizer", "bf16", "draft-vocab", _list_to_draft_from(foreign=True)),
-    odd("draft-vocabulary-without-mtp", "bf16", "", _list_to_draft_from(foreign=True), mtp=False),
+    odd("draft-vocabulary", "bf16", "", _draft_vocabulary(foreign=False)),
+    odd("draft-vocabulary-of-another-tokenizer", "bf16", "draft-vocab", _draft_vocabulary(foreign=True)),
+    odd("draft-vocabulary-without-mtp", "bf16", "", _draft_vocabulary(foreign=True), mtp=False),
     faulty("no-tokenizer", "bf16", "tokenizer-missing", lambda s: s.delete("tokenizer.json")),
     faulty("tokenizer-cut", "bf16", "companion-unreadable", _cut("tokenizer.json")),
     faulty("tokenizer-config-cut", "bf16", "companion-unreadable", _cut("tokenizer_config.json")),

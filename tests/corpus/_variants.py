@@ -1,4 +1,4 @@
-"""Packed heads, modules of other bits and absent vision towers, and configs that say something else of them."""
+"""Packed heads, modules of other bits and absent vision towers, with configs that contradict them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Apply = Callable[[Workshop], object]
 
 
 def _rebit(bits: int, *modules: str, file: str | None = None) -> Apply:
-    """Modules that were packed in 4 or 8 bits, in others."""
+    """Pack modules again, in other bits."""
 
     def apply(shop: Workshop) -> None:
         for module in modules:
@@ -80,7 +80,7 @@ def _tensor(name: str, change: Callable[[torch.Tensor], torch.Tensor | None]) ->
 
 
 def _dense_head(module: str) -> Apply:
-    """One packed linear of the head in BF16 again."""
+    """Store one packed linear of the head in BF16 again."""
 
     def change(tensors: Tensors) -> None:
         parts = {part: tensors.pop(f"{module}.{part}") for part in PARTS}
@@ -90,7 +90,7 @@ def _dense_head(module: str) -> Apply:
 
 
 def _vision_tensor(shop: Workshop) -> None:
-    """A tower of one tensor."""
+    """A vision tower of one tensor."""
     configs: list[dict[str, Any]] = []
     shop.config(configs.append)
     spec = layout_for(configs[0]).vision[0]

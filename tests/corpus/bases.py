@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from gptq_hybrid.checkpoint import LinearSpec, TensorLayout, layout_for
-from gptq_hybrid.demo.builder import DemoSpec, build_demo_checkpoint
-from gptq_hybrid.recipes.packaging import Packaging
-from gptq_hybrid.writer import CheckpointPlan, write_checkpoint
+from gptq_hybrid.checkpoint import Checkpoint, LinearSpec, TensorLayout, layout_for
+from gptq_hybrid.demo import DemoSpec, build_demo_checkpoint
+from gptq_hybrid.recipes import Packaging
+from gptq_hybrid.writer import CheckpointSpec, write_checkpoint
 
 from .case import INDEX, MTP_FILE, Tensors
 
 GROUP = 128
-# What every 4-bit checkpoint of the family leaves in BF16 beside norms and convolutions.
+# What every 4-bit checkpoint of the family leaves in BF16, beside norms and convolutions.
 SMALL = ("in_proj_a", "in_proj_b")
 
 
@@ -84,14 +84,14 @@ def _auto_round_config(layout: TensorLayout, vision: list[str]) -> dict[str, Any
 
 
 def _awq_config(layout: TensorLayout, vision: list[str]) -> dict[str, Any]:
-    kept = ["mtp", "visual", *SMALL]
+    excluded = ["mtp", "visual", *SMALL]
     return {
         "quant_method": "awq",
         "bits": 4,
         "group_size": GROUP,
         "zero_point": True,
         "version": "gemm",
-        "modules_to_not_convert": kept,
+        "modules_to_not_convert": excluded,
     }
 
 
@@ -106,7 +106,7 @@ def _fp8_config(layout: TensorLayout, vision: list[str]) -> dict[str, Any]:
 
 
 def write_index(folder: Path) -> None:
-    """An index of all files of a folder."""
+    """Write an index of all files of a folder."""
     weight_map: dict[str, str] = {}
     total = 0
     for path in sorted(folder.glob("*.safetensors")):
@@ -129,19 +129,19 @@ def _requantized(
     target.mkdir(parents=True)
     config = json.loads((source / "config.json").read_text())
     layout = layout_for(config)
-    wanted = {linear.weight.name: linear for linear in layout.quantized}
+    linears = {linear.weight.name: linear for linear in layout.quantized}
     if head:
         for spec in layout.mtp:
             if len(spec.shape) == 2 and spec.name != "mtp.fc.weight":
-                wanted[spec.name] = LinearSpec(spec.name.removesuffix(".weight"), *spec.shape)
+                linears[spec.name] = LinearSpec(spec.name.removesuffix(".weight"), *spec.shape)
     for path in source.iterdir():
         if path.suffix != ".safetensors":
             (target / path.name).write_bytes(path.read_bytes())
             continue
         out: Tensors = {}
         for name, tensor in load_file(path).items():
-            if name in wanted:
-                module = wanted[name]
+            if name in linears:
+                module = linears[name]
                 out |= {f"{module.name}.{part}": value for part, value in make(module).items()}
             else:
                 out[name] = tensor
@@ -154,7 +154,7 @@ def _requantized(
 
 
 def _repackaged(quantized: Path, original: Path, target: Path, packaging: Packaging) -> Path:
-    """What the writer makes of gptqmodel's shards with another packaging, gptqmodel itself not being run."""
+    """Write gptqmodel's shards with another packaging, without running gptqmodel again."""
 
     def save_shards(folder: Path) -> None:
         for path in quantized.iterdir():
@@ -165,12 +165,12 @@ def _repackaged(quantized: Path, original: Path, target: Path, packaging: Packag
         (folder / "quantize_config.json").write_text(json.dumps(saved))
         (folder / "config.json").write_bytes((original / "config.json").read_bytes())
 
-    write_checkpoint(CheckpointPlan(original, packaging=packaging), target, save_shards)
+    write_checkpoint(CheckpointSpec(Checkpoint.open(original), packaging=packaging), target, save_shards)
     return target
 
 
 class Bases:
-    """Builds each base once below ``folder``; ``gptq()`` is gptqmodel's, which takes most of a minute."""
+    """Builds each base once below ``folder``; ``gptq()`` runs gptqmodel, which takes most of a minute."""
 
     def __init__(self, folder: Path, gptq: Callable[[str], Path]) -> None:
         self._folder = folder
@@ -192,7 +192,7 @@ class Bases:
         return path
 
     def repackaged(self, name: str, packaging: Packaging) -> Path:
-        """The recipe `static`, packaged otherwise."""
+        """The recipe `static` with another packaging."""
         return _repackaged(self["gptq"], self.bf16(mtp="inline"), self._folder / name, packaging)
 
     def requantized(self, name: str, *arguments: Any, **options: Any) -> Path:

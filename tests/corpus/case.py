@@ -32,7 +32,7 @@ class Workshop:
                 shutil.copyfile(path, folder / path.name)
 
     def path(self, name: str) -> Path:
-        """The file, free to be written: its link to the original is cut."""
+        """Return the path of a file that may be written: its link to the original is cut."""
         path = self.folder / name
         if path.exists():
             content = path.read_bytes()
@@ -68,12 +68,12 @@ class Workshop:
         self.json(INDEX, lambda index: change(index["weight_map"]))
 
     def file_of(self, tensor: str) -> str:
-        """The file a tensor lies in."""
+        """Return the name of the file that holds a tensor."""
         weight_map: dict[str, str] = json.loads((self.folder / INDEX).read_text())["weight_map"]
         return weight_map[tensor]
 
     def shard(self, name: str, change: Callable[[Tensors], object], *, reindex: bool = True) -> None:
-        """Change the tensors of one file, and by default what the index says of it."""
+        """Change the tensors of one file, and by default the index with them."""
         path = self.folder / name
         tensors = {key: value.clone() for key, value in load_file(path).items()}
         before = set(tensors)
@@ -162,5 +162,5 @@ def odd(
     mtp: bool = True,
     plugin: bool = False,
 ) -> CorpusCase:
-    """A case that serves; ``rules`` must warn (none: nothing may be said)."""
+    """A case that serves, with warnings of ``rules`` and no others."""
     return CorpusCase(id, base, apply, frozenset(rules.split()), "serves", vllm, mtp, plugin)

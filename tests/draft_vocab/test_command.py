@@ -15,7 +15,7 @@ from gptq_hybrid.calibration import load_calibration
 from gptq_hybrid.checkpoint import DRAFT_VOCAB_FILE, Checkpoint, read_draft_vocab
 from gptq_hybrid.demo.builder import DemoCheckpoint
 from gptq_hybrid.doctor import check
-from gptq_hybrid.draft_vocab import draft_vocab_of
+from gptq_hybrid.draft_vocab import draft_vocab_from_rows
 
 Run = subprocess.CompletedProcess[str]
 
@@ -53,11 +53,11 @@ def test_the_list_is_written_into_the_checkpoint_and_check_says_so(folder: Path,
     done = qwen36("draft-vocab", folder, "--data", texts)
     assert done.returncode == 0, done.stderr
     assert "12 documents" in done.stdout
-    found = read_draft_vocab(folder)
-    assert found is not None
+    vocab = read_draft_vocab(folder)
+    assert vocab is not None
     checked = qwen36("check", folder)
     assert checked.returncode == 0
-    assert f"Draft vocabulary: {found.summary}." in checked.stdout
+    assert f"Draft vocabulary: {vocab.summary}." in checked.stdout
     assert str(texts.parent) not in (folder / DRAFT_VOCAB_FILE).read_text()
 
 
@@ -71,13 +71,13 @@ def test_only_what_was_replied_is_in_the_list(folder: Path, texts: Path, tmp_pat
     assert not (folder / DRAFT_VOCAB_FILE).exists()
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     replied = tokenizer("token " * 9, add_special_tokens=False)["input_ids"]
-    found = read_draft_vocab(folder, file=out)
-    assert found is not None
+    vocab = read_draft_vocab(folder, file=out)
+    assert vocab is not None
     ends = {
         tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>", "<think>", "</think>")
     }
-    assert set(found.ranked) == ends | set(replied)
-    assert set(found.ids(len(ends))) == ends
+    assert set(vocab.ranked) == ends | set(replied)
+    assert set(vocab.ids(len(ends))) == ends
     assert printed["source"]["counted"]["tokens_of_texts_without_roles"] == 0
 
 
@@ -88,6 +88,15 @@ def test_text_of_two_sources_is_counted_together(folder: Path, texts: Path, tmp_
     assert [text["text"] for text in source["texts"]] == ["texts.jsonl", "more.txt"]
     assert source["counted"]["documents"] == 13
     assert source["counted"]["tokens_of_texts_without_roles"] > 0
+
+
+def test_rows_that_are_no_text_stop_nothing_and_are_counted_in_the_list(folder: Path, texts: Path) -> None:
+    image = {"messages": [{"role": "user", "content": [{"type": "image"}]}]}
+    bad = texts.with_name("bad.jsonl")
+    bad.write_text(texts.read_text() + json.dumps({"text": "cut: \ud83d"}) + "\n" + json.dumps(image) + "\n")
+    done = qwen36("draft-vocab", folder, "--data", bad, "--json")
+    [text] = json.loads(done.stdout)["source"]["texts"]
+    assert text["left_out"].items() >= {"with_broken_text": 1, "with_images": 1}.items()
 
 
 @pytest.mark.parametrize(
@@ -119,10 +128,10 @@ def test_check_warns_of_another_tokenizers_list_and_still_serves(folder: Path, t
     path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer": "0" * 64}))
     report = check(folder)
     assert report.verdict == "serves"
-    found = [finding for finding in report.findings if finding.rule == "draft-vocab"]
-    assert len(found) == 1
-    assert "another tokenizer" in found[0].message
-    assert str(folder) in found[0].remedy
+    vocab = [finding for finding in report.findings if finding.rule == "draft-vocab"]
+    assert len(vocab) == 1
+    assert "another tokenizer" in vocab[0].message
+    assert str(folder) in vocab[0].remedy
     assert [f for f in check(folder, mtp=False).findings if f.rule == "draft-vocab"] == []
 
 
@@ -131,7 +140,7 @@ def test_what_was_counted_is_saved_with_the_quantized_checkpoint(
 ) -> None:
     done = quantized("static")
     calibration = load_calibration("demo", done.model.tokenizer, samples=8, max_length=64)
-    made = draft_vocab_of(done.path, done.model.tokenizer, calibration.rows, [calibration.manifest])
+    made = draft_vocab_from_rows(done.path, done.model.tokenizer, calibration.rows, [calibration.manifest])
     assert made is not None
     assert not (done.path / DRAFT_VOCAB_FILE).exists()
     done.model.draft_vocab = made
@@ -149,4 +158,4 @@ def test_rows_without_a_reply_make_no_list(original: DemoCheckpoint) -> None:
     tokenizer: Any = AutoTokenizer.from_pretrained(original.path)
     ids = tokenizer("<|im_start|>user\nIs anybody there?<|im_end|>\n", add_special_tokens=False)["input_ids"]
     manifest = {"calibration": "x", "sha256": "", "domains": {}}
-    assert draft_vocab_of(original.path, tokenizer, [{"input_ids": ids}], [manifest]) is None
+    assert draft_vocab_from_rows(original.path, tokenizer, [{"input_ids": ids}], [manifest]) is None

@@ -17,8 +17,8 @@ MARKS = ReplyMarks(TURN, (ASSISTANT,), END, BETWEEN)
 def counted(*rows: list[int], marks: ReplyMarks | None = MARKS) -> tuple[dict[int, int], Counts]:
     counts = Counts(100)
     counts.add(rows, marks)
-    found = {int(i): int(counts.total[i]) for i in np.flatnonzero(counts.total)}
-    return found, counts
+    by_id = {int(i): int(counts.total[i]) for i in np.flatnonzero(counts.total)}
+    return by_id, counts
 
 
 def turn(role: int, *content: int) -> list[int]:
@@ -27,14 +27,14 @@ def turn(role: int, *content: int) -> list[int]:
 
 def test_of_a_conversation_only_replies_count_and_the_token_that_ends_them() -> None:
     row = turn(USER, 1, 2) + turn(ASSISTANT, 3, 4, 3) + turn(USER, 5) + turn(ASSISTANT, 6)
-    found, counts = counted(row)
-    assert found == {3: 2, 4: 1, 6: 1, END: 2}
+    by_id, counts = counted(row)
+    assert by_id == {3: 2, 4: 1, 6: 1, END: 2}
     assert (counts.reply, counts.plain, counts.documents) == (6, 0, 1)
 
 
 def test_a_text_without_turns_counts_whole() -> None:
-    found, counts = counted([1, 2, 2])
-    assert found == {1: 1, 2: 2}
+    by_id, counts = counted([1, 2, 2])
+    assert by_id == {1: 1, 2: 2}
     assert (counts.reply, counts.plain, counts.documents) == (0, 3, 1)
 
 
@@ -44,8 +44,8 @@ def test_a_reply_that_was_cut_counts_as_far_as_it_goes() -> None:
 
 
 def test_a_conversation_without_a_reply_counts_nothing_not_the_question() -> None:
-    found, counts = counted(turn(USER, 1, 2))
-    assert found == {}
+    by_id, counts = counted(turn(USER, 1, 2))
+    assert by_id == {}
     assert counts.documents == 0
 
 

@@ -17,7 +17,7 @@ from gptq_hybrid.checkpoint import (
     shipped_draft_vocab,
     write_draft_vocab,
 )
-from gptq_hybrid.checkpoint.draft_vocab_file import vocab_size_of
+from gptq_hybrid.checkpoint.draft_vocab_file import read_vocab_size
 from gptq_hybrid.checkpoint.files import LocalFiles
 from gptq_hybrid.checkpoint.vocabulary import end_tokens, read_vocabulary
 from gptq_hybrid.common.errors import CheckpointError
@@ -30,7 +30,7 @@ def made_for(folder: Path, ranked: tuple[int, ...] = (5, 3, 7)) -> DraftVocab:
     files = LocalFiles(folder)
     return DraftVocab(
         read_vocabulary(files).sha256,
-        vocab_size_of(files),
+        read_vocab_size(files),
         ranked,
         {4: 0.25, 1024: 0.9},
         {"texts": ["a – b"]},
@@ -82,8 +82,8 @@ def test_a_file_elsewhere_is_read_for_the_checkpoint(
         ({"ids": [1, 2.0]}, "not a list of token ids"),
         ({"ids": [1, True]}, "not a list of token ids"),
         ({"ids": {"1": 1}}, "not a list of token ids"),
-        ({"ids": [1, -1]}, "-1, which is no id"),
-        ({"ids": [4, 9_999_999]}, "9999999, which is no id"),
+        ({"ids": [1, -1]}, "-1, which is not an id"),
+        ({"ids": [4, 9_999_999]}, "9999999, which is not an id"),
         ({"ids": [4, 8, 4]}, "holds 4 twice"),
         ({"coverage": {"1024": 1.5}}, "coverage"),
         ({"coverage": {"many": 0.5}}, "coverage"),

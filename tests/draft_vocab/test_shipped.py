@@ -23,18 +23,18 @@ IM_END, END_OF_TEXT, THINK, THINK_END, CALL, CALL_END = 248046, 248044, 248068, 
 @pytest.mark.parametrize("entry", LISTS, ids=lambda entry: entry.name)
 def test_a_list_is_whole_small_and_named_by_its_tokenizer(entry: Any) -> None:
     raw = entry.read_bytes()
-    found = parse_draft_vocab(entry.name, json.loads(lzma.decompress(raw)))
-    assert entry.name.endswith(f"-{found.tokenizer[:12]}.json.xz")
+    shipped = parse_draft_vocab(entry.name, json.loads(lzma.decompress(raw)))
+    assert entry.name.endswith(f"-{shipped.tokenizer[:12]}.json.xz")
     assert len(raw) < 300_000
-    assert list(found.coverage.values()) == sorted(found.coverage.values())
+    assert list(shipped.coverage.values()) == sorted(shipped.coverage.values())
 
 
 def test_the_27b_has_one_and_it_begins_with_what_replies_must_be_able_to_end_with() -> None:
-    found = shipped_for(QWEN3_5, 248_320)
-    assert found is not None
-    assert len(found.ranked) == 65_536
-    assert set(found.ids(6)) == {IM_END, END_OF_TEXT, THINK, THINK_END, CALL, CALL_END}
-    assert len(found.ids(248_320)) == 248_320
+    shipped = shipped_for(QWEN3_5, 248_320)
+    assert shipped is not None
+    assert len(shipped.ranked) == 65_536
+    assert set(shipped.ids(6)) == {IM_END, END_OF_TEXT, THINK, THINK_END, CALL, CALL_END}
+    assert len(shipped.ids(248_320)) == 248_320
 
 
 def test_another_tokenizer_or_size_has_none() -> None:

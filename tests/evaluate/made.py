@@ -1,4 +1,4 @@
-"""Scores made by hand or by chance."""
+"""Hand-made and random scores."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def scores(
     drafts_ref: Sequence[Sequence[bool]] = (),
     drafts: Sequence[Sequence[bool]] = (),
 ) -> DocumentScores:
-    """One document; what is not given says that nothing changed."""
+    """One document; arrays that are left out say that nothing changed."""
     tokens = len(kld)
     ref = np.ones(tokens) if nll_ref is None else np.array(nll_ref)
     return DocumentScores(
@@ -43,14 +43,14 @@ def _drafts(rows: Sequence[Sequence[bool]]) -> Any:
 def random_scores(
     rng: np.random.Generator, domain: str, count: int, *, level: float = 0.02, drafts: bool = True
 ) -> list[DocumentScores]:
-    """Documents of 20 to 120 tokens with exponential KLD around a level of their own."""
-    found = []
+    """Documents of 20 to 120 tokens; the KLD of each is exponential around its own level."""
+    documents = []
     for i in range(count):
         tokens = int(rng.integers(20, 120))
         kld = rng.exponential(level * np.exp(rng.normal(0, 0.5)), tokens)
         ref = rng.gamma(1.0, 2.0, tokens)
         agree = rng.random((2, tokens - 2, 2)) < 0.8
-        found.append(
+        documents.append(
             scores(
                 domain,
                 f"{domain}-{i:03}",
@@ -62,7 +62,7 @@ def random_scores(
                 drafts=agree[1].tolist() if drafts else (),
             )
         )
-    return found
+    return documents
 
 
 def shifted(documents: Sequence[DocumentScores], factor: float) -> list[DocumentScores]:

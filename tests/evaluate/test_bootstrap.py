@@ -10,9 +10,9 @@ import pytest
 from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.evaluate import summarize
 from gptq_hybrid.evaluate.bootstrap import (
-    Ranked,
+    RankedTokens,
+    build_draws,
     degrees_of_freedom,
-    draws_of,
     interval,
     ratio,
     resample,
@@ -29,15 +29,15 @@ def test_weighted_quantiles_are_those_of_repeated_documents(lengths: tuple[int, 
     weights = rng.integers(0, 4, (20, len(lengths))).astype(float)
     weights[weights.sum(axis=1) == 0] = 1
     levels = (0.5, 0.9, 0.99, 0.999)
-    found = Ranked.of(values, most_runs=most_runs).quantiles(weights, levels)
+    quantiles = RankedTokens.of(values, most_runs=most_runs).quantiles(weights, levels)
     for row, multiplicities in enumerate(weights):
         repeated = np.concatenate([np.tile(v, int(m)) for v, m in zip(values, multiplicities, strict=True)])
-        for level, rows in zip(levels, found, strict=True):
+        for level, rows in zip(levels, quantiles, strict=True):
             assert rows[row] == np.quantile(repeated, level, method="inverted_cdf")
 
 
 def test_weights_need_not_be_whole() -> None:
-    ranked = Ranked.of([np.array([1, 2], dtype=np.float32), np.array([3], dtype=np.float32)])
+    ranked = RankedTokens.of([np.array([1, 2], dtype=np.float32), np.array([3], dtype=np.float32)])
     (median,) = ranked.quantiles(np.array([[0.1, 0.1], [0.1, 0.3], [0.0, 0.0]]), [0.5])
     assert median[:2].tolist() == [2.0, 3.0]
     assert np.isnan(median[2])
@@ -52,7 +52,7 @@ def test_one_document_less_than_the_sample_is_drawn() -> None:
 
 def test_the_variance_of_a_resampled_mean_is_unbiased() -> None:
     values = np.random.default_rng(5).normal(size=8)
-    draws = draws_of([resample("en", 8, 40_000, 0)])
+    draws = build_draws([resample("en", 8, 40_000, 0)])
     means = (draws.weights[9:] @ values) / 7
     assert means.var() == pytest.approx(values.var(ddof=1) / 8, rel=0.03)
 
@@ -66,18 +66,18 @@ def test_degrees_of_freedom_follow_the_domain_that_varies() -> None:
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
-    # The whole study is bench/quality/coverage.py. Here: the mean of log-normal documents of unequal length, of
+    # The whole study is bench/quality/intervals.py. Here: the mean of log-normal documents of unequal length, of
     # which 12 are few: over 3,000 samples 91.5 % of the intervals contain it, 87 % of plain percentile intervals.
     rng, inside, plain, repeat = np.random.default_rng(7), 0, 0, 500
     for _ in range(repeat):
         tokens = rng.integers(50, 500, 12).astype(float)
         sums = tokens * np.exp(rng.normal(-0.125, 0.5, 12))  # mean 1
-        draws = draws_of([rng.multinomial(11, np.full(12, 1 / 12), 400).astype(float)])
+        draws = build_draws([rng.multinomial(11, np.full(12, 1 / 12), 400).astype(float)])
         rows = ratio(draws.weights @ sums, draws.weights @ tokens)
-        found = interval(rows, draws)
-        assert found.low is not None
-        assert found.high is not None
-        inside += found.low <= 1 <= found.high
+        estimate = interval(rows, draws)
+        assert estimate.low is not None
+        assert estimate.high is not None
+        inside += estimate.low <= 1 <= estimate.high
         drawn = rng.multinomial(12, np.full(12, 1 / 12), 400).astype(float)
         low, high = np.quantile(ratio(drawn @ sums, drawn @ tokens), [0.025, 0.975])
         plain += low <= 1 <= high

@@ -19,9 +19,9 @@ def by_measure(comparison: DomainComparison) -> dict[str, Difference]:
 
 def test_a_checkpoint_does_not_differ_from_itself() -> None:
     documents = random_scores(np.random.default_rng(0), "en", 20)
-    for found in by_measure(compare(("a", "b"), documents, documents).overall).values():
-        assert (found.difference.value, found.difference.low, found.difference.high) == (0, 0, 0)
-        assert (found.p, found.verdict) == (1.0, "no difference shown")
+    for measure in by_measure(compare(("a", "b"), documents, documents).overall).values():
+        assert (measure.difference.value, measure.difference.low, measure.difference.high) == (0, 0, 0)
+        assert (measure.p, measure.verdict) == (1.0, "no difference shown")
 
 
 def test_differences_are_those_of_the_summaries() -> None:
@@ -30,8 +30,8 @@ def test_differences_are_those_of_the_summaries() -> None:
         scores("en", "x", [0.2, 0.5], top1=[True, False], drafts=[[True, False], [False, True]]),
         scores("en", "y", [0.1]),
     ]
-    found = {m: d.difference.value for m, d in by_measure(compare(("a", "b"), a, b).overall).items()}
-    assert found == pytest.approx(
+    differences = {m: d.difference.value for m, d in by_measure(compare(("a", "b"), a, b).overall).items()}
+    assert differences == pytest.approx(
         {"kld_mean": 0.0, "top1": 1 / 3, "log_perplexity": 1 / 3, "acceptance_length": 2.0 - 0.5},
         abs=1e-6,  # float32
     )
@@ -86,8 +86,8 @@ def test_acceptance_is_compared_only_where_both_have_a_head() -> None:
 def test_over_all_domains_weigh_alike_in_a_difference() -> None:
     a = [scores("big", str(i), [0.1] * 40) for i in range(9)] + [scores("small", "x", [0.5])]
     b = [scores("big", str(i), [0.2] * 40) for i in range(9)] + [scores("small", "x", [0.1])]
-    found = by_measure(compare(("a", "b"), a, b).overall)["kld_mean"]
-    assert found.difference.value == pytest.approx((-0.1 + 0.4) / 2)
+    mean_kld = by_measure(compare(("a", "b"), a, b).overall)["kld_mean"]
+    assert mean_kld.difference.value == pytest.approx((-0.1 + 0.4) / 2)
 
 
 def test_few_documents_are_tested_with_all_signs() -> None:
@@ -112,7 +112,7 @@ def test_no_p_value_of_random_signs_is_zero() -> None:
 
 
 def test_the_test_keeps_its_level_and_finds_what_is_there() -> None:
-    # Numbers for more cases, by bench/quality/power.py: bench/quality/power.json.
+    # Numbers for more cases, by bench/quality/intervals.py: bench/quality/power.json.
     rng, repeat = np.random.default_rng(7), 400
 
     def rejected(factor: float, n: int) -> float:
@@ -134,9 +134,9 @@ def test_the_test_keeps_its_level_and_finds_what_is_there() -> None:
 
 def test_holm_steps_down_and_leaves_gaps_alone() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    found = holm([0.02, float("nan"), 0.5])
-    assert found[0] == pytest.approx(0.04)
-    assert np.isnan(found[1])
+    corrected = holm([0.02, float("nan"), 0.5])
+    assert corrected[0] == pytest.approx(0.04)
+    assert np.isnan(corrected[1])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
 
 
@@ -144,17 +144,17 @@ def test_domains_are_corrected_and_over_all_is_not() -> None:
     rng = np.random.default_rng(8)
     documents = [d for name in ("a", "b", "c") for d in random_scores(rng, name, 10)]
     noisy = [replace(d, kld=(d.kld * rng.lognormal(0.1, 0.3)).astype(np.float32)) for d in documents]
-    found = compare(("x", "y"), documents, noisy)
-    raw = [by_measure(d)["kld_mean"].p for d in found.domains]
-    assert [by_measure(d)["kld_mean"].p_holm for d in found.domains] == pytest.approx(holm(raw))
-    over = by_measure(found.overall)["kld_mean"]
+    comparison = compare(("x", "y"), documents, noisy)
+    raw = [by_measure(d)["kld_mean"].p for d in comparison.domains]
+    assert [by_measure(d)["kld_mean"].p_holm for d in comparison.domains] == pytest.approx(holm(raw))
+    over = by_measure(comparison.overall)["kld_mean"]
     assert over.p == over.p_holm
 
 
 def test_too_few_documents_to_show_anything_are_said() -> None:
     five = random_scores(np.random.default_rng(9), "en", 5)
-    found = compare(("a", "b"), five, shifted(five, 3.0))
-    assert by_measure(found.domains[0])["kld_mean"].p == 2 / 2**5
-    assert any("too few" in w for w in found.domains[0].warnings)
+    comparison = compare(("a", "b"), five, shifted(five, 3.0))
+    assert by_measure(comparison.domains[0])["kld_mean"].p == 2 / 2**5
+    assert any("too few" in w for w in comparison.domains[0].warnings)
     six = random_scores(np.random.default_rng(9), "en", 6)
     assert compare(("a", "b"), six, six).domains[0].warnings == ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +14,32 @@ import pytest
 from rich.console import Console
 
 from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.common.typed_json import FormatError
 from gptq_hybrid.evaluate import (
     Estimate,
     Evaluation,
-    FormatError,
     ScoresError,
     as_json,
-    evaluation,
+    build_evaluation,
+    evaluation_tables,
     from_json,
-    plot,
+    plot_evaluation,
     read_evaluation,
-    tables,
     write_evaluation,
 )
-from gptq_hybrid.evaluate.table import decimals_of
+from gptq_hybrid.evaluate.table import choose_decimals
 from tests.evaluate.made import random_scores, scores, shifted
 
 DOMAINS = ("en", "de", "python", "a-domain-of-a-long-name")
 
 
 @pytest.fixture(scope="module")
-def found() -> Evaluation:
+def result() -> Evaluation:
     """Three checkpoints, four domains, one of a single document and one without drafts."""
     rng = np.random.default_rng(0)
     documents = [d for i, name in enumerate(DOMAINS) for d in random_scores(rng, name, 12, drafts=i != 1)]
     documents.append(scores("single", "x", [0.1, 0.2]))
-    return evaluation(
+    return build_evaluation(
         {
             "static": documents,
             "plain [rounding] $x$": shifted(documents, 3),
@@ -55,14 +56,14 @@ def found() -> Evaluation:
 
 def printed(evaluation: Evaluation, width: int = 110) -> str:
     output = io.StringIO()
-    Console(width=width, file=output).print(tables(evaluation))
+    Console(width=width, file=output).print(evaluation_tables(evaluation))
     return output.getvalue()
 
 
-def test_json_comes_back_equal(found: Evaluation, tmp_path: Path) -> None:
+def test_json_comes_back_equal(result: Evaluation, tmp_path: Path) -> None:
     path = tmp_path / "evaluation.json"
-    write_evaluation(path, found)
-    assert read_evaluation(path) == found
+    write_evaluation(path, result)
+    assert read_evaluation(path) == result
     content = json.loads(path.read_text())
     assert content["schema"] == 1
     assert content["environment"]["device"] == "CPU, made up"
@@ -73,24 +74,24 @@ def test_json_comes_back_equal(found: Evaluation, tmp_path: Path) -> None:
 def test_json_of_the_same_scores_is_the_same_to_the_byte() -> None:
     documents = random_scores(np.random.default_rng(1), "en", 12)
     texts = {
-        json.dumps(as_json(evaluation({"q": order}, reference="r", resamples=200)))
+        json.dumps(as_json(build_evaluation({"q": order}, reference="r", resamples=200)))
         for order in (documents, documents[::-1])
     }
     assert len(texts) == 1
 
 
-def test_every_pair_is_compared(found: Evaluation) -> None:
-    assert [(c.a, c.b) for c in found.comparisons] == [
+def test_every_pair_is_compared(result: Evaluation) -> None:
+    assert [(c.a, c.b) for c in result.comparisons] == [
         ("static", "plain [rounding] $x$"),
         ("static", "_other"),
         ("plain [rounding] $x$", "_other"),
     ]
 
 
-def test_fields_of_later_versions_are_skipped(found: Evaluation) -> None:
-    content = json.loads(json.dumps(as_json(found)))
+def test_fields_of_later_versions_are_skipped(result: Evaluation) -> None:
+    content = json.loads(json.dumps(as_json(result)))
     content["later"] = content["checkpoints"][0]["overall"]["later"] = 1
-    assert from_json(content) == found
+    assert from_json(content) == result
 
 
 @pytest.mark.parametrize(
@@ -114,8 +115,8 @@ def test_fields_of_later_versions_are_skipped(found: Evaluation) -> None:
         (lambda c: c.update(checkpoints={}), "checkpoints should be a list"),
     ],
 )
-def test_other_json_is_refused_by_field(found: Evaluation, change: Any, message: str) -> None:
-    content = json.loads(json.dumps(as_json(found)))
+def test_other_json_is_refused_by_field(result: Evaluation, change: Any, message: str) -> None:
+    content = json.loads(json.dumps(as_json(result)))
     change(content)
     with pytest.raises(FormatError, match=message) as caught:
         from_json(content)
@@ -124,30 +125,38 @@ def test_other_json_is_refused_by_field(found: Evaluation, change: Any, message:
 
 def test_nothing_to_evaluate_is_refused() -> None:
     with pytest.raises(ScoresError, match="no checkpoint"):
-        evaluation({}, reference="r")
+        build_evaluation({}, reference="r")
 
 
-def test_tables_fit_in_110_columns_and_lose_no_digit(found: Evaluation) -> None:
-    text = printed(found)
+def test_tables_fit_in_110_columns_and_lose_no_digit(result: Evaluation) -> None:
+    text = printed(result)
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 110
     assert "…" not in text
-    overall = found.checkpoints[0].overall
+    overall = result.checkpoints[0].overall
     assert f"{overall.tokens:,}" in text
     assert f"{100 * overall.top1.value:.2f}"[:4] in text
     assert "plain [rounding] $x$ against Qwen3.6-27B" in text
     assert "better" in text
 
 
-def test_warnings_stand_below_the_table_once(found: Evaluation) -> None:
-    text = printed(found)
+def test_warnings_stand_below_the_table_once(result: Evaluation) -> None:
+    text = printed(result)
     assert "single !" in text
     lines = [line for line in text.splitlines() if line.startswith("! ") and "99.9th" in line]
-    assert len(lines) == len(found.checkpoints)
+    assert len(lines) == len(result.checkpoints)
+
+
+def test_rows_left_out_are_counted_below_the_tables(result: Evaluation) -> None:
+    counted = {"left_out": {"with_broken_text": 1, "with_images": 1200}}
+    assert "left out" not in printed(result)
+    assert "! rows of the data left out: 1 with broken text, 1,200 with images" in printed(
+        replace(result, settings=counted)
+    )
 
 
 def test_without_heads_there_is_no_table_of_drafts() -> None:
     documents = random_scores(np.random.default_rng(2), "en", 10, drafts=False)
-    assert "MTP drafts" not in printed(evaluation({"q": documents}, reference="r", resamples=100))
+    assert "MTP drafts" not in printed(build_evaluation({"q": documents}, reference="r", resamples=100))
 
 
 @pytest.mark.parametrize(
@@ -162,12 +171,12 @@ def test_without_heads_there_is_no_table_of_drafts() -> None:
     ],
 )
 def test_figures_are_rounded_to_two_digits_of_half_the_interval(estimate: Estimate, decimals: int) -> None:
-    assert decimals_of(estimate) == decimals
+    assert choose_decimals(estimate) == decimals
 
 
-def test_the_picture_has_a_panel_for_each_figure(found: Evaluation, tmp_path: Path) -> None:
+def test_the_picture_has_a_panel_for_each_figure(result: Evaluation, tmp_path: Path) -> None:
     path = tmp_path / "evaluation.png"
-    plot(found, path)
+    plot_evaluation(result, path)
     from matplotlib.image import imread
 
     height, width = imread(path).shape[:2]
@@ -180,16 +189,18 @@ def test_a_picture_of_no_loss_at_all_is_drawn_without_warnings(
     tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     documents = shifted(random_scores(np.random.default_rng(3), "en", 10, drafts=False), 0.0)
-    plot(evaluation({"same": documents}, reference="r", resamples=100), tmp_path / "same.png")
+    plot_evaluation(
+        build_evaluation({"same": documents}, reference="r", resamples=100), tmp_path / "same.png"
+    )
     assert (tmp_path / "same.png").stat().st_size > 10_000
     assert [str(w.message) for w in recwarn] == []
 
 
 def test_without_matplotlib_the_error_names_the_extra(
-    found: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    result: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(HybridError, match="matplotlib is not installed") as caught:
-        plot(found, tmp_path / "never.png")
+        plot_evaluation(result, tmp_path / "never.png")
     assert caught.value.remedy == "Run: pip install 'vllm-qwen36-plugin[eval]'"
     assert not list(tmp_path.iterdir())

@@ -16,20 +16,20 @@ import pytest
 
 from tests.streaming.rounded import CHECKPOINT, HELDOUT, rounded
 
-# Every run is a process of its own, forked from one that has nothing but imported: importing takes longer.
+# Every run is its own process, forked from one that has only imported: importing takes longer than the run.
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["gptq_hybrid.evaluate", "transformers.models.qwen3_5.modeling_qwen3_5"])
 
 
 def run(copy: Path, data: Path, out: Path, progress: Connection) -> None:
-    """An evaluation that saves after every layer; what it reports goes into the pipe as it happens."""
+    """Run an evaluation that saves after every layer, and send its progress through the pipe."""
     from gptq_hybrid.evaluate import EvalRequest, evaluate, write_evaluation
 
     request = EvalRequest(
         CHECKPOINT, (copy,), (str(data),), max_length=64, device="cpu", work=out / "work", save_every=0.0
     )
-    found = evaluate(request, on_progress=lambda *step: progress.send(step))
-    write_evaluation(out / "evaluation.json", found)
+    evaluation = evaluate(request, on_progress=lambda *step: progress.send(step))
+    write_evaluation(out / "evaluation.json", evaluation)
 
 
 def started(copy: Path, data: Path, out: Path) -> tuple[BaseProcess, Connection]:
@@ -42,7 +42,7 @@ def started(copy: Path, data: Path, out: Path) -> tuple[BaseProcess, Connection]
 
 
 def steps(reader: Connection, until: str | None = None) -> Iterator[str]:
-    """What is reported, up to ``until`` or the end."""
+    """Yield what is reported, up to ``until`` or the end."""
     while True:
         try:
             what, done, total = reader.recv()
@@ -54,8 +54,8 @@ def steps(reader: Connection, until: str | None = None) -> Iterator[str]:
 
 
 def result(out: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((out / "evaluation.json").read_text())
-    return found
+    content: dict[str, Any] = json.loads((out / "evaluation.json").read_text())
+    return content
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +73,12 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def undisturbed(material: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("undisturbed")
     process, reader = started(*material, out)
-    seen = list(steps(reader))
+    lines = list(steps(reader))
     process.join(120)
     assert process.exitcode == 0
-    assert [line for line in seen if line.startswith("w4: layers")] == [f"w4: layers {i} 8" for i in range(9)]
+    assert [line for line in lines if line.startswith("w4: layers")] == [
+        f"w4: layers {i} 8" for i in range(9)
+    ]
     return result(out)
 
 
@@ -89,7 +91,7 @@ def test_a_run_killed_three_times_at_random_ends_with_the_same_file(
     out, reached = tmp_path / "out", -1
     for place in sorted(draw.sample(range(len(places)), 3)):
         process, reader = started(*material, out)
-        seen = list(steps(reader, until=places[place]))
+        lines = list(steps(reader, until=places[place]))
         # Anywhere in what follows the layer: between layers, or while states are being written.
         time.sleep(draw.random() * 0.1)
         process.kill()
@@ -97,7 +99,7 @@ def test_a_run_killed_three_times_at_random_ends_with_the_same_file(
         assert process.exitcode == -9
         assert not (out / "evaluation.json").exists()
         # A layer is reported once its states are saved, so none of those before is run again.
-        first = next(line for line in seen if line.startswith(places[max(reached, 0)].split(":")[0]))
+        first = next(line for line in lines if line.startswith(places[max(reached, 0)].split(":")[0]))
         if reached >= 0:
             assert int(first.split()[-2]) >= reached % 8 + 1
         reached = place

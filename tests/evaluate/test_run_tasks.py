@@ -1,4 +1,4 @@
-"""Task accuracy through lm-eval: what is made of its results. A stand-in takes its place; shapes are of 0.4.13."""
+"""Task accuracy from the results of lm-eval; a stand-in takes its place and has the shapes of 0.4.13."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gptq_hybrid.evaluate import (
     from_json,
     task_tables,
 )
-from gptq_hybrid.evaluate._task_worker import rows_of
+from gptq_hybrid.evaluate._task_worker import extract_rows
 from gptq_hybrid.evaluate.tasks import paired_differences
 from tests.streaming.rounded import CHECKPOINT, rounded
 
@@ -66,7 +66,7 @@ class TaskManager:
 
 @pytest.fixture
 def lm_eval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A stand-in for the library; returns the file in which its calls are noted."""
+    """Install a stand-in for the library, and return the file in which it notes its calls."""
     package = tmp_path / "fake" / "lm_eval"
     (package / "tasks").mkdir(parents=True)
     (package / "__init__.py").write_text(_FAKE)
@@ -83,24 +83,24 @@ def lm_eval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def asked(tmp_path: Path) -> TaskRequest:
-    """An original and a copy, which the stand-in tells apart by their names: it does not look at weights."""
+def request_(tmp_path: Path) -> TaskRequest:
+    """An original and a copy; the stand-in tells them apart by name, not by weights."""
     shutil.copytree(CHECKPOINT, tmp_path / "copy")
     return TaskRequest(CHECKPOINT, (tmp_path / "copy",), ("sums",), device="cpu", backend="hf")
 
 
-def calls_of(file: Path) -> list[Any]:
+def read_calls(file: Path) -> list[Any]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def test_values_errors_and_paired_differences(lm_eval: Path, asked: TaskRequest) -> None:
-    found = evaluate_tasks(asked)
-    assert [(s.checkpoint, s.task, s.metric, s.filter, s.stderr, s.documents) for s in found.scores] == [
+def test_values_errors_and_paired_differences(lm_eval: Path, request_: TaskRequest) -> None:
+    results = evaluate_tasks(request_)
+    assert [(s.checkpoint, s.task, s.metric, s.filter, s.stderr, s.documents) for s in results.scores] == [
         ("checkpoint", "sums", "exact_match", "strict", 0.125, 6),
         ("copy", "sums", "exact_match", "strict", 0.125, 6),
     ]
-    assert [s.value for s in found.scores] == pytest.approx([5 / 6, 3 / 6])
-    (difference,) = found.differences
+    assert [s.value for s in results.scores] == pytest.approx([5 / 6, 3 / 6])
+    (difference,) = results.differences
     assert (difference.a, difference.b) == ("copy", "checkpoint")
     assert (difference.documents, difference.differing) == (6, 2)
     assert difference.difference.value == pytest.approx(-1 / 3)
@@ -113,10 +113,10 @@ def test_values_errors_and_paired_differences(lm_eval: Path, asked: TaskRequest)
 
 
 def test_every_checkpoint_runs_in_a_process_of_its_own_with_what_was_asked(
-    lm_eval: Path, asked: TaskRequest
+    lm_eval: Path, request_: TaskRequest
 ) -> None:
-    evaluate_tasks(replace(asked, limit=3, arguments={"batch_size": 2, "trust_remote_code": False}))
-    first, second = calls_of(lm_eval)
+    evaluate_tasks(replace(request_, limit=3, arguments={"batch_size": 2, "trust_remote_code": False}))
+    first, second = read_calls(lm_eval)
     assert first[-1] != second[-1]
     name, model, arguments, tasks, limit, device, batch_size, _ = second
     assert (name, model, tasks, limit, device, batch_size) == ("copy", "hf", ["sums"], 3, "cpu", "2")
@@ -125,43 +125,43 @@ def test_every_checkpoint_runs_in_a_process_of_its_own_with_what_was_asked(
 
 
 def test_results_are_kept_for_a_run_that_was_cut_off(
-    lm_eval: Path, asked: TaskRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lm_eval: Path, request_: TaskRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = replace(asked, work=tmp_path / "work")
-    # Its own chat template: else it is the original, and what is kept of that serves for both.
+    resumable = replace(request_, work=tmp_path / "work")
+    # Its own chat template: without it the copy is the original, and one stored result serves both.
     (tmp_path / "copy" / "chat_template.jinja").write_text("{{ messages }}")
     monkeypatch.setenv("FAKE_FAILS", "copy")
     with pytest.raises(HybridError, match=r"failed on copy: RuntimeError: out of memory"):
-        evaluate_tasks(kept)
+        evaluate_tasks(resumable)
     monkeypatch.delenv("FAKE_FAILS")
-    found = evaluate_tasks(kept)
-    assert [call[0] for call in calls_of(lm_eval)] == ["checkpoint", "copy", "copy"]
-    assert found == evaluate_tasks(kept)
-    assert len(calls_of(lm_eval)) == 3
-    evaluate_tasks(replace(kept, limit=2))
-    assert len(calls_of(lm_eval)) == 5, "other settings, other results"
+    results = evaluate_tasks(resumable)
+    assert [call[0] for call in read_calls(lm_eval)] == ["checkpoint", "copy", "copy"]
+    assert results == evaluate_tasks(resumable)
+    assert len(read_calls(lm_eval)) == 3
+    evaluate_tasks(replace(resumable, limit=2))
+    assert len(read_calls(lm_eval)) == 5, "other settings, other results"
 
 
 def test_a_process_that_dies_is_an_error_for_people(
-    lm_eval: Path, asked: TaskRequest, monkeypatch: pytest.MonkeyPatch
+    lm_eval: Path, request_: TaskRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_DIES", "checkpoint")
     with pytest.raises(HybridError, match="failed on checkpoint: its process ended"):
-        evaluate_tasks(asked)
+        evaluate_tasks(request_)
 
 
-def test_tasks_that_lm_eval_does_not_know_are_named(lm_eval: Path, asked: TaskRequest) -> None:
-    assert check_tasks(asked) == "hf"
+def test_tasks_that_lm_eval_does_not_know_are_named(lm_eval: Path, request_: TaskRequest) -> None:
+    assert check_tasks(request_) == "hf"
     with pytest.raises(HybridError, match=r"lm-eval 0\.4\.13 has no task 'products'"):
-        check_tasks(replace(asked, tasks=("sums", "products")))
+        check_tasks(replace(request_, tasks=("sums", "products")))
     with pytest.raises(HybridError, match="backend 'jax' is not known"):
-        check_tasks(replace(asked, backend="jax"))
+        check_tasks(replace(request_, backend="jax"))
     with pytest.raises(HybridError, match="is no folder of tasks"):
-        check_tasks(replace(asked, include_path=Path("nowhere")))
+        check_tasks(replace(request_, include_path=Path("nowhere")))
 
 
 def test_a_group_pools_its_tasks_and_a_perplexity_is_not_paired() -> None:
-    def found(right: list[float]) -> dict[str, Any]:
+    def lm_eval_results(right: list[float]) -> dict[str, Any]:
         return {
             "results": {
                 "group": {"alias": "group", "acc,none": sum(right) / 4, "acc_stderr,none": "N/A"},
@@ -179,7 +179,10 @@ def test_a_group_pools_its_tasks_and_a_perplexity_is_not_paired() -> None:
             },
         }
 
-    rows = {name: rows_of(found(right)) for name, right in (("a", [1, 1, 0, 1.0]), ("b", [1, 0, 0, 0.0]))}
+    rows = {
+        name: extract_rows(lm_eval_results(right))
+        for name, right in (("a", [1, 1, 0, 1.0]), ("b", [1, 0, 0, 0.0]))
+    }
     assert [(r["task"], r["metric"], r["documents"], r["stderr"]) for r in rows["a"]] == [
         ("group", "acc", 4, None),
         ("one", "acc", 2, 0.1),
@@ -200,15 +203,15 @@ def test_other_documents_are_not_paired() -> None:
     assert paired_differences(rows) == ()
 
 
-def test_results_come_back_from_json_and_are_shown(lm_eval: Path, asked: TaskRequest) -> None:
-    found = Evaluation("checkpoint", (), tasks=evaluate_tasks(asked))
-    assert from_json(json.loads(json.dumps(as_json(found)))) == found
-    old = as_json(found)
+def test_results_come_back_from_json_and_are_shown(lm_eval: Path, request_: TaskRequest) -> None:
+    evaluation = Evaluation("checkpoint", (), tasks=evaluate_tasks(request_))
+    assert from_json(json.loads(json.dumps(as_json(evaluation)))) == evaluation
+    old = as_json(evaluation)
     del old["tasks"]
     assert from_json(old).tasks is None, "a file of before"
     console = Console(width=110, record=True, file=io.StringIO())
-    assert found.tasks is not None
-    for table in task_tables(found.tasks):
+    assert evaluation.tasks is not None
+    for table in task_tables(evaluation.tasks):
         console.print(table)
     text = console.export_text()
     for words in ("exact_match (strict)", "0.8333 ± 0.1250", "-0.3333", "0.500", "lm-eval 0.4.13, hf"):
@@ -216,12 +219,12 @@ def test_results_come_back_from_json_and_are_shown(lm_eval: Path, asked: TaskReq
 
 
 def test_a_gptq_copy_is_told_from_an_original(
-    lm_eval: Path, asked: TaskRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lm_eval: Path, request_: TaskRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the stand-in there is no ``models``: a quantized checkpoint gets to where gptqmodel loads it."""
     packed = rounded(tmp_path / "w4", 4)
     with pytest.raises(HybridError, match=r"failed on w4: ModuleNotFoundError: .*lm_eval\.models"):
-        evaluate_tasks(replace(asked, quantized=(packed,)))
+        evaluate_tasks(replace(request_, quantized=(packed,)))
 
 
 def test_answers_that_are_all_the_same_have_no_interval() -> None:

@@ -24,10 +24,10 @@ def test_a_checkpoint_held_against_itself_has_no_loss_and_no_width() -> None:
                 d, kld=np.zeros_like(d.kld), nll=d.nll_ref, top1=np.ones_like(d.top1), drafts=d.drafts_ref
             )
         )
-    found = summarize("same", documents).overall
-    assert found.kld_mean == found.kld_median == found.kld_p99 == found.kld_p999 == flat(0.0)
-    assert found.top1 == found.perplexity_ratio == flat(1.0)
-    assert found.acceptance == found.acceptance_ref
+    summary = summarize("same", documents).overall
+    assert summary.kld_mean == summary.kld_median == summary.kld_p99 == summary.kld_p999 == flat(0.0)
+    assert summary.top1 == summary.perplexity_ratio == flat(1.0)
+    assert summary.acceptance == summary.acceptance_ref
 
 
 def test_figures_of_a_domain_count_every_token_alike() -> None:
@@ -35,41 +35,41 @@ def test_figures_of_a_domain_count_every_token_alike() -> None:
         scores("en", "a", [0.1, 0.3], top1=[True, False], nll_ref=[1, 2], nll=[1.5, 2.5]),
         scores("en", "b", [0.2] * 6, nll_ref=[0.5] * 6, nll=[0.4] * 6),
     ]
-    found = summarize("q", documents).domains[0]
-    assert (found.documents, found.tokens) == (2, 8)
-    assert found.kld_mean.value == pytest.approx(1.6 / 8)
-    assert found.kld_median.value == pytest.approx(0.2)
-    assert found.kld_p99.value == found.kld_p999.value == pytest.approx(0.3)
-    assert found.top1.value == 7 / 8
-    assert found.perplexity_ref.value == pytest.approx(math.exp(6 / 8))
-    assert found.perplexity.value == pytest.approx(math.exp(6.4 / 8))
-    assert found.perplexity_ratio.value == pytest.approx(math.exp(0.4 / 8))
+    summary = summarize("q", documents).domains[0]
+    assert (summary.documents, summary.tokens) == (2, 8)
+    assert summary.kld_mean.value == pytest.approx(1.6 / 8)
+    assert summary.kld_median.value == pytest.approx(0.2)
+    assert summary.kld_p99.value == summary.kld_p999.value == pytest.approx(0.3)
+    assert summary.top1.value == 7 / 8
+    assert summary.perplexity_ref.value == pytest.approx(math.exp(6 / 8))
+    assert summary.perplexity.value == pytest.approx(math.exp(6.4 / 8))
+    assert summary.perplexity_ratio.value == pytest.approx(math.exp(0.4 / 8))
 
 
 def test_a_draft_counts_only_where_all_before_it_agreed() -> None:
     rows = [[True, True], [True, False], [False, True], [True, True]]
     worse = [[True, False], [False, True], [False, False], [True, True]]
-    found = summarize("q", [scores("en", "a", [0.1] * 6, drafts_ref=rows, drafts=worse)]).overall
-    assert found.acceptance_ref
-    assert found.acceptance
-    assert [p.value for p in found.acceptance_ref.positions] == pytest.approx([3 / 4, 2 / 3])
-    assert found.acceptance_ref.length.value == pytest.approx(1 + 3 / 4 + 2 / 4)
-    assert [p.value for p in found.acceptance.positions] == pytest.approx([2 / 4, 1 / 2])
-    assert found.acceptance.length.value == pytest.approx(1 + 2 / 4 + 1 / 4)
+    summary = summarize("q", [scores("en", "a", [0.1] * 6, drafts_ref=rows, drafts=worse)]).overall
+    assert summary.acceptance_ref
+    assert summary.acceptance
+    assert [p.value for p in summary.acceptance_ref.positions] == pytest.approx([3 / 4, 2 / 3])
+    assert summary.acceptance_ref.length.value == pytest.approx(1 + 3 / 4 + 2 / 4)
+    assert [p.value for p in summary.acceptance.positions] == pytest.approx([2 / 4, 1 / 2])
+    assert summary.acceptance.length.value == pytest.approx(1 + 2 / 4 + 1 / 4)
 
 
 def test_positions_end_before_a_draft_that_was_never_reached() -> None:
-    found = summarize("q", [scores("en", "a", [0.1] * 4, drafts=[[False, True], [False, True]])]).overall
-    assert found.acceptance
-    assert [p.value for p in found.acceptance.positions] == [0.0]
-    assert found.acceptance.length.value == 1.0
-    assert found.acceptance_ref is None
+    summary = summarize("q", [scores("en", "a", [0.1] * 4, drafts=[[False, True], [False, True]])]).overall
+    assert summary.acceptance
+    assert [p.value for p in summary.acceptance.positions] == [0.0]
+    assert summary.acceptance.length.value == 1.0
+    assert summary.acceptance_ref is None
 
 
 def test_without_mtp_head_there_is_no_acceptance() -> None:
-    found = summarize("q", random_scores(np.random.default_rng(1), "en", 11, drafts=False))
-    assert found.overall.acceptance is None
-    assert found.overall.draft_positions == 0
+    summary = summarize("q", random_scores(np.random.default_rng(1), "en", 11, drafts=False))
+    assert summary.overall.acceptance is None
+    assert summary.overall.draft_positions == 0
 
 
 def test_over_all_domains_weigh_alike_whatever_their_size() -> None:
@@ -78,22 +78,22 @@ def test_over_all_domains_weigh_alike_whatever_their_size() -> None:
         scores("large", f"{i}", [0.1] * 50, nll_ref=[1] * 50, nll=[1] * 50, drafts=[[False, False]] * 9)
         for i in range(20)
     ]
-    found = summarize("q", small + large).overall
-    assert found.kld_mean.value == pytest.approx((0.4 + 0.1) / 2)
-    assert found.kld_median.value == pytest.approx(0.1)  # half of the weight lies at or below
-    assert found.kld_p99.value == pytest.approx(0.4)
-    assert found.perplexity.value == pytest.approx(math.exp(1.5))
-    assert found.acceptance
-    assert [p.value for p in found.acceptance.positions] == pytest.approx([0.5, 1.0])
-    assert found.acceptance.length.value == pytest.approx(2.0)
+    summary = summarize("q", small + large).overall
+    assert summary.kld_mean.value == pytest.approx((0.4 + 0.1) / 2)
+    assert summary.kld_median.value == pytest.approx(0.1)  # half of the weight lies at or below
+    assert summary.kld_p99.value == pytest.approx(0.4)
+    assert summary.perplexity.value == pytest.approx(math.exp(1.5))
+    assert summary.acceptance
+    assert [p.value for p in summary.acceptance.positions] == pytest.approx([0.5, 1.0])
+    assert summary.acceptance.length.value == pytest.approx(2.0)
 
 
 def test_a_domain_without_draft_positions_has_no_say_on_acceptance() -> None:
     with_head = [scores("a", str(i), [0.1] * 4, drafts=[[True, False], [True, True]]) for i in range(3)]
     without = [scores("b", str(i), [0.1]) for i in range(3)]
-    found = summarize("q", with_head + without)
-    assert found.domains[1].acceptance is None
-    assert found.overall.acceptance == found.domains[0].acceptance
+    summary = summarize("q", with_head + without)
+    assert summary.domains[1].acceptance is None
+    assert summary.overall.acceptance == summary.domains[0].acceptance
 
 
 def test_resampling_stays_within_domains() -> None:
@@ -101,9 +101,9 @@ def test_resampling_stays_within_domains() -> None:
     documents = [
         scores(d, f"{d}{i}", [level] * 5) for d, level in (("a", 0.1), ("b", 0.9)) for i in range(10)
     ]
-    found = summarize("q", documents).overall.kld_mean
-    assert found.low == pytest.approx(0.5)
-    assert found.high == pytest.approx(0.5)
+    summary = summarize("q", documents).overall.kld_mean
+    assert summary.low == pytest.approx(0.5)
+    assert summary.high == pytest.approx(0.5)
 
 
 def test_the_same_seed_gives_the_same_result_in_any_order_of_documents() -> None:
@@ -134,8 +134,8 @@ def test_few_documents_and_few_tokens_are_said() -> None:
 
 
 def test_one_document_has_figures_and_no_interval() -> None:
-    found = summarize("q", [scores("en", "a", [0.1, 0.2])]).overall
-    assert found.kld_mean == Estimate(pytest.approx(0.15), None, None)
+    summary = summarize("q", [scores("en", "a", [0.1, 0.2])]).overall
+    assert summary.kld_mean == Estimate(pytest.approx(0.15), None, None)
 
 
 @pytest.mark.parametrize("name", ["kld", "nll", "nll_ref"])
@@ -157,5 +157,5 @@ def test_arrays_of_different_lengths_are_refused() -> None:
 
 
 def test_a_broken_checkpoint_has_a_finite_perplexity() -> None:
-    found = summarize("q", [scores("en", str(i), [800.0], nll=[800.0]) for i in range(3)]).overall
-    assert math.isfinite(found.perplexity.value)
+    summary = summarize("q", [scores("en", str(i), [800.0], nll=[800.0]) for i in range(3)]).overall
+    assert math.isfinite(summary.perplexity.value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from gptq_hybrid.upstream import ModuleRecord
+from gptq_hybrid.losses import ModuleRecord
 
 KINDS = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "linear_attn.out_proj")
 PREFIX = "model.language_model.layers"
@@ -19,7 +19,19 @@ def records(layers: int = 16, seed: int = 0) -> dict[str, ModuleRecord]:
         for level, kind in enumerate(KINDS, 1):
             error = 0.002 * level * drawn.lognormvariate(0, 0.2)
             name = f"{PREFIX}.{layer}.{kind}"
-            made[name] = ModuleRecord(name, 256, 4096, error / 4096, 0.01, error, 0, "gptq", damp_asked=0.01)
+            made[name] = ModuleRecord(
+                name,
+                columns=256,
+                tokens=4096,
+                loss=error / 4096,
+                damp=0.01,
+                relative_error=error,
+                dead_columns=0,
+                outcome="gptq",
+                damp_asked=0.01,
+                floor=0.0,
+                nonfinite_columns=0,
+            )
     return made
 
 

@@ -11,9 +11,7 @@ from typer.testing import CliRunner
 
 from gptq_hybrid.cli.app import build_app
 from gptq_hybrid.common.errors import HybridError
-from gptq_hybrid.losses import _plot as plot
-from gptq_hybrid.losses import read_log
-from gptq_hybrid.writer import write_records
+from gptq_hybrid.losses import ModuleRecord, plot_losses, read_log, write_log
 from tests.losses.made import changed, records
 
 Command = Callable[..., str]
@@ -34,9 +32,13 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Command:
     return run
 
 
+def write(path: Path, made: dict[str, ModuleRecord]) -> None:
+    write_log(path, list(made.values()))
+
+
 @pytest.fixture
 def fine(tmp_path: Path) -> Path:
-    write_records(tmp_path / "fine" / "quant_log.csv", records())
+    write(tmp_path / "fine" / "quant_log.csv", records())
     return tmp_path / "fine"
 
 
@@ -46,7 +48,7 @@ def faulty(tmp_path: Path) -> Path:
     made = changed(made, "2.mlp.up_proj", outcome="fallback", loss=None, relative_error=None)
     made = changed(made, "2.mlp.up_proj", reason="not positive definite")
     made = changed(made, "5.mlp.down_proj", damp=0.42, dead_columns=7)
-    write_records(tmp_path / "faulty" / "quant_log.csv", made)
+    write(tmp_path / "faulty" / "quant_log.csv", made)
     return tmp_path / "faulty"
 
 
@@ -54,7 +56,7 @@ def test_a_fine_checkpoint_is_said_to_be_in_one_line(command: Command, fine: Pat
     printed = command(str(fine))
     assert "All 64 modules are fine" in printed
     assert "worth a look" not in printed
-    assert "Not in this log" not in printed
+    assert "this log lacks" not in printed
 
 
 def test_faults_are_named_gravest_first_and_counted(command: Command, faulty: Path) -> None:
@@ -73,7 +75,7 @@ def test_many_faults_stay_few_lines(command: Command, tmp_path: Path) -> None:
     made = records()
     for layer in range(16):
         made = changed(made, f"{layer}.mlp.up_proj", dead_columns=layer + 1)
-    write_records(tmp_path / "quant_log.csv", made)
+    write(tmp_path / "quant_log.csv", made)
     printed = command(str(tmp_path))
     assert "inputs that were always zero: 16" in printed
     assert "not shown: 8" in printed
@@ -81,17 +83,21 @@ def test_many_faults_stay_few_lines(command: Command, tmp_path: Path) -> None:
 
 
 def test_json_has_every_module_with_its_flags(command: Command, faulty: Path) -> None:
-    found = json.loads(command(str(faulty), "--json"))
-    assert (found["schema"], found["measure"], found["lacking"]) == (1, "relative_error", [])
-    flags = {f"{m['layer']}.{m['kind']}": m["flags"] for m in found["modules"] if m["flags"]}
+    report = json.loads(command(str(faulty), "--json"))
+    assert (report["schema"], report["measure"], report["lacking"]) == (1, "relative_error", [])
+    flags = {f"{m['layer']}.{m['kind']}": m["flags"] for m in report["modules"] if m["flags"]}
     assert flags == {
         "2.mlp.up_proj": ["fallback"],
         "5.mlp.down_proj": ["damped", "dead"],
         "9.linear_attn.out_proj": ["outlier"],
     }
-    assert found["counts"]["fallback"] == 1
-    (apart,) = [m["of_median"] for m in found["modules"] if m["of_median"]]
-    assert 50 < apart < 150
+    assert report["counts"]["fallback"] == 1
+    (times,) = [m["of_median"] for m in report["modules"] if m["of_median"]]
+    assert 50 < times < 150
+    assert report["modules"][0].keys() == {
+        "layer", "kind", "relative_error", "loss", "tokens", "columns", "damp", "damp_asked", "floor",
+        "dead_columns", "nonfinite_columns", "outcome", "reason", "flags", "of_median",
+    }  # fmt: skip
 
 
 def test_what_a_log_of_gptqmodel_lacks_is_said(command: Command, tmp_path: Path) -> None:
@@ -99,18 +105,19 @@ def test_what_a_log_of_gptqmodel_lacks_is_said(command: Command, tmp_path: Path)
     log.write_text("layer,module,loss,samples,damp,time\n0,mlp.up_proj,0.0000012,100,0.01000,1.0\n")
     printed = command(str(log))
     assert "not comparable between kinds" in printed
-    assert "Not in this log, and so not looked at: relative_error, dead_columns" in " ".join(printed.split())
+    lacking = "Columns that this log lacks, and so not checked: relative_error, dead_columns"
+    assert lacking in " ".join(printed.split())
 
 
 def test_the_plot_has_a_panel_a_block_a_line_a_kind_and_marks_what_stands_out(
     faulty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gptq_hybrid.evaluate import _plot as drawing
+    from gptq_hybrid.common import figures
 
-    kept = []
-    monkeypatch.setattr(drawing, "_save", lambda figure, path: kept.append(figure))
-    plot.plot_losses(read_log(faulty), tmp_path / "losses.png")
-    (figure,) = kept
+    saved = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: saved.append(figure))
+    plot_losses(read_log(faulty), tmp_path / "losses.png")
+    (figure,) = saved
     panels = {ax.get_title(loc="left"): ax for ax in figure.axes}
     assert list(panels) == ["linear_attn", "mlp"]
     assert {ax.get_yscale() for ax in figure.axes} == {"log"}

@@ -4,55 +4,55 @@ from __future__ import annotations
 
 import pytest
 
-from gptq_hybrid.losses import FLAGS, ModuleLoss, flags_of, outliers
+from gptq_hybrid.losses import FLAGS, ModuleRecord, find_flags, find_outliers
 from tests.losses.made import changed, records
 
 
-def losses(made: dict[str, object]) -> list[ModuleLoss]:
-    return [ModuleLoss.of(record) for record in made.values()]  # type: ignore[arg-type]
+def outliers(made: dict[str, ModuleRecord]) -> dict[str, float]:
+    return find_outliers(list(made.values()))
 
 
 def test_layers_that_scatter_are_no_outliers() -> None:
-    alarms = sum(len(outliers(losses(records(64, seed)))) for seed in range(20))
+    alarms = sum(len(outliers(records(64, seed))) for seed in range(20))
     assert alarms == 0
 
 
 def test_one_layer_far_above_its_kind_is_an_outlier_and_says_by_how_much() -> None:
     made = records(64)
     (before,) = [r.relative_error for n, r in made.items() if n.endswith("layers.5.mlp.up_proj")]
-    found = outliers(losses(changed(made, "5.mlp.up_proj", relative_error=10 * before)))
-    assert list(found) == ["5.mlp.up_proj"]
-    assert found["5.mlp.up_proj"] == pytest.approx(10 * before / 0.004, rel=0.1)
+    times = outliers(changed(made, "5.mlp.up_proj", relative_error=10 * before))
+    assert list(times) == ["5.mlp.up_proj"]
+    assert times["5.mlp.up_proj"] == pytest.approx(10 * before / 0.004, rel=0.1)
 
 
 def test_outliers_do_not_hide_one_another() -> None:
     made = records(16)
     for layer in (0, 1, 2, 3):
         made = changed(made, f"{layer}.mlp.down_proj", relative_error=0.5)
-    assert list(outliers(losses(made))) == [f"{layer}.mlp.down_proj" for layer in (0, 1, 2, 3)]
+    assert list(outliers(made)) == [f"{layer}.mlp.down_proj" for layer in (0, 1, 2, 3)]
 
 
 def test_a_module_is_held_against_its_own_kind_only() -> None:
     made = changed(records(16), "3.mlp.gate_proj", relative_error=0.03)
     # 0.03 is nothing special among the out_proj of this seed times 4, but 15 times the gates' 0.002.
-    assert list(outliers(losses(made))) == ["3.mlp.gate_proj"]
+    assert list(outliers(made)) == ["3.mlp.gate_proj"]
 
 
-@pytest.mark.parametrize(("layers", "found"), [(7, []), (8, ["3.mlp.up_proj"])])
-def test_few_layers_have_no_outliers(layers: int, found: list[str]) -> None:
-    assert list(outliers(losses(changed(records(layers), "3.mlp.up_proj", relative_error=0.9)))) == found
+@pytest.mark.parametrize(("layers", "expected"), [(7, []), (8, ["3.mlp.up_proj"])])
+def test_few_layers_have_no_outliers(layers: int, expected: list[str]) -> None:
+    assert list(outliers(changed(records(layers), "3.mlp.up_proj", relative_error=0.9))) == expected
 
 
 def test_layers_that_are_alike_need_twice_the_median() -> None:
     made = {name: record for name, record in records(16).items() if name.endswith("up_proj")}
     for layer in range(16):
         made = changed(made, f"{layer}.mlp.up_proj", relative_error=0.004 + 1e-7 * layer)
-    assert outliers(losses(changed(made, "3.mlp.up_proj", relative_error=0.0078))) == {}
-    assert list(outliers(losses(changed(made, "3.mlp.up_proj", relative_error=0.0082)))) == ["3.mlp.up_proj"]
+    assert outliers(changed(made, "3.mlp.up_proj", relative_error=0.0078)) == {}
+    assert list(outliers(changed(made, "3.mlp.up_proj", relative_error=0.0082))) == ["3.mlp.up_proj"]
 
 
 def test_a_loss_far_below_is_none() -> None:
-    assert outliers(losses(changed(records(16), "3.mlp.up_proj", relative_error=1e-7))) == {}
+    assert outliers(changed(records(16), "3.mlp.up_proj", relative_error=1e-7)) == {}
 
 
 @pytest.mark.parametrize(
@@ -72,11 +72,29 @@ def test_a_loss_far_below_is_none() -> None:
     ],
 )
 def test_each_fault_has_its_flag(values: dict[str, object], flags: tuple[str, ...]) -> None:
-    found = flags_of(losses(changed(records(4), "2.mlp.up_proj", **values)))
-    assert found.pop("2.mlp.up_proj") == flags
-    assert not any(found.values())
+    by_module = find_flags(list(changed(records(4), "2.mlp.up_proj", **values).values()))
+    assert by_module.pop("2.mlp.up_proj") == flags
+    assert not any(by_module.values())
     assert set(flags) <= set(FLAGS)
 
 
 def test_what_a_log_does_not_say_is_no_fault() -> None:
-    assert flags_of([ModuleLoss(0, "mlp.up_proj", loss=1e-6)]) == {"0.mlp.up_proj": ()}
+    assert find_flags([ModuleRecord("layers.0.mlp.up_proj", loss=1e-6)]) == {"0.mlp.up_proj": ()}
+
+
+@pytest.mark.parametrize(
+    ("module", "layer", "kind"),
+    [
+        ("model.language_model.layers.7.mlp.up_proj", 7, "mlp.up_proj"),
+        ("layers.7.mlp.up_proj", 7, "mlp.up_proj"),
+        ("lm_head", None, "lm_head"),
+        # The MTP head counts its layers by itself, and other names only end alike.
+        ("mtp.layers.0.mlp.up_proj", None, "mtp.layers.0.mlp.up_proj"),
+        ("players.7.mlp", None, "players.7.mlp"),
+        ("layers.x.mlp", None, "layers.x.mlp"),
+    ],
+)
+def test_a_full_name_tells_layer_and_kind(module: str, layer: int | None, kind: str) -> None:
+    record = ModuleRecord(module)
+    assert (record.layer, record.kind) == (layer, kind)
+    assert record.name == (kind if layer is None else f"{layer}.{kind}")

@@ -8,11 +8,8 @@ from pathlib import Path
 import pytest
 
 from gptq_hybrid.common.errors import HybridError
-from gptq_hybrid.losses import ModuleLoss, flags_of, read_log
-from gptq_hybrid.losses.columns import ADDED, STOCK
-from gptq_hybrid.upstream import ModuleRecord
-from gptq_hybrid.writer import write_records
-from gptq_hybrid.writer._quant_log import extend_quant_log
+from gptq_hybrid.losses import ModuleRecord, extend_log, find_flags, read_log, write_log
+from gptq_hybrid.losses.quant_log import ADDED, STOCK
 from tests.losses.made import changed, records
 
 HEADER = ",".join(STOCK)
@@ -32,22 +29,21 @@ def stock_log(path: Path, made: dict[str, ModuleRecord], *, samples: bool = True
         writer = csv.writer(handle)
         writer.writerow(STOCK)
         for record in made.values():
-            found = ModuleLoss.of(record)
             loss = "rtn fallback" if record.loss is None else f"{record.loss:.10f}"
-            row = [str(found.layer), found.kind, loss, str(record.tokens), f"{record.damp:.5f}", "0.123"]
+            row = [str(record.layer), record.kind, loss, str(record.tokens), f"{record.damp:.5f}", "0.123"]
             writer.writerow(row if samples else row[:3] + row[4:])
 
 
 def test_what_a_run_recorded_is_what_is_read(tmp_path: Path) -> None:
     made = faulty()
     stock_log(tmp_path / "quant_log.csv", made)
-    extend_quant_log(tmp_path / "quant_log.csv", made)
+    extend_log(tmp_path / "quant_log.csv", list(made.values()))
     log = read_log(tmp_path)
-    wanted = {m.name: m for m in (ModuleLoss.of(record) for record in made.values())}
+    expected = {record.name: record for record in made.values()}
     assert log.lacking == ()
-    assert {m.name for m in log.modules} == set(wanted)
+    assert {m.name for m in log.modules} == set(expected)
     for module in log.modules:
-        other = wanted[module.name]
+        other = expected[module.name]
         if other.relative_error is None:
             assert module.relative_error is None
         else:
@@ -59,12 +55,12 @@ def test_what_a_run_recorded_is_what_is_read(tmp_path: Path) -> None:
             other.outcome,
             other.reason,
         )
-    assert flags_of(log.modules) == flags_of(list(wanted.values()))
+    assert find_flags(log.modules) == find_flags(list(expected.values()))
 
 
 def test_the_flags_stand_in_the_log(tmp_path: Path) -> None:
     stock_log(tmp_path / "quant_log.csv", faulty())
-    extend_quant_log(tmp_path / "quant_log.csv", faulty())
+    extend_log(tmp_path / "quant_log.csv", list(faulty().values()))
     rows = list(csv.DictReader((tmp_path / "quant_log.csv").open(newline="")))
     flags = {f"{row['layer']}.{row['module']}": row["flags"] for row in rows if row["flags"]}
     assert flags == {
@@ -78,9 +74,9 @@ def test_the_flags_stand_in_the_log(tmp_path: Path) -> None:
 
 def test_a_failed_run_leaves_a_log_that_says_the_same(tmp_path: Path) -> None:
     made = faulty()
-    write_records(tmp_path / "failed.csv", made)
+    write_log(tmp_path / "failed.csv", list(made.values()))
     stock_log(tmp_path / "quant_log.csv", made)
-    extend_quant_log(tmp_path / "quant_log.csv", made)
+    extend_log(tmp_path / "quant_log.csv", list(made.values()))
     alone, joined = read_log(tmp_path / "failed.csv"), read_log(tmp_path)
     assert alone.modules == joined.modules
 
@@ -91,7 +87,7 @@ def test_the_samples_that_6_0_3_leaves_out_are_filled_in(tmp_path: Path) -> None
     before = read_log(tmp_path)
     assert {m.tokens for m in before.modules} == {None}
     assert {m.damp for m in before.modules} == {0.01}
-    extend_quant_log(tmp_path / "quant_log.csv", made)
+    extend_log(tmp_path / "quant_log.csv", list(made.values()))
     after = read_log(tmp_path)
     assert {m.tokens for m in after.modules} == {4096}
     assert {m.damp for m in after.modules} == {0.01}
@@ -112,7 +108,7 @@ def test_gptqmodels_own_log_is_read_and_what_it_lacks_is_named(tmp_path: Path) -
     assert [m.outcome for m in log.modules] == [None, "fallback", "fallback", "nan", "fallback"]
     assert log.modules[1].reason == "fallback(rtn): 0.0012"
     assert all(m.loss is None for m in log.modules[1:])
-    flags = flags_of(log.modules)
+    flags = find_flags(log.modules)
     assert [flags[m.name] for m in log.modules] == [(), ("fallback",), ("fallback",), ("nan",), ("fallback",)]
 
 
@@ -120,7 +116,8 @@ def test_losses_are_compared_where_a_log_has_no_relative_errors(tmp_path: Path) 
     rows = [f"{layer},mlp.up_proj,{1e-6 + layer * 1e-8:.10f},9,0.01,1" for layer in range(12)]
     rows[4] = "4,mlp.up_proj,0.0000900,9,0.01,1"
     (tmp_path / "quant_log.csv").write_text("\n".join([HEADER, *rows]))
-    assert [n for n, found in flags_of(read_log(tmp_path).modules).items() if found] == ["4.mlp.up_proj"]
+    flagged = [name for name, flags in find_flags(read_log(tmp_path).modules).items() if flags]
+    assert flagged == ["4.mlp.up_proj"]
 
 
 def test_control_characters_do_not_reach_the_terminal(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "bench" / "mtp_faults"))
 from faults import FAULTS, faulty_copy
 from server import Outcome, serve_once
 
-from gptq_hybrid.demo.builder import DemoCheckpoint, DemoSpec, build_demo_checkpoint
+from gptq_hybrid.demo import DemoCheckpoint, DemoSpec, build_demo_checkpoint
 
 pytestmark = pytest.mark.engine
 

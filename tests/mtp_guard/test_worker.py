@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 pytest.importorskip("vllm")
 
-from gptq_hybrid.demo.builder import DemoSpec, build_demo_checkpoint
+from gptq_hybrid.demo import DemoSpec, build_demo_checkpoint
 from vllm_qwen36_plugin.errors import MtpHeadError
 
 # No engine, but vLLM's imports and its inspection of the model class: half a minute on two cores.
@@ -212,10 +212,10 @@ def test_updates_of_dummy_weights_are_not_checked(
 
 
 def test_tensors_pass_through_as_the_same_objects() -> None:
-    from vllm_qwen36_plugin.mtp_guard.worker import _noting
+    from vllm_qwen36_plugin.mtp_guard.worker import _recorded
 
     tensor = torch.ones(2, 3)
     arrived: dict[str, Any] = {}
-    ((name, passed),) = _noting([("mtp.fc.weight", tensor)], arrived)
+    ((name, passed),) = _recorded([("mtp.fc.weight", tensor)], arrived)
     assert passed is tensor
     assert arrived[name].shape == (2, 3)

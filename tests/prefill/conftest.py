@@ -27,21 +27,14 @@ def shown() -> Iterator[Shown]:
 
 @pytest.fixture
 def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing in the table, no scratch, nothing said yet, and a cache of the test's own."""
+    """No model loaded, no warning given yet, and a cache of the test's own."""
     pytest.importorskip("torch")
-    from vllm_qwen36_plugin.prefill import dispatch, prepare, scratch
-
-    def forget() -> None:
-        dispatch.clear()
-        dispatch._on_first_call.clear()
-        prepare._current.clear()
-        prepare._warned.clear()
-        scratch.release()
+    from vllm_qwen36_plugin.prefill import prepare
 
     monkeypatch.setenv("QWEN36_CACHE", str(tmp_path / "cache"))
-    forget()
+    prepare.reset()
     yield
-    forget()
+    prepare.reset()
 
 
 @pytest.fixture(scope="session")
@@ -62,13 +55,13 @@ def interpreted() -> Any:
 
 
 @pytest.fixture(scope="session")
-def interpreted_rows() -> Any:
-    """`rows` likewise, as ``interpreted_rows.quantize_rows``."""
+def interpreted_activations() -> Any:
+    """`activations` likewise, as ``interpreted_activations.quantize_tokens``."""
     pytest.importorskip("torch")
     pytest.importorskip("triton")
-    from vllm_qwen36_plugin.prefill import rows
+    from vllm_qwen36_plugin.prefill import activations
 
-    return _interpreted(rows, "quantize_rows")
+    return _interpreted(activations, "quantize_tokens")
 
 
 def _interpreted(stock: Any, function: str) -> Any:
@@ -100,12 +93,12 @@ def _convert_float(data: Any, source: Any, target: Any, rounding: Any) -> Any:
     import torch
     import triton.language as tl
 
-    known = {
+    types = {
         tl.float32: (torch.float32, np.float32),
         tl.bfloat16: (torch.bfloat16, np.uint16),
         tl.float8e4nv: (torch.float8_e4m3fn, np.uint8),
     }
-    (wide, _), (narrow, stored) = known[source], known[target]
+    (wide, _), (narrow, stored) = types[source], types[target]
     values = torch.from_numpy(np.ascontiguousarray(data)).view(wide).to(narrow)
     unsigned = {1: torch.uint8, 2: torch.uint16, 4: torch.int32}[values.element_size()]
     return values.view(unsigned).numpy().view(stored)
@@ -113,26 +106,26 @@ def _convert_float(data: Any, source: Any, target: Any, rounding: Any) -> Any:
 
 @pytest.fixture
 def gpu(clean: None, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A `FakeGpu`, with every path run on the CPU."""
+    """A `FakeGpu`, with every route run on the CPU."""
     import torch
 
-    from vllm_qwen36_plugin.prefill import measure, paths, prepare
+    from vllm_qwen36_plugin.prefill import measure, prepare, routes
+    from vllm_qwen36_plugin.prefill.expand import reference
     from vllm_qwen36_plugin.upstream import scaled_mm
 
     from . import fake_gpu as stand_in
-    from .made import expand_by_places
 
     fake = stand_in.FakeGpu()
     monkeypatch.setattr(measure, "card", fake.card)
-    monkeypatch.setattr(measure, "times_of", fake.times_of)
+    monkeypatch.setattr(measure, "time_routes", fake.time_routes)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: stand_in.NAME)
     monkeypatch.setattr(prepare, "shipped_profiles", lambda: fake.shipped)
-    monkeypatch.setattr(prepare, "_fp8_possible", lambda device: fake.fp8)
-    monkeypatch.setattr(paths, "quantize_rows", fake.quantize_rows)
+    monkeypatch.setattr(prepare, "fp8_possible", lambda device: fake.fp8)
+    monkeypatch.setattr(routes, "quantize_tokens", fake.quantize_tokens)
     monkeypatch.setattr(scaled_mm, "multiply", fake.multiply)
     monkeypatch.setattr(scaled_mm, "works", lambda device, dtype, gemm: gemm in fake.gemms)
     monkeypatch.setattr(scaled_mm, "writes_strided", lambda device, dtype, gemm: True)
-    monkeypatch.setattr(paths, "expand", expand_by_places)
+    monkeypatch.setattr(routes, "expand", reference)
     return fake
 
 
@@ -148,13 +141,13 @@ def serving(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Abstract
     monkeypatch.setattr(parameter, "get_tensor_model_parallel_world_size", lambda: 1)
 
     @contextmanager
-    def serve(architecture: str | None = TARGETS[0], *, rows: int = 8192, **options: Any) -> Iterator[None]:
+    def serve(architecture: str | None = TARGETS[0], *, tokens: int = 8192, **options: Any) -> Iterator[None]:
         config = SimpleNamespace(
             model_config=SimpleNamespace(
                 hf_config=SimpleNamespace(architectures=architecture and [architecture])
             ),
             additional_config={"qwen36": options},
-            scheduler_config=SimpleNamespace(max_num_batched_tokens=rows),
+            scheduler_config=SimpleNamespace(max_num_batched_tokens=tokens),
             kernel_config=KernelConfig(),
         )
         with set_current_vllm_config(config):

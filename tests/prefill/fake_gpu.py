@@ -12,25 +12,29 @@ from vllm_qwen36_plugin.prefill.profile import Card, Starts
 from vllm_qwen36_plugin.prefill.shape import Shape
 
 NAME = "NVIDIA Test GPU"
-# Times that cross: exact from 512 rows on, fp8 from 256.
-MICROSECONDS = {"stock": lambda rows: float(rows), "exact": lambda rows: 450.0, "fp8": lambda rows: 200.0}
+# Times that cross: exact from 512 tokens on, fp8 from 256.
+MICROSECONDS = {
+    "stock": lambda tokens: float(tokens),
+    "exact": lambda tokens: 450.0,
+    "fp8": lambda tokens: 200.0,
+}
 
 
 @dataclass(frozen=True)
 class Shipped:
     """A profile that ships, for this card or another."""
 
-    found: Starts
+    value: Starts
     device_names: tuple[str, ...] = ("Test GPU",)
     source: str = "derived: for a test"
 
     def starts(self, shape: Shape) -> Starts:
-        return self.found
+        return self.value
 
 
 @dataclass
 class FakeGpu:
-    """``measured``: shape, rows and paths of each measurement. ``broken``: what measuring raises."""
+    """``measured``: shape, numbers of tokens and routes of each measurement. ``broken``: what measuring raises."""
 
     driver: str = "1"
     shipped: list[Shipped] = field(default_factory=list)
@@ -43,23 +47,25 @@ class FakeGpu:
     def card(self, device: torch.device, scratch_mib: int) -> Card:
         return Card(NAME, self.driver, {"torch": "1"}, scratch_mib)
 
-    def times_of(
+    def time_routes(
         self,
         linear: Any,
         tensors: Sequence[torch.Tensor],
         fp8_scales: torch.Tensor | None,
-        rows: Iterable[int],
-        paths: Sequence[str],
+        counts: Iterable[int],
+        routes: Sequence[str],
         *_: Any,
         **__: Any,
     ) -> dict[str, dict[int, float]]:
-        rows = list(rows)
-        self.measured.append((linear.shape, rows, list(paths)))
+        counts = list(counts)
+        self.measured.append((linear.shape, counts, list(routes)))
         if self.broken is not None:
             raise self.broken
-        return {name: {count: MICROSECONDS[name](count) for count in rows} for name in ("stock", *paths)}
+        return {
+            name: {tokens: MICROSECONDS[name](tokens) for tokens in counts} for name in ("stock", *routes)
+        }
 
-    def quantize_rows(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def quantize_tokens(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """As `dynamic_per_token_scaled_fp8_quant`."""
         scales = (x.float().abs().amax(dim=1, keepdim=True) / 448).clamp(min=1e-9)
         return (x.float() / scales).to(torch.float8_e4m3fn), scales
@@ -67,12 +73,12 @@ class FakeGpu:
     def multiply(
         self,
         out: torch.Tensor,
-        rows: torch.Tensor,
+        tokens: torch.Tensor,
         columns: torch.Tensor,
         row_scales: torch.Tensor,
         column_scales: torch.Tensor,
         gemm: str = "vllm",
     ) -> None:
-        """As either GEMM, or off by a third where that is said to be broken."""
-        product = (rows.float() @ columns.float()) * row_scales * column_scales.reshape(1, -1)
+        """As either GEMM, or off by a third if a test says so."""
+        product = (tokens.float() @ columns.float()) * row_scales * column_scales.reshape(1, -1)
         out.copy_((product * (4 / 3 if gemm in self.off else 1)).to(out.dtype))

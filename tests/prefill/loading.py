@@ -1,4 +1,4 @@
-"""Loads layers as `RowDispatchKernel` does, without vLLM."""
+"""Loads layers as `PrefillLinearKernel` does, without vLLM."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ AUTO = Settings("auto", 1 << 20, None)
 class Model:
     """One that is being loaded."""
 
-    def __init__(self, settings: Settings = AUTO, most_rows: int = 8192) -> None:
-        self.preparation = Preparation(settings, most_rows, {}, None, "")
+    def __init__(self, settings: Settings = AUTO, max_tokens: int = 8192) -> None:
+        self.preparation = Preparation(settings, max_tokens)
         self.layers: list[torch.nn.Module] = []
         self.scales: list[torch.Tensor | None] = []
 
     def load(self, shape: Shape = SHAPE, *, damaged: bool = False) -> dispatch.Linear:
         """One layer; a damaged one does not hold what was loaded."""
         weight = Weight.random(shape, seed=len(self.layers))
-        original = Original.of(weight.words(), weight.scales) if self.preparation.is_new(shape) else None
+        original = Original.copy_of(weight.words(), weight.scales) if self.preparation.is_new(shape) else None
         if damaged:
             weight = weight.with_code(3, 77, int(weight.codes[3, 77]) ^ 1)
         layer = torch.nn.Module()
         self.layers.append(layer)
         linear = dispatch.Linear(shape, DenseKernel(shape), ("scales", "words"), 1, 0, weakref.ref(layer))
-        tensors = [weight.kept_scales(), weight.kept_words()]
+        tensors = [weight.stock_scales(), weight.stock_words()]
         fp8 = self.preparation.fp8_scales(linear, tensors)
         self.scales.append(fp8)
         self.preparation.enter(linear, tensors, fp8, original)

@@ -1,4 +1,4 @@
-"""Random linears as a checkpoint and as vLLM's kernels keep them, by the tables of `layouts` alone."""
+"""Random linears as a checkpoint and as vLLM's kernels store them, by the tables of `layouts` alone."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from vllm_qwen36_plugin.prefill.expand import reference
 from vllm_qwen36_plugin.prefill.layouts import LAYOUTS, Layout, marlin_scale_places
 from vllm_qwen36_plugin.prefill.shape import Shape
 
@@ -31,11 +32,6 @@ def pack(codes: torch.Tensor, layout: Layout) -> torch.Tensor:
     flat = torch.empty(k * n, dtype=torch.int64)
     flat[layout.places(k, n).reshape(-1)] = codes.reshape(-1).long()
     return into_words(flat.reshape(-1, 32 // layout.bits), layout.bits)
-
-
-def unpack(words: torch.Tensor, layout: Layout, k: int, n: int) -> torch.Tensor:
-    """The reverse: int64 ``[k, n]``."""
-    return out_of_words(words.reshape(-1), layout.bits).reshape(-1)[layout.places(k, n)]
 
 
 def checkpoint_words(codes: torch.Tensor, bits: int) -> torch.Tensor:
@@ -74,24 +70,24 @@ class Weight:
     def layout(self) -> Layout:
         return LAYOUTS[self.shape.layout, self.shape.bits]
 
-    def with_code(self, row: int, column: int, code: int) -> Weight:
+    def with_code(self, k: int, n: int, code: int) -> Weight:
         codes = self.codes.clone()
-        codes[row, column] = code
+        codes[k, n] = code
         return replace(self, codes=codes)
 
     def words(self) -> torch.Tensor:
         """The checkpoint's."""
         return checkpoint_words(self.codes, self.shape.bits)
 
-    def kept_words(self) -> torch.Tensor:
+    def stock_words(self) -> torch.Tensor:
         """The stock kernel's."""
         return pack(self.codes, self.layout)
 
-    def kept_scales(self) -> torch.Tensor:
+    def stock_scales(self) -> torch.Tensor:
         """The stock kernel's."""
-        kept = torch.empty_like(self.scales)
-        kept[:, scale_places(self.shape.n, self.shape.layout, len(self.scales))] = self.scales
-        return kept
+        stored = torch.empty_like(self.scales)
+        stored[:, scale_places(self.shape.n, self.shape.layout, len(self.scales))] = self.scales
+        return stored
 
     def dense(self) -> torch.Tensor:
         """``[n, k]`` in float32: each a product of an integer and a scale, not rounded."""
@@ -99,35 +95,12 @@ class Weight:
         return (values * self.scales.float().repeat_interleave(self.shape.k // len(self.scales), dim=0)).t()
 
 
-def expand_by_places(
-    words: torch.Tensor,
-    scales: torch.Tensor,
-    out: torch.Tensor,
-    first: int,
-    *,
-    layout: str,
-    bits: int,
-    group_size: int,
-    inverse: torch.Tensor | None = None,
-) -> None:
-    """What `expand.expand` promises, from the tables and without Triton."""
-    columns, k = out.shape
-    n = scales.shape[-1]
-    codes = unpack(words, LAYOUTS[layout, bits], k, n)
-    natural = scales[:, scale_places(n, layout, len(scales))].float()
-    if inverse is not None:
-        natural = natural * inverse
-    values = (codes - (1 << (bits - 1))).float()
-    dense = values * natural.repeat_interleave(k // len(scales), dim=0)
-    out.copy_(dense.t()[first : first + columns].to(out.dtype))
-
-
-def same(found: torch.Tensor, expected: torch.Tensor) -> bool:
+def same(result: torch.Tensor, expected: torch.Tensor) -> bool:
     """Bit for bit, but for which NaN a NaN is."""
-    both_nan = found.float().isnan() & expected.float().isnan()
-    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[found.element_size()]
-    return found.dtype == expected.dtype and bool(
-        ((found.contiguous().view(integers) == expected.contiguous().view(integers)) | both_nan).all()
+    both_nan = result.float().isnan() & expected.float().isnan()
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[result.element_size()]
+    return result.dtype == expected.dtype and bool(
+        ((result.contiguous().view(integers) == expected.contiguous().view(integers)) | both_nan).all()
     )
 
 
@@ -144,7 +117,7 @@ class DenseKernel:
         self.calls.append(x.shape[0])
         self.layers.append(layer)
         dense = torch.empty(self.shape.n, self.shape.k, dtype=x.dtype)
-        expand_by_places(
+        reference(
             getattr(layer, self.words),
             getattr(layer, self.scales),
             dense,

@@ -1,4 +1,4 @@
-"""Linears on a GPU as a model of the family would load them, by the stock kernel that a test asks for."""
+"""Linears on a GPU as a model of the family would load them, by the stock kernel that a test names."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from vllm.config import VllmConfig, set_current_vllm_config
 
 from gptq_hybrid.packing import dequantize_symmetric
 from vllm_qwen36_plugin.architectures import TARGETS
-from vllm_qwen36_plugin.prefill import dispatch, paths
-from vllm_qwen36_plugin.prefill.kernel import FP8_SCALES, RowDispatchKernel
+from vllm_qwen36_plugin.prefill import dispatch, routes
+from vllm_qwen36_plugin.prefill.kernel import FP8_SCALES, PrefillLinearKernel
 from vllm_qwen36_plugin.prefill.shape import Shape
 from vllm_qwen36_plugin.upstream.gptq import stock_gptq
 
@@ -44,15 +44,15 @@ class Loaded:
 
     @property
     def entry(self) -> dispatch.Linear:
-        found = dispatch.get(self.shape.key)
-        assert found is not None
-        return found
+        linear = dispatch.get(self.shape.key)
+        assert linear is not None
+        return linear
 
     def dense(self) -> torch.Tensor:
         """``[n, k]`` as the checkpoint has it."""
         return dequantize_symmetric(self.words, self.scales, self.shape.bits)
 
-    def weight(self) -> paths.Weight:
+    def weight(self) -> routes.Weight:
         kernel = self.method.kernel
         tensors = [getattr(self.layer, name) for name in kernel.names]
         return self.entry.weight(tensors, getattr(self.layer, FP8_SCALES, None))
@@ -62,15 +62,15 @@ class Loaded:
 
 
 class Server:
-    """Loads linears as a model of the family would, by the stock kernel asked for."""
+    """Loads linears as a model of the family would, by the stock kernel that is named."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], rows: int) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], tokens: int) -> None:
         self.patch = monkeypatch
         self.config = VllmConfig(additional_config={"qwen36": options})
         vars(self.config)["model_config"] = SimpleNamespace(
             hf_config=SimpleNamespace(architectures=[TARGETS[0]])
         )
-        vars(self.config)["scheduler_config"] = SimpleNamespace(max_num_batched_tokens=rows)
+        vars(self.config)["scheduler_config"] = SimpleNamespace(max_num_batched_tokens=tokens)
 
     def load(
         self,
@@ -81,7 +81,7 @@ class Server:
         group_size: int = 128,
         dtype: str = "bfloat16",
         *,
-        scales: Callable[[torch.Tensor], torch.Tensor] = lambda found: found,
+        scales: Callable[[torch.Tensor], torch.Tensor] = lambda values: values,
         repacked: Callable[[torch.nn.Module], None] = lambda layer: None,
     ) -> Loaded:
         """``scales`` changes what is loaded, ``repacked`` what the stock kernel made of it."""
@@ -91,7 +91,7 @@ class Server:
         others = "" if stock == "machete" else "MacheteLinearKernel,AllSparkLinearKernel,HummingLinearKernel"
         self.patch.setenv("VLLM_DISABLED_KERNELS", others)
         config, method_class = stock_gptq()
-        given = {
+        quantization = {
             "quant_method": "gptq",
             "bits": bits,
             "group_size": group_size,
@@ -99,19 +99,19 @@ class Server:
             "desc_act": False,
         }
         with set_current_vllm_config(self.config):
-            method = method_class(config.from_config(given))
+            method = method_class(config.from_config(quantization))
             layer = torch.nn.Module()
             with torch.device(DEVICE):
                 method.create_weights(
                     layer, k, [n], k, n, getattr(torch, dtype), weight_loader=lambda *_, **__: None
                 )
             layer.qweight.data.random_(-(2**31), 2**31)
-            found = torch.empty_like(layer.scales.data).uniform_(1e-3, 1e-2)
-            found *= torch.randint_like(found, 0, 2) * 2 - 1
-            layer.scales.data.copy_(scales(found))
+            values = torch.empty_like(layer.scales.data).uniform_(1e-3, 1e-2)
+            values *= torch.randint_like(values, 0, 2) * 2 - 1
+            layer.scales.data.copy_(scales(values))
             loaded = Loaded(layer, method, layer.qweight.data.clone(), layer.scales.data.clone())
             kernel = method.kernel
-            assert isinstance(kernel, RowDispatchKernel), type(kernel)
+            assert isinstance(kernel, PrefillLinearKernel), type(kernel)
             assert kernel.shape == Shape(stock, k, n, bits, group_size, dtype)
             process = kernel.stock.process_weights_after_loading
 

@@ -17,7 +17,7 @@ from vllm.model_executor.parameter import (
 from vllm.scalar_type import scalar_types
 
 from vllm_qwen36_plugin.prefill import dispatch
-from vllm_qwen36_plugin.prefill.kernel import RowDispatchKernel
+from vllm_qwen36_plugin.prefill.kernel import PrefillLinearKernel
 from vllm_qwen36_plugin.prefill.layouts import LAYOUTS
 from vllm_qwen36_plugin.prefill.shape import Shape
 
@@ -47,16 +47,16 @@ class _Repacking(MPLinearKernel):  # type: ignore[misc]
         def words(x: Any) -> Any:
             assert isinstance(x, BasevLLMParameter)
             permute_param_layout_(x, input_dim=0, output_dim=1, packed_dim=0)
-            kept = pack(checkpoint_codes(x.data, bits), LAYOUTS[self.layout, bits])
-            x.data = kept.reshape(k // 16, -1)
+            stored = pack(checkpoint_codes(x.data, bits), LAYOUTS[self.layout, bits])
+            x.data = stored.reshape(k // 16, -1)
             return x
 
         def scales(x: Any) -> Any:
             assert isinstance(x, BasevLLMParameter)
             permute_param_layout_(x, input_dim=0, output_dim=1)
-            kept = torch.empty_like(x.data).contiguous()
-            kept[:, scale_places(n, self.layout, len(x))] = x.data
-            x.data = kept
+            stored = torch.empty_like(x.data).contiguous()
+            stored[:, scale_places(n, self.layout, len(x))] = x.data
+            x.data = stored
             return x
 
         empty = torch.nn.Parameter(torch.empty(0, dtype=torch.int32), requires_grad=False)
@@ -116,7 +116,7 @@ def _copy(param: torch.nn.Parameter, loaded: torch.Tensor) -> None:
 
 def config_of(shape: Shape, **changes: Any) -> Any:
     """What vLLM asks its kernels about, for a linear of that shape."""
-    given = {
+    arguments = {
         "full_weight_shape": (shape.k, shape.n),
         "partition_weight_shape": (shape.k, shape.n),
         "weight_type": TYPES[shape.bits],
@@ -126,14 +126,14 @@ def config_of(shape: Shape, **changes: Any) -> Any:
         "has_g_idx": False,  # up to 0.29
     }
     names = {field.name for field in fields(MPLinearLayerConfig)}
-    config = MPLinearLayerConfig(**{name: value for name, value in given.items() if name in names})
+    config = MPLinearLayerConfig(**{name: value for name, value in arguments.items() if name in names})
     for name, value in changes.items():
         setattr(config, name, value)
     return config
 
 
 def kernel_of(shape: Shape) -> Any:
-    return RowDispatchKernel(config_of(shape), w_q_param_name="qweight", w_s_param_name="scales")
+    return PrefillLinearKernel(config_of(shape), w_q_param_name="qweight", w_s_param_name="scales")
 
 
 class Layer(torch.nn.Module):  # type: ignore[misc]
@@ -163,11 +163,11 @@ class Layer(torch.nn.Module):  # type: ignore[misc]
         return self.kernel.apply_weights(self, x, self.bias)
 
 
-def rows(count: int, k: int = SHAPE.k) -> torch.Tensor:
+def activations(count: int, k: int = SHAPE.k) -> torch.Tensor:
     return torch.randn(count, k, generator=torch.Generator().manual_seed(count)).bfloat16()
 
 
 def entry(layer: Layer) -> dispatch.Linear:
-    found = dispatch.get(layer.shape.key)
-    assert found is not None
-    return found
+    linear = dispatch.get(layer.shape.key)
+    assert linear is not None
+    return linear

@@ -14,12 +14,13 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from vllm_qwen36_plugin.prefill import paths, scratch  # noqa: E402
+from vllm_qwen36_plugin.prefill import routes, scratch  # noqa: E402
+from vllm_qwen36_plugin.prefill.expand import reference  # noqa: E402
 from vllm_qwen36_plugin.prefill.shape import Shape  # noqa: E402
 from vllm_qwen36_plugin.upstream import scaled_mm  # noqa: E402
 
 from .fake_gpu import FakeGpu  # noqa: E402
-from .made import Weight, expand_by_places  # noqa: E402
+from .made import Weight  # noqa: E402
 
 CPU = torch.device("cpu")
 K, N = 128, 320
@@ -41,20 +42,20 @@ class Copies(TorchDispatchMode):
 
 def bits(*shape: int) -> torch.Tensor:
     """All sorts of 16-bit patterns, those of NaN and infinity among them."""
-    found = torch.randint(-(1 << 15), 1 << 15, shape, dtype=torch.int16)
-    found.view(-1)[:2] = torch.tensor(
+    patterns = torch.randint(-(1 << 15), 1 << 15, shape, dtype=torch.int16)
+    patterns.view(-1)[:2] = torch.tensor(
         [0x7F81, 0x7F80], dtype=torch.int16
     )  # a signalling NaN and infinity in BF16
-    return found
+    return patterns
 
 
 def at(address: int, count: int) -> torch.Tensor:
     """So many 16-bit numbers whose storage begins ``address`` bytes behind a multiple of 64."""
     memory = bytearray(2 * count + 192)
     start = -torch.frombuffer(memory, dtype=torch.uint8).data_ptr() % 64 + address
-    found = torch.frombuffer(memory, dtype=torch.int16, count=count, offset=start)
-    assert found.data_ptr() % 64 == address
-    return found
+    values = torch.frombuffer(memory, dtype=torch.int16, count=count, offset=start)
+    assert values.data_ptr() % 64 == address
+    return values
 
 
 # Any number, and as often one that sixteen bytes go into.
@@ -63,7 +64,7 @@ ANY = st.integers(0, 40) | st.integers(0, 5).map(lambda eights: 8 * eights)
 
 @settings(max_examples=300, deadline=None)
 @given(
-    rows=st.integers(1, 9),
+    tokens=st.integers(1, 9),
     first=ANY,
     width=ANY.filter(bool),
     rest=ANY,
@@ -71,16 +72,16 @@ ANY = st.integers(0, 40) | st.integers(0, 5).map(lambda eights: 8 * eights)
     dtype=st.sampled_from([torch.bfloat16, torch.float16]),
 )
 def test_a_copy_has_the_same_bits_and_leaves_all_other_columns_alone(
-    rows: int, first: int, width: int, rest: int, address: int, dtype: torch.dtype
+    tokens: int, first: int, width: int, rest: int, address: int, dtype: torch.dtype
 ) -> None:
     n = first + width + rest
-    wide = at(address, rows * n).view(rows, n)
-    wide.copy_(bits(rows, n + 1)[:, :n])
-    wanted = wide.clone()
-    whole = bits(rows, width + 1)[:, :width].contiguous()
-    wanted[:, first : first + width] = whole
+    wide = at(address, tokens * n).view(tokens, n)
+    wide.copy_(bits(tokens, n + 1)[:, :n])
+    expected = wide.clone()
+    whole = bits(tokens, width + 1)[:, :width].contiguous()
+    expected[:, first : first + width] = whole
     scaled_mm.copy_columns(wide.view(dtype)[:, first : first + width], whole.view(dtype))
-    assert torch.equal(wide, wanted)
+    assert torch.equal(wide, expected)
 
 
 SIXTEENS = {
@@ -126,27 +127,27 @@ class Gemm:
     packs: bool = True
     widths: list[int] = field(default_factory=list)
 
-    def torchs(self, rows: torch.Tensor, columns: torch.Tensor, **given: Any) -> torch.Tensor:
+    def torchs(self, tokens: torch.Tensor, columns: torch.Tensor, **options: Any) -> torch.Tensor:
         """As `torch._scaled_mm`, with a scale a row and a column."""
-        out = given["out"]
-        assert given["use_fast_accum"]
-        assert given["out_dtype"] == out.dtype
-        assert given["scale_a"].shape == (len(rows), 1)
-        assert given["scale_b"].shape == (1, columns.shape[1])
-        self(out, rows, columns, given["scale_a"], given["scale_b"], None)
+        out = options["out"]
+        assert options["use_fast_accum"]
+        assert options["out_dtype"] == out.dtype
+        assert options["scale_a"].shape == (len(tokens), 1)
+        assert options["scale_b"].shape == (1, columns.shape[1])
+        self(out, tokens, columns, options["scale_a"], options["scale_b"], None)
         return out  # type: ignore[no-any-return]
 
     def __call__(
         self,
         out: torch.Tensor,
-        rows: torch.Tensor,
+        tokens: torch.Tensor,
         columns: torch.Tensor,
         row_scales: torch.Tensor,
         column_scales: torch.Tensor,
         bias: None,
     ) -> None:
         # Products of e4m3 and sums of a few hundred are exact in float64: parts have the bits of the whole.
-        product = (rows.double() @ columns.double()) * row_scales * column_scales.reshape(1, -1)
+        product = (tokens.double() @ columns.double()) * row_scales * column_scales.reshape(1, -1)
         target = out.as_strided(out.shape, (out.shape[1], 1)) if self.packs else out
         target.copy_(product.to(out.dtype))
         self.widths.append(out.shape[1])
@@ -157,20 +158,20 @@ Hopper = Callable[[bool], Gemm]
 
 @pytest.fixture
 def gemm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hopper]:
-    """Puts a `Gemm` in place of vLLM's op, already asked how it writes."""
+    """Puts a `Gemm` in place of vLLM's op, already probed for how it writes."""
 
     def put(packs: bool) -> Gemm:
-        found = Gemm(packs)
-        monkeypatch.setattr(torch.ops._C, "cutlass_scaled_mm", found, raising=False)
+        stand_in = Gemm(packs)
+        monkeypatch.setattr(torch.ops._C, "cutlass_scaled_mm", stand_in, raising=False)
         scaled_mm.writes_strided.cache_clear()
         assert scaled_mm.writes_strided(CPU, torch.bfloat16, "vllm") is not packs
-        found.widths.clear()
-        return found
+        stand_in.widths.clear()
+        return stand_in
 
     scratch.release()
     scaled_mm.works.cache_clear()
-    monkeypatch.setattr(paths, "quantize_rows", FakeGpu().quantize_rows)
-    monkeypatch.setattr(paths, "expand", expand_by_places)
+    monkeypatch.setattr(routes, "quantize_tokens", FakeGpu().quantize_tokens)
+    monkeypatch.setattr(routes, "expand", reference)
     yield put
     scaled_mm.works.cache_clear()
     scaled_mm.writes_strided.cache_clear()
@@ -180,50 +181,50 @@ def gemm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hopper]:
 @pytest.mark.parametrize("packs", [True, False])
 def test_a_product_is_written_to_its_columns_and_nowhere_else(gemm: Hopper, packs: bool) -> None:
     gemm(packs)
-    rows = torch.randn(5, 32).to(torch.float8_e4m3fn)
+    tokens = torch.randn(5, 32).to(torch.float8_e4m3fn)
     columns = torch.randn(16, 32).to(torch.float8_e4m3fn).t()
     row_scales, column_scales = torch.rand(5, 1), torch.rand(16, 1)
     wide = torch.full((5, 64), 7.0, dtype=torch.bfloat16)
     with Copies() as copies:
-        scaled_mm.multiply(wide[:, 24:40], rows, columns, row_scales, column_scales)
-    wanted = ((rows.double() @ columns.double()) * row_scales * column_scales.t()).bfloat16()
-    assert torch.equal(wide[:, 24:40], wanted)
+        scaled_mm.multiply(wide[:, 24:40], tokens, columns, row_scales, column_scales)
+    expected = ((tokens.double() @ columns.double()) * row_scales * column_scales.t()).bfloat16()
+    assert torch.equal(wide[:, 24:40], expected)
     assert bool((wide[:, :24] == 7).all())
     assert bool((wide[:, 40:] == 7).all())
     assert (torch.complex128 in copies.dtypes) is packs
 
 
-def product(rows: int, size: int, gemm: Any = "vllm") -> torch.Tensor:
-    """`paths.fp8` of one weight and the first of some rows, with a scratch of ``size`` bytes."""
+def product(tokens: int, size: int, gemm: Any = "vllm") -> torch.Tensor:
+    """`routes.fp8` of one weight and the first of some tokens, with a scratch of ``size`` bytes."""
     weight = Weight.random(SHAPE)
-    kept = paths.Weight(weight.kept_words(), weight.kept_scales(), paths.fp8_scales(weight.scales, 4))
-    x = torch.randn(200, K, generator=torch.Generator().manual_seed(0)).bfloat16()[:rows]
+    packed = routes.Weight(weight.stock_words(), weight.stock_scales(), routes.fp8_scales(weight.scales, 4))
+    x = torch.randn(200, K, generator=torch.Generator().manual_seed(0)).bfloat16()[:tokens]
     scratch.release()
     scratch.reserve(CPU, size)
-    return paths.fp8(x, kept, SHAPE, gemm)
+    return routes.fp8(x, packed, SHAPE, gemm)
 
 
 def test_a_weight_has_a_buffer_of_its_own_once_that_is_no_larger_than_a_parts_result(gemm: Hopper) -> None:
-    seen = gemm(True)
-    wanted = product(200, K * N)
-    assert seen.widths == [N]
+    stand_in = gemm(True)
+    expected = product(200, K * N)
+    assert stand_in.widths == [N]
     # In the bytes of 128 columns: parts of 128, 128 and 64 columns, results of 256 bytes a row.
-    for rows, widths in ((159, [128, 128, 64]), (160, [N]), (200, [N])):
-        seen.widths.clear()
+    for tokens, widths in ((159, [128, 128, 64]), (160, [N]), (200, [N])):
+        stand_in.widths.clear()
         with Copies() as copies:
-            found = product(rows, 128 * K)
-        assert torch.equal(found.view(torch.int16), wanted[:rows].view(torch.int16)), rows
-        assert seen.widths == widths
+            result = product(tokens, 128 * K)
+        assert torch.equal(result.view(torch.int16), expected[:tokens].view(torch.int16)), tokens
+        assert stand_in.widths == widths
         assert copies.dtypes.count(torch.complex128) == (3 if len(widths) > 1 else 0)
 
 
 def test_a_weight_goes_through_the_scratch_in_parts_where_a_gemm_writes_them_in_place(gemm: Hopper) -> None:
-    seen = gemm(False)
-    wanted = product(200, K * N)
-    seen.widths.clear()
-    found = product(200, 128 * K)
-    assert torch.equal(found.view(torch.int16), wanted.view(torch.int16))
-    assert seen.widths == [128, 128, 64]
+    stand_in = gemm(False)
+    expected = product(200, K * N)
+    stand_in.widths.clear()
+    result = product(200, 128 * K)
+    assert torch.equal(result.view(torch.int16), expected.view(torch.int16))
+    assert stand_in.widths == [128, 128, 64]
 
 
 def test_the_other_gemm_writes_parts_in_place_where_vllms_does_not(
@@ -233,12 +234,12 @@ def test_the_other_gemm_writes_parts_in_place_where_vllms_does_not(
     monkeypatch.setattr(torch, "_scaled_mm", torchs.torchs)
     assert scaled_mm.works(CPU, torch.bfloat16, "torch")
     vllms.widths.clear()
-    wanted = product(200, K * N)
+    expected = product(200, K * N)
     assert vllms.widths == [N]
     torchs.widths.clear()
     with Copies() as copies:
-        found = product(200, 128 * K, "torch")
-    assert torch.equal(found.view(torch.int16), wanted.view(torch.int16))
+        result = product(200, 128 * K, "torch")
+    assert torch.equal(result.view(torch.int16), expected.view(torch.int16))
     assert torchs.widths == [128, 128, 64]
     assert vllms.widths == [N]
     assert torch.complex128 not in copies.dtypes
@@ -249,25 +250,25 @@ def test_a_gemm_may_be_there_for_results_of_one_type_alone(
 ) -> None:
     gemm(True)
 
-    def bfloat16_alone(*given: Any, **named: Any) -> Any:
-        if named["out_dtype"] != torch.bfloat16:
+    def bfloat16_alone(*args: Any, **kwargs: Any) -> Any:
+        if kwargs["out_dtype"] != torch.bfloat16:
             raise RuntimeError("only bf16 high precision output types are supported for row-wise scaling")
-        return Gemm(packs=False).torchs(*given, **named)
+        return Gemm(packs=False).torchs(*args, **kwargs)
 
     monkeypatch.setattr(torch, "_scaled_mm", bfloat16_alone)
     assert scaled_mm.works(CPU, torch.bfloat16, "torch")
     assert not scaled_mm.works(CPU, torch.float16, "torch")
 
 
-def packs(*given: Any, **named: Any) -> Any:
-    return Gemm(packs=True).torchs(*given, **named)
+def packs(*args: Any, **kwargs: Any) -> Any:
+    return Gemm(packs=True).torchs(*args, **kwargs)
 
 
 def refuses(*_: Any, **__: Any) -> None:
     raise RuntimeError("only supported on sm_90")
 
 
-def lacks_out(rows: Any, columns: Any, scale_a: Any, scale_b: Any) -> None: ...
+def lacks_out(tokens: Any, columns: Any, scale_a: Any, scale_b: Any) -> None: ...
 
 
 def writes_elsewhere(*_: Any, **__: Any) -> None: ...

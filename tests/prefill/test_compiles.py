@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 triton = pytest.importorskip("triton")
 
 from vllm_qwen36_plugin.prefill import expand  # noqa: E402
-from vllm_qwen36_plugin.prefill.paths import FP8  # noqa: E402
+from vllm_qwen36_plugin.prefill.routes import FP8  # noqa: E402
 
 TYPES = {
     torch.int32: "*i32",
@@ -47,21 +47,21 @@ class Launch:
 
         assert self.options is not None
         names = self.kernel.arg_names
-        given = dict(zip(names, self.arguments, strict=False)) | {
+        values = dict(zip(names, self.arguments, strict=False)) | {
             name: value for name, value in self.options.items() if name in names
         }
-        assert list(given) == names
+        assert list(values) == names
         constants = {
-            parameter.name: given[parameter.name]
+            parameter.name: values[parameter.name]
             for parameter in self.kernel.params
             if parameter.is_constexpr
         }
         signature = {
-            name: "constexpr" if name in constants else _type(value) for name, value in given.items()
+            name: "constexpr" if name in constants else _type(value) for name, value in values.items()
         }
         divisible = {
             (place,): [["tt.divisibility", 16]]
-            for place, (name, value) in enumerate(given.items())
+            for place, (name, value) in enumerate(values.items())
             if name not in constants and (isinstance(value, torch.Tensor) or value % 16 == 0)
         }
         source = ASTSource(fn=self.kernel, signature=signature, constexprs=constants, attrs=divisible)
@@ -104,12 +104,12 @@ def resources(cubin: bytes, folder: Path) -> dict[str, int]:
     if not tool.is_file():
         pytest.skip(f"{tool} is not there")
     (folder / "kernel.cubin").write_bytes(cubin)
-    said = subprocess.run(
+    dump = subprocess.run(
         [tool, "--dump-resource-usage", folder / "kernel.cubin"], capture_output=True, text=True, check=True
     ).stdout
-    found = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", said)}
-    assert set(found) == {"REG", "STACK", "LOCAL"}, said
-    return found
+    usage = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", dump)}
+    assert set(usage) == {"REG", "STACK", "LOCAL"}, dump
+    return usage
 
 
 LAUNCHES = [

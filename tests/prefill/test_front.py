@@ -1,4 +1,4 @@
-"""Before start: the options are looked at, and compiled graphs are told of the plugin."""
+"""Before a start: options are checked, and the key of compiled graphs gets the plugin."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def test_what_the_graph_does_not_hold_is_not_in_the_salt(tmp_path: Path) -> None
 
 def test_the_rest_of_the_config_is_left_as_it_was() -> None:
     config = {"qwen36": {"prefill": "fp8"}, "gdn_prefill_backend": "triton"}
-    found = started(dict(config))
-    assert {key: value for key, value in found.items() if key != SALT} == config
-    assert PluginOptions.of(found) == PluginOptions.of(config)
-    assert started(dict(found)) == found
+    entered = started(dict(config))
+    assert {key: value for key, value in entered.items() if key != SALT} == config
+    assert PluginOptions.of(entered) == PluginOptions.of(config)
+    assert started(dict(entered)) == entered
 
 
 def test_a_config_that_is_no_dict_hashes_itself_and_is_left_alone() -> None:
@@ -91,7 +91,7 @@ def test_a_profile_that_is_none_is_refused_by_name_with_what_makes_one(
         started(config)
     text = str(caught.value)
     assert text.startswith(f'"prefill_profile" in --additional-config: {path} ')
-    assert "qwen36 tune" in text
+    assert "qwen36 tune prefill" in text
     assert SALT not in config
 
 

@@ -22,9 +22,9 @@ if not torch.cuda.is_available():
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("clean")]
 
-from vllm_qwen36_plugin.prefill import measure, paths, prepare, scratch  # noqa: E402
-from vllm_qwen36_plugin.prefill.kernel import FP8_SCALES, RowDispatchKernel  # noqa: E402
-from vllm_qwen36_plugin.prefill.profile import GEMMS, GemmName, Starts, cached, read  # noqa: E402
+from vllm_qwen36_plugin.prefill import measure, prepare, routes, scratch  # noqa: E402
+from vllm_qwen36_plugin.prefill.kernel import FP8_SCALES, PrefillLinearKernel  # noqa: E402
+from vllm_qwen36_plugin.prefill.profile import GEMMS, GemmName, Starts, cache_path, read  # noqa: E402
 from vllm_qwen36_plugin.upstream.linear_kernels import offer_first  # noqa: E402
 
 from . import real_gpu, warm  # noqa: E402
@@ -40,7 +40,7 @@ LARGE = {
     "gate_up": (5120, 34816),
     "down": (17408, 5120),
 }
-ROWS = (1, 17, 129, 1000, 4096)
+TOKENS = (1, 17, 129, 1000, 4096)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,34 +57,34 @@ def serve(monkeypatch: pytest.MonkeyPatch, clean: None) -> Iterator[Serve]:
     monkeypatch.setattr(parameter, "get_tensor_model_parallel_rank", lambda: 0)
     monkeypatch.setattr(parameter, "get_tensor_model_parallel_world_size", lambda: 1)
     monkeypatch.setattr(prepare, "shipped_profiles", list)
-    offer_first(real_gpu.DEVICE.upper(), RowDispatchKernel)
+    offer_first(real_gpu.DEVICE.upper(), PrefillLinearKernel)
     torch.manual_seed(0)
 
-    def make(*, measuring: bool = False, rows: int = 8192, **options: Any) -> Server:
+    def make(*, measuring: bool = False, tokens: int = 8192, **options: Any) -> Server:
         if not measuring:
             monkeypatch.setattr(prepare, "BUDGET", 0.0)
-        return Server(monkeypatch, {"prefill": "fp8", **options}, rows)
+        return Server(monkeypatch, {"prefill": "fp8", **options}, tokens)
 
     yield make
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-def rows_of(count: int, loaded: Loaded) -> torch.Tensor:
+def activations_for(count: int, loaded: Loaded) -> torch.Tensor:
     return torch.randn(
         count, loaded.shape.k, dtype=getattr(torch, loaded.shape.dtype), device=real_gpu.DEVICE
     )
 
 
-def off(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Root mean square of the difference, as a share of that of ``wanted``."""
-    return float((found.float() - wanted).norm() / wanted.norm())
+def off(result: torch.Tensor, expected: torch.Tensor) -> float:
+    """Root mean square of the difference, as a share of that of ``expected``."""
+    return float((result.float() - expected).norm() / expected.norm())
 
 
-def same(found: torch.Tensor, expected: torch.Tensor) -> bool:
+def same(result: torch.Tensor, expected: torch.Tensor) -> bool:
     """Bit for bit, but for which NaN a NaN is."""
-    differs = found.view(torch.int16) != expected.view(torch.int16)
-    return not bool((differs & ~(found.isnan() & expected.isnan())).any())
+    differs = result.view(torch.int16) != expected.view(torch.int16)
+    return not bool((differs & ~(result.isnan() & expected.isnan())).any())
 
 
 def assert_unpacks(loaded: Loaded) -> None:
@@ -95,31 +95,31 @@ def assert_unpacks(loaded: Loaded) -> None:
     while first < shape.n:
         columns = min(64 * (1 + first // 64 % 5), shape.n - first)
         part = torch.full((columns, shape.k), float("nan"), dtype=dense.dtype, device=real_gpu.DEVICE)
-        paths.unpack(weight, part, first, shape)
+        routes.unpack(weight, part, first, shape)
         assert same(part, dense[first : first + columns]), (shape.key, first, columns)
         first += columns
 
 
-def assert_products(loaded: Loaded, counts: tuple[int, ...] = ROWS) -> None:
-    """By each path and the stock kernel, against float32 with the checkpoint's numbers."""
+def assert_products(loaded: Loaded, counts: tuple[int, ...] = TOKENS) -> None:
+    """By each route and the stock kernel, against float32 with the checkpoint's numbers."""
     dense = loaded.dense().float().t()
     entry = loaded.entry
     orders: list[tuple[Any, ...]] = [(), ("exact",)]
     if hasattr(loaded.layer, FP8_SCALES):
         orders += [("fp8", gemm) for gemm in entry.gemms]
     for count in counts:
-        x = rows_of(count, loaded)
-        wanted = x.float() @ dense
-        size = float(wanted.square().mean().sqrt())
+        x = activations_for(count, loaded)
+        expected = x.float() @ dense
+        size = float(expected.square().mean().sqrt())
         for order in orders:
-            entry.order, entry.starts = order[:1], Starts(1, 1, *order[1:])
+            entry.routes, entry.starts = order[:1], Starts(1, 1, *order[1:])
             entry.served.clear()
-            found = loaded(x)
+            result = loaded(x)
             way = order[0] if order else "stock"
             assert entry.served == {way: 1}
-            assert found.dtype == x.dtype
-            assert off(found, wanted) < (0.06 if way == "fp8" else 0.006), (loaded.shape.key, way, count)
-            worst = float((found.float() - wanted).abs().max()) / size
+            assert result.dtype == x.dtype
+            assert off(result, expected) < (0.06 if way == "fp8" else 0.006), (loaded.shape.key, way, count)
+            worst = float((result.float() - expected).abs().max()) / size
             # A wrong column or tile would be off by 1 and more.
             assert worst < (0.5 if way == "fp8" else 0.06), (loaded.shape.key, way, count)
 
@@ -135,7 +135,7 @@ def test_every_weight_unpacks_to_what_was_loaded(
     for k, n in ((128, 128), (384, 640), (1152, 256)):
         loaded = server.load(k, n, stock, bits, group_size, dtype)
         assert_unpacks(loaded)
-        assert loaded.entry.order == (("fp8", "exact") if fp8_here() else ("exact",))
+        assert loaded.entry.routes == (("fp8", "exact") if fp8_here() else ("exact",))
     assert_products(loaded, (1, 17, 129))
     assert "is off for" not in shown()
 
@@ -148,11 +148,11 @@ def test_a_weight_that_marlin_pads_is_unpacked_without_its_padding(
     serve: Serve, shown: Shown, bits: int, k: int, n: int, group_size: int
 ) -> None:
     loaded = serve(prefill="exact").load(k, n, "marlin", bits, group_size)
-    assert loaded.entry.order == ("exact",), shown()
+    assert loaded.entry.routes == ("exact",), shown()
     assert_unpacks(loaded)
     for count in (1, 129):
         loaded.entry.starts = Starts(64)
-        x = rows_of(count, loaded)
+        x = activations_for(count, loaded)
         assert off(loaded(x), x.float() @ loaded.dense().float().t()) < 0.006
 
 
@@ -180,22 +180,22 @@ def gemms_here(loaded: Loaded) -> tuple[GemmName, ...]:
     return loaded.entry.gemms
 
 
-@pytest.mark.parametrize("rows", [1000, 3000])
-def test_fp8_in_parts_gives_the_numbers_of_fp8_whole(serve: Serve, rows: int) -> None:
-    """Where parts are copied, and where a Hopper GPU gives the weight a buffer of its own (from 2,304 rows on)."""
+@pytest.mark.parametrize("tokens", [1000, 3000])
+def test_fp8_in_parts_gives_the_numbers_of_fp8_whole(serve: Serve, tokens: int) -> None:
+    """With parts copied, and with a buffer for all of W, which a Hopper GPU makes from 2,304 tokens on."""
     if not fp8_here():
         pytest.skip("this GPU does not multiply e4m3")
     loaded = serve(prefill_scratch_mib=1).load(1536, 1536)
     device = loaded.words.device
-    assert len(scratch.tiles(device, 1536, 1536, paths.FP8)) == 3
-    x = rows_of(rows, loaded)
-    found = {gemm: loaded.entry.run("fp8", x, loaded.weight(), gemm) for gemm in gemms_here(loaded)}
+    assert len(scratch.tiles(device, 1536, 1536, routes.FP8)) == 3
+    x = activations_for(tokens, loaded)
+    products = {gemm: loaded.entry.run("fp8", x, loaded.weight(), gemm) for gemm in gemms_here(loaded)}
     scratch.reserve(device, 4 << 20)
-    assert len(scratch.tiles(device, 1536, 1536, paths.FP8)) == 1
-    wanted = x.float() @ loaded.dense().float().t()
-    for gemm, product in found.items():
+    assert len(scratch.tiles(device, 1536, 1536, routes.FP8)) == 1
+    expected = x.float() @ loaded.dense().float().t()
+    for gemm, product in products.items():
         assert off(product, loaded.entry.run("fp8", x, loaded.weight(), gemm).float()) < 1e-3, gemm
-        assert off(product, wanted) < 0.06, gemm
+        assert off(product, expected) < 0.06, gemm
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
@@ -211,13 +211,13 @@ def test_scales_that_are_no_numbers_stay_in_their_columns(
     assert "is off for" not in shown()
     assert_unpacks(loaded)
     others = torch.arange(256, device=real_gpu.DEVICE) != 77
-    x = rows_of(129, loaded)
-    wanted = (x.float() @ loaded.dense().float().t())[:, others]
+    x = activations_for(129, loaded)
+    expected = (x.float() @ loaded.dense().float().t())[:, others]
     for order in [("exact",), ("fp8",)] if fp8_here() else [("exact",)]:
-        loaded.entry.order, loaded.entry.starts = order, Starts(1, 1)
-        found = loaded(x)
-        assert off(found[:, others], wanted) < 0.06
-        assert not bool(found[:, 77].isfinite().any())
+        loaded.entry.routes, loaded.entry.starts = order, Starts(1, 1)
+        result = loaded(x)
+        assert off(result[:, others], expected) < 0.06
+        assert not bool(result[:, 77].isfinite().any())
 
 
 @pytest.mark.parametrize("stock", STOCK)
@@ -229,10 +229,10 @@ def test_a_repacked_weight_with_one_wrong_bit_keeps_the_stock_kernel(
         flat[777] ^= 1
 
     loaded = serve(prefill="exact").load(384, 256, stock, repacked=flip)
-    assert loaded.entry.order == ()
+    assert loaded.entry.routes == ()
     (line,) = [line for line in shown().splitlines() if "is off for" in line]
     assert "does not unpack to the checkpoint's numbers" in line
-    assert loaded(rows_of(300, loaded)).shape == (300, 256)
+    assert loaded(activations_for(300, loaded)).shape == (300, 256)
     assert loaded.entry.served == {"stock": 1}
 
 
@@ -246,75 +246,75 @@ def test_the_stock_kernels_op_is_called_straight_for_every_layer_of_a_shape(
     entry = first.entry
     assert entry.replay is not None
     assert entry.plain
-    entry.order = ()
-    xs = [rows_of(count, first) for count in (1, 17, 64, 65, 300, 1000)]
+    entry.routes = ()
+    xs = [activations_for(count, first) for count in (1, 17, 64, 65, 300, 1000)]
     tensors = {one: [getattr(one.layer, name) for name in one.method.kernel.names] for one in (first, second)}
-    wanted = {one: [entry.by_vllm(x, tensors[one]) for x in xs] for one in (first, second)}
+    outputs = {one: [entry.by_vllm(x, tensors[one]) for x in xs] for one in (first, second)}
 
     def not_called(*_: Any, **__: Any) -> None:
         raise AssertionError("through vLLM's Python")
 
     monkeypatch.setattr(type(entry.kernel), "apply_weights", not_called)
     for one in (first, second):
-        for x, expected in zip(xs, wanted[one], strict=True):
+        for x, expected in zip(xs, outputs[one], strict=True):
             assert same(one(x), expected), len(x)
-    assert not torch.equal(wanted[first][0], wanted[second][0])
+    assert not torch.equal(outputs[first][0], outputs[second][0])
 
 
-# Rows.
+# Tokens.
 
 
-@pytest.mark.parametrize("path", ["exact", "fp8"])
+@pytest.mark.parametrize("route", ["exact", "fp8"])
 @pytest.mark.parametrize("stock", STOCK)
-def test_rows_that_are_no_numbers_leave_all_others_alone(serve: Serve, stock: str, path: str) -> None:
-    if path == "fp8" and not fp8_here():
+def test_tokens_that_are_no_numbers_leave_all_others_alone(serve: Serve, stock: str, route: str) -> None:
+    if route == "fp8" and not fp8_here():
         pytest.skip("this GPU does not multiply e4m3")
     loaded = serve().load(1024, 640, stock)
-    loaded.entry.order, loaded.entry.starts = (path,), Starts(1, 1)
-    x = rows_of(300, loaded)
+    loaded.entry.routes, loaded.entry.starts = (route,), Starts(1, 1)
+    x = activations_for(300, loaded)
     clean = loaded(x)
     x[3] = float("nan")
     x[70, 5] = float("inf")
     x[299, 1000] = float("-inf")
-    found = loaded(x)
+    result = loaded(x)
     good = torch.ones(300, dtype=torch.bool, device=real_gpu.DEVICE)
     good[[3, 70, 299]] = False
-    assert torch.equal(found[good], clean[good])
+    assert torch.equal(result[good], clean[good])
     # e4m3 has no infinity: what is none of the numbers becomes NaN.
-    assert not bool(found[~good].isfinite().any())
+    assert not bool(result[~good].isfinite().any())
 
 
-def test_rows_of_another_stride_and_shape_are_served(serve: Serve) -> None:
+def test_tokens_of_another_stride_and_shape_are_served(serve: Serve) -> None:
     loaded = serve(prefill="exact").load(256, 384)
     loaded.entry.starts = Starts(64)
     wide = torch.randn(4, 50, 512, dtype=torch.bfloat16, device=real_gpu.DEVICE)
     x = wide[:, :, 128:384]
-    found = loaded(x)
-    assert found.shape == (4, 50, 384)
-    assert off(found, x.float() @ loaded.dense().float().t()) < 0.006
+    result = loaded(x)
+    assert result.shape == (4, 50, 384)
+    assert off(result, x.float() @ loaded.dense().float().t()) < 0.006
     assert loaded.entry.served == {"exact": 1}
 
 
 # Graphs.
 
 
-@pytest.mark.parametrize("path", ["exact", "fp8"])
+@pytest.mark.parametrize("route", ["exact", "fp8"])
 @pytest.mark.parametrize("stock", STOCK)
-def test_cuda_graphs_on_both_sides_of_a_start(serve: Serve, stock: str, path: str) -> None:
+def test_cuda_graphs_on_both_sides_of_a_start(serve: Serve, stock: str, route: str) -> None:
     """Each keeps its way and reads weights where they lie; layers share the scratch one after another."""
-    if path == "fp8" and not fp8_here():
+    if route == "fp8" and not fp8_here():
         pytest.skip("this GPU does not multiply e4m3")
     server = serve(prefill_scratch_mib=1)
     first, second = (server.load(1536, 1536, stock) for _ in range(2))
     assert len(scratch.tiles(first.words.device, 1536, 1536, torch.bfloat16)) > 1
-    first.entry.order, first.entry.starts = (path,), Starts(64, 64)
+    first.entry.routes, first.entry.starts = (route,), Starts(64, 64)
 
     def run(x: torch.Tensor) -> torch.Tensor:
         return second(first(x))
 
     graphs = {}
-    for count, way in ((32, "stock"), (128, path)):
-        x = rows_of(count, first)
+    for count, way in ((32, "stock"), (128, route)):
+        x = activations_for(count, first)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -329,27 +329,27 @@ def test_cuda_graphs_on_both_sides_of_a_start(serve: Serve, stock: str, path: st
     for _ in range(2):
         for count in (128, 32):
             graph, x, out = graphs[count]
-            x.copy_(rows_of(count, first))
-            wanted = run(x)
+            x.copy_(activations_for(count, first))
+            expected = run(x)
             graph.replay()
-            assert off(out, wanted.float()) < 1e-3
+            assert off(out, expected.float()) < 1e-3
         # As a reload does: other weights at the same addresses.
         for name in first.method.kernel.names:
             a, b = getattr(first.layer, name).data, getattr(second.layer, name).data
-            kept = a.clone()
+            copy = a.clone()
             a.copy_(b)
-            b.copy_(kept)
-        if path == "fp8":
+            b.copy_(copy)
+        if route == "fp8":
             a, b = getattr(first.layer, FP8_SCALES), getattr(second.layer, FP8_SCALES)
-            kept = a.clone()
+            copy = a.clone()
             a.copy_(b)
-            b.copy_(kept)
+            b.copy_(copy)
 
 
-def test_compiled_by_inductor_it_is_one_graph_for_all_numbers_of_rows(serve: Serve) -> None:
+def test_compiled_by_inductor_it_is_one_graph_for_all_numbers_of_tokens(serve: Serve) -> None:
     server = serve()
     loaded = [server.load(512, 512) for _ in range(2)]
-    path = loaded[0].entry.order[0]
+    route = loaded[0].entry.routes[0]
     loaded[0].entry.starts = Starts(64, 64)
 
     class Model(torch.nn.Module):  # type: ignore[misc]
@@ -367,9 +367,9 @@ def test_compiled_by_inductor_it_is_one_graph_for_all_numbers_of_rows(serve: Ser
     torch._dynamo.utils.counters.clear()
     compiled = torch.compile(model, fullgraph=True, dynamic=True)
     for count in (3, 63, 64, 300, 2):
-        x = rows_of(count, loaded[0])
+        x = activations_for(count, loaded[0])
         assert off(compiled(x), model(x).float()) < 0.01
-    assert loaded[0].entry.served == {"stock": 12, path: 8}
+    assert loaded[0].entry.served == {"stock": 12, route: 8}
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
@@ -377,24 +377,24 @@ def test_compiled_by_inductor_it_is_one_graph_for_all_numbers_of_rows(serve: Ser
 
 
 def test_it_is_measured_once_and_kept(serve: Serve, monkeypatch: pytest.MonkeyPatch, shown: Shown) -> None:
-    server = serve(measuring=True, rows=512)
+    server = serve(measuring=True, tokens=512)
     loaded = server.load(1024, 2048)
     where = measure.card(loaded.words.device, 128)
-    kept = read(Path(cached(where)))
-    assert kept.card == where
+    profile = read(Path(cache_path(where)))
+    assert profile.card == where
     assert where.gpu == torch.cuda.get_device_name()
-    assert kept.starts == {loaded.shape: loaded.entry.starts}
-    times = kept.times_us[loaded.shape]
+    assert profile.starts == {loaded.shape: loaded.entry.starts}
+    times = profile.times_us[loaded.shape]
     gemms = {f"fp8_{gemm}" for gemm in gemms_here(loaded)} if len(loaded.entry.gemms) > 1 else set()
-    assert set(times) == {"stock", *loaded.entry.order, *gemms}
-    for by_rows in times.values():
-        assert list(by_rows) == [rows for rows in measure.ROWS if rows <= 512]
-        assert all(0.5 < us < 1e5 for us in by_rows.values())
+    assert set(times) == {"stock", *loaded.entry.routes, *gemms}
+    for by_tokens in times.values():
+        assert list(by_tokens) == [tokens for tokens in measure.TOKENS if tokens <= 512]
+        assert all(0.5 < us < 1e5 for us in by_tokens.values())
 
     def again(*_: Any, **__: Any) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(measure, "times_of", again)
+    monkeypatch.setattr(measure, "time_routes", again)
     prepare._current.clear()
     assert server.load(1024, 2048).entry.starts == loaded.entry.starts
     assert "could not be measured" not in shown()

@@ -15,7 +15,7 @@ pytest.importorskip("triton")
 pytest.importorskip("vllm")
 
 from vllm_qwen36_plugin.architectures import MTP_DRAFT, TARGETS  # noqa: E402
-from vllm_qwen36_plugin.prefill.kernel import RowDispatchKernel  # noqa: E402
+from vllm_qwen36_plugin.prefill.kernel import PrefillLinearKernel  # noqa: E402
 from vllm_qwen36_plugin.prefill.shape import Shape  # noqa: E402
 
 from .stock import (  # noqa: E402
@@ -34,7 +34,7 @@ Serving = Callable[..., AbstractContextManager[None]]
 
 
 def answer(shape: Shape = SHAPE, **changes: Any) -> tuple[bool, str | None]:
-    return RowDispatchKernel.can_implement(config_of(shape, **changes))
+    return PrefillLinearKernel.can_implement(config_of(shape, **changes))
 
 
 @pytest.mark.parametrize("mode", ["auto", "exact", "fp8"])
@@ -100,9 +100,9 @@ def test_what_it_cannot_unpack_it_declines_with_a_reason(
     if changes.get("weight_type"):
         changes = {"weight_type": getattr(scalar_types, changes["weight_type"])}
     with serving():
-        takes, said = answer(**changes)
+        takes, text = answer(**changes)
     assert not takes
-    assert reason in str(said)
+    assert reason in str(text)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def among_vllms(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> Any:
     from vllm.model_executor.kernels import linear
     from vllm.platforms import current_platform
 
-    listed = [RowDispatchKernel, MacheteLinearKernel, MarlinLinearKernel]
+    listed = [PrefillLinearKernel, MacheteLinearKernel, MarlinLinearKernel]
     monkeypatch.setitem(linear._POSSIBLE_KERNELS, current_platform._enum, listed)
     return linear
 
@@ -137,12 +137,12 @@ def test_vllms_own_choice_gives_it_and_it_holds_what_vllm_would_have_chosen(
     serving: Serving, among_vllms: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving():
-        assert among_vllms.choose_mp_linear_kernel(config_of(MACHETE)) is RowDispatchKernel
+        assert among_vllms.choose_mp_linear_kernel(config_of(MACHETE)) is PrefillLinearKernel
         assert isinstance(kernel_of(MACHETE).stock, MacheteLinearKernel)
         monkeypatch.setenv("VLLM_DISABLED_KERNELS", "MacheteLinearKernel")
         assert isinstance(kernel_of(SHAPE).stock, MarlinLinearKernel)
         assert kernel_of(SHAPE).shape == SHAPE
-        monkeypatch.setenv("VLLM_DISABLED_KERNELS", "RowDispatchKernel")
+        monkeypatch.setenv("VLLM_DISABLED_KERNELS", "PrefillLinearKernel")
         assert among_vllms.choose_mp_linear_kernel(config_of(MACHETE)) is MacheteLinearKernel
     with serving("LlamaForCausalLM"):
         monkeypatch.delenv("VLLM_DISABLED_KERNELS")
@@ -168,11 +168,11 @@ def test_a_question_that_fails_leaves_the_next_one_alone(
 def test_it_is_made_as_any_kernel_of_vllm_is(serving: Serving, stock_is: Any) -> None:
     from vllm.model_executor.kernels.linear.mixed_precision.MPLinearKernel import MPLinearKernel
 
-    assert issubclass(RowDispatchKernel, MPLinearKernel)
-    assert not inspect.isabstract(RowDispatchKernel)
+    assert issubclass(PrefillLinearKernel, MPLinearKernel)
+    assert not inspect.isabstract(PrefillLinearKernel)
     # vLLM from 0.32 on orders kernels by these words.
-    assert not {"marlin", "humming"} & set(RowDispatchKernel.__name__.lower().split())
-    assert "marlin" not in RowDispatchKernel.__name__.lower()
+    assert not {"marlin", "humming"} & set(PrefillLinearKernel.__name__.lower().split())
+    assert "marlin" not in PrefillLinearKernel.__name__.lower()
     with serving():
         kernel = kernel_of(SHAPE)
     assert (kernel.stock.w_q_name, kernel.stock.w_s_name) == ("qweight", "scales")

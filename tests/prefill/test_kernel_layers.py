@@ -23,9 +23,9 @@ from .stock import (  # noqa: E402
     MACHETE,
     SHAPE,
     Layer,
+    activations,
     entry,
     load_into,
-    rows,
 )
 
 pytestmark = pytest.mark.engine  # no engine, but vLLM's linears are imported: some seconds
@@ -44,17 +44,17 @@ def test_a_loaded_layer_gives_the_product_by_every_way(
         layer = Layer(shape).load(transposed=transposed)
     linear = entry(layer)
     assert shown() == ""
-    assert (linear.order, linear.starts) == (("fp8", "exact"), Starts(512, 256))
+    assert (linear.routes, linear.starts) == (("fp8", "exact"), Starts(512, 256))
     assert linear.names == ("qweight", "scales")
     assert linear.kernel is layer.kernel.stock
     assert linear.layer() is layer
     assert scratch.reserved(torch.device("cpu")) == shape.k * shape.n * 2
     linear.starts = Starts(64, 128)
-    for count, path, most in ((63, "stock", 0.01), (64, "exact", 0.01), (128, "fp8", 0.06)):
-        x = rows(count)
-        found, wanted = layer(x).float(), x.float() @ layer.dense.float().t()
-        assert float((found - wanted).norm() / wanted.norm()) < most
-        assert linear.served[path] == 1
+    for count, route, most in ((63, "stock", 0.01), (64, "exact", 0.01), (128, "fp8", 0.06)):
+        x = activations(count)
+        result, expected = layer(x).float(), x.float() @ layer.dense.float().t()
+        assert float((result - expected).norm() / expected.norm()) < most
+        assert linear.served[route] == 1
 
 
 def test_scratch_leaves_room_for_the_fp8_scales_of_every_layer_that_was_built(
@@ -69,12 +69,12 @@ def test_scratch_leaves_room_for_the_fp8_scales_of_every_layer_that_was_built(
     assert 0 < scratch.reserved(torch.device("cpu")) <= (1 << 20) - scales
 
 
-def test_rows_in_more_dimensions_count_together(serving: Serving, stock_is: Any) -> None:
+def test_tokens_in_more_dimensions_count_together(serving: Serving, stock_is: Any) -> None:
     with serving():
         layer = Layer(SHAPE).load()
     linear = entry(layer)
     linear.starts = Starts(64)
-    for shape, path in (
+    for shape, route in (
         ((8, 8), "exact"),
         ((2, 4, 8), "exact"),
         ((7, 9), "stock"),
@@ -83,10 +83,10 @@ def test_rows_in_more_dimensions_count_together(serving: Serving, stock_is: Any)
     ):
         x = torch.randn(*shape, SHAPE.k).bfloat16()
         linear.served.clear()
-        found = layer(x)
-        assert found.shape == (*shape, SHAPE.n)
-        assert linear.served == {path: 1}, shape
-        assert torch.allclose(found.float(), (x @ layer.dense.t()).float(), atol=0.05)
+        result = layer(x)
+        assert result.shape == (*shape, SHAPE.n)
+        assert linear.served == {route: 1}, shape
+        assert torch.allclose(result.float(), (x @ layer.dense.t()).float(), atol=0.05)
 
 
 def test_a_bias_is_added_by_the_stock_kernel_that_permuted_it(serving: Serving, stock_is: Any) -> None:
@@ -94,7 +94,7 @@ def test_a_bias_is_added_by_the_stock_kernel_that_permuted_it(serving: Serving, 
         layer = Layer(SHAPE, bias=True).load()
     linear = entry(layer)
     linear.starts = Starts(1)
-    x = rows(100)
+    x = activations(100)
     assert torch.equal(layer(x), x @ layer.dense.t() + torch.arange(SHAPE.n).bfloat16())
     assert linear.served == {"stock": 1}
     assert "bias" not in linear.names
@@ -109,7 +109,7 @@ def test_an_order_of_the_input_is_not_the_kernels_business(serving: Serving, sto
         second.load(2)
     for layer in (first, second):
         assert layer.kernel.names == ["qweight", "scales"]
-        assert torch.equal(layer(rows(3)), rows(3) @ layer.dense.t())
+        assert torch.equal(layer(activations(3)), activations(3) @ layer.dense.t())
 
 
 def test_groups_in_order_need_no_g_idx_though_a_layer_may_have_one(serving: Serving, stock_is: Any) -> None:
@@ -121,7 +121,7 @@ def test_groups_in_order_need_no_g_idx_though_a_layer_may_have_one(serving: Serv
         layer.load(1)
     assert layer.kernel.names == ["qweight", "scales"]
     assert entry(layer).plain
-    assert torch.equal(layer(rows(3)), rows(3) @ layer.dense.t())
+    assert torch.equal(layer(activations(3)), activations(3) @ layer.dense.t())
 
 
 def test_layers_of_a_shape_are_tested_and_measured_once_and_each_keeps_its_weight(
@@ -134,12 +134,15 @@ def test_layers_of_a_shape_are_tested_and_measured_once_and_each_keeps_its_weigh
     entry(other).starts = entry(layers[0]).starts = Starts(64, 128)
     for count in (3, 70, 200):
         for layer in (*layers, other):
-            found, wanted = layer(rows(count)).float(), rows(count).float() @ layer.dense.float().t()
-            assert float((found - wanted).norm() / wanted.norm()) < 0.06
+            result, expected = (
+                layer(activations(count)).float(),
+                activations(count).float() @ layer.dense.float().t(),
+            )
+            assert float((result - expected).norm() / expected.norm()) < 0.06
     assert entry(layers[0]).served == {"stock": 3, "exact": 3, "fp8": 3}
 
 
-def test_compiled_without_a_graph_break_and_once_for_all_numbers_of_rows(
+def test_compiled_without_a_graph_break_and_once_for_all_numbers_of_tokens(
     serving: Serving, stock_is: Any
 ) -> None:
     from torch._dynamo.testing import CompileCounterWithBackend
@@ -154,11 +157,11 @@ def test_compiled_without_a_graph_break_and_once_for_all_numbers_of_rows(
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(layers, backend=counter, fullgraph=True, dynamic=True)
     for count in (3, 63, 64, 127, 128, 300):
-        assert torch.equal(compiled(rows(count)), layers(rows(count)))
+        assert torch.equal(compiled(activations(count)), layers(activations(count)))
     for linear in dispatch.linears():
         assert linear.served == {"stock": 4, "exact": 4, "fp8": 4}
         linear.starts = Starts()
-    assert torch.equal(compiled(rows(300)), layers(rows(300)))
+    assert torch.equal(compiled(activations(300)), layers(activations(300)))
     assert counter.frame_count == 1
 
 
@@ -175,7 +178,7 @@ def test_a_graph_calls_the_cheaper_op_wherever_there_is_no_bias(
         return graph
 
     torch._dynamo.reset()
-    torch.compile(layer, backend=keep, fullgraph=True, dynamic=True)(rows(70))
+    torch.compile(layer, backend=keep, fullgraph=True, dynamic=True)(activations(70))
     (graph,) = graphs
     calls = [node for node in graph.graph.nodes if node.op == "call_function"]
     (call,) = [node for node in calls if "w4a16" in str(node.target)]
@@ -197,7 +200,7 @@ def test_compiled_where_the_kernel_is_no_part_of_a_module_too(serving: Serving, 
     torch._dynamo.reset()
     compiled = torch.compile(both, backend="aot_eager", fullgraph=True, dynamic=True)
     for count in (3, 700):
-        assert torch.equal(compiled(rows(count)), both(rows(count)))
+        assert torch.equal(compiled(activations(count)), both(activations(count)))
 
 
 def method_of(layer: Layer) -> Any:
@@ -245,14 +248,14 @@ def test_weights_loaded_again_go_where_graphs_will_read_them(
     reload.finalize_layerwise_reload(layer, SimpleNamespace(dtype=torch.bfloat16))
 
     assert {name: t.data_ptr() for name, t in (*layer.named_parameters(), *layer.named_buffers())} == before
-    assert same(layer.qweight.data.reshape(-1), weight.kept_words())
+    assert same(layer.qweight.data.reshape(-1), weight.stock_words())
     assert scratch.tiles(torch.device("cpu"), SHAPE.k, SHAPE.n, torch.bfloat16)[0].dense is tile
     assert len(gpu.measured) == 1
     again = entry(layer)
-    assert (again.starts, again.order) == (linear.starts, linear.order)
+    assert (again.starts, again.routes) == (linear.starts, linear.routes)
     for count in (3, 70, 200):
-        found, wanted = layer(rows(count)).float(), rows(count).float() @ weight.dense().t()
-        assert float((found - wanted).norm() / wanted.norm()) < 0.06
+        result, expected = layer(activations(count)).float(), activations(count).float() @ weight.dense().t()
+        assert float((result - expected).norm() / expected.norm()) < 0.06
     assert again.served["fp8" if mode == "fp8" else "exact"] > 0
 
 
@@ -271,10 +274,10 @@ def test_a_second_model_takes_the_firsts_place(serving: Serving, stock_is: Any, 
     with serving(prefill="fp8"):
         new = Layer(SHAPE).load(2)
     assert entry(new).layer() is new
-    assert entry(new).order == ("fp8", "exact")
+    assert entry(new).routes == ("fp8", "exact")
     assert len(gpu.measured) == 2
     del old
     with serving(prefill="fp8"):
         third = Layer(SHAPE).load(3)
     assert len(gpu.measured) == 2
-    assert torch.equal(third(rows(3)), rows(3) @ third.dense.t())
+    assert torch.equal(third(activations(3)), activations(3) @ third.dense.t())

@@ -51,12 +51,12 @@ class Triton:
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, module: Any, kernel: str) -> Triton:
     """For a module's kernel, with none launched yet."""
-    found = Triton()
-    monkeypatch.setattr(module, kernel, found)
+    triton = Triton()
+    monkeypatch.setattr(module, kernel, triton)
     active = SimpleNamespace(get_current_stream=lambda device: ("stream", device))
     monkeypatch.setattr(module.triton.runtime, "driver", SimpleNamespace(active=active))
     monkeypatch.setattr(module, "_launchers", {})
-    return found
+    return triton
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def triton(monkeypatch: pytest.MonkeyPatch) -> Triton:
 
 def launch(**changes: Any) -> tuple[Any, ...]:
     """One call with all its tensors; returns what the kernel must get, but for the tensors' order."""
-    given: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "k": K,
         "n": N,
         "columns": 128,
@@ -79,28 +79,30 @@ def launch(**changes: Any) -> tuple[Any, ...]:
         "inverse": False,
         "odd": False,
     } | changes
-    k, n = given["k"], given["n"]
-    groups = 1 if given["group_size"] == -1 else k // given["group_size"]
-    words = torch.zeros(k * n * given["bits"] // 32 + 1, dtype=torch.int32)
-    words = words[1:] if given["odd"] else words[:-1]
-    scales = torch.ones(groups, n, dtype=given["scales"])
-    out = torch.zeros(given["columns"], k, dtype=given["out"])
-    inverse = torch.ones(n) if given["inverse"] else None
+    k, n = arguments["k"], arguments["n"]
+    groups = 1 if arguments["group_size"] == -1 else k // arguments["group_size"]
+    words = torch.zeros(k * n * arguments["bits"] // 32 + 1, dtype=torch.int32)
+    words = words[1:] if arguments["odd"] else words[:-1]
+    scales = torch.ones(groups, n, dtype=arguments["scales"])
+    out = torch.zeros(arguments["columns"], k, dtype=arguments["out"])
+    inverse = torch.ones(n) if arguments["inverse"] else None
     expand.expand(
         words,
         scales,
         out,
-        given["first"],
-        layout=given["layout"],
-        bits=given["bits"],
-        group_size=given["group_size"],
+        arguments["first"],
+        layout=arguments["layout"],
+        bits=arguments["bits"],
+        group_size=arguments["group_size"],
         inverse=inverse,
     )
-    return words, scales, words if inverse is None else inverse, out, k, n, given["first"]
+    return words, scales, words if inverse is None else inverse, out, k, n, arguments["first"]
 
 
-def same_objects(found: tuple[Any, ...], wanted: tuple[Any, ...]) -> bool:
-    return all(a is b if isinstance(b, torch.Tensor) else a == b for a, b in zip(found, wanted, strict=True))
+def same_objects(objects: tuple[Any, ...], expected: tuple[Any, ...]) -> bool:
+    return all(
+        a is b if isinstance(b, torch.Tensor) else a == b for a, b in zip(objects, expected, strict=True)
+    )
 
 
 def addresses(arguments: tuple[Any, ...]) -> list[Any]:
@@ -145,7 +147,7 @@ def test_whatever_another_kernel_is_compiled_for_is_looked_up(triton: Triton, ch
     assert [len(compiled.launches) for compiled in triton.compiled] == [1, 1]
 
 
-def test_a_group_of_all_rows_is_one_kind_however_it_is_spelled(triton: Triton) -> None:
+def test_a_group_of_all_of_k_is_one_kind_however_it_is_spelled(triton: Triton) -> None:
     launch(group_size=-1)
     launch(group_size=K)
     assert len(triton.launches) == 1

@@ -1,10 +1,11 @@
-"""The order that vLLM's kernels keep a weight in."""
+"""The order in which vLLM's kernels store a weight."""
 
 from __future__ import annotations
 
 import pytest
 
 torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
@@ -18,7 +19,7 @@ from vllm_qwen36_plugin.prefill.layouts import (  # noqa: E402
     marlin_scale_places,
 )
 
-from .made import pack, unpack  # noqa: E402
+from .made import pack  # noqa: E402
 
 layouts = st.sampled_from([MARLIN_4, MARLIN_8, MACHETE_4, MACHETE_8])
 tiles = st.integers(1, 4)
@@ -69,7 +70,7 @@ def test_what_is_packed_comes_out_again(layout: Layout, down: int, across: int, 
     words = pack(codes, layout)
     assert words.dtype == torch.int32
     assert words.numel() == k * n * layout.bits // 32
-    assert torch.equal(unpack(words, layout, k, n), codes)
+    assert torch.equal(layout.codes(words, k, n), codes)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=name_of)
@@ -104,8 +105,8 @@ def test_marlins_scales_are_where_vllm_puts_them(n: int, k: int, group_size: int
 
     grouped = group_size not in (-1, k)
     scales = torch.arange(n * (k // group_size if grouped else 1)).reshape(-1, n).float()
-    kept = marlin_permute_scales(scales, k, n, group_size)
-    assert torch.equal(kept[:, marlin_scale_places(n, grouped=grouped)], scales)
+    permuted = marlin_permute_scales(scales, k, n, group_size)
+    assert torch.equal(permuted[:, marlin_scale_places(n, grouped=grouped)], scales)
 
 
 @pytest.mark.parametrize("grouped", [True, False])

@@ -1,4 +1,4 @@
-"""Times of each path, on a GPU whose clock is the test's, and what is made of them."""
+"""Times of each route, on a GPU whose clock is the test's, and what is made of them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from vllm_qwen36_plugin.prefill.shape import Shape  # noqa: E402
 
 SHAPE = Shape("marlin", 64, 128, 4, -1, "bfloat16")
 CARD = Card("NVIDIA Test GPU", "1", {"torch": "1"}, 128)
-ROWS = (128, 256, 512, 1024)
+TOKENS = (128, 256, 512, 1024)
 
 
-def times(**by_path: tuple[float, ...]) -> dict[str, dict[int, float]]:
-    return {path: dict(zip(ROWS, us, strict=True)) for path, us in by_path.items()}
+def times(**by_route: tuple[float, ...]) -> dict[str, dict[int, float]]:
+    return {route: dict(zip(TOKENS, us, strict=True)) for route, us in by_route.items()}
 
 
 @pytest.mark.parametrize(
-    ("found", "starts"),
+    ("measured", "starts"),
     [
         (times(stock=(10, 20, 40, 80)), Starts()),
         (times(stock=(10, 20, 40, 80), exact=(30, 30, 30, 30)), Starts(512)),
@@ -34,41 +34,41 @@ def times(**by_path: tuple[float, ...]) -> dict[str, dict[int, float]]:
         (times(stock=(10, 20, 40, 80), exact=(10, 20, 38, 77)), Starts(512)),
         (times(stock=(10, 20, 40, 80), fp8=(15, 15, 20, 30)), Starts(None, 256)),
         (times(stock=(10, 20, 40, 80), exact=(30, 30, 30, 30), fp8=(15, 15, 20, 25)), Starts(512, 256)),
-        # What beats the stock kernel must beat the other path too, where that serves.
+        # What beats the stock kernel must beat the other route too, where that serves.
         (times(stock=(10, 20, 40, 80), exact=(30, 30, 30, 30), fp8=(15, 15, 20, 35)), Starts(512, None)),
         (times(stock=(10, 20, 40, 80), exact=(30, 30, 30, 30), fp8=(35, 35, 35, 25)), Starts(512, 1024)),
         # Where it does not serve, its times do not count.
         (times(stock=(50, 20, 40, 80), exact=(1, 30, 30, 30), fp8=(45, 15, 15, 15)), Starts(512, 128)),
     ],
 )
-def test_a_path_starts_where_it_beats_all_else_that_serves_those_rows(
-    found: dict[str, dict[int, float]], starts: Starts
+def test_a_route_starts_where_it_beats_all_else_that_serves_those_tokens(
+    measured: dict[str, dict[int, float]], starts: Starts
 ) -> None:
     assert measure.MARGIN == 0.03
-    assert measure.starts_of(found) == starts
+    assert measure.find_starts(measured) == starts
 
 
-def test_no_rows_are_no_start() -> None:
-    assert measure.starts_of({"stock": {}, "exact": {}, "fp8": {}}) == Starts()
+def test_no_tokens_are_no_start() -> None:
+    assert measure.find_starts({"stock": {}, "exact": {}, "fp8": {}}) == Starts()
 
 
 def test_a_profile_says_where_when_and_how_long() -> None:
-    found = times(stock=(10, 20, 40, 80), exact=(30, 30, 30, 30))
-    profile = measure.profile_of(SHAPE, found, Starts(512, fp8_gemm="torch"), CARD, 3.21)
+    measured = times(stock=(10, 20, 40, 80), exact=(30, 30, 30, 30))
+    profile = measure.make_profile(SHAPE, measured, Starts(512, fp8_gemm="torch"), CARD, 3.21)
     first, date, last = profile.source.split(", ")
     assert (first, last) == ("measured: NVIDIA Test GPU", "in 3.2 s")
     assert len(date.split("-")) == 3
     assert profile.starts == {SHAPE: Starts(512, fp8_gemm="torch")}
-    assert (profile.card, profile.times_us) == (CARD, {SHAPE: found})
+    assert (profile.card, profile.times_us) == (CARD, {SHAPE: measured})
     assert from_json(to_json(profile), "x") == profile
 
 
 @pytest.mark.parametrize(
-    ("order", "paths"),
+    ("order", "routes"),
     [((), []), (("exact",), ["exact"]), (("fp8", "exact"), ["exact", "fp8"]), (("fp8",), ["fp8"])],
 )
-def test_the_paths_that_may_be_taken_are_measured(order: Any, paths: list[str]) -> None:
-    assert measure.measured_paths(SimpleNamespace(order=order)) == paths  # type: ignore[arg-type]
+def test_the_routes_that_may_be_taken_are_measured(order: Any, routes: list[str]) -> None:
+    assert measure.routes_to_measure(SimpleNamespace(routes=order)) == routes  # type: ignore[arg-type]
 
 
 def test_what_brings_or_builds_a_kernel_is_part_of_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,14 +78,14 @@ def test_what_brings_or_builds_a_kernel_is_part_of_the_card(monkeypatch: pytest.
         return f"{name} 1"
 
     monkeypatch.setattr(measure, "version", version)
-    found = measure.versions()
-    assert (found["vllm"], found["triton"]) == ("none", "triton 1")
-    assert found["torch"] == torch.__version__
-    assert {"cuda", "vllm-qwen36-plugin"} < set(found)
+    versions = measure.versions()
+    assert (versions["vllm"], versions["triton"]) == ("none", "triton 1")
+    assert versions["torch"] == torch.__version__
+    assert {"cuda", "vllm-qwen36-plugin"} < set(versions)
 
 
 class Clock:
-    """A GPU that does one thing after another, each as long as it is said to take."""
+    """A GPU that does one thing after another, each as long as the test says."""
 
     def __init__(self) -> None:
         self.now = 0.0  # milliseconds
@@ -120,9 +120,9 @@ class Linear:
     def stock(self, x: torch.Tensor, tensors: Any) -> None:
         self._take("stock", x, len(x) / 1e3)
 
-    def run(self, path: str, x: torch.Tensor, weight: Any, gemm: str | None) -> None:
+    def run(self, route: str, x: torch.Tensor, weight: Any, gemm: str | None) -> None:
         assert weight.fp8 == "scales"
-        name = path if gemm is None else f"{path}_{gemm}"
+        name = route if gemm is None else f"{route}_{gemm}"
         self._take(name, x, {"exact": 0.3, "fp8": 0.15, "fp8_vllm": 0.15, "fp8_torch": 0.12}[name])
 
     def _take(self, name: str, x: torch.Tensor, milliseconds: float) -> None:
@@ -149,7 +149,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_each_call_is_timed_alone_after_a_first_that_does_not_count(clock: Clock) -> None:
     linear, ticks = Linear(clock), []
     words = torch.zeros(1, dtype=torch.int32)
-    found = measure.times_of(
+    measured = measure.time_routes(
         linear,  # type: ignore[arg-type]
         [words],
         "scales",  # type: ignore[arg-type]
@@ -157,26 +157,26 @@ def test_each_call_is_timed_alone_after_a_first_that_does_not_count(clock: Clock
         ["exact", "fp8"],
         lambda: ticks.append(len(linear.calls)),
     )
-    wanted = {
+    expected = {
         "stock": {128: 128.0, 512: 512.0},
         "exact": {128: 300.0, 512: 300.0},
         "fp8": {128: 150.0, 512: 150.0},
     }
     assert {
-        path: {rows: pytest.approx(us) for rows, us in by.items()} for path, by in wanted.items()
-    } == found
+        route: {tokens: pytest.approx(us) for tokens, us in by.items()} for route, by in expected.items()
+    } == measured
     assert len(ticks) == 2
     # In turns, so that a clock that drifts meets all of them.
-    order = [name for name, rows in linear.calls if rows == 128]
+    order = [name for name, tokens in linear.calls if tokens == 128]
     assert order == ["stock", "exact", "fp8"] * (len(order) // 3)
     assert len(order) // 3 >= 4
 
 
-def test_a_path_that_may_not_be_taken_is_not_run(clock: Clock) -> None:
+def test_a_route_that_may_not_be_taken_is_not_run(clock: Clock) -> None:
     linear = Linear(clock)
     words = torch.zeros(1, dtype=torch.int32)
-    found = measure.times_of(linear, [words], None, (128,), [])  # type: ignore[arg-type]
-    assert list(found) == ["stock"]
+    measured = measure.time_routes(linear, [words], None, (128,), [])  # type: ignore[arg-type]
+    assert list(measured) == ["stock"]
     assert {name for name, _ in linear.calls} == {"stock"}
 
 
@@ -184,20 +184,20 @@ def test_each_gemm_that_fp8_may_have_is_timed(clock: Clock) -> None:
     linear = Linear(clock)
     linear.gemms = ("vllm", "torch")
     words = torch.zeros(1, dtype=torch.int32)
-    found = measure.times_of(linear, [words], "scales", (128,), ["exact", "fp8"])  # type: ignore[arg-type]
-    assert found["fp8_vllm"] == {128: pytest.approx(150)}
-    assert found["fp8_torch"] == {128: pytest.approx(120)}
-    assert set(found) == {"stock", "exact", "fp8_vllm", "fp8_torch"}
+    measured = measure.time_routes(linear, [words], "scales", (128,), ["exact", "fp8"])  # type: ignore[arg-type]
+    assert measured["fp8_vllm"] == {128: pytest.approx(150)}
+    assert measured["fp8_torch"] == {128: pytest.approx(120)}
+    assert set(measured) == {"stock", "exact", "fp8_vllm", "fp8_torch"}
 
 
 def test_a_gemm_that_is_the_only_one_and_not_vllms_is_known_by_its_name(clock: Clock) -> None:
     linear = Linear(clock)
     linear.gemms = ("torch",)
     words = torch.zeros(1, dtype=torch.int32)
-    found = measure.times_of(linear, [words], "scales", (128,), ["fp8"])  # type: ignore[arg-type]
-    assert set(found) == {"stock", "fp8_torch"}
+    measured = measure.time_routes(linear, [words], "scales", (128,), ["fp8"])  # type: ignore[arg-type]
+    assert set(measured) == {"stock", "fp8_torch"}
     # 120 µs for 128.
-    assert measure.settled(found)[1] == Starts(None, 128, "torch")
+    assert measure.settle(measured)[1] == Starts(None, 128, "torch")
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_a_gemm_that_is_the_only_one_and_not_vllms_is_known_by_its_name(clock: C
     [
         ((15, 15, 15, 15), (14, 14, 14, 14), "torch", 256),
         ((15, 15, 15, 15), (16, 16, 16, 16), "vllm", 256),
-        # As shares of the stock kernel's time: 0.1 for 1.0 at 128 rows outweighs 0.2 for 0.1 at 1,024.
+        # As shares of the stock kernel's time: 0.1 for 1.0 at 128 tokens outweighs 0.2 for 0.1 at 1,024.
         ((1, 15, 15, 20), (10, 15, 15, 10), "vllm", 128),
         ((15, 15, 15, 15), (16, 14, 12, 2), "torch", 256),
     ],
@@ -214,11 +214,11 @@ def test_fp8_has_the_gemm_that_takes_less_of_the_stock_kernels_time(
     vllm: Any, torchs: Any, gemm: str, start: int
 ) -> None:
     raw = times(stock=(10, 20, 40, 80), fp8_vllm=vllm, fp8_torch=torchs)
-    found, starts = measure.settled(raw)
+    settled, starts = measure.settle(raw)
     assert starts == Starts(None, start, gemm)  # type: ignore[arg-type]
-    assert found == {**raw, "fp8": raw[f"fp8_{gemm}"]}
+    assert settled == {**raw, "fp8": raw[f"fp8_{gemm}"]}
 
 
 def test_times_of_one_gemm_are_left_as_they_are() -> None:
     raw = times(stock=(10, 20, 40, 80), exact=(30, 30, 30, 30), fp8=(15, 15, 15, 15))
-    assert measure.settled(raw) == (raw, Starts(512, 256))
+    assert measure.settle(raw) == (raw, Starts(512, 256))

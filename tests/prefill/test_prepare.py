@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 from vllm_qwen36_plugin.prefill import measure, prepare  # noqa: E402
-from vllm_qwen36_plugin.prefill.profile import Profile, Starts, cached, read, write  # noqa: E402
+from vllm_qwen36_plugin.prefill.profile import Profile, Starts, cache_path, read, write  # noqa: E402
 from vllm_qwen36_plugin.prefill.settings import UNMEASURED  # noqa: E402
 from vllm_qwen36_plugin.prefill.shape import Shape  # noqa: E402
 
@@ -36,11 +36,11 @@ def profile_file(
 
 
 def cache_file(gpu: FakeGpu) -> Path:
-    return cached(gpu.card(torch.device("cpu"), 1))
+    return cache_path(gpu.card(torch.device("cpu"), 1))
 
 
-def whole(rows: int, *names: str) -> dict[str, dict[int, float]]:
-    return {name: {128: 1.0, rows: 1.0} for name in ("stock", *names)}
+def whole(tokens: int, *names: str) -> dict[str, dict[int, float]]:
+    return {name: {128: 1.0, tokens: 1.0} for name in ("stock", *names)}
 
 
 def test_the_users_profile_goes_before_all_others(gpu: FakeGpu, tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_the_users_profile_goes_before_all_others(gpu: FakeGpu, tmp_path: Path) 
     model = Model(replace(AUTO, profile=str(user)))
     assert model.load().starts == Starts(3)
     assert gpu.measured == []
-    assert model.preparation.known_from == "measured: mine"
+    assert model.preparation.source == "measured: mine"
 
 
 def test_what_was_measured_here_before_goes_before_measuring(gpu: FakeGpu) -> None:
@@ -59,19 +59,19 @@ def test_what_was_measured_here_before_goes_before_measuring(gpu: FakeGpu) -> No
     model = Model()
     assert model.load().starts == Starts(2)
     assert gpu.measured == []
-    assert model.preparation.known_from == "measured: before"
+    assert model.preparation.source == "measured: before"
 
 
 def test_measuring_goes_before_what_ships_and_is_kept_for_the_next_start(gpu: FakeGpu) -> None:
     gpu.shipped = [Shipped(Starts(1))]
     model = Model()
     assert model.load().starts == MEASURED
-    assert gpu.measured == [(SHAPE, list(measure.ROWS), ["exact"])]
-    assert model.preparation.known_from.startswith("measured: NVIDIA Test GPU, ")
-    kept = read(cache_file(gpu))
-    assert kept.starts == {SHAPE: MEASURED}
-    assert kept.card == gpu.card(torch.device("cpu"), 1)
-    assert sorted(kept.times_us[SHAPE]) == ["exact", "stock"]
+    assert gpu.measured == [(SHAPE, list(measure.TOKENS), ["exact"])]
+    assert model.preparation.source.startswith("measured: NVIDIA Test GPU, ")
+    profile = read(cache_file(gpu))
+    assert profile.starts == {SHAPE: MEASURED}
+    assert profile.card == gpu.card(torch.device("cpu"), 1)
+    assert sorted(profile.times_us[SHAPE]) == ["exact", "stock"]
 
     assert Model().load().starts == MEASURED
     assert len(gpu.measured) == 1
@@ -101,15 +101,15 @@ def test_the_gemm_that_measured_best_is_kept_for_the_next_start(
 ) -> None:
     gpu.gemms = ("vllm", "torch")
 
-    def times_of(linear: Any, tensors: Any, scales: Any, rows: Any, paths: Any) -> measure.Times:
-        assert (linear.gemms, paths) == (gpu.gemms, ["exact", "fp8"])
-        found = FakeGpu().times_of(linear, tensors, scales, rows, ["exact", "fp8"])
-        return found | {
-            "fp8_vllm": found["fp8"],
-            "fp8_torch": {count: us * 0.9 for count, us in found.pop("fp8").items()},
+    def time_routes(linear: Any, tensors: Any, scales: Any, counts: Any, routes: Any) -> measure.Times:
+        assert (linear.gemms, routes) == (gpu.gemms, ["exact", "fp8"])
+        times = FakeGpu().time_routes(linear, tensors, scales, counts, ["exact", "fp8"])
+        return times | {
+            "fp8_vllm": times["fp8"],
+            "fp8_torch": {tokens: us * 0.9 for tokens, us in times.pop("fp8").items()},
         }
 
-    monkeypatch.setattr(measure, "times_of", times_of)
+    monkeypatch.setattr(measure, "time_routes", time_routes)
     assert Model(FP8).load().starts == Starts(512, 256, "torch")
     assert read(cache_file(gpu)).starts == {SHAPE: Starts(512, 256, "torch")}
 
@@ -125,16 +125,16 @@ def test_another_driver_or_scratch_is_measured_anew(gpu: FakeGpu) -> None:
     assert len(gpu.measured) == 3
 
 
-def test_no_more_rows_are_measured_than_may_come(gpu: FakeGpu) -> None:
-    Model(most_rows=1000).load()
-    assert [rows for _, rows, _ in gpu.measured] == [[128, 256, 384, 512, 768]]
+def test_no_more_tokens_are_measured_than_may_come(gpu: FakeGpu) -> None:
+    Model(max_tokens=1000).load()
+    assert [tokens for _, tokens, _ in gpu.measured] == [[128, 256, 384, 512, 768]]
 
 
-def test_a_profile_of_too_few_rows_is_measured_again(gpu: FakeGpu) -> None:
+def test_a_profile_of_too_few_tokens_is_measured_again(gpu: FakeGpu) -> None:
     profile_file(cache_file(gpu), {SHAPE: Starts()}, {SHAPE: whole(512, "exact")})
-    assert Model(most_rows=512).load().starts == Starts()
+    assert Model(max_tokens=512).load().starts == Starts()
     assert gpu.measured == []
-    assert Model(most_rows=8192).load().starts == MEASURED
+    assert Model(max_tokens=8192).load().starts == MEASURED
     assert len(gpu.measured) == 1
     assert read(cache_file(gpu)).starts == {SHAPE: MEASURED}
 
@@ -142,14 +142,14 @@ def test_a_profile_of_too_few_rows_is_measured_again(gpu: FakeGpu) -> None:
 def test_a_profile_without_a_wanted_path_is_measured_again(gpu: FakeGpu) -> None:
     profile_file(cache_file(gpu), {SHAPE: Starts(2)}, {SHAPE: whole(8192, "exact")})
     assert Model(FP8).load().starts == Starts(512, 256)
-    assert gpu.measured == [(SHAPE, list(measure.ROWS), ["exact", "fp8"])]
+    assert gpu.measured == [(SHAPE, list(measure.TOKENS), ["exact", "fp8"])]
 
 
-def test_a_start_of_fewer_rows_than_are_worth_measuring_leaves_the_stock_kernel(gpu: FakeGpu) -> None:
-    """And can be followed by another, and by one of more rows."""
-    assert Model(most_rows=64).load().starts == Starts()
-    assert Model(most_rows=64).load().starts == Starts()
-    assert Model(most_rows=8192).load().starts == MEASURED
+def test_a_start_of_fewer_tokens_than_are_worth_measuring_leaves_the_stock_kernel(gpu: FakeGpu) -> None:
+    """Another such start can follow, and one with more tokens."""
+    assert Model(max_tokens=64).load().starts == Starts()
+    assert Model(max_tokens=64).load().starts == Starts()
+    assert Model(max_tokens=8192).load().starts == MEASURED
 
 
 def test_a_users_profile_without_the_shape_is_not_completed_by_measuring(
@@ -170,7 +170,7 @@ def test_what_ships_is_next_where_measuring_fails_which_is_said_once(gpu: FakeGp
     model = Model()
     assert model.load(SHAPE).starts == Starts(7)
     assert model.load(OTHER).starts == Starts(7)
-    assert model.preparation.known_from == "derived: a"
+    assert model.preparation.source == "derived: a"
     assert len(gpu.measured) == 2
     (line,) = shown().splitlines()
     assert line.startswith("WARNING vllm-qwen36-plugin: prefill could not be measured on this GPU: ")
@@ -186,7 +186,7 @@ def test_start_up_measures_no_longer_than_it_may(gpu: FakeGpu, monkeypatch: pyte
     shapes = [Shape("marlin", 64, 64 * width, 4, -1, "bfloat16") for width in (1, 2, 3)]
     assert [model.load(shape).starts for shape in shapes] == [MEASURED, MEASURED, Starts(7)]
     assert prepare.BUDGET == 10
-    assert model.preparation.spent == 12
+    assert model.preparation.seconds == 12
     # What is left is measured at the next start.
     assert [Model().load(shape).starts for shape in shapes] == [MEASURED] * 3
 
@@ -200,8 +200,8 @@ def test_where_nothing_is_known_only_a_path_asked_for_by_name_is_taken(
     model = Model(replace(AUTO, mode=mode))
     linear = model.load()
     assert linear.starts == starts
-    assert linear.path_for(UNMEASURED) == ("exact" if mode == "exact" else None)
-    assert model.preparation.known_from == ""
+    assert linear.route_for(UNMEASURED) == ("exact" if mode == "exact" else None)
+    assert model.preparation.source == ""
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"format": 99}'])

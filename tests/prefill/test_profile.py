@@ -1,4 +1,4 @@
-"""Profiles: from how many rows a path wins, and their files."""
+"""Profiles: from how many tokens a route wins, and their files."""
 
 from __future__ import annotations
 
@@ -51,25 +51,27 @@ counts = st.integers(1, 1 << 16)
 hundredths = st.integers(0, 10**8).map(lambda value: value / 100)
 
 
-# Where a path starts to win.
+# Where a route starts to win.
 
 
 @pytest.mark.parametrize(
-    ("stock", "other", "found"),
+    ("stock", "other", "start"),
     [
         ([10, 20, 40, 80], [30, 30, 30, 30], 512),  # from where the lines cross
         ([50, 60, 70, 80], [30, 30, 30, 30], 128),  # always
         ([10, 20, 20, 20], [30, 30, 30, 30], None),  # never
-        ([50, 20, 40, 80], [30, 30, 30, 30], 512),  # a win at few rows, lost again, is none
-        ([50, 60, 40, 20], [30, 30, 30, 30], None),  # lost at the most rows measured
+        ([50, 20, 40, 80], [30, 30, 30, 30], 512),  # a win at few tokens, lost again, is none
+        ([50, 60, 40, 20], [30, 30, 30, 30], None),  # lost at the most tokens measured
         ([50, 20, 29, 80], [30, 30, 30, 30], 1024),  # a loss in the middle
     ],
 )
-def test_a_path_starts_where_it_is_faster_from_there_on(
-    stock: list[float], other: list[float], found: int | None
+def test_a_route_starts_where_it_is_faster_from_there_on(
+    stock: list[float], other: list[float], start: int | None
 ) -> None:
-    rows = (128, 256, 512, 1024)
-    assert first_win(dict(zip(rows, stock, strict=True)), dict(zip(rows, other, strict=True)), 0.0) == found
+    tokens = (128, 256, 512, 1024)
+    assert (
+        first_win(dict(zip(tokens, stock, strict=True)), dict(zip(tokens, other, strict=True)), 0.0) == start
+    )
 
 
 def test_a_win_within_the_margin_is_none() -> None:
@@ -79,7 +81,7 @@ def test_a_win_within_the_margin_is_none() -> None:
     assert first_win(stock, {128: 97.0, 256: 97.1}, 0.03) is None
 
 
-def test_numbers_of_rows_that_one_of_them_lacks_count_for_nothing() -> None:
+def test_numbers_of_tokens_that_one_of_them_lacks_count_for_nothing() -> None:
     assert first_win({128: 10, 256: 90, 512: 90}, {256: 30, 1024: 99}, 0.0) == 256
     assert first_win({128: 10}, {256: 1}, 0.0) is None
     assert first_win({128: 10}, {}, 0.0) is None
@@ -89,12 +91,14 @@ times = st.dictionaries(st.integers(1, 12).map(lambda i: 64 * i), st.floats(1, 1
 
 
 @given(stock=times, other=times, margin=st.sampled_from([0.0, 0.03, 0.5]))
-def test_a_start_is_the_least_number_of_rows_with_wins_alone_from_there_on(
+def test_a_start_is_the_least_number_of_tokens_with_wins_alone_from_there_on(
     stock: dict[int, float], other: dict[int, float], margin: float
 ) -> None:
     both = sorted(set(stock) & set(other))
-    wins = [rows for rows in both if other[rows] <= stock[rows] * (1 - margin)]
-    good = [rows for i, rows in enumerate(both) if both[i:] == [later for later in wins if later >= rows]]
+    wins = [tokens for tokens in both if other[tokens] <= stock[tokens] * (1 - margin)]
+    good = [
+        tokens for i, tokens in enumerate(both) if both[i:] == [later for later in wins if later >= tokens]
+    ]
     assert first_win(stock, other, margin) == (good[0] if good else None)
 
 
@@ -123,10 +127,10 @@ def test_a_profile_comes_back_from_its_file_as_it_was(profile: Profile, data: st
 
 def test_a_shape_without_times_comes_back_with_none(tmp_path: Path) -> None:
     write(tmp_path / "new" / "folder" / "profile.json", MEASURED)
-    found = read(tmp_path / "new" / "folder" / "profile.json")
-    assert found.starts == MEASURED.starts
-    assert (found.source, found.card) == (MEASURED.source, CARD)
-    assert found.times_us == {**MEASURED.times_us, DOWN: {}}
+    profile = read(tmp_path / "new" / "folder" / "profile.json")
+    assert profile.starts == MEASURED.starts
+    assert (profile.source, profile.card) == (MEASURED.source, CARD)
+    assert profile.times_us == {**MEASURED.times_us, DOWN: {}}
 
 
 def test_of_two_profiles_the_later_counts() -> None:
@@ -180,7 +184,7 @@ def test_what_is_no_profile_is_an_error_that_names_the_file_and_its_maker(data: 
     path.write_text(json.dumps(data))
     with pytest.raises(ProfileError) as caught:
         read(path)
-    assert f"{path} is no profile of qwen36 tune: " in str(caught.value)
+    assert f"{path} is no profile of qwen36 tune prefill: " in str(caught.value)
 
 
 def test_another_format_says_to_measure_again(tmp_path: Path) -> None:
@@ -188,7 +192,7 @@ def test_another_format_says_to_measure_again(tmp_path: Path) -> None:
     path.write_text(json.dumps({**to_json(MEASURED), "format": 1}))
     with pytest.raises(ProfileError) as caught:
         read(path)
-    assert str(caught.value) == f"{path} has format 1, not 2: run qwen36 tune again"
+    assert str(caught.value) == f"{path} has format 1, not 2: run qwen36 tune prefill again"
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"\xff\xfe"])
@@ -221,7 +225,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
 
 
 def test_reading_profiles_imports_no_torch() -> None:
-    """`qwen36 tune --show` and the check before start read them."""
+    """The check before a start reads them."""
     code = f"import sys, {module.__name__}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

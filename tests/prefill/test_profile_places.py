@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gptq_hybrid.hooks import get_plugin_manager, hookimpl
-from vllm_qwen36_plugin.prefill.profile import Card, Starts, cached, shipped_for
+from vllm_qwen36_plugin.prefill.profile import Card, Starts, cache_path, shipped_for
 from vllm_qwen36_plugin.prefill.shape import Shape
 
 GATE_UP = Shape("marlin", 5120, 34816, 4, 128, "bfloat16")
@@ -30,12 +30,12 @@ CARD = Card("NVIDIA L40S", "580.1", {"torch": "2.11", "vllm": "0.26"}, 128)
     ],
 )
 def test_every_part_of_a_card_makes_another_file_of_it(change: dict[str, Any]) -> None:
-    assert cached(replace(CARD, **change)) != cached(CARD)
+    assert cache_path(replace(CARD, **change)) != cache_path(CARD)
     assert replace(CARD, **change).digest != CARD.digest
 
 
 def test_the_order_of_versions_makes_no_other_file() -> None:
-    assert cached(replace(CARD, versions={"vllm": "0.26", "torch": "2.11"})) == cached(CARD)
+    assert cache_path(replace(CARD, versions={"vllm": "0.26", "torch": "2.11"})) == cache_path(CARD)
 
 
 def test_the_cache_is_where_the_user_wants_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -43,16 +43,16 @@ def test_the_cache_is_where_the_user_wants_it(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.delenv("QWEN36_CACHE", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     name = f"NVIDIA-L40S-{CARD.digest}.json"
-    assert cached(CARD) == tmp_path / "home" / ".cache" / "qwen36" / "prefill" / name
+    assert cache_path(CARD) == tmp_path / "home" / ".cache" / "qwen36" / "prefill" / name
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cached(CARD) == tmp_path / "xdg" / "qwen36" / "prefill" / name
+    assert cache_path(CARD) == tmp_path / "xdg" / "qwen36" / "prefill" / name
     monkeypatch.setenv("QWEN36_CACHE", str(tmp_path / "own"))
-    assert cached(CARD) == tmp_path / "own" / "prefill" / name
+    assert cache_path(CARD) == tmp_path / "own" / "prefill" / name
 
 
 def test_a_gpus_name_cannot_leave_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("QWEN36_CACHE", str(tmp_path))
-    path = cached(replace(CARD, gpu="../../RTX 6000/Ada "))
+    path = cache_path(replace(CARD, gpu="../../RTX 6000/Ada "))
     assert path.parent == tmp_path / "prefill"
     assert path.name.startswith("RTX-6000-Ada-")
 
@@ -91,20 +91,20 @@ def third_party() -> Iterator[None]:
 
 @pytest.mark.usefixtures("third_party")
 def test_another_package_can_ship_profiles_which_come_after_ours() -> None:
-    from vllm_qwen36_plugin.prefill.shipped import shipped_profiles
+    from vllm_qwen36_plugin.hookspecs import shipped_profiles
 
     assert [profile.source for profile in shipped_profiles()][-2:] == [
         "measured: elsewhere",
         "derived: by hand",
     ]
     assert [profile.source for profile in shipped_profiles()].count("measured: elsewhere") == 1
-    found = shipped_for("NVIDIA Test GPU", shipped_profiles())
-    assert found is not None
-    assert found.source == "measured: elsewhere"
+    profile = shipped_for("NVIDIA Test GPU", shipped_profiles())
+    assert profile is not None
+    assert profile.source == "measured: elsewhere"
 
 
 def test_each_that_we_ship_says_where_it_comes_from_and_knows_the_27b() -> None:
-    from vllm_qwen36_plugin.prefill.shipped import shipped_profiles
+    from vllm_qwen36_plugin.hookspecs import shipped_profiles
 
     for profile in shipped_profiles():
         assert profile.device_names

@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 from vllm_qwen36_plugin.prefill import dispatch, prepare, replay, selftest  # noqa: E402
+from vllm_qwen36_plugin.prefill.expand import reference  # noqa: E402
 from vllm_qwen36_plugin.prefill.prepare import Preparation  # noqa: E402
 from vllm_qwen36_plugin.prefill.profile import Starts  # noqa: E402
 from vllm_qwen36_plugin.prefill.selftest import Original  # noqa: E402
@@ -20,7 +21,7 @@ from vllm_qwen36_plugin.prefill.shape import Shape  # noqa: E402
 
 from .fake_gpu import FakeGpu  # noqa: E402
 from .loading import AUTO  # noqa: E402
-from .made import Weight, expand_by_places, same  # noqa: E402
+from .made import Weight, same  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("clean")
 
@@ -46,7 +47,7 @@ def gemm(
     assert not workspace.any()
     assert zeros.numel() == 0
     dense = torch.empty(n, k, dtype=x.dtype)
-    expand_by_places(words, scales, dense, 0, layout="marlin", bits=4, group_size=SHAPE.group_size)
+    reference(words, scales, dense, 0, layout="marlin", bits=4, group_size=SHAPE.group_size)
     return x @ dense.t()
 
 
@@ -97,7 +98,7 @@ class Layer(torch.nn.Module):  # type: ignore[misc]
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
         self.weight = Weight.random(SHAPE, seed)
-        self.tensors = [self.weight.kept_words(), self.weight.kept_scales()]
+        self.tensors = [self.weight.stock_words(), self.weight.stock_scales()]
         self.words, self.scales = self.tensors
         self.zeros = torch.nn.Parameter(torch.empty(0, dtype=torch.int32), requires_grad=False)
 
@@ -108,12 +109,14 @@ def linear_of(layer: Layer, kernel: Any) -> dispatch.Linear:
 
 def load(preparation: Preparation, layer: Layer, kernel: Any) -> dispatch.Linear:
     linear = linear_of(layer, kernel)
-    original = Original.of(layer.weight.words(), layer.weight.scales) if preparation.is_new(SHAPE) else None
+    original = (
+        Original.copy_of(layer.weight.words(), layer.weight.scales) if preparation.is_new(SHAPE) else None
+    )
     preparation.enter(linear, layer.tensors, None, original)
     return linear
 
 
-def rows(count: int) -> torch.Tensor:
+def activations(count: int) -> torch.Tensor:
     return torch.randn(count, SHAPE.k, generator=torch.Generator().manual_seed(count)).bfloat16()
 
 
@@ -123,14 +126,14 @@ def product(x: torch.Tensor, layer: Layer) -> torch.Tensor:
 
 @pytest.fixture
 def preparation(gpu: FakeGpu) -> Preparation:
-    return Preparation(AUTO, 8192, {}, None, "")
+    return Preparation(AUTO, 8192)
 
 
 @pytest.fixture(autouse=True)
-def few_rows(monkeypatch: pytest.MonkeyPatch, ops: Any) -> None:
+def few_tokens(monkeypatch: pytest.MonkeyPatch, ops: Any) -> None:
     """A CPU is slow."""
-    monkeypatch.setattr(replay, "ROWS", (1, 17, 40))
-    monkeypatch.setattr(selftest, "ROWS", (1, 33))
+    monkeypatch.setattr(replay, "TOKENS", (1, 17, 40))
+    monkeypatch.setattr(selftest, "TOKENS", (1, 33))
 
 
 def test_the_op_is_called_without_the_kernels_python_for_every_layer_of_a_shape(
@@ -143,7 +146,7 @@ def test_the_op_is_called_without_the_kernels_python_for_every_layer_of_a_shape(
     kernels[0].calls = 0
     for layer, linear in zip(layers, linears, strict=True):
         for count in (1, 5, 300):
-            x = rows(count)
+            x = activations(count)
             assert torch.equal(linear.stock(x, layer.tensors), product(x, layer))
     assert [kernel.calls for kernel in kernels] == [0, 0, 0]
 
@@ -154,31 +157,31 @@ def test_both_ops_replay_and_count_it(preparation: Preparation) -> None:
     linear = load(preparation, layer, kernel)
     linear.starts = Starts()
     kernel.calls = 0
-    x = rows(5)
-    wanted = product(x, layer)
-    assert torch.equal(dispatch.op()(x, layer.tensors, None, None, SHAPE.key, SHAPE.n), wanted)
+    x = activations(5)
+    expected = product(x, layer)
+    assert torch.equal(dispatch.op()(x, layer.tensors, None, None, SHAPE.key, SHAPE.n), expected)
     assert linear.plain
-    assert torch.equal(dispatch.plain_op()(x, *layer.tensors, None, SHAPE.key, SHAPE.n), wanted)
+    assert torch.equal(dispatch.plain_op()(x, *layer.tensors, None, SHAPE.key, SHAPE.n), expected)
     assert linear.served == {"stock": 2}
     assert kernel.calls == 0
 
 
-def test_a_bias_and_rows_with_gaps_go_through_vllms_python(preparation: Preparation) -> None:
+def test_a_bias_and_tokens_with_gaps_go_through_vllms_python(preparation: Preparation) -> None:
     layer, kernel = Layer(), Marlin()
     linear = load(preparation, layer, kernel)
-    wide, bias = rows(6).view(3, 2 * SHAPE.k)[:, : SHAPE.k], rows(2).reshape(-1)[: SHAPE.n]
-    seen: list[tuple[Any, Any]] = []
+    wide, bias = activations(6).view(3, 2 * SHAPE.k)[:, : SHAPE.k], activations(2).reshape(-1)[: SHAPE.n]
+    calls: list[tuple[Any, Any]] = []
 
     def apply_weights(layer: Any, x: Any, bias: Any) -> str:
-        seen.append((x, bias))
+        calls.append((x, bias))
         return "by vLLM"
 
     vars(kernel)["apply_weights"] = apply_weights
     assert linear.stock(wide, layer.tensors) == "by vLLM"  # type: ignore[comparison-overlap]
-    assert linear.stock(rows(3), layer.tensors, bias) == "by vLLM"  # type: ignore[comparison-overlap]
-    assert [x is wide for x, _ in seen] == [True, False]
-    assert seen[1][1] is bias
-    assert isinstance(linear.stock(rows(3), layer.tensors), torch.Tensor)
+    assert linear.stock(activations(3), layer.tensors, bias) == "by vLLM"  # type: ignore[comparison-overlap]
+    assert [x is wide for x, _ in calls] == [True, False]
+    assert calls[1][1] is bias
+    assert isinstance(linear.stock(activations(3), layer.tensors), torch.Tensor)
 
 
 def test_weights_in_other_tensors_and_a_kernels_new_state_are_read_at_once(preparation: Preparation) -> None:
@@ -186,7 +189,7 @@ def test_weights_in_other_tensors_and_a_kernels_new_state_are_read_at_once(prepa
     layer, kernel = Layer(1), Marlin()
     linear = load(preparation, layer, kernel)
     other = Layer(2)
-    x = rows(7)
+    x = activations(7)
     assert torch.equal(linear.stock(x, other.tensors), product(x, other))
     kernel.workspace.fill_(1)  # no longer of use
     kernel.workspace = torch.zeros(132, dtype=torch.int32)
@@ -200,20 +203,19 @@ def test_a_template_keeps_no_layer_and_no_kernel_alive(preparation: Preparation)
     linear = load(preparation, layer, kernel)
     assert linear.template is not None
     gone = weakref.ref(layer), weakref.ref(kernel)
-    template, preparation.seen = linear.template, {}
+    template, preparation.linears = linear.template, {}
     dispatch.clear()
-    dispatch._on_first_call.clear()
     del layer, kernel, linear
     gc.collect()
     assert [ref() for ref in gone] == [None, None]
     later = Layer(3)
-    x = rows(4)
-    found = template.bound(Marlin())(x, later.tensors)
-    assert torch.equal(found, product(x, later))
+    x = activations(4)
+    result = template.bound(Marlin())(x, later.tensors)
+    assert torch.equal(result, product(x, later))
 
 
 class Padding(Marlin):
-    """Of the rows, as for a k that no tile divides."""
+    """Pads x, as for a k that no tile divides."""
 
     def op(self, x: Any, layer: Any) -> Any:
         return super().op(torch.nn.functional.pad(x, (0, 0)), layer)
@@ -235,7 +237,7 @@ class Zeroing(Marlin):
 
 
 class Deciding(Marlin):
-    """By the number of rows, as an atomic add may be."""
+    """By the number of tokens, as an atomic add may be."""
 
     def op(self, x: Any, layer: Any) -> Any:
         rest = (x.shape[0], SHAPE.n, SHAPE.k, x.shape[0] < 20)
@@ -249,11 +251,11 @@ class Hiding(Marlin):
 
     def __init__(self) -> None:
         super().__init__()
-        self.kept = [self.workspace]
+        self.hidden = [self.workspace]
         del self.workspace
 
     def op(self, x: Any, layer: Any) -> Any:
-        rest = (self.kept[0], x.shape[0], SHAPE.n, SHAPE.k, False)
+        rest = (self.hidden[0], x.shape[0], SHAPE.n, SHAPE.k, False)
         return torch.ops.qwen36_test.gemm(x, None, layer.words, layer.scales, layer.zeros, *rest)
 
 
@@ -265,11 +267,11 @@ class Naming(Marlin):
 
 
 class Aside(Marlin):
-    """The rows are not given to it."""
+    """It gets other tensors than x."""
 
     def op(self, x: Any, layer: Any) -> Any:
         return torch.ops.qwen36_test.gemm(
-            layer.kept[: len(x)], None, layer.words, layer.scales, layer.zeros, self.workspace, len(x), SHAPE.n,
+            layer.others[: len(x)], None, layer.words, layer.scales, layer.zeros, self.workspace, len(x), SHAPE.n,
             SHAPE.k, False,
         )  # fmt: skip
 
@@ -285,10 +287,10 @@ class Idle(Marlin):
     ("kernel", "reason"),
     [
         (Padding, "it calls aten.constant_pad_nd.default, qwen36_test.gemm.default"),
-        (Cutting, "what qwen36_test.gemm.default returns is not what the kernel returns"),
+        (Cutting, "the kernel returns something else than qwen36_test.gemm.default does"),
         (Zeroing, "it calls aten.zero_.default, qwen36_test.gemm.default"),
-        (Deciding, "argument 9 of qwen36_test.gemm.default depends on the number of rows"),
-        (Hiding, "is given a tensor that is neither the layer's nor the kernel's"),
+        (Deciding, "argument 9 of qwen36_test.gemm.default depends on the number of tokens"),
+        (Hiding, "takes a tensor that is neither the layer's nor the kernel's"),
         (Naming, "takes words, scales by name"),
         (Idle, "it calls no op"),
     ],
@@ -297,24 +299,24 @@ def test_whatever_is_more_than_one_call_is_left_to_vllms_python_and_served(
     preparation: Preparation, kernel: type[Marlin], reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     layer, made = Layer(), kernel()
-    with pytest.raises(replay.NotReplayable) as found:
-        selftest.replay_of(linear_of(layer, made), layer.tensors)
-    assert reason in str(found.value)
+    with pytest.raises(replay.NotReplayable) as caught:
+        selftest.record_replay(linear_of(layer, made), layer.tensors)
+    assert reason in str(caught.value)
     linear = load(preparation, layer, made)
     assert (linear.template, linear.replay) == (None, None)
-    assert linear.order == ("exact",)
+    assert linear.routes == ("exact",)
     before = made.calls
-    linear.stock(rows(3), layer.tensors)
+    linear.stock(activations(3), layer.tensors)
     assert made.calls == before + (kernel not in (Cutting, Idle))
 
 
-def test_other_rows_than_it_was_given_are_not_replayed(preparation: Preparation) -> None:
+def test_other_tokens_than_it_was_given_are_not_replayed(preparation: Preparation) -> None:
     layer = Layer()
-    layer.kept = torch.zeros(50, SHAPE.k, dtype=torch.bfloat16)
+    layer.others = torch.zeros(50, SHAPE.k, dtype=torch.bfloat16)
     with pytest.raises(replay.NotReplayable, match="neither the layer's nor the kernel's"):
-        selftest.replay_of(linear_of(layer, Aside()), layer.tensors)
-    with pytest.raises(ValueError, match="one number of rows"):
-        replay.record(lambda x: x, Marlin(), layer.tensors, [rows(3), rows(3)])
+        selftest.record_replay(linear_of(layer, Aside()), layer.tensors)
+    with pytest.raises(ValueError, match="one number of tokens"):
+        replay.record(lambda x: x, Marlin(), layer.tensors, [activations(3), activations(3)])
 
 
 class Remembering(Marlin):
@@ -329,11 +331,11 @@ class Remembering(Marlin):
 
 
 class Turning(Marlin):
-    """Another result from some number of rows on, which nothing before showed."""
+    """Another result from some number of tokens on, which nothing before showed."""
 
     def apply_weights(self, layer: Any, x: Any, bias: Any = None) -> Any:
-        found = super().apply_weights(layer, x, bias)
-        return -found if len(x) == 33 else found
+        result = super().apply_weights(layer, x, bias)
+        return -result if len(x) == 33 else result
 
 
 @pytest.mark.parametrize(("kernel", "count"), [(Remembering, 1), (Turning, 33)])
@@ -342,9 +344,9 @@ def test_a_replay_that_differs_in_a_bit_is_dropped(
 ) -> None:
     layer, made = Layer(), kernel()
     linear = linear_of(layer, made)
-    again = selftest.replay_of(linear, layer.tensors).bound(made)
+    again = selftest.record_replay(linear, layer.tensors).bound(made)
     problem = selftest.problem_with_replay(linear, again, layer.tensors)
-    assert problem == f"{count} rows are not what vLLM's Python makes of them"
+    assert problem == f"{count} tokens are not what vLLM's Python makes of them"
     assert load(preparation, layer, made).replay is None
 
 
@@ -352,7 +354,7 @@ def test_what_is_no_number_is_no_difference(preparation: Preparation) -> None:
     layer = Layer()
     layer.scales[0, 3] = float("nan")
     linear, made = linear_of(layer, Marlin()), Marlin()
-    again = selftest.replay_of(linear_of(layer, made), layer.tensors).bound(made)
+    again = selftest.record_replay(linear_of(layer, made), layer.tensors).bound(made)
     assert selftest.problem_with_replay(linear, again, layer.tensors) is None
 
 
@@ -362,9 +364,9 @@ def test_a_kernel_that_cannot_be_looked_at_is_served_all_the_same(
     def broken(*_: Any) -> Iterator[None]:
         raise torch.OutOfMemoryError("no memory left")
 
-    monkeypatch.setattr(prepare, "replay_of", broken)
+    monkeypatch.setattr(prepare, "record_replay", broken)
     layer = Layer()
     linear = load(preparation, layer, Marlin())
     assert linear.replay is None
-    x = rows(3)
+    x = activations(3)
     assert same(linear.stock(x, layer.tensors), product(x, layer))

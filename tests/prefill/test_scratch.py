@@ -75,14 +75,14 @@ def test_the_27bs_fp8_scales_cost_its_e4m3_parts_nothing() -> None:
     """Those of 64 layers come out of the default scratch, and those of an MTP layer fit beside them."""
     attention, delta, both = 14336, 16384, 5120 + 34816 + 5120
     scales = 8 * (16 * (attention + both) + 48 * (delta + both))
-    given = 128 << 20
-    left = scratch.beside(scales, given)
+    budget = 128 << 20
+    left = scratch.beside(scales, budget)
     assert (scales, left >> 20) == (31_195_136, 96)
-    assert left + scales + 8 * (5120 + attention + both) <= given
+    assert left + scales + 8 * (5120 + attention + both) <= budget
     shapes = [(5120, attention), (5120, delta), (6144, 5120), (5120, 34816), (17408, 5120)]
     for k, n in shapes:
-        assert scratch.column_tiles(k, n, 1, left) == scratch.column_tiles(k, n, 1, given)
-    assert max(scratch.largest_tile(k, n, (2,), given) for k, n in shapes) == 115 << 20
+        assert scratch.column_tiles(k, n, 1, left) == scratch.column_tiles(k, n, 1, budget)
+    assert max(scratch.largest_tile(k, n, (2,), budget) for k, n in shapes) == 115 << 20
     assert max(scratch.largest_tile(k, n, (1, 2), left) for k, n in shapes) == 85 << 20
 
 
@@ -102,7 +102,9 @@ def test_what_fits_whole_is_one_part() -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 64 * 5120 * 2 - 1])
 def test_too_little_is_an_error_that_says_how_much_is_needed(size: int) -> None:
-    with pytest.raises(ValueError, match=rf"64 columns of 5120 rows need 655,360 bytes; there are {size:,}"):
+    with pytest.raises(
+        ValueError, match=rf"64 columns of 5120 values need 655,360 bytes; there are {size:,}"
+    ):
         scratch.column_tiles(5120, 14336, 2, size)
 
 
@@ -136,7 +138,7 @@ def test_more_columns_fit_in_fewer_bits() -> None:
 
 def test_a_buffer_too_small_for_a_weight_says_so() -> None:
     scratch.reserve(CPU, 1024)
-    with pytest.raises(ValueError, match="64 columns of 128 rows need 16,384 bytes; there are 1,024"):
+    with pytest.raises(ValueError, match="64 columns of 128 values need 16,384 bytes; there are 1,024"):
         scratch.tiles(CPU, 128, 256, torch.bfloat16)
 
 
@@ -158,6 +160,19 @@ def test_a_larger_one_replaces_it_and_the_tiles_with_it() -> None:
     after = scratch.tiles(CPU, 128, 256, torch.bfloat16)
     assert (len(before), len(after)) == (4, 1)
     assert after[0].dense.data_ptr() != before[0].dense.data_ptr()
+
+
+def test_a_buffer_can_be_swapped_for_another_and_back() -> None:
+    scratch.reserve(CPU, 64 * 128 * 2)
+    before = scratch.tiles(CPU, 128, 256, torch.bfloat16)
+    other = torch.empty(256 * 128 * 2, dtype=torch.uint8)
+    usual = scratch.swap(CPU, other)
+    assert usual is not None
+    (tile,) = scratch.tiles(CPU, 128, 256, torch.bfloat16)
+    assert tile.dense.data_ptr() == other.data_ptr()
+    assert scratch.swap(CPU, usual) is other
+    after = scratch.tiles(CPU, 128, 256, torch.bfloat16)
+    assert [tile.dense.data_ptr() for tile in after] == [tile.dense.data_ptr() for tile in before]
 
 
 def test_each_device_has_its_own() -> None:

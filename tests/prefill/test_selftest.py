@@ -1,4 +1,4 @@
-"""Each path against the weights as they were loaded: what passes, and what is named where it does not."""
+"""Each route against the weights as they were loaded: what passes, and what is named where it does not."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from vllm_qwen36_plugin.prefill import dispatch, paths, scratch, selftest  # noqa: E402
+from vllm_qwen36_plugin.prefill import dispatch, routes, scratch, selftest  # noqa: E402
+from vllm_qwen36_plugin.prefill.expand import reference  # noqa: E402
 from vllm_qwen36_plugin.prefill.selftest import Original, problem_with  # noqa: E402
 from vllm_qwen36_plugin.prefill.shape import Shape  # noqa: E402
 
 from .fake_gpu import FakeGpu  # noqa: E402
-from .made import DenseKernel, Weight, expand_by_places, same  # noqa: E402
+from .made import DenseKernel, Weight, same  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("gpu")
 
@@ -36,27 +37,27 @@ def two_tiles_at_least(clean: None) -> None:
 
 
 def problem(
-    path: Any, kept: Weight, loaded: Weight | None = None, fp8: torch.Tensor | None = None
+    route: Any, stored: Weight, loaded: Weight | None = None, fp8: torch.Tensor | None = None
 ) -> str | None:
-    """Of a layer that holds ``kept`` where ``loaded`` was loaded."""
-    loaded = kept if loaded is None else loaded
+    """Of a layer that holds ``stored`` where ``loaded`` was loaded."""
+    loaded = stored if loaded is None else loaded
     layer = torch.nn.Module()
     linear = dispatch.Linear(
-        kept.shape, DenseKernel(kept.shape), ("scales", "words"), 1, 0, weakref.ref(layer)
+        stored.shape, DenseKernel(stored.shape), ("scales", "words"), 1, 0, weakref.ref(layer)
     )
-    original = Original.of(loaded.words(), loaded.scales)
-    scales = paths.fp8_scales(kept.scales, kept.shape.bits) if fp8 is None else fp8
-    return problem_with(path, linear, original, [kept.kept_scales(), kept.kept_words()], scales)
+    original = Original.copy_of(loaded.words(), loaded.scales)
+    scales = routes.fp8_scales(stored.scales, stored.shape.bits) if fp8 is None else fp8
+    return problem_with(route, linear, original, [stored.stock_scales(), stored.stock_words()], scales)
 
 
 def unpacks_wrong(column: int) -> str:
     return f"column {column} does not unpack to the checkpoint's numbers"
 
 
-@pytest.mark.parametrize("path", ["exact", "fp8"])
+@pytest.mark.parametrize("route", ["exact", "fp8"])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.key)
-def test_what_was_loaded_passes(shape: Shape, path: str) -> None:
-    assert problem(path, Weight.random(shape)) is None
+def test_what_was_loaded_passes(shape: Shape, route: str) -> None:
+    assert problem(route, Weight.random(shape)) is None
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.key)
@@ -102,28 +103,28 @@ def test_a_weight_in_another_kernels_order_does_not_pass() -> None:
     taken_for = replace(loaded, shape=replace(loaded.shape, layout="machete"))
     layer = torch.nn.Module()
     linear = dispatch.Linear(taken_for.shape, None, ("scales", "words"), 1, 0, weakref.ref(layer))
-    original = Original.of(loaded.words(), loaded.scales)
-    found = problem_with("exact", linear, original, [loaded.kept_scales(), loaded.kept_words()], None)
-    assert found is not None
-    assert "does not unpack" in found
+    original = Original.copy_of(loaded.words(), loaded.scales)
+    text = problem_with("exact", linear, original, [loaded.stock_scales(), loaded.stock_words()], None)
+    assert text is not None
+    assert "does not unpack" in text
 
 
-@pytest.mark.parametrize("path", ["exact", "fp8"])
+@pytest.mark.parametrize("route", ["exact", "fp8"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_what_is_no_number_in_the_checkpoint_is_none_here_either(path: str, bad: float) -> None:
+def test_what_is_no_number_in_the_checkpoint_is_none_here_either(route: str, bad: float) -> None:
     scales = Weight.random(SHAPE).scales
     scales[1, 300] = bad
-    assert problem(path, Weight.random(SHAPE, scales=scales)) is None
+    assert problem(route, Weight.random(SHAPE, scales=scales)) is None
 
 
 def test_a_nan_of_another_kind_is_the_same_nan(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU makes one of its own where torch on a CPU keeps the one it was given."""
+    """A GPU makes one of its own where torch on a CPU keeps the one it got."""
 
     def with_other_nans(words: Any, scales: Any, out: torch.Tensor, *rest: Any, **how: Any) -> None:
-        expand_by_places(words, scales, out, *rest, **how)
+        reference(words, scales, out, *rest, **how)
         out.view(torch.int16)[out.isnan()] = 0x7FFF
 
-    monkeypatch.setattr(paths, "expand", with_other_nans)
+    monkeypatch.setattr(routes, "expand", with_other_nans)
     scales = Weight.random(SHAPE).scales
     scales[1, 300] = float("nan")
     assert problem("exact", Weight.random(SHAPE, scales=scales)) is None
@@ -138,59 +139,59 @@ def test_what_is_a_number_in_the_checkpoint_must_be_one_here(bad: float) -> None
     assert problem("exact", loaded, replace(loaded, scales=scales)) == unpacks_wrong(300)
 
 
-@pytest.mark.parametrize("path", ["exact", "fp8"])
-def test_a_weight_of_zeros_passes(path: str) -> None:
+@pytest.mark.parametrize("route", ["exact", "fp8"])
+def test_a_weight_of_zeros_passes(route: str) -> None:
     weight = Weight.random(SHAPE)
-    assert problem(path, replace(weight, scales=weight.scales * 0)) is None
+    assert problem(route, replace(weight, scales=weight.scales * 0)) is None
 
 
 def test_a_wrong_product_of_right_weights_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     stock = dispatch.exact
     most = {1: 1.0, 129: 1.0, 517: 1.05}
     monkeypatch.setattr(dispatch, "exact", lambda x, *rest: stock(x, *rest) * most[len(x)])
-    found = problem("exact", Weight.random(SHAPE))
-    assert found is not None
-    assert found.startswith("517 rows are off by ")
+    text = problem("exact", Weight.random(SHAPE))
+    assert text is not None
+    assert text.startswith("517 tokens are off by ")
 
 
 def test_a_product_that_is_no_number_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         dispatch, "exact", lambda x, weight, shape: x.new_full((len(x), shape.n), float("nan"))
     )
-    found = problem("exact", Weight.random(SHAPE))
-    assert found is not None
-    assert found.startswith("1 rows are off by nan")
+    text = problem("exact", Weight.random(SHAPE))
+    assert text is not None
+    assert text.startswith("1 tokens are off by nan")
 
 
 @pytest.mark.parametrize("wrong", [lambda f: f.flip(0), lambda f: f.flip(1), lambda f: f * 1.2])
 def test_wrong_fp8_scales_do_not_pass(wrong: Any) -> None:
     weight = Weight.random(SHAPE)
     weight = replace(weight, scales=weight.scales * torch.linspace(0.1, 10, SHAPE.n).bfloat16())
-    right = paths.fp8_scales(weight.scales, 4)
+    right = routes.fp8_scales(weight.scales, 4)
     assert problem("fp8", weight, fp8=right) is None
-    found = problem("fp8", weight, fp8=wrong(right).contiguous())
-    assert found is not None
-    assert "rows are off by" in found
+    text = problem("fp8", weight, fp8=wrong(right).contiguous())
+    assert text is not None
+    assert "tokens are off by" in text
 
 
-def test_rows_quantized_with_a_scale_too_coarse_do_not_pass(
+def test_tokens_quantized_with_a_scale_too_coarse_do_not_pass(
     gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def coarse(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        rows, scales = gpu.quantize_rows(x / 2**14)
-        return rows, scales * 2**14 * 1.1
+        tokens, scales = gpu.quantize_tokens(x / 2**14)
+        return tokens, scales * 2**14 * 1.1
 
-    monkeypatch.setattr(paths, "quantize_rows", coarse)
-    found = problem("fp8", Weight.random(SHAPE))
-    assert found is not None
-    assert "rows are off by" in found
+    monkeypatch.setattr(routes, "quantize_tokens", coarse)
+    text = problem("fp8", Weight.random(SHAPE))
+    assert text is not None
+    assert "tokens are off by" in text
 
 
 def test_the_original_is_a_copy() -> None:
     """The stock kernel repacks in place."""
     weight = Weight.random(SHAPE)
     words, scales = weight.words(), weight.scales.clone()
-    original = Original.of(words, scales)
+    original = Original.copy_of(words, scales)
     words.zero_()
     scales.zero_()
     assert same(original.dense(64, 100, 4), weight.dense()[64:164].bfloat16())
@@ -201,8 +202,8 @@ def test_the_kernel_itself_passes_and_is_looked_at(
     interpreted: Any, monkeypatch: pytest.MonkeyPatch, shape: Shape
 ) -> None:
     shape = replace(shape, n=128)
-    monkeypatch.setattr(paths, "expand", interpreted.expand)
-    monkeypatch.setattr(selftest, "ROWS", (3,))
+    monkeypatch.setattr(routes, "expand", interpreted.expand)
+    monkeypatch.setattr(selftest, "TOKENS", (3,))
     loaded = Weight.random(shape)
     assert problem("exact", loaded) is None
     assert problem("fp8", loaded) is None

@@ -53,7 +53,7 @@ def test_what_names_no_shape_is_an_error_with_an_example(key: str) -> None:
         ("marlin", 16, 64, -1, True),
         ("marlin", 64, 64, 16, True),
         ("marlin", 64, 96, 16, False),  # half a tile of columns
-        ("marlin", 72, 64, -1, False),  # half a tile of rows
+        ("marlin", 72, 64, -1, False),  # half a tile along k
         ("marlin", 64, 64, 8, False),  # two groups in a tile
         ("marlin", 192, 64, 128, False),  # a group and a half
         ("marlin", 64, 64, 128, False),  # half a group

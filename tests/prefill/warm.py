@@ -64,9 +64,9 @@ def all_at_once() -> None:
         for part in range(parts)
     ]
     for process in started:
-        _, said = process.communicate()
+        _, errors = process.communicate()
         if process.returncode:
-            warnings.warn(f"not all kernels were compiled beforehand: {said[-1000:]}", stacklevel=2)
+            warnings.warn(f"not all kernels were compiled beforehand: {errors[-1000:]}", stacklevel=2)
 
 
 def main() -> None:

@@ -41,7 +41,7 @@ WAIT_S = 240
 
 @dataclass
 class Chain:
-    """What came of the runs: their targets, and what was seen on the way."""
+    """The targets of the runs, and what was observed on the way."""
 
     whole: Path
     resumed: Path
@@ -88,40 +88,40 @@ def finish(run: subprocess.Popen[str]) -> str:
 def chain(original: DemoCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Chain:
     folder = tmp_path_factory.mktemp("resume")
     (folder / "rules.toml").write_text(RECIPE)
-    found = Chain(folder / "whole", folder / "resumed")
-    found.screens.append(finish(start(original.path, found.whole)))
-    state, target = RunState(state_folder(found.resumed)), found.resumed
+    observed = Chain(folder / "whole", folder / "resumed")
+    observed.screens.append(finish(start(original.path, observed.whole)))
+    state, target = RunState(state_folder(observed.resumed)), observed.resumed
     objects = state.store / "objects"
     dice = random.Random(SEED)
 
     run = start(original.path, target)
     kill_when(run, lambda: state.layers() >= 1, dice.uniform(0.0, 1.5))
-    found.before_kill.append(state.layers())
+    observed.before_kill.append(state.layers())
 
     run = start(original.path, target)
-    known = {path.name for path in objects.iterdir()}
-    kill_when(run, lambda: any(path.name not in known for path in objects.iterdir()))
-    found.before_kill.append(state.layers())
+    earlier = {path.name for path in objects.iterdir()}
+    kill_when(run, lambda: any(path.name not in earlier for path in objects.iterdir()))
+    observed.before_kill.append(state.layers())
 
     attempts = set(state.store.glob("attempt-*"))
-    # How often a state is kept is no part of what the run is of.
+    # How often a state is kept does not make it another run.
     run = start(original.path, target, "--state-every", "3")
     wait_for(run, lambda: bool(set(state.store.glob("attempt-*")) - attempts))
     # From making that folder to catching signals gptqmodel needs no time to speak of.
     time.sleep(0.5)
     run.send_signal(signal.SIGINT)
-    found.screens.append(run.communicate(timeout=WAIT_S)[0])
-    found.ctrl_c = run.returncode
-    found.before_kill.append(state.layers())
+    observed.screens.append(run.communicate(timeout=WAIT_S)[0])
+    observed.ctrl_c = run.returncode
+    observed.before_kill.append(state.layers())
 
     run = start(original.path, target)
     kill_when(run, lambda: any(folder.glob(".resumed.partial-*")), dice.uniform(0.0, 0.1))
-    found.before_kill.append(state.layers())
-    found.half_target = any(folder.glob(".resumed.partial-*"))
-    found.target_before_last = target.exists()
+    observed.before_kill.append(state.layers())
+    observed.half_target = any(folder.glob(".resumed.partial-*"))
+    observed.target_before_last = target.exists()
 
-    found.screens.append(finish(start(original.path, target)))
-    return found
+    observed.screens.append(finish(start(original.path, target)))
+    return observed
 
 
 def test_every_file_is_the_same_as_without_a_kill(chain: Chain) -> None:

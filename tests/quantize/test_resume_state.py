@@ -1,4 +1,4 @@
-"""What the state of a killed run is compared with, who may use it, and when it is not kept."""
+"""A state is compared with the run that would continue it; who may use it, and when a run keeps none."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import shutil
 import threading
 from collections import namedtuple
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,18 +16,18 @@ import pytest
 from gptq_hybrid.checkpoint import layout_for
 from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.demo.builder import DemoCheckpoint
-from gptq_hybrid.quantize import QuantizeRequest, preflight
+from gptq_hybrid.quantize import QuantizeRequest, plan_run
 from gptq_hybrid.quantize.state import (
     RunState,
-    before_calibration,
+    calibration_items,
+    decide_state,
     differences,
-    of_calibration,
     open_state,
-    plan_resume,
-    source_identity,
+    request_items,
     state_folder,
     state_size,
 )
+from gptq_hybrid.quantize.state.manifest import code_digest
 from gptq_hybrid.recipes import load_recipe
 from gptq_hybrid.recipes.sizes import dense_state_bytes, hidden_state_bytes, packed_modules_bytes
 from gptq_hybrid.upstream import IncompatibleError, resumable
@@ -40,7 +39,7 @@ CALIBRATION = {"sha256": "ab", "rows": 8, "sources": [{"source": "demo"}]}
 
 def keep_state(request: QuantizeRequest, layers: int) -> RunState:
     """The folder of a run of ``request``, killed after ``layers``: all that is read before gptqmodel reads it."""
-    items = before_calibration(request, hidden_on_cpu=False) | of_calibration(CALIBRATION)
+    items = request_items(request, hidden_on_cpu=False) | calibration_items(CALIBRATION)
     with open_state(request.target, items, restart=False) as state:
         (state.store / "objects").mkdir(parents=True)
         (state.store / "objects" / "aa").write_text(json.dumps({"cursor": layers}))
@@ -53,15 +52,15 @@ def request_(original: DemoCheckpoint, tmp_path: Path) -> QuantizeRequest:
     return QuantizeRequest(original.path, tmp_path / "out", calibration="demo", samples=8, max_length=64)
 
 
-def test_a_state_of_the_same_run_is_continued_and_said_so(request_: QuantizeRequest) -> None:
+def test_a_state_of_the_same_run_is_continued_and_the_plan_says_so(request_: QuantizeRequest) -> None:
     keep_state(request_, 2)
-    found = preflight(request_)
-    assert found.resume.done == 2
-    assert dict(found.facts)["state"].startswith("continuing after layer 2 of 4, from ")
+    plan = plan_run(request_)
+    assert plan.state.done == 2
+    assert dict(plan.facts)["state"].startswith("continuing after layer 2 of 4, from ")
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"seed": 5}, "--seed: 0 before, 5 now"),
         ({"samples": 9}, "--samples: 8 before, 9 now"),
@@ -72,20 +71,20 @@ def test_a_state_of_the_same_run_is_continued_and_said_so(request_: QuantizeRequ
     ],
 )
 def test_a_state_of_another_run_is_refused_before_anything_is_done(
-    request_: QuantizeRequest, change: dict[str, Any], said: str
+    request_: QuantizeRequest, change: dict[str, Any], message: str
 ) -> None:
     state = keep_state(request_, 2)
     with pytest.raises(HybridError) as refused:
-        preflight(replace(request_, **change))
-    assert said in refused.value.message
+        plan_run(replace(request_, **change))
+    assert message in refused.value.message
     assert "--restart" in (refused.value.remedy or "")
     assert state.layers() == 2
 
 
 def test_another_calibration_is_refused_when_it_is_drawn(request_: QuantizeRequest) -> None:
     state = keep_state(request_, 2)
-    items = before_calibration(request_, hidden_on_cpu=False)
-    items |= of_calibration(CALIBRATION | {"sha256": "cd"})
+    items = request_items(request_, hidden_on_cpu=False)
+    items |= calibration_items(CALIBRATION | {"sha256": "cd"})
     with (
         pytest.raises(HybridError, match="calibration sha256: ab before, cd now"),
         open_state(request_.target, items, restart=False),
@@ -97,7 +96,7 @@ def test_another_calibration_is_refused_when_it_is_drawn(request_: QuantizeReque
 def test_restart_throws_the_state_away(request_: QuantizeRequest) -> None:
     keep_state(request_, 2)
     again = replace(request_, seed=5, restart=True)
-    assert preflight(again).resume.done == 0
+    assert plan_run(again).state.done == 0
     with open_state(again.target, {"--seed": "5"}, restart=True) as state:
         assert state.layers() == 0
         assert state.manifest() == {"--seed": "5"}
@@ -106,7 +105,7 @@ def test_restart_throws_the_state_away(request_: QuantizeRequest) -> None:
 def test_a_state_without_a_finished_layer_binds_nobody(request_: QuantizeRequest) -> None:
     with open_state(request_.target, {"--seed": "1"}, restart=False):
         pass
-    assert preflight(request_).resume.done == 0
+    assert plan_run(request_).state.done == 0
     with open_state(request_.target, {"--seed": "0"}, restart=False) as state:
         assert state.manifest() == {"--seed": "0"}
 
@@ -115,9 +114,9 @@ def test_a_damaged_state_is_named_with_the_way_out(request_: QuantizeRequest) ->
     state = keep_state(request_, 2)
     (state.store / "CURRENT").write_text('{"generations": [')
     with pytest.raises(HybridError, match="CURRENT does not hold") as refused:
-        preflight(request_)
+        plan_run(request_)
     assert "--restart" in (refused.value.remedy or "")
-    assert preflight(replace(request_, restart=True)).resume.done == 0
+    assert plan_run(replace(request_, restart=True)).state.done == 0
 
 
 def test_two_processes_do_not_write_one_target(tmp_path: Path) -> None:
@@ -136,7 +135,7 @@ def test_what_a_killed_run_left_unfinished_is_cleared_and_its_state_kept(request
     for folder in (attempt, half, other):
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(b"half")
-    items = before_calibration(request_, hidden_on_cpu=False) | of_calibration(CALIBRATION)
+    items = request_items(request_, hidden_on_cpu=False) | calibration_items(CALIBRATION)
     with open_state(request_.target, items, restart=False):
         assert not attempt.exists()
         assert not half.exists()
@@ -144,31 +143,6 @@ def test_what_a_killed_run_left_unfinished_is_cleared_and_its_state_kept(request
         assert state.layers() == 2
     state.remove()
     assert not state_folder(request_.target).exists()
-
-
-def test_a_fine_tune_with_the_same_header_is_another_source(
-    original: DemoCheckpoint, damaged: Callable[[Path], Path]
-) -> None:
-    copy = damaged(original.path)
-    assert source_identity(copy) == source_identity(original.path)
-    shard = copy / "model-00002-of-00002.safetensors"
-    content = bytearray(shard.read_bytes())
-    # All weights moved a little, as by training; size and header stay.
-    start = 8 + int.from_bytes(content[:8], "little")
-    content[start:] = bytes(byte ^ 1 for byte in content[start:])
-    shard.write_bytes(content)
-    found = differences(source_identity(original.path), source_identity(copy))
-    assert [line.split(":")[0] for line in found] == [shard.name]
-
-
-def test_links_into_the_cache_of_the_hub_are_as_good_as_files(
-    original: DemoCheckpoint, tmp_path: Path
-) -> None:
-    snapshot = tmp_path / "snapshots" / "abc"
-    snapshot.mkdir(parents=True)
-    for path in original.path.iterdir():
-        (snapshot / path.name).symlink_to(path)
-    assert source_identity(snapshot) == source_identity(original.path)
 
 
 def test_long_values_are_cut_to_where_they_differ() -> None:
@@ -180,45 +154,45 @@ def test_long_values_are_cut_to_where_they_differ() -> None:
 
 
 def test_a_run_that_cannot_be_continued_says_why_in_one_line(request_: QuantizeRequest) -> None:
-    gptaq = preflight(replace(request_, recipe=load_recipe("static-mse-gptaq")))
-    said = dict(gptaq.facts)["state"]
-    assert said.startswith("a run that is killed starts anew: ")
-    assert "GPTAQ" in said
-    assert "\n" not in said
-    assert gptaq.resume.size is None
-    assert "--no-resume" in dict(preflight(replace(request_, resume=False)).facts)["state"]
+    gptaq = plan_run(replace(request_, recipe=load_recipe("static-mse-gptaq")))
+    line = dict(gptaq.facts)["state"]
+    assert line.startswith("a run that is killed starts anew: ")
+    assert "GPTAQ" in line
+    assert "\n" not in line
+    assert gptaq.state.size is None
+    assert "--no-resume" in dict(plan_run(replace(request_, resume=False)).facts)["state"]
 
 
 def test_gptqmodel_keeps_a_state_on_the_main_thread_only(request_: QuantizeRequest) -> None:
-    said: list[str] = []
-    thread = threading.Thread(target=lambda: said.append(dict(preflight(request_).facts)["state"]))
+    lines: list[str] = []
+    thread = threading.Thread(target=lambda: lines.append(dict(plan_run(request_).facts)["state"]))
     thread.start()
     thread.join()
-    assert "main thread" in said[0]
+    assert "main thread" in lines[0]
 
 
 def test_a_state_that_main_memory_cannot_hold_is_not_kept(
     request_: QuantizeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gptq_hybrid.quantize.state._plan.free_memory", lambda: 1 << 10)
-    assert "of main memory" in dict(preflight(request_).facts)["state"]
+    monkeypatch.setattr("gptq_hybrid.quantize.state.decision.free_memory", lambda: 1 << 10)
+    assert "of main memory" in dict(plan_run(request_).facts)["state"]
 
 
 def test_the_disk_check_counts_the_state_and_offers_to_do_without(
     request_: QuantizeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state = preflight(request_).resume
+    state = plan_run(request_).state
     # Room for the target and half of the state.
     free = 8_700_000 + state.disk // 2
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 40, 0, free))
     with pytest.raises(HybridError, match="are needed") as refused:
-        preflight(request_)
+        plan_run(request_)
     assert "--no-resume needs" in (refused.value.remedy or "")
 
 
 def test_at_27b_every_eighth_layer_is_kept() -> None:
     layout = layout_for(CONFIG_27B)
-    inputs = hidden_state_bytes(5120, 512, 2048) // 2
+    inputs = hidden_state_bytes(5120, 512 * 2048) // 2
     settings = load_recipe("static-mse").settings
     dense = dense_state_bytes(layout, settings)
     # The tower's 0.86 GiB, norms and the small projections of Gated-DeltaNet.
@@ -229,14 +203,14 @@ def test_at_27b_every_eighth_layer_is_kept() -> None:
     assert 56 < size.disk / 2**30 < 60
     assert 22 < size.memory / 2**30 < 24
     assert state_size(inputs // 8, 0).interval == 1
-    asked = state_size(inputs, packed_modules_bytes(layout, settings), dense, 1)
-    assert asked == replace(size, interval=1)
+    each = state_size(inputs, packed_modules_bytes(layout, settings), dense, 1)
+    assert each == replace(size, interval=1)
 
 
-def test_a_state_is_kept_as_often_as_asked_and_that_is_said(request_: QuantizeRequest) -> None:
-    assert "state kept after each layer" in dict(preflight(request_).facts)["state"]
+def test_a_state_is_kept_as_often_as_requested_and_the_plan_says_how_often(request_: QuantizeRequest) -> None:
+    assert "state kept after each layer" in dict(plan_run(request_).facts)["state"]
     often = replace(request_, state_every=3)
-    assert "state kept every 3 layers" in dict(preflight(often).facts)["state"]
+    assert "state kept every 3 layers" in dict(plan_run(often).facts)["state"]
 
 
 def test_of_gptqmodels_refusals_only_dynamic_and_the_model_type_go() -> None:
@@ -277,11 +251,11 @@ def test_a_run_computed_one_way_is_not_continued_in_another(monkeypatch: pytest.
     restored: list[Any] = []
     monkeypatch.setattr(upstream, "capture", lambda self: ({"specs": []}, {}))
     monkeypatch.setattr(upstream, "restore", lambda self, state, artifacts: restored.append(state))
-    with resumable({}, way="products half"):
+    with resumable({}, method="products half"):
         adapter = gptq_checkpoint.QuantizationCheckpointAdapter
         state, _ = adapter.__new__(adapter).capture()
         adapter.__new__(adapter).restore(state, {})
-    with resumable({}, way="gptqmodel alone"):
+    with resumable({}, method="gptqmodel alone"):
         adapter = gptq_checkpoint.QuantizationCheckpointAdapter
         with pytest.raises(HybridError, match="by 'products half', and this one is by 'gptqmodel alone'"):
             adapter.__new__(adapter).restore(state, {})
@@ -292,10 +266,35 @@ def test_a_state_has_to_fit_beside_what_its_run_takes(
     request_: QuantizeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = 3 << 30
-    monkeypatch.setattr("gptq_hybrid.quantize.state._plan.free_memory", lambda: free)
-    asked = {"inputs": 1 << 28, "packed": 0, "dense": 0, "hidden_on_cpu": False}
+    monkeypatch.setattr("gptq_hybrid.quantize.state.decision.free_memory", lambda: free)
+    sizes = {"inputs": 1 << 28, "packed": 0, "dense": 0, "hidden_on_cpu": False}
     state = state_size(1 << 28, 0).memory
-    assert plan_resume(request_, **asked, beside=free - state).size is not None
-    refused = plan_resume(request_, **asked, beside=free - state + 1)
+    assert decide_state(request_, **sizes, run_memory=free - state).size is not None
+    refused = decide_state(request_, **sizes, run_memory=free - state + 1)
     assert refused.size is None
     assert "beside the run's 2.5 GiB" in refused.reason
+
+
+def test_the_code_that_decides_the_result_is_part_of_the_run(tmp_path: Path) -> None:
+    def package(name: str, patch: str = "+ line") -> Path:
+        for folder in ("upstream/speedups", "definition", "packing"):
+            (tmp_path / name / folder).mkdir(parents=True)
+            (tmp_path / name / folder / "module.py").write_text("code")
+        (tmp_path / name / "upstream" / "solver.patch").write_text(patch)
+        return tmp_path / name
+
+    first, same = package("first"), package("same")
+    assert code_digest(first) == code_digest(same)
+    # Below folders of the room, and in patches, too.
+    deeper = package("deeper")
+    (deeper / "upstream" / "speedups" / "module.py").write_text("other code")
+    assert len({code_digest(first), code_digest(deeper), code_digest(package("patched", "- line"))}) == 3
+
+
+def test_a_folder_of_code_that_was_renamed_is_noticed(tmp_path: Path) -> None:
+    for folder in ("upstream", "definition", "packing"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "module.py").write_text("code")
+    (tmp_path / "definition" / "module.py").rename(tmp_path / "module.py")
+    with pytest.raises(AssertionError, match="definition holds no code"):
+        code_digest(tmp_path)

@@ -1,4 +1,4 @@
-"""The small trained model over a few short documents, and results made by hand."""
+"""The small trained model over a few short documents."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gptq_hybrid.streaming import Batch, CheckpointWeights, make_batches
 
 MINI = Path(__file__).parents[2] / "bench" / "mini" / "checkpoint"
 DRAFTS = 2
-# Ids of a few documents of unequal length; what they say does not matter to whether two computations agree.
+# Ids of a few documents of unequal length. Their content does not matter: two computations must agree on any.
 DOCUMENTS = [
     [(7 * i * i + 13 * i + n) % 8000 for i in range(length)] for n, length in enumerate((21, 12, 17))
 ]
@@ -31,7 +31,7 @@ def batches() -> list[Batch]:
 
 @pytest.fixture
 def passes(weights: CheckpointWeights, batches: list[Batch]) -> Callable[..., Passes]:
-    """Passes over the documents, with room for ``variants`` states at a time."""
+    """Make passes over the documents, with memory for ``variants`` states at a time."""
 
     def make(variants: int = 100) -> Passes:
         tokens = sum(batch.tokens.numel() for batch in batches)

@@ -1,4 +1,4 @@
-"""Results made by hand."""
+"""Hand-made results."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from gptq_hybrid.checkpoint import TensorLayout
 from gptq_hybrid.evaluate import Estimate
-from gptq_hybrid.sensitivity import KindSum, Measured, Module, Sensitivity, Together, Unit, units_of
-from gptq_hybrid.sensitivity._forms import Rounded
+from gptq_hybrid.sensitivity import KindSum, Measured, Module, Sensitivity, Together, Unit, list_units
+from gptq_hybrid.sensitivity._precisions import Rounded
 
 
 def estimate(value: float) -> Estimate:
@@ -17,8 +17,8 @@ def estimate(value: float) -> Estimate:
 def result(
     layout: TensorLayout, klds: Mapping[str, Mapping[int, float]], *, otherwise: Mapping[int, float]
 ) -> Sensitivity:
-    """KLD of units by name and bits; of those not named, ``otherwise``."""
-    modules = tuple(_module(u, klds.get(u.name, otherwise)) for u in units_of(layout, draft=True))
+    """Make a result from the KLD of units by name and bits; ``otherwise`` is for units that are not named."""
+    modules = tuple(_module(u, klds.get(u.name, otherwise)) for u in list_units(layout, mtp=True))
     forms = tuple(f"rtn{bits}" for bits in otherwise)
     kinds = dict.fromkeys(m.kind for m in modules if m.layer is not None)
     return Sensitivity(
@@ -35,7 +35,7 @@ def result(
 
 
 def _module(unit: Unit, klds: Mapping[int, float]) -> Module:
-    draft = unit.place == "draft"
+    draft = unit.place == "mtp"
     measured = []
     for bits, kld in klds.items():
         size = Rounded(bits, 128).stored_bytes(unit)

@@ -25,10 +25,10 @@ def command(original: DemoCheckpoint, tmp_path: Path) -> Command:
     data.write_text(json.dumps({"text": "One module at a time, and all the others as they are."}) + "\n")
 
     def run(*arguments: str, documents: bool = True) -> str:
-        given = ["--data", str(data)] if documents else []
+        source = ["--data", str(data)] if documents else []
         out = ["--out", str(tmp_path / "out"), "--device", "cpu", "--max-length", "16", "--drafts", "0"]
         result = CliRunner().invoke(
-            build_app(), ["sensitivity", str(original.path), *given, *out, *arguments]
+            build_app(), ["sensitivity", str(original.path), *source, *out, *arguments]
         )
         if isinstance(result.exception, HybridError):
             raise result.exception
@@ -41,9 +41,9 @@ def command(original: DemoCheckpoint, tmp_path: Path) -> Command:
 def test_json_picture_and_recipe_are_written(command: Command, tmp_path: Path) -> None:
     recipe = tmp_path / "mine.toml"
     printed = command("--json", "--recipe-out", str(recipe), "--budget", "3%")
-    found = read_sensitivity(tmp_path / "out" / "sensitivity.json")
+    scanned = read_sensitivity(tmp_path / "out" / "sensitivity.json")
     assert json.loads(printed) == json.loads((tmp_path / "out" / "sensitivity.json").read_text())
-    assert found.forms == ("rtn4", "rtn8")
+    assert scanned.forms == ("rtn4", "rtn8")
     assert str(tmp_path) not in printed
     assert (tmp_path / "out" / "sensitivity.png").is_file()
     assert load_recipe(recipe).settings["bits"] == 4

@@ -9,8 +9,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from gptq_hybrid.evaluate import FormatError
-from gptq_hybrid.sensitivity import plot_sensitivity, ranked, read_sensitivity, tables, write_sensitivity
+from gptq_hybrid.common.typed_json import FormatError
+from gptq_hybrid.sensitivity import (
+    plot_sensitivity,
+    rank_modules,
+    read_sensitivity,
+    sensitivity_tables,
+    write_sensitivity,
+)
 from gptq_hybrid.sensitivity._plot import _grid
 from gptq_hybrid.streaming import CheckpointWeights
 
@@ -43,14 +49,14 @@ def test_other_json_is_refused(weights: CheckpointWeights, tmp_path: Path, damag
 
 def test_modules_are_ranked_by_what_they_cost(weights: CheckpointWeights) -> None:
     made = result(weights.layout, {DOWN: {4: 0.01, 8: 0.001}, QKV: {4: 0.02, 8: 0.0001}}, otherwise=CHEAP)
-    assert [module.name for module, _ in ranked(made)[:2]] == [QKV, DOWN]
-    assert [module.name for module, _ in ranked(made, "rtn8")[:2]] == [DOWN, QKV]
+    assert [module.name for module, _ in rank_modules(made)[:2]] == [QKV, DOWN]
+    assert [module.name for module, _ in rank_modules(made, "rtn8")[:2]] == [DOWN, QKV]
 
 
 def test_tables_fit_110_columns_and_name_the_costliest(weights: CheckpointWeights) -> None:
     made = result(weights.layout, {DOWN: {4: 0.01, 8: 0.001}}, otherwise=CHEAP)
     out = StringIO()
-    Console(file=out, width=110).print(tables(made, worst=1))
+    Console(file=out, width=110).print(sensitivity_tables(made, worst=1))
     lines = out.getvalue().splitlines()
     costliest = next(i for i, line in enumerate(lines) if "Costliest" in line)
     shown = [line for line in lines[costliest:] if "mlp.down_proj" in line]
@@ -74,6 +80,6 @@ def test_the_picture_places_modules_by_layer_and_kind(weights: CheckpointWeights
     assert [path.name for path in tmp_path.iterdir()] == ["map.png"]
 
 
-def test_a_form_that_changed_nothing_can_be_drawn(weights: CheckpointWeights, tmp_path: Path) -> None:
+def test_a_precision_that_changed_nothing_can_be_drawn(weights: CheckpointWeights, tmp_path: Path) -> None:
     plot_sensitivity(result(weights.layout, {}, otherwise={4: 0.0}), tmp_path / "map.png")
     assert (tmp_path / "map.png").is_file()

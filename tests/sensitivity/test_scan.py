@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -15,14 +16,14 @@ from safetensors.torch import load_file, save_file
 from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.demo.builder import DemoCheckpoint
 from gptq_hybrid.packing import dequantize, pack, quantize_rtn
-from gptq_hybrid.sensitivity import ScanRequest, plot_sensitivity, scan, summarize_scan, tables
-from gptq_hybrid.sensitivity._forms import Stored
-from gptq_hybrid.sensitivity._plan import capacity, groups_of
-from gptq_hybrid.sensitivity._scan import EVERYTHING, variant_key
-from gptq_hybrid.sensitivity._walk import Variant
+from gptq_hybrid.sensitivity import ScanRequest, plot_sensitivity, scan, sensitivity_tables, summarize_scan
+from gptq_hybrid.sensitivity._passes import count_fitting, group_variants
+from gptq_hybrid.sensitivity._precisions import Stored
+from gptq_hybrid.sensitivity._scan import EVERYTHING
+from gptq_hybrid.sensitivity._walk import Variant, variant_key
 from gptq_hybrid.streaming import CheckpointWeights
 
-from .test_variants import FORM, unit
+from .test_variants import COARSE, unit
 
 TEXTS = [
     "The scan replaces one module at a time and leaves all others alone.",
@@ -32,7 +33,7 @@ PACKED = "model.language_model.layers.1.mlp.down_proj"
 
 
 @pytest.fixture
-def request_of(original: DemoCheckpoint, tmp_path: Path) -> ScanRequest:
+def request_(original: DemoCheckpoint, tmp_path: Path) -> ScanRequest:
     data = tmp_path / "texts.jsonl"
     data.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS), encoding="utf-8")
     return ScanRequest(
@@ -40,16 +41,11 @@ def request_of(original: DemoCheckpoint, tmp_path: Path) -> ScanRequest:
     )
 
 
-def changed(request: ScanRequest, **fields: object) -> ScanRequest:
-    values = {name: getattr(request, name) for name in ScanRequest.__slots__}
-    return ScanRequest(**{**values, **fields})  # type: ignore[arg-type]
-
-
 def test_an_interrupted_scan_goes_on_and_ends_with_the_same_numbers(
-    request_of: ScanRequest, tmp_path: Path
+    request_: ScanRequest, tmp_path: Path
 ) -> None:
     steps: list[tuple[int, int]] = []
-    whole = scan(changed(request_of, work=tmp_path / "other"), on_progress=lambda *at: steps.append(at))
+    whole = scan(replace(request_, work=tmp_path / "other"), on_progress=lambda *at: steps.append(at))
     assert steps[-1][0] == steps[-1][1] == len(steps)
 
     def stop(done: int, total: int) -> None:
@@ -57,33 +53,33 @@ def test_an_interrupted_scan_goes_on_and_ends_with_the_same_numbers(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        scan(request_of, on_progress=stop)
+        scan(request_, on_progress=stop)
     rest: list[tuple[int, int]] = []
-    resumed = scan(request_of, on_progress=lambda *at: rest.append(at))
+    resumed = scan(request_, on_progress=lambda *at: rest.append(at))
     assert 0 < len(rest) < len(steps)
     assert resumed.sums.keys() == whole.sums.keys()
     for key, arrays in whole.sums.items():
         for name, values in arrays.items():
             np.testing.assert_array_equal(resumed.sums[key][name], values, err_msg=f"{key} {name}")
     again: list[tuple[int, int]] = []
-    scan(request_of, on_progress=lambda *at: again.append(at))
+    scan(request_, on_progress=lambda *at: again.append(at))
     assert again == []
 
 
-def test_figures_are_means_over_tokens_and_domains(request_of: ScanRequest) -> None:
-    found = scan(request_of)
-    result = summarize_scan(found, reference="original", quantized=None, resamples=200)
-    tokens = sum(len(d.input_ids) - 1 for d in found.documents)
+def test_figures_are_means_over_tokens_and_domains(request_: ScanRequest) -> None:
+    scanned = scan(request_)
+    result = summarize_scan(scanned, reference="original", quantized=None, resamples=200)
+    tokens = sum(len(d.input_ids) - 1 for d in scanned.documents)
     in_layers = [m for m in result.modules if m.layer is not None]
     added = 0.0
     for module in in_layers:
-        sums = found.sums[variant_key(found.forms[0], module.name)]
-        measured = module.of("rtn4")
+        sums = scanned.sums[variant_key(scanned.precisions[0], module.name)]
+        measured = module.measured_in("rtn4")
         assert measured is not None
         assert measured.kld is not None
         assert measured.kld.value == pytest.approx(sums["kld"].sum() / tokens)
         added += measured.kld.value
-    together = found.sums[variant_key(found.forms[0], EVERYTHING)]["kld"].sum() / tokens
+    together = scanned.sums[variant_key(scanned.precisions[0], EVERYTHING)]["kld"].sum() / tokens
     assert result.together[0].kld.value == pytest.approx(together)
     assert result.together[0].kld_sum.value == pytest.approx(added)
     assert result.together[0].ratio.value == pytest.approx(added / together)
@@ -112,29 +108,29 @@ def packed_copy(original: Path, folder: Path) -> Path:
 
 
 def test_a_quantized_checkpoint_gives_its_own_weights(
-    request_of: ScanRequest, original: DemoCheckpoint, tmp_path: Path
+    request_: ScanRequest, original: DemoCheckpoint, tmp_path: Path
 ) -> None:
     quant = packed_copy(original.path, tmp_path / "quant")
-    found = scan(changed(request_of, quantized=quant, bits=()))
-    assert [form.label for form in found.forms] == ["stored"]
-    measured = [key for key in found.sums if PACKED in key]
+    scanned = scan(replace(request_, quantized=quant, bits=()))
+    assert [precision.label for precision in scanned.precisions] == ["stored"]
+    measured = [key for key in scanned.sums if PACKED in key]
     # Nothing else is quantized there, so nothing else is tried.
     assert len(measured) == 1
-    assert sum("layers" in key for key in found.sums) == 1
-    form = found.forms[0]
-    assert isinstance(form, Stored)
+    assert sum("layers" in key for key in scanned.sums) == 1
+    stored = scanned.precisions[0]
+    assert isinstance(stored, Stored)
     weights = CheckpointWeights(quant)
     linear = next(q for q in weights.layout.quantized if q.name == PACKED)
     raw = load_file(quant / "model.safetensors")
     parts = {part: raw[f"{PACKED}.{part}"] for part in ("qweight", "scales", "qzeros", "g_idx")}
     dense = CheckpointWeights(original.path).under(f"{PACKED}.")["weight"]
-    assert torch.equal(form.weight(linear, dense), dequantize(**parts, bits=4))
-    result = summarize_scan(found, reference="original", quantized="quant", resamples=200)
+    assert torch.equal(stored.weight(linear, dense), dequantize(**parts, bits=4))
+    result = summarize_scan(scanned, reference="original", quantized="quant", resamples=200)
     module = next(m for m in result.modules if m.name == PACKED)
     assert module.measured[0].bits == 4
     assert module.measured[0].bytes == sum(t.nbytes for t in parts.values())
     out = StringIO()
-    Console(file=out, width=110).print(tables(result))
+    Console(file=out, width=110).print(sensitivity_tables(result))
     assert "modules of quant" in out.getvalue()
     plot_sensitivity(result, tmp_path / "stored.png")
     assert (tmp_path / "stored.png").is_file()
@@ -142,18 +138,18 @@ def test_a_quantized_checkpoint_gives_its_own_weights(
 
 def test_groups_hold_no_more_than_fits_and_lose_no_variant(weights: CheckpointWeights) -> None:
     names = [f"model.language_model.layers.{n}.mlp.{k}" for n in (5, 0, 5, 7) for k in ("down_proj",)]
-    variants = [Variant(f"{n}-{i}", FORM, (unit(weights, n),)) for i, n in enumerate(names)]
-    groups = groups_of(variants, 1, 8)
+    variants = [Variant(f"{n}-{i}", COARSE, (unit(weights, n),)) for i, n in enumerate(names)]
+    groups = group_variants(variants, 1, 8)
     assert [len(group) for group in groups] == [1, 1, 1, 1]
     assert [group[0].first for group in groups] == [0, 5, 5, 7]
-    assert [[v.first for v in group] for group in groups_of(variants, 9, 64)] == [[0, 5, 5, 7]]
-    assert [[v.first for v in group] for group in groups_of(variants, 9, 8)] == [[0], [5, 5], [7]]
+    assert [[v.first for v in group] for group in group_variants(variants, 9, 64)] == [[0, 5, 5, 7]]
+    assert [[v.first for v in group] for group in group_variants(variants, 9, 8)] == [[0], [5, 5], [7]]
 
 
-def test_too_little_memory_is_said_before_the_scan(request_of: ScanRequest) -> None:
-    assert capacity(10 * 1000, 1000) == 6
+def test_too_little_memory_is_said_before_the_scan(request_: ScanRequest) -> None:
+    assert count_fitting(10 * 1000, 1000) == 6
     with pytest.raises(HybridError, match="main memory") as error:
-        scan(changed(request_of, memory=1000))
+        scan(replace(request_, memory=1000))
     assert "--memory" in (error.value.remedy or "")
 
 
@@ -168,13 +164,11 @@ def test_too_little_memory_is_said_before_the_scan(request_of: ScanRequest) -> N
         ({"data": ("/nowhere.jsonl",)}, "nowhere"),
     ],
 )
-def test_what_cannot_be_done_is_said(
-    request_of: ScanRequest, fields: dict[str, object], message: str
-) -> None:
+def test_what_cannot_be_done_is_said(request_: ScanRequest, fields: dict[str, object], message: str) -> None:
     with pytest.raises(HybridError, match=message):
-        scan(changed(request_of, **fields))
+        scan(replace(request_, **fields))
 
 
-def test_an_original_in_place_of_the_quantized_checkpoint_is_refused(request_of: ScanRequest) -> None:
+def test_an_original_in_place_of_the_quantized_checkpoint_is_refused(request_: ScanRequest) -> None:
     with pytest.raises(HybridError, match="no quantized module"):
-        scan(changed(request_of, quantized=request_of.reference))
+        scan(replace(request_, quantized=request_.reference))

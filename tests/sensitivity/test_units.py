@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from gptq_hybrid.sensitivity import units_of
+from gptq_hybrid.sensitivity import list_units
 from gptq_hybrid.streaming import CheckpointWeights
 
 
 def test_what_vllm_loads_as_one_is_one(weights: CheckpointWeights) -> None:
-    by_name = {u.name: [linear.name for linear in u.linears] for u in units_of(weights.layout, draft=True)}
+    by_name = {u.name: [linear.name for linear in u.linears] for u in list_units(weights.layout, mtp=True)}
     layers = "model.language_model.layers"
     assert by_name[f"{layers}.3.self_attn.qkv_proj"] == [f"{layers}.3.self_attn.{x}_proj" for x in "qkv"]
     assert by_name[f"{layers}.0.linear_attn.in_proj_qkvz"] == [
@@ -19,13 +19,13 @@ def test_what_vllm_loads_as_one_is_one(weights: CheckpointWeights) -> None:
 
 
 def test_every_linear_is_in_exactly_one_unit(weights: CheckpointWeights) -> None:
-    units = [u for u in units_of(weights.layout, draft=False) if u.place == "layer"]
+    units = [u for u in list_units(weights.layout, mtp=False) if u.place == "layer"]
     names = [linear.name for u in units for linear in u.linears]
     assert sorted(names) == sorted(linear.name for linear in weights.layout.quantized)
 
 
 def test_the_mtp_head_comes_by_module_and_as_a_whole(weights: CheckpointWeights) -> None:
-    draft = [u for u in units_of(weights.layout, draft=True) if u.place == "draft"]
+    draft = [u for u in list_units(weights.layout, mtp=True) if u.place == "mtp"]
     assert draft[-1].name == "mtp"
     assert sum(u.parameters for u in draft[:-1]) == draft[-1].parameters
-    assert not any(u.place == "draft" for u in units_of(weights.layout, draft=False))
+    assert not any(u.place == "mtp" for u in list_units(weights.layout, mtp=False))

@@ -13,7 +13,7 @@ import torch
 
 from gptq_hybrid.streaming import make_batches
 from tests.streaming.rounded import rounded, short_documents
-from tests.streaming.test_forward import logits_of
+from tests.streaming.test_forward import streamed_logits
 
 from .test_act_order_serving import log_probabilities, rms
 
@@ -57,7 +57,7 @@ def test_log_probabilities_are_those_of_the_dequantized_weights_within_bf16(
 ) -> None:
     documents = short_documents()
     exact, rounded_16 = (
-        logits_of(checkpoint, make_batches(documents, 10_000), dtype)
+        streamed_logits(checkpoint, make_batches(documents, 10_000), dtype)
         for dtype in (torch.float32, torch.bfloat16)
     )
     off, bf16 = [], []

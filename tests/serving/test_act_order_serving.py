@@ -17,7 +17,7 @@ from gptq_hybrid.common.vllm_server import (
 )
 from gptq_hybrid.streaming import make_batches
 from tests.streaming.rounded import rounded, short_documents
-from tests.streaming.test_forward import logits_of
+from tests.streaming.test_forward import streamed_logits
 
 pytestmark = pytest.mark.engine
 
@@ -63,7 +63,7 @@ def test_log_probabilities_are_those_of_the_dequantized_weights_within_bf16(
     server: Server, checkpoint: Path, documents: list[list[int]]
 ) -> None:
     exact, rounded_16 = (
-        logits_of(checkpoint, make_batches(documents, 10_000), dtype)
+        streamed_logits(checkpoint, make_batches(documents, 10_000), dtype)
         for dtype in (torch.float32, torch.bfloat16)
     )
     served, bf16 = [], []
@@ -88,7 +88,8 @@ def test_every_greedy_token_is_the_best_within_bf16_and_drafts_are_accepted(
         choice = server.post("/v1/completions", {**body, "return_token_ids": True})["choices"][0]
         whole.append([*ids, *choice["token_ids"]])
     exact, rounded_16 = (
-        logits_of(checkpoint, make_batches(whole, 10_000), dtype) for dtype in (torch.float32, torch.bfloat16)
+        streamed_logits(checkpoint, make_batches(whole, 10_000), dtype)
+        for dtype in (torch.float32, torch.bfloat16)
     )
     best = 0
     for number, (ids, tokens) in enumerate(zip(prompts, whole, strict=True)):

@@ -18,7 +18,7 @@ from gptq_hybrid.checkpoint import DraftVocab, write_draft_vocab
 from gptq_hybrid.checkpoint.files import LocalFiles
 from gptq_hybrid.checkpoint.vocabulary import read_vocabulary
 from gptq_hybrid.common.vllm_server import Server, vllm_server
-from tests.streaming.rounded import config_of, rounded, short_documents
+from tests.streaming.rounded import read_config, rounded, short_documents
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("vllm")
@@ -49,7 +49,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(tmp_path_factory: pytest.TempPathFactory, log: Path) -> Iterator[Server]:
     checkpoint = rounded(tmp_path_factory.mktemp("gpu") / "w4")
     spoken = [token for ids in short_documents() for token in ids]
-    size = int(config_of(checkpoint)["text_config"]["vocab_size"])
+    size = int(read_config(checkpoint)["text_config"]["vocab_size"])
     ranked = tuple(dict.fromkeys([*spoken, *range(size)]))
     vocabulary = read_vocabulary(LocalFiles(checkpoint))
     write_draft_vocab(checkpoint / "draft_vocab.json", DraftVocab(vocabulary.sha256, size, ranked, {}, {}))

@@ -15,7 +15,7 @@ from gptq_hybrid.doctor.serve_line import serve_arguments
 
 pytestmark = pytest.mark.engine
 
-EVERYTHING = Path(__file__).parents[1] / "producer" / "everything.toml"
+EVERYTHING = Path(__file__).parents[1] / "recipes" / "everything.toml"
 PROMPTS = ["What are you?", "def fibonacci(n):", "请用一句话介绍你自己。", "A longer prompt. " * 12]
 MAX_TOKENS = 40
 

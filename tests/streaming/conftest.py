@@ -18,7 +18,7 @@ def documents() -> list[list[int]]:
 
 @pytest.fixture(scope="session")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """A rounded copy of the trained model, made once a session."""
+    """Make a rounded copy of the trained model, once per session."""
     made: dict[str, Path] = {}
 
     def make(bits: int = 4, **how: Any) -> Path:

@@ -1,4 +1,4 @@
-"""Checkpoints rounded to nearest, in GPTQ's file layout: what a few seconds can make of a trained model."""
+"""Make checkpoints rounded to nearest, in GPTQ's file layout, from a trained model in a few seconds."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ _WEIGHTS = ("*.safetensors", "*.index.json")
 
 
 def short_documents() -> list[list[int]]:
-    """Token ids of held-out text of several domains, of ``LENGTHS``."""
+    """Return token ids of held-out text of several domains, with the lengths ``LENGTHS``."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
-    found = []
+    documents = []
     for domain, length in zip(("en", "python", "zh", "rust", "chat"), LENGTHS, strict=True):
         text = json.loads((HELDOUT / f"{domain}.jsonl").read_text().splitlines()[0])["text"]
-        found.append(tokenizer(text, add_special_tokens=False)["input_ids"][:length])
-    assert tuple(map(len, found)) == LENGTHS
-    return found
+        documents.append(tokenizer(text, add_special_tokens=False)["input_ids"][:length])
+    assert tuple(map(len, documents)) == LENGTHS
+    return documents
 
 
-def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
-    """Everything a loader finds."""
-    found: dict[str, torch.Tensor] = {}
+def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Read every tensor that a loader finds."""
+    tensors: dict[str, torch.Tensor] = {}
     for name in Checkpoint.open(folder).referenced:
-        found |= load_file(folder / name)
-    return found
+        tensors |= load_file(folder / name)
+    return tensors
 
 
 def copy_with(
     target: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], source: Path = CHECKPOINT
 ) -> Path:
-    """A checkpoint of one shard with the tokenizer and templates of ``source``."""
+    """Write a checkpoint of one shard with the tokenizer and templates of ``source``."""
     shutil.copytree(source, target, ignore=shutil.ignore_patterns(*_WEIGHTS))
     (target / "config.json").write_text(json.dumps(config, indent=2))
     save_file(
@@ -57,9 +57,9 @@ def copy_with(
     return target
 
 
-def config_of(folder: Path = CHECKPOINT) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    return found
+def read_config(folder: Path = CHECKPOINT) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return config
 
 
 def rounded(
@@ -71,15 +71,15 @@ def rounded(
     dynamic: Mapping[str, Mapping[str, Any]] | None = None,
     act_order: int | None = None,
 ) -> Path:
-    """``source`` rounded to ``bits`` in groups of 128.
+    """Write ``source`` rounded to ``bits`` in groups of 128.
 
     Args:
         also: linears outside the decoder layers to pack too, as a regular expression of their names.
         dynamic: overrides of ``bits`` by pattern, put into the config as they are.
-        act_order: seed of a random order of inputs, as act order leaves it: columns stay where they are, their
-            groups do not. Inputs of one linear only, which is all that dequantizing has to know.
+        act_order: seed of a random order of inputs. As after act order, columns stay where they are and their
+            groups do not. The order is drawn for each linear alone, which is all that dequantizing needs.
     """
-    config, tensors = config_of(source), tensors_of(source)
+    config, tensors = read_config(source), read_tensors(source)
     layers = {linear.name for linear in layout_for(config).quantized}
     for name in [n.removesuffix(".weight") for n in tensors if n.endswith(".weight")]:
         if name not in layers and not (also and re.fullmatch(also, name)):

@@ -13,8 +13,8 @@ import torch
 
 import gptq_hybrid.streaming._weights as weights_module
 from gptq_hybrid.common.errors import CheckpointError
-from gptq_hybrid.streaming import CheckpointWeights, DraftHead, OutputHead, Overlay, TextStack
-from tests.streaming.rounded import CHECKPOINT, config_of, copy_with, tensors_of
+from gptq_hybrid.streaming import CheckpointWeights, MtpHead, OutputHead, Overlay, TextStack
+from tests.streaming.rounded import CHECKPOINT, copy_with, read_config, read_tensors
 
 CPU = torch.device("cpu")
 DOWN = "model.language_model.layers.0.mlp.down_proj."
@@ -23,15 +23,15 @@ DOWN = "model.language_model.layers.0.mlp.down_proj."
 def edited(source: Path, target: Path, **quantization: Any) -> Path:
     """A copy with other entries in its ``quantization_config``; None removes one."""
     shutil.copytree(source, target)
-    config = config_of(target)
+    config = read_config(target)
     config["quantization_config"] |= quantization
     config["quantization_config"] = {k: v for k, v in config["quantization_config"].items() if v is not None}
     (target / "config.json").write_text(json.dumps(config))
     return target
 
 
-def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((found - wanted.float()).norm() / wanted.float().norm())
+def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((actual - expected.float()).norm() / expected.float().norm())
 
 
 @pytest.mark.parametrize(("bits", "least", "most"), [(3, 0.1, 0.3), (4, 0.05, 0.15), (8, 1e-4, 0.01)])
@@ -39,10 +39,10 @@ def test_unpacked_weights_are_the_original_s_as_far_as_bits_allow(
     packed: Callable[..., Path], bits: int, least: float, most: float
 ) -> None:
     original = CheckpointWeights(CHECKPOINT).under(DOWN)["weight"]
-    found = CheckpointWeights(packed(bits)).under(DOWN)
-    assert list(found) == ["weight"]
-    assert found["weight"].dtype == torch.float32
-    assert least < error(found["weight"], original) < most
+    tensors = CheckpointWeights(packed(bits)).under(DOWN)
+    assert list(tensors) == ["weight"]
+    assert tensors["weight"].dtype == torch.float32
+    assert least < error(tensors["weight"], original) < most
 
 
 def test_a_permuted_g_idx_is_followed(packed: Callable[..., Path], tmp_path: Path) -> None:
@@ -50,12 +50,12 @@ def test_a_permuted_g_idx_is_followed(packed: Callable[..., Path], tmp_path: Pat
     permuted = packed(4, act_order=7)
     assert error(CheckpointWeights(permuted).under(DOWN)["weight"], original) < 0.15
     # Read in natural order, the same codes are garbage: the test could fail.
-    tensors = tensors_of(permuted)
+    tensors = read_tensors(permuted)
     tensors = {
         k: torch.arange(len(v), dtype=torch.int32) // 128 if k.endswith(".g_idx") else v
         for k, v in tensors.items()
     }
-    sorted_ = copy_with(tmp_path / "sorted", tensors, config_of(permuted), permuted)
+    sorted_ = copy_with(tmp_path / "sorted", tensors, read_config(permuted), permuted)
     assert error(CheckpointWeights(sorted_).under(DOWN)["weight"], original) > 0.2
 
 
@@ -65,16 +65,16 @@ def test_modules_of_other_bits_head_and_mtp_are_unpacked_each_in_its_own(packed:
         also=r"lm_head|mtp\.fc|mtp\.layers\.0\..*_proj",
         dynamic={r"+:.*down_proj|lm_head|mtp\.": {"bits": 8}},
     )
-    found, original = CheckpointWeights(path), CheckpointWeights(CHECKPOINT)
-    assert found.has_mtp
+    packed_weights, original = CheckpointWeights(path), CheckpointWeights(CHECKPOINT)
+    assert packed_weights.has_mtp
     for prefix, most in ((DOWN, 0.01), ("lm_head.", 0.01), ("mtp.fc.", 0.01)):
-        assert error(found.under(prefix)["weight"], original.under(prefix)["weight"]) < most
+        assert error(packed_weights.under(prefix)["weight"], original.under(prefix)["weight"]) < most
     up = DOWN.replace("down", "up")
-    assert error(found.under(up)["weight"], original.under(up)["weight"]) > 0.05
-    stack = TextStack(found, CPU, torch.float32)
-    DraftHead(stack)
+    assert error(packed_weights.under(up)["weight"], original.under(up)["weight"]) > 0.05
+    stack = TextStack(packed_weights, CPU, torch.float32)
+    MtpHead(stack)
     hidden = torch.randn(3, 256, generator=torch.Generator().manual_seed(0))
-    logits = [OutputHead(TextStack(w, CPU, torch.float32)).logits(hidden) for w in (found, original)]
+    logits = [OutputHead(TextStack(w, CPU, torch.float32)).logits(hidden) for w in (packed_weights, original)]
     assert 0 < error(logits[0], logits[1]) < 0.02
 
 
@@ -84,7 +84,7 @@ def test_unpacking_some_outputs_at_a_time_changes_nothing(
     for bits in (3, 4):
         whole = CheckpointWeights(packed(bits)).under(DOWN)["weight"]
         with monkeypatch.context() as patch:
-            patch.setattr(weights_module, "_ROWS", 96)
+            patch.setattr(weights_module, "_CHANNELS", 96)
             assert whole.shape[0] % 96, "the last piece is a shorter one"
             assert torch.equal(CheckpointWeights(packed(bits)).under(DOWN)["weight"], whole)
 
@@ -92,8 +92,8 @@ def test_unpacking_some_outputs_at_a_time_changes_nothing(
 def test_without_act_order_a_missing_g_idx_means_natural_order(
     packed: Callable[..., Path], tmp_path: Path
 ) -> None:
-    tensors = {k: v for k, v in tensors_of(packed()).items() if not k.endswith(".g_idx")}
-    bare = copy_with(tmp_path / "bare", tensors, config_of(packed()), packed())
+    tensors = {k: v for k, v in read_tensors(packed()).items() if not k.endswith(".g_idx")}
+    bare = copy_with(tmp_path / "bare", tensors, read_config(packed()), packed())
     assert torch.equal(
         CheckpointWeights(bare).under(DOWN)["weight"], CheckpointWeights(packed()).under(DOWN)["weight"]
     )
@@ -127,46 +127,46 @@ def test_bits_that_are_not_those_stored_are_refused(packed: Callable[..., Path],
 def test_a_bias_beside_packed_weights_is_not_lost_silently(
     packed: Callable[..., Path], tmp_path: Path
 ) -> None:
-    tensors = tensors_of(packed())
+    tensors = read_tensors(packed())
     tensors[f"{DOWN}bias"] = torch.ones(256)
-    path = copy_with(tmp_path / "biased", tensors, config_of(packed()), packed())
+    path = copy_with(tmp_path / "biased", tensors, read_config(packed()), packed())
     with pytest.raises(CheckpointError, match=r"mlp\.down_proj\.bias"):
         TextStack(CheckpointWeights(path), CPU, torch.float32).layer(0)
 
 
 def test_a_head_that_is_there_in_part_is_an_error_and_none_is_none(tmp_path: Path) -> None:
-    tensors = tensors_of(CHECKPOINT)
+    tensors = read_tensors(CHECKPOINT)
     half = copy_with(
-        tmp_path / "half", {k: v for k, v in tensors.items() if k != "mtp.fc.weight"}, config_of()
+        tmp_path / "half", {k: v for k, v in tensors.items() if k != "mtp.fc.weight"}, read_config()
     )
     with pytest.raises(CheckpointError, match=r"lacks 1 of 15 .*mtp\.fc\.weight"):
         _ = CheckpointWeights(half).has_mtp
     with pytest.raises(CheckpointError, match=r"lacks mtp\.fc\.weight"):
-        DraftHead(TextStack(CheckpointWeights(half), CPU, torch.float32))
-    none = copy_with(tmp_path / "none", {k: v for k, v in tensors.items() if k[:4] != "mtp."}, config_of())
+        MtpHead(TextStack(CheckpointWeights(half), CPU, torch.float32))
+    none = copy_with(tmp_path / "none", {k: v for k, v in tensors.items() if k[:4] != "mtp."}, read_config())
     assert not CheckpointWeights(none).has_mtp
 
 
 def test_a_head_with_embeddings_of_its_own_is_not_computed_without_them(tmp_path: Path) -> None:
-    tensors = tensors_of(CHECKPOINT) | {"mtp.embed_tokens.weight": torch.zeros(8192, 256)}
-    path = copy_with(tmp_path / "own", tensors, config_of())
+    tensors = read_tensors(CHECKPOINT) | {"mtp.embed_tokens.weight": torch.zeros(8192, 256)}
+    path = copy_with(tmp_path / "own", tensors, read_config())
     with pytest.raises(CheckpointError, match=r"also has mtp\.embed_tokens\.weight"):
-        DraftHead(TextStack(CheckpointWeights(path), CPU, torch.float32))
+        MtpHead(TextStack(CheckpointWeights(path), CPU, torch.float32))
 
 
 def test_an_overlay_replaces_what_it_is_asked_to(packed: Callable[..., Path]) -> None:
     base = CheckpointWeights(packed())
-    seen: list[str] = []
+    names: list[str] = []
 
     def replace(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        seen.append(name)
+        names.append(name)
         return tensor * 0 if name == f"{DOWN}weight" else tensor
 
-    found = Overlay(base, replace).under("model.language_model.layers.0.mlp.")
-    assert not found["down_proj.weight"].any()
-    assert torch.equal(found["up_proj.weight"], base.under(DOWN.replace("down", "up"))["weight"])
-    assert len(seen) == 3
-    assert f"{DOWN}weight" in seen
+    tensors = Overlay(base, replace).under("model.language_model.layers.0.mlp.")
+    assert not tensors["down_proj.weight"].any()
+    assert torch.equal(tensors["up_proj.weight"], base.under(DOWN.replace("down", "up"))["weight"])
+    assert len(names) == 3
+    assert f"{DOWN}weight" in names
 
 
 def test_a_truncated_shard_is_found_before_anything_is_computed(

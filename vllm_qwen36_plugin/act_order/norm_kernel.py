@@ -17,7 +17,8 @@ import triton.language as tl
 
 # Warps of a program. The block is 8,192 wide for 5,120 values, and only whole rounds of 8 values a thread beyond
 # them are skipped: 2,750 instructions at 4 warps, 3,650 at 8, 5,500 at 16, 6,900 at 32 (sm_90, all warps). At 4
-# each scheduler has one warp, and nothing to run while that waits. Counted here, timed in bench/act_order.
+# each scheduler has one warp, and nothing to run while that waits. Timed on an H100, neither 4 nor 16 is faster
+# (bench/act_order).
 WARPS = 8
 # Kernels that Triton has compiled: its own look-up takes 60 µs a launch (see prefill/expand.py), twice a layer.
 _kernels: dict[tuple[Any, ...], Any] = {}

@@ -53,9 +53,9 @@ def packed_tensors(
     Bits and group size are those of the fused module, which is what vLLM looks up in ``dynamic``.
     """
     from gptq_hybrid.checkpoint import LinearSpec
-    from gptq_hybrid.checkpoint.formats import GPTQ, format_of
+    from gptq_hybrid.checkpoint.formats import GPTQ, declared_format
 
-    if quantization_config is None or format_of(quantization_config) is not GPTQ:
+    if quantization_config is None or declared_format(quantization_config) is not GPTQ:
         return {}
     fused_names = _fused_names(packed)
     shapes: dict[str, tuple[int, ...]] = {}

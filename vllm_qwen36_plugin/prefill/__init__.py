@@ -1,13 +1,15 @@
-"""W4A16 linears that are fast for many rows too.
+"""W4A16 linears that stay fast when a call has many tokens.
 
-A stock kernel reads packed weights for every few rows again; from some number of rows on it is faster to write the
-weight out dense once, part by part into one small buffer, and have a dense GEMM read that. Which way a call goes is
-decided by its number of rows, inside one custom op that torch.compile cannot look into.
+A stock kernel reads the packed weight again for every few tokens. From some number of tokens on it is faster to
+write the weight out dense once, part by part into one small buffer, and let a dense GEMM read that. The number
+of tokens decides which route a call takes, inside one custom op that torch.compile cannot look into.
 
-``kernel`` is offered to vLLM ahead of its own kernels and holds the one vLLM would have chosen; ``dispatch`` is
-the op and its table; ``paths`` the ways there are (``exact``, ``fp8``); ``expand`` the Triton kernel that
-unpacks, ``layouts`` what it unpacks; ``rows`` makes activations e4m3; ``scratch`` is the buffer. From how many
-rows a way is faster says a profile (``profile``), which is measured (``measure``) or shipped; ``selftest``
-compares every way with the weights as they were loaded; ``front`` tells vLLM's cache of compiled graphs that the
-plugin is there.
+* ``offer`` puts ``kernel`` ahead of vLLM's own kernels; it holds the kernel that vLLM would have chosen.
+* ``dispatch`` has the op and its table; ``routes`` the dense routes (``exact``, ``fp8``).
+* ``expand`` is the Triton kernel that unpacks what ``layouts`` describes; ``activations`` makes activations e4m3;
+  ``launch`` launches both kernels past Triton's look-up; ``scratch`` is the buffer.
+* ``prepare`` runs while weights are loaded. It tests each route against the loaded weights (``selftest``), finds
+  the number of tokens from which each is faster (in a ``profile``, else by ``measure``), and records how to call
+  the stock kernel's op without vLLM's Python (``replay``).
+* ``front`` runs before a start; ``settings`` are the user's options; ``banner`` is the line in the log.
 """

@@ -1,4 +1,4 @@
-"""What start-up says of the linears."""
+"""The log line about prefill: which linears take a dense route, and from how many tokens on."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ if TYPE_CHECKING:
     from .settings import Settings
 
 
-def by_gemm(gemm: GemmName) -> str:
-    """What tells ``fp8`` by another library's GEMM from that by vLLM's."""
+def gemm_suffix(gemm: GemmName) -> str:
+    """Words that tell ``fp8`` with another library's GEMM from ``fp8`` with vLLM's; empty for vLLM's."""
     return "" if gemm == "vllm" else f" by {gemm}'s GEMM"
 
 
-def table_line(linears: Iterable[Linear], settings: Settings, known_from: str) -> str:
-    """One line: which path serves which shape from how many rows on, and who says so."""
+def table_line(linears: Iterable[Linear], settings: Settings, source: str) -> str:
+    """Write one line: the routes of each shape, their starts, and the ``source`` of these numbers."""
     parts = []
     linears = sorted(linears, key=lambda linear: linear.shape)
-    # Those of drafts are in other bits, and may be of a shape that the model has too.
-    several = len({linear.shape.bits for linear in linears}) > 1
+    # The linears of an MTP head are in other bits and may have a shape that the model has too.
+    several_bits = len({linear.shape.bits for linear in linears}) > 1
     for linear in linears:
-        taken = [
-            f"{path}{by_gemm(linear.starts.fp8_gemm) if path == 'fp8' else ''} from {start}"
-            for path in linear.order
-            if (start := getattr(linear.starts, path)) is not None
+        routes = [
+            f"{route}{gemm_suffix(linear.starts.fp8_gemm) if route == 'fp8' else ''} from {start}"
+            for route in linear.routes
+            if (start := getattr(linear.starts, route)) is not None
         ]
-        bits = f" w{linear.shape.bits}" if several else ""
-        parts.append(f"{linear.shape.k}x{linear.shape.n}{bits} {' and '.join(taken) or 'stock'}")
+        bits = f" w{linear.shape.bits}" if several_bits else ""
+        parts.append(f"{linear.shape.k}x{linear.shape.n}{bits} {' and '.join(routes) or 'stock'}")
     layouts = "/".join(sorted({linear.shape.layout for linear in linears})) or "none"
     return (
-        f"vllm-qwen36-plugin: prefill={settings.mode}, rows of a linear ({layouts} weights) from which it takes "
-        f"another path than vLLM's: {'; '.join(parts) or 'none'} ({known_from or 'no profile'}; "
+        f"vllm-qwen36-plugin: prefill={settings.mode}, number of tokens from which a linear ({layouts} weights) "
+        f"takes another route than vLLM's kernel: {'; '.join(parts) or 'none'} ({source or 'no profile'}; "
         f"scratch {settings.scratch_bytes >> 20} MiB)"
     )

@@ -1,13 +1,13 @@
-"""The custom ops behind every W4A16 linear, and the table they look their way up in.
+"""The custom ops behind every W4A16 linear, and the table in which they look up the route of a call.
 
-torch.compile traces a Python ``if rows > …`` once, for the rows of the profile run, and vLLM drops the guard:
-so the choice is made inside an op that it cannot look into. A compiled graph holds the shape's name, and no
-number of a row: another profile needs no other graph.
+torch.compile traces a Python ``if tokens > …`` once, for the tokens of the profile run, and vLLM drops the
+guard. So the choice is made inside an op that torch.compile cannot look into. A compiled graph holds the shape's
+name and no number of tokens: another profile needs no other graph.
 
-What an op costs the host is part of every prefill too short for a CUDA graph and too small to keep the GPU busy.
-Two ops, then: ``w4a16_linear`` for whatever a stock kernel reads, and ``w4a16_plain`` for words and scales alone,
-which nearly every linear has. Torch takes a microsecond less to hand over fewer arguments and no list (of 4.5;
-`bench/prefill/host.py`).
+What an op costs the host is part of every prefill that is too short for a CUDA graph and too small to keep the
+GPU busy. So there are two ops: ``w4a16_linear`` for whatever tensors a stock kernel reads, and ``w4a16_plain``
+for words and scales alone, which nearly every linear has. Fewer arguments and no list save one of torch's 4.5
+microseconds (``bench/prefill/host.py`` at commit 8dde607).
 """
 
 from __future__ import annotations
@@ -21,24 +21,35 @@ from typing import Any
 
 import torch
 
-from .paths import Weight, exact, fp8
-from .profile import GemmName, PathName, Starts
+from .profile import GemmName, Route, Starts
 from .replay import Replay, Template
+from .routes import Weight, exact, fp8
 from .shape import Shape
 
 NAMESPACE, OP, PLAIN_OP = "qwen36", "w4a16_linear", "w4a16_plain"
-# Kept: the op lives as long as its library.
+# An op lives as long as its library.
 _libraries: list[Any] = []
-# Told once, at the next call of the op, that the table has changed: all shapes are in it then.
+# Called once, at the next call of an op: the table is complete then.
 _on_first_call: list[Callable[[], None]] = []
 
 
 @dataclass(slots=True)
 class Linear:
-    """All layers of one shape: the stock kernel, which of a layer's tensors it reads, and when to pass it by.
+    """All layers of one shape.
 
-    ``order``: paths to try, the one that is wanted most first; ``starts`` their rows. ``gemms``: those that ``fp8``
-    may multiply with. ``replay``: the stock kernel's own call of its op, where it is known (`replays`).
+    Attributes:
+        kernel: the stock kernel.
+        names: the layer's tensors that it reads.
+        words: index of the packed words among them.
+        scales: index of the scales.
+        layer: one real layer.
+        starts: numbers of tokens from which each route is taken.
+        routes: routes that may be taken, the most wanted first.
+        gemms: GEMMs that ``fp8`` may multiply with.
+        served: calls by route, ``"stock"`` among them.
+        attributes: what the stock kernel has asked of the layer besides tensors.
+        template: the stock kernel's call of its op, if it is known (:meth:`set_template`).
+        replay: the template bound to this kernel.
     """
 
     shape: Shape
@@ -48,41 +59,41 @@ class Linear:
     scales: int
     layer: weakref.ref[torch.nn.Module]
     starts: Starts = field(default_factory=Starts)
-    order: tuple[PathName, ...] = ()
+    routes: tuple[Route, ...] = ()
     gemms: tuple[GemmName, ...] = ("vllm",)
     served: Counter[str] = field(default_factory=Counter)
-    rest: dict[str, Any] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
     template: Template | None = None
     replay: Replay | None = None
 
     @property
     def plain(self) -> bool:
-        """Whether the stock kernel reads words and scales, in the order of ``w4a16_plain``, and no other tensor."""
+        """Whether the stock kernel reads words and scales, in this order, and no other tensor."""
         return (self.words, self.scales, len(self.names)) == (0, 1, 2)
 
-    def replays(self, template: Template | None) -> None:
-        """Have the stock kernel's op called as the template says, or by the kernel itself."""
+    def set_template(self, template: Template | None) -> None:
+        """Call the stock kernel's op by a template from now on; None leaves it to the kernel itself."""
         self.template = template
         self.replay = None if template is None else template.bound(self.kernel)
 
-    def path_for(self, rows: int) -> PathName | None:
-        """The path that takes so many rows; None for the stock kernel."""
-        for path in self.order:
-            start = getattr(self.starts, path)
-            if start is not None and rows >= start:
-                return path
+    def route_for(self, tokens: int) -> Route | None:
+        """Choose the route of a call; None is the stock kernel."""
+        for route in self.routes:
+            start = getattr(self.starts, route)
+            if start is not None and tokens >= start:
+                return route
         return None
 
     def weight(self, tensors: Sequence[torch.Tensor], fp8_scales: torch.Tensor | None) -> Weight:
-        """The packed weight among a layer's tensors."""
+        """Pick the packed weight from a layer's tensors."""
         return Weight(tensors[self.words], tensors[self.scales], fp8_scales)
 
     def stock(
         self, x: torch.Tensor, tensors: Sequence[torch.Tensor], bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """What vLLM's kernel returns for a layer with these tensors, ``[rows, n]``."""
+        """Multiply by vLLM's kernel, for a layer with these tensors: ``[m, n]``."""
         replay = self.replay
-        # Noted with contiguous rows: a kernel can make others so first.
+        # Recorded with contiguous x: a kernel may copy another one first.
         if replay is not None and bias is None and x.is_contiguous():
             return replay(x, tensors)
         return self.by_vllm(x, tensors, bias)
@@ -90,24 +101,24 @@ class Linear:
     def by_vllm(
         self, x: torch.Tensor, tensors: Sequence[torch.Tensor], bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The same by vLLM's own Python, always."""
+        """Do the same through vLLM's own Python, never by a replay."""
         return self.kernel.apply_weights(_StandIn(self, tensors), x, bias)
 
     def run(
-        self, path: PathName, x: torch.Tensor, weight: Weight, gemm: GemmName | None = None
+        self, route: Route, x: torch.Tensor, weight: Weight, gemm: GemmName | None = None
     ) -> torch.Tensor:
-        """One path, whatever the number of rows; ``fp8`` by the GEMM that was found best, or another."""
-        if path == "exact":
+        """Multiply by one route, whatever the number of tokens; ``fp8`` by its best GEMM, or by ``gemm``."""
+        if route == "exact":
             return exact(x, weight, self.shape)
         return fp8(x, weight, self.shape, gemm or self.starts.fp8_gemm)
 
 
 class _StandIn:
-    """A layer to a stock kernel's eyes: its tensors are the op's arguments, the rest that of one real layer."""
+    """Passed to vLLM's kernel in place of the layer: the op's tensors, and the rest from one real layer."""
 
     def __init__(self, linear: Linear, tensors: Sequence[torch.Tensor]) -> None:
-        # What was asked for once is there: through a module each attribute takes more than a microsecond.
-        self.__dict__.update(linear.rest)
+        # Looked up before: an attribute of a module takes more than a microsecond.
+        self.__dict__.update(linear.attributes)
         self.__dict__.update(zip(linear.names, tensors, strict=True))
         self._linear = linear
 
@@ -115,46 +126,47 @@ class _StandIn:
         layer = self._linear.layer()
         if layer is None:
             raise AttributeError(name)
-        found = getattr(layer, name)
-        # vLLM's parameters hold their layer by it, and with that the model.
-        if not hasattr(found, "weight_loader"):
-            self._linear.rest[name] = found
-        return found
+        value = getattr(layer, name)
+        # A parameter of vLLM's holds its layer by its loader, and so the whole model.
+        if not hasattr(value, "weight_loader"):
+            self._linear.attributes[name] = value
+        return value
 
 
 _table: dict[str, Linear] = {}
 
 
-def put(linear: Linear) -> Linear:
-    """Enter a shape, or what a later model has of it."""
-    _table[linear.shape.key] = linear
+def put(linear: Linear, key: str | None = None) -> Linear:
+    """Enter a linear under its shape's key, or under ``key``, which ops are then called with."""
+    _table[linear.shape.key if key is None else key] = linear
     return linear
 
 
 def get(key: str) -> Linear | None:
-    """The shape of that name, if there is one."""
+    """Look up an entry; None if there is none."""
     return _table.get(key)
 
 
 def linears() -> list[Linear]:
-    """All of them, by name."""
+    """List all entries, sorted by key."""
     return [_table[key] for key in sorted(_table)]
 
 
 def clear() -> None:
-    """Forget them all."""
+    """Empty the table, and drop what waits for the next call."""
     _table.clear()
+    _on_first_call.clear()
 
 
-def at_next_call(tell: Callable[[], None]) -> None:
-    """Call ``tell`` once, when the op runs next. What is waiting already is not entered twice."""
-    if tell not in _on_first_call:
-        _on_first_call.append(tell)
+def at_next_call(callback: Callable[[], None]) -> None:
+    """Call ``callback`` once, when an op runs next. One that is waiting already is not entered twice."""
+    if callback not in _on_first_call:
+        _on_first_call.append(callback)
 
 
 @contextmanager
 def trial() -> Iterator[None]:
-    """For calls that try a layer out while others are still to be loaded: none of them is the next call."""
+    """Try a layer out while others are still to be loaded: no call inside counts as the next one."""
     waiting = _on_first_call.copy()
     _on_first_call.clear()
     try:
@@ -171,15 +183,18 @@ def w4a16_linear(
     key: str,
     n: int,
 ) -> torch.Tensor:
-    """``x @ W + bias`` for x ``[rows, k]``: ``[rows, n]``. With a bias by the stock kernel, which permutes it."""
+    """Compute ``x @ W + bias`` for x ``[m, k]``: ``[m, n]``.
+
+    Calls with a bias go to the stock kernel, which permutes the bias.
+    """
     while _on_first_call:
         _on_first_call.pop()()
     linear = _table[key]
-    path = None if bias is not None else linear.path_for(x.shape[0])
-    linear.served[path or "stock"] += 1
-    if path is None:
+    route = None if bias is not None else linear.route_for(x.shape[0])
+    linear.served[route or "stock"] += 1
+    if route is None:
         return linear.stock(x, tensors, bias)
-    return linear.run(path, x.contiguous(), linear.weight(tensors, fp8_scales))
+    return linear.run(route, x.contiguous(), linear.weight(tensors, fp8_scales))
 
 
 def w4a16_plain(
@@ -190,16 +205,16 @@ def w4a16_plain(
     key: str,
     n: int,
 ) -> torch.Tensor:
-    """The same for a `Linear.plain`, without a bias."""
+    """Do the same for a :attr:`Linear.plain` linear without a bias."""
     while _on_first_call:
         _on_first_call.pop()()
     linear = _table[key]
-    path = linear.path_for(x.shape[0])
-    if path is None:
+    route = linear.route_for(x.shape[0])
+    if route is None:
         linear.served["stock"] += 1
         return linear.stock(x, (words, scales))
-    linear.served[path] += 1
-    return linear.run(path, x.contiguous(), Weight(words, scales, fp8_scales))
+    linear.served[route] += 1
+    return linear.run(route, x.contiguous(), Weight(words, scales, fp8_scales))
 
 
 def _shape_of_result(
@@ -225,12 +240,12 @@ def _shape_of_plain(
 
 
 def op() -> Callable[..., torch.Tensor]:
-    """``w4a16_linear``; registered with torch when first asked for."""
+    """Return ``w4a16_linear``, registering it with torch the first time."""
     return _registered(OP, w4a16_linear, _shape_of_result)
 
 
 def plain_op() -> Callable[..., torch.Tensor]:
-    """``w4a16_plain``, likewise."""
+    """Return ``w4a16_plain``, likewise."""
     return _registered(PLAIN_OP, w4a16_plain, _shape_of_plain)
 
 

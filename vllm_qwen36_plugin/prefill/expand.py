@@ -1,8 +1,8 @@
-"""From a stock kernel's packed weight to a dense one, some of its columns at a time. Triton.
+"""The Triton kernel that makes a stock kernel's packed weight dense, some columns at a time; and its reference.
 
-Every word is read once, in the order in which it lies in memory, and every line of the result written once; Triton
-moves values between threads through shared memory in between. Values become floats without a conversion: as the low
-bits of 2**23's mantissa.
+The kernel reads every word once, in memory order, and writes every line of the result once. In between, Triton
+moves values between threads through shared memory. Codes become floats without a conversion: as the low bits of
+the mantissa of 2**23.
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ import triton
 import triton.language as tl
 
 from .launch import launcher
+from .layouts import LAYOUTS, marlin_scale_places
 
-# Values along k that a program writes, of 64 columns: 16,384, or 128 a thread.
+# Values along k that a program writes for each of its 64 columns: 16,384 in all, 128 a thread.
 BLOCK_K = 256
 _BLOCK_N = 64
 _WARPS = 4
-# By what Triton compiles another kernel for.
+# By everything that makes Triton compile another kernel.
 _launchers: dict[tuple[Any, ...], Callable[..., None]] = {}
 
 
 @triton.jit
 def _lane(words, LANE: tl.constexpr, BITS: tl.constexpr, scale):  # type: ignore[no-untyped-def]
-    """Value number ``LANE`` of each word, less the middle of its range, times ``scale``: float32.
+    """Take value number ``LANE`` of each word, subtract the middle of its range, multiply by ``scale``: float32.
 
-    It stays where it is in the word; the exponent is chosen so that it counts ones there. Without the shift that
-    brings it to the low bits 17,408 x 5,120 e4m3 from Marlin's layout take 46.5 µs on an H200 for 50.5.
+    The value stays where it is in the word; the exponent is chosen so that it counts ones there. Saving the
+    shift to the low bits brings 17,408 x 5,120 e4m3 from Marlin's layout from 50.5 down to 46.5 µs on an H200.
     """
     HIGH: tl.constexpr = LANE * BITS >= 16  # beyond the mantissa
     AT: tl.constexpr = LANE * BITS % 16
@@ -41,7 +42,7 @@ def _lane(words, LANE: tl.constexpr, BITS: tl.constexpr, scale):  # type: ignore
 
 @triton.jit
 def _pair(words, LANE: tl.constexpr, K1: tl.constexpr, BITS: tl.constexpr, scale, OUT: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Rows k and k + 1, side by side in a last dimension."""
+    """Put the values of k and k + 1 side by side in a last dimension."""
     return tl.join(_lane(words, LANE, BITS, scale).to(OUT), _lane(words, LANE + K1, BITS, scale).to(OUT))
 
 
@@ -61,7 +62,7 @@ def _expand(  # type: ignore[no-untyped-def]
     BLOCK_A: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Columns ``first + 64 * program`` of W ``[k, n]``, transposed, for one run along k.
+    """Write 64 columns of W ``[k, n]`` from ``first + 64 * program`` on, transposed, for one run along k.
 
     A word's place is a (tiles along k), [c (tiles along n)], col = n % 8, r = k % 8 // 2, b (the rest).
     """
@@ -122,10 +123,10 @@ def _expand(  # type: ignore[no-untyped-def]
             far = _pair(words, N8 * part + K8, K1, BITS, scale, OUT)
             values = tl.join(near, far)  # a, c, col, r, b, k1, k8
             if MARLIN:
-                rows = tl.permute(values, (1, 4, 2, 0, 6, 3, 5))  # c, b, col; a, k8, r, k1
+                ordered = tl.permute(values, (1, 4, 2, 0, 6, 3, 5))  # c, b, col; a, k8, r, k1
             else:
-                rows = tl.permute(values, (1, 2, 0, 4, 6, 3, 5))  # c, col; a, b, k8, r, k1
-            dense = tl.reshape(rows, (LINES, RUN))
+                ordered = tl.permute(values, (1, 2, 0, 4, 6, 3, 5))  # c, col; a, b, k8, r, k1
+            dense = tl.reshape(ordered, (LINES, RUN))
         line = tl.arange(0, LINES)
         if PARTS == 2:
             line = line // 8 * 16 + part * 8 + line % 8
@@ -154,25 +155,26 @@ def expand(
         first: a multiple of 64, as is the number of columns.
         layout: ``"marlin"`` or ``"machete"``.
         bits: 4 or 8.
-        group_size: rows that share a scale, a multiple of 16 (Machete: 64); -1 where all do.
+        group_size: values along k that share a scale, a multiple of 16 (Machete: 64); -1 if all do.
         inverse: float32 ``[n]``, multiplied into the scales (for FP8); or None.
 
     Each value is ``(q - 2**(bits-1)) * scale`` in float32, rounded once: the number Marlin multiplies with.
     """
     columns, k = out.shape
     n = scales.shape[-1]
-    # Addresses and no tensors: Triton would ask each tensor for its own, and then the driver about that.
-    given = words.data_ptr(), scales.data_ptr(), out.data_ptr()
-    read = given[0] if inverse is None else inverse.data_ptr()
-    # What Triton compiles another kernel for, as far as it can differ here.
-    aligned = not (given[0] | given[1] | given[2] | read) & 15
+    # Addresses instead of tensors: Triton would ask each tensor for its address, and the driver about that.
+    words_at, scales_at, out_at = words.data_ptr(), scales.data_ptr(), out.data_ptr()
+    # The kernel does not read it if there is no inverse.
+    inverse_at = words_at if inverse is None else inverse.data_ptr()
+    # Everything that can differ here and makes Triton compile another kernel.
+    aligned = not (words_at | scales_at | out_at | inverse_at) & 15
     group = 0 if group_size in (-1, k) else group_size
     device = out.device
     kind = (layout, bits, group, inverse is None, scales.dtype, out.dtype, device, aligned)
     launch = _launchers.get(kind)
     across, along = -(-k // BLOCK_K), columns // _BLOCK_N
     if launch is not None:
-        launch(across, along, device.index, given[0], given[1], read, given[2], k, n, first)
+        launch(across, along, device.index, words_at, scales_at, inverse_at, out_at, k, n, first)
         return
     marlin = layout == "marlin"
     constants = (group, bits, marlin, inverse is not None, BLOCK_K // (16 if marlin else 64), _BLOCK_N)
@@ -180,3 +182,24 @@ def expand(
     compiled = _expand[across, along, 1](*tensors, k, n, first, *constants, num_warps=_WARPS)
     if hasattr(compiled, "function"):
         _launchers[kind] = launcher(compiled, constants)
+
+
+def reference(
+    words: torch.Tensor,
+    scales: torch.Tensor,
+    out: torch.Tensor,
+    first: int,
+    *,
+    layout: str,
+    bits: int,
+    group_size: int,
+    inverse: torch.Tensor | None = None,
+) -> None:
+    """Do what :func:`expand` does in plain torch, from the tables of ``layouts``: slow, for tests and CPUs."""
+    columns, k = out.shape
+    n = scales.shape[-1]
+    in_order = scales[:, marlin_scale_places(n, grouped=len(scales) > 1)] if layout == "marlin" else scales
+    factors = in_order.float() if inverse is None else in_order.float() * inverse
+    values = (LAYOUTS[layout, bits].codes(words, k, n) - (1 << (bits - 1))).float()
+    dense = values * factors.repeat_interleave(k // len(scales), dim=0)
+    out.copy_(dense.t()[first : first + columns].to(out.dtype))

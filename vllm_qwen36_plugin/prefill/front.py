@@ -1,4 +1,4 @@
-"""Before start, in the front process: options looked at, and vLLM's cache of compiled graphs told of the plugin."""
+"""Prefill's part in the front process, before a start: check the options, tell vLLM's graph cache of the plugin."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from .profile import ProfileError, read
 
 
 def before_start(vllm_config: Any) -> None:
-    """Enter the plugin, its version and the way of the linears into what compiled graphs are kept under.
+    """Enter the plugin, its version and the prefill mode into the key of vLLM's compiled graphs.
 
-    A profile needs no entry: the graph holds no number of rows.
+    A profile needs no entry: a graph holds no number of tokens.
 
     Raises:
         OptionsError: ``prefill_profile`` names a file that is no profile.
@@ -26,6 +26,6 @@ def before_start(vllm_config: Any) -> None:
         except ProfileError as error:
             show_refusal_alone()
             raise OptionsError(
-                f'"prefill_profile" in --additional-config: {error}. Make one with qwen36 tune'
+                f'"prefill_profile" in --additional-config: {error}. Make one with: qwen36 tune prefill'
             ) from error
     enter_salt(vllm_config, "prefill", options.prefill)

@@ -1,4 +1,4 @@
-"""The linear kernel offered to vLLM: the stock one for few rows, another path for many."""
+"""The linear kernel offered to vLLM: the stock one for few tokens, a dense route for many."""
 
 from __future__ import annotations
 
@@ -15,32 +15,33 @@ from vllm_qwen36_plugin.architectures import TARGETS
 from vllm_qwen36_plugin.upstream.linear_kernels import in_gptq_layout, stock_choice
 
 from . import dispatch
-from .prepare import Preparation, settings_now
+from .prepare import Preparation
 from .selftest import Original
+from .settings import current_settings
 from .shape import Shape
 
 _BITS = {scalar_types.uint4b8: 4, scalar_types.uint8b128: 8}
 _LAYOUTS = {"MarlinLinearKernel": "marlin", "MacheteLinearKernel": "machete"}
-# Rows of an output head, the vocabulary or 65,536 tokens of it for drafts, of which few are asked; a layer has
-# 34,816 at most.
+# Columns of an output head: the vocabulary, or 65,536 tokens of it for drafts. Few tokens go through a head. The
+# linears of a layer have 34,816 columns at most.
 _HEAD = 1 << 16
 FP8_SCALES = "qwen36_fp8_scales"
-_asking = False
+_choosing_stock = False
 
 
 @contextmanager
-def _without_ours() -> Iterator[None]:
-    global _asking
-    _asking = True
+def _only_stock() -> Iterator[None]:
+    global _choosing_stock
+    _choosing_stock = True
     try:
         yield
     finally:
-        _asking = False
+        _choosing_stock = False
 
 
 # vLLM from 0.32 on orders kernels by whether "marlin" or "humming" is part of their name.
-class RowDispatchKernel(MPLinearKernel):  # type: ignore[misc]
-    """Holds the kernel that vLLM would have chosen, and no weight but in that kernel's layout."""
+class PrefillLinearKernel(MPLinearKernel):  # type: ignore[misc]
+    """Holds the kernel that vLLM would have chosen; weights exist in that kernel's layout only."""
 
     @classmethod
     def get_min_capability(cls) -> int:
@@ -48,15 +49,15 @@ class RowDispatchKernel(MPLinearKernel):  # type: ignore[misc]
 
     @classmethod
     def can_implement(cls, c: Any) -> tuple[bool, str | None]:
-        if _asking:
-            return False, "the question is which kernel it is to hold"
+        if _choosing_stock:
+            return False, "it is being asked for the kernel that it is to hold"
         if not _for_this_model():
             return False, f"only for {', '.join(TARGETS)}, and not with prefill=off"
         if c.weight_type not in _BITS or c.zero_points or getattr(c, "has_g_idx", False):
             return False, "symmetric 4- and 8-bit weights with contiguous groups only"
         if c.act_type not in (torch.bfloat16, torch.float16):
             return False, f"activations in BF16 or FP16 only, not {c.act_type}"
-        with _without_ours():
+        with _only_stock():
             stock = stock_choice(c)
         if stock is None or stock.__name__ not in _LAYOUTS:
             return False, f"the layout of {stock.__name__ if stock else 'no kernel'} is not known"
@@ -64,38 +65,38 @@ class RowDispatchKernel(MPLinearKernel):  # type: ignore[misc]
         if not shape.expandable:
             return False, "its tiles are not whole"
         if shape.n >= _HEAD:
-            return False, "an output head, which few rows go through"
+            return False, "an output head, which few tokens go through"
         return True, None
 
     def __init__(self, c: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(c, *args, **kwargs)
-        with _without_ours():
+        with _only_stock():
             stock = stock_choice(c)
         if stock is None:
-            raise RuntimeError("vLLM has changed its mind about this linear's kernel")
+            raise RuntimeError("vLLM chose a kernel for this linear before and offers none now")
         self.stock = stock(c, *args, **kwargs)
         self.shape = _shape(c, stock)
-        # That of now: where vLLM loads weights again, it has no config to say what the user asked for.
-        self._preparation = Preparation.now()
+        # Kept here: when vLLM loads weights again, it has no current config with the user's options.
+        self._preparation = Preparation.current()
         self._preparation.expect(self.shape)
         self.names: list[str] = []
         self.has_fp8 = False
-        # Not in apply_weights: torch.compile with dynamic=True makes symbols of integers, which format no string.
+        # Not in apply_weights: under torch.compile with dynamic=True integers are symbols, which format no string.
         self._key = self.shape.key
         self._op, self._plain_op = dispatch.op(), dispatch.plain_op()
         self._plain = False
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-        """The stock kernel's own; then the table's entry, and for the first layer of a shape its test and times."""
+        """Let the stock kernel process the weights, then enter the shape; its first layer is tested and timed."""
         preparation = self._preparation
         first = preparation.is_new(self.shape)
         original = None
         if first:
-            original = Original.of(
+            original = Original.copy_of(
                 *in_gptq_layout(getattr(layer, self.w_q_name), getattr(layer, self.w_s_name))
             )
         self.stock.process_weights_after_loading(layer)
-        # vLLM from 0.30 on knows no g_idx.
+        # vLLM from 0.30 on has no g_idx.
         unread = {self.w_zp_name, getattr(self, "w_gidx_name", None)}
         self.names = sorted(_tensors(layer, {"bias", FP8_SCALES, "act_order"} | unread))
         linear = dispatch.Linear(
@@ -110,23 +111,23 @@ class RowDispatchKernel(MPLinearKernel):  # type: ignore[misc]
         fp8 = preparation.fp8_scales(linear, [getattr(layer, name) for name in self.names])
         self.has_fp8 = fp8 is not None
         if fp8 is not None:
-            _keep(layer, fp8)
+            _store_fp8_scales(layer, fp8)
         preparation.enter(linear, [getattr(layer, name) for name in self.names], fp8, original)
 
     def apply_weights(
         self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        # What vLLM calls has two dimensions: nothing to reshape, where nothing compiles that away.
-        rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+        # vLLM passes two dimensions; outside a compiled graph a reshape would cost time.
+        flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
         fp8 = getattr(layer, FP8_SCALES) if self.has_fp8 else None
         if self._plain and bias is None:
             words, scales = self.names
             out = self._plain_op(
-                rows, getattr(layer, words), getattr(layer, scales), fp8, self._key, self.shape.n
+                flat, getattr(layer, words), getattr(layer, scales), fp8, self._key, self.shape.n
             )
         else:
             tensors = [getattr(layer, name) for name in self.names]
-            out = self._op(rows, tensors, fp8, bias, self._key, self.shape.n)
+            out = self._op(flat, tensors, fp8, bias, self._key, self.shape.n)
         return out if x.dim() == 2 else out.reshape(*x.shape[:-1], self.shape.n)
 
 
@@ -137,32 +138,32 @@ def _shape(c: Any, stock: type) -> Shape:
 
 
 def _for_this_model() -> bool:
-    """Whether the model being built is one of the family, and the user wants this."""
+    """Whether the model being built belongs to the family and prefill is on."""
     from vllm.config import get_current_vllm_config_or_none
 
     config = get_current_vllm_config_or_none()
     if config is None or config.model_config is None:
         return False
     architectures = getattr(config.model_config.hf_config, "architectures", None) or ()
-    return bool(set(TARGETS).intersection(architectures)) and settings_now().mode != "off"
+    return bool(set(TARGETS).intersection(architectures)) and current_settings().mode != "off"
 
 
-def _tensors(layer: torch.nn.Module, but: set[str | None]) -> dict[str, torch.Tensor]:
-    """A layer's tensors with anything in them, by name: which of them a stock kernel reads is its own business.
+def _tensors(layer: torch.nn.Module, excluded: set[str | None]) -> dict[str, torch.Tensor]:
+    """Collect a layer's tensors that are not empty, by name: a stock kernel may read any of them.
 
-    Symmetric weights have no zero points and contiguous groups no order, whatever is in their parameters.
+    Zero points and g_idx are excluded whatever they hold: weights are symmetric and groups contiguous.
     """
-    found = {name: value for name, value in vars(layer).items() if isinstance(value, torch.Tensor)}
+    tensors = {name: value for name, value in vars(layer).items() if isinstance(value, torch.Tensor)}
     for group in (layer._parameters, layer._buffers):
-        found |= {name: value for name, value in group.items() if value is not None}
-    return {name: value for name, value in found.items() if value.numel() and name not in but}
+        tensors |= {name: value for name, value in group.items() if value is not None}
+    return {name: value for name, value in tensors.items() if value.numel() and name not in excluded}
 
 
-def _keep(layer: torch.nn.Module, scales: torch.Tensor) -> None:
-    # In place on a second load: CUDA graphs hold the address. Where vLLM does that itself, it leaves out buffers
-    # that are not persistent.
-    found = getattr(layer, FP8_SCALES, None)
-    if found is None:
+def _store_fp8_scales(layer: torch.nn.Module, scales: torch.Tensor) -> None:
+    # In place on a second load: CUDA graphs hold the address. Persistent, because vLLM's own reload skips buffers
+    # that are not.
+    stored = getattr(layer, FP8_SCALES, None)
+    if stored is None:
         layer.register_buffer(FP8_SCALES, scales)
     else:
-        found.copy_(scales)
+        stored.copy_(scales)

@@ -1,18 +1,15 @@
-"""How vLLM's kernels keep a 4- or 8-bit weight in memory: one order of bits for each.
+"""How vLLM's kernels lay out a 4- or 8-bit weight in memory.
 
-The place of a value is a number: the word (int32) it is in, and which of the word's lanes it is. In the
-layouts here every bit of that number stands for a step in k or in n, so a layout is the list of those steps.
-Read off ``gptq_marlin_repack`` and ``machete_prepack_B`` of vLLM 0.26.0 on an H100, by packing the bits of
-the index itself.
+The place of a value is a number: the int32 word it is in, and its lane in that word. In these layouts every bit of
+that number stands for a step in k or in n, so a layout is the list of those steps. They were read off
+``gptq_marlin_repack`` and ``machete_prepack_B`` of vLLM 0.26.0 on an H100, by packing the bits of the index itself.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
 Step = tuple[int, int]
 
@@ -27,10 +24,11 @@ def _n(*steps: int) -> tuple[Step, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """One kernel's order of the values of W ``[k, n]``.
+    """One kernel's order of the values of W ``[k, n]``. Tiles follow each other along n first, then along k.
 
-    ``lanes`` and ``words``: the step ``(k, n)`` that each bit of the lane and of the word's number within a tile
-    stands for, lowest first. Tiles follow each other along n first, then along k.
+    Attributes:
+        lanes: the step ``(k, n)`` that each bit of the lane stands for, lowest bit first.
+        words: the same for the bits of the word's number within a tile.
     """
 
     name: str
@@ -40,30 +38,34 @@ class Layout:
 
     @property
     def tile(self) -> tuple[int, int]:
-        """Values of a tile along k and n."""
+        """Size of a tile along k and n."""
         steps = self.lanes + self.words
         return 1 << sum(k > 0 for k, _ in steps), 1 << sum(n > 0 for _, n in steps)
 
     def places(self, k: int, n: int) -> torch.Tensor:
-        """Where each value of W is kept: int64 ``[k, n]``, word times lanes plus lane.
+        """Compute the place of each value of W: int64 ``[k, n]``, word times lanes plus lane.
 
         Raises:
             ValueError: W is not made of whole tiles.
         """
-        import torch
-
         tile_k, tile_n = self.tile
         if k % tile_k or n % tile_n:
             raise ValueError(f"{k} × {n} is not made of {self.name} tiles of {tile_k} × {tile_n}")
-        rows, columns = torch.arange(k)[:, None], torch.arange(n)[None, :]
+        ks, ns = torch.arange(k)[:, None], torch.arange(n)[None, :]
         inner = torch.zeros(1, 1, dtype=torch.int64)
         for bit, (step_k, step_n) in enumerate(self.lanes + self.words):
-            inner = inner + (((rows // step_k if step_k else columns // step_n) & 1) << bit)
-        tiles = (rows // tile_k) * (n // tile_n) + columns // tile_n
+            inner = inner + (((ks // step_k if step_k else ns // step_n) & 1) << bit)
+        tiles = (ks // tile_k) * (n // tile_n) + ns // tile_n
         return tiles * (tile_k * tile_n) + inner
 
+    def codes(self, words: torch.Tensor, k: int, n: int) -> torch.Tensor:
+        """Unpack int32 ``words`` of any shape into the codes of W: int64 ``[k, n]``, not negative."""
+        shifts = torch.arange(0, 32, self.bits)
+        lanes = (words.reshape(-1, 1).long() >> shifts) & ((1 << self.bits) - 1)
+        return lanes.reshape(-1)[self.places(k, n)]
 
-# The lanes of both 4-bit layouts: which half-word holds k + 1 and which nibble k + 8 and n + 8.
+
+# Lanes of both 4-bit layouts: the half-word that holds k + 1, and the nibbles that hold k + 8 and n + 8.
 MARLIN_4 = Layout("marlin", 4, (*_k(8), *_n(8), *_k(1)), (*_n(16, 32), *_k(2, 4), *_n(1, 2, 4)))
 MARLIN_8 = Layout("marlin", 8, _k(8, 1), (*_n(8, 16, 32), *_k(2, 4), *_n(1, 2, 4)))
 MACHETE_4 = Layout("machete", 4, (*_n(8), *_k(8, 1)), (*_k(16, 32, 2, 4), *_n(1, 2, 4)))
@@ -73,13 +75,11 @@ LAYOUTS = {(layout.name, layout.bits): layout for layout in (MARLIN_4, MARLIN_8,
 
 
 def marlin_scale_places(n: int, *, grouped: bool) -> torch.Tensor:
-    """Where Marlin keeps the scale of each column: int64 ``[n]``.
+    """Compute where Marlin keeps the scale of each column: int64 ``[n]``. Machete keeps them in order.
 
-    In blocks of 64 columns, 8 × 8 transposed; with one group for all rows in blocks of 32, pairs of columns 8 apart
-    side by side (``marlin_permute_scales``, vLLM 0.19.1 to 0.33.0). Machete keeps them in order.
+    Grouped scales lie in blocks of 64 columns, 8 × 8 transposed. A single group lies in blocks of 32, pairs of
+    columns 8 apart side by side (``marlin_permute_scales``, vLLM 0.19.1 to 0.33.0).
     """
-    import torch
-
     c = torch.arange(n)
     if grouped:
         return c // 64 * 64 + c % 8 * 8 + c % 64 // 8

@@ -1,4 +1,4 @@
-"""How long a linear takes by each path and number of rows, on this GPU."""
+"""Measure how long a linear takes by each route and number of tokens on this GPU."""
 
 from __future__ import annotations
 
@@ -13,35 +13,39 @@ from statistics import median
 import torch
 
 from .dispatch import Linear
-from .profile import GEMMS, PATHS, Card, GemmName, PathName, Profile, Starts, first_win
+from .profile import GEMMS, ROUTES, Card, GemmName, Profile, Route, Starts, first_win
 from .shape import Shape
 
-# A path must be so much faster before it takes over: what is measured here scatters by 1 to 2 %.
+# A route must be so much faster before it takes over: figures measured here scatter by 1 to 2 %.
 MARGIN = 0.03
-# What start-up measures: below 128 rows the stock kernels read the weight once, so there is nothing to win.
-ROWS = (128, 256, 384, 512, 768, 1024, 2048, 4096, 8192)
+# Numbers of tokens that start-up measures. Below 128 the stock kernels read the weight once: nothing can be won.
+TOKENS = (128, 256, 384, 512, 768, 1024, 2048, 4096, 8192)
 Times = dict[str, dict[int, float]]
-# So many seconds of calls, and so many calls at least, for each figure.
+# Each figure takes so many seconds of calls, with a least and a greatest number of calls.
 _SECONDS, _CALLS, _MOST_CALLS = 0.02, 3, 15
-# Cycles a second, not to be fewer than any card has; seconds to spare for the events.
+# Cycles a second, at least those of any card; seconds to spare for the events.
 _CLOCK, _SPARE = 2.6e9, 3e-4
 
 
 def card(device: torch.device, scratch_mib: int) -> Card:
-    """This GPU and what else times depend on."""
+    """Describe this GPU and everything else that times depend on."""
     properties = torch.cuda.get_device_properties(device)
     return Card(properties.name, _driver(), versions(), scratch_mib)
 
 
 def versions() -> dict[str, str]:
-    """Of what brings or builds a kernel."""
-    found = {"torch": torch.__version__, "cuda": str(torch.version.cuda), "python": platform.python_version()}
+    """List the versions of every package that ships or builds a kernel."""
+    result = {
+        "torch": torch.__version__,
+        "cuda": str(torch.version.cuda),
+        "python": platform.python_version(),
+    }
     for name in ("vllm", "triton", "vllm-qwen36-plugin"):
         try:
-            found[name] = version(name)
+            result[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "none"
-    return found
+            result[name] = "none"
+    return result
 
 
 def _driver() -> str:
@@ -49,50 +53,61 @@ def _driver() -> str:
         from vllm.third_party import pynvml
 
         pynvml.nvmlInit()
-        found = pynvml.nvmlSystemGetDriverVersion()
+        driver = pynvml.nvmlSystemGetDriverVersion()
     except Exception:  # noqa: BLE001 - without NVML the versions of the kernels must do
         return "unknown"
-    return found.decode() if isinstance(found, bytes) else str(found)
+    return driver.decode() if isinstance(driver, bytes) else str(driver)
 
 
-def times_of(
+def time_routes(
     linear: Linear,
     tensors: Sequence[torch.Tensor],
     fp8_scales: torch.Tensor | None,
-    rows: Iterable[int],
-    paths: Sequence[PathName],
+    counts: Iterable[int],
+    routes: Sequence[Route],
     tick: Callable[[], None] = lambda: None,
 ) -> Times:
-    """Microseconds a call of the stock kernel and each path, medians, by number of rows.
+    """Time a call of the stock kernel and of each route.
 
-    Where ``fp8`` may have another GEMM than vLLM's, ``fp8_vllm`` and so on in its place (`settled`). ``tick`` is
-    called after each number of rows.
+    Args:
+        linear: the entry of the dispatch table.
+        tensors: those of one layer.
+        fp8_scales: its FP8 scales, or None.
+        counts: numbers of tokens.
+        routes: besides ``"stock"``.
+        tick: called after each number of tokens.
+
+    Returns:
+        Median microseconds by route and number of tokens. If ``fp8`` may use another GEMM than vLLM's, there is
+        ``fp8_vllm`` and so on in its place (:func:`settle`).
     """
     weight = linear.weight(tensors, fp8_scales)
-    ways: dict[str, tuple[PathName, GemmName | None]] = {}
-    for path in paths:
-        if path == "fp8" and linear.gemms != ("vllm",):
-            ways |= {f"fp8_{gemm}": (path, gemm) for gemm in linear.gemms}
+    candidates: dict[str, tuple[Route, GemmName | None]] = {}
+    for route in routes:
+        if route == "fp8" and linear.gemms != ("vllm",):
+            candidates |= {f"fp8_{gemm}": (route, gemm) for gemm in linear.gemms}
         else:
-            ways[path] = path, None
-    found: Times = {name: {} for name in ("stock", *ways)}
+            candidates[route] = route, None
+    times: Times = {name: {} for name in ("stock", *candidates)}
     dtype = getattr(torch, linear.shape.dtype)
-    for count in rows:
-        x = torch.randn(count, linear.shape.k, dtype=dtype, device=weight.words.device)
+    for tokens in counts:
+        x = torch.randn(tokens, linear.shape.k, dtype=dtype, device=weight.words.device)
         calls: dict[str, Callable[[], object]] = {"stock": partial(linear.stock, x, tensors)}
-        calls |= {name: partial(linear.run, path, x, weight, gemm) for name, (path, gemm) in ways.items()}
+        calls |= {
+            name: partial(linear.run, route, x, weight, gemm) for name, (route, gemm) in candidates.items()
+        }
         for name, us in _in_turns(calls).items():
-            found[name][count] = us
+            times[name][tokens] = us
         tick()
-    return found
+    return times
 
 
 def _in_turns(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-    """Median microseconds of each; they take turns, so that the clock's drift meets all of them.
+    """Time each call: median microseconds. They take turns, so that a drift of the clock affects all of them.
 
-    A round is queued behind an idle kernel that lasts until the host has queued it all: what is timed is the
-    GPU's share alone, as in a CUDA graph or in a pass whose host is ahead. (On the host of an H100 a call of
-    a part took 60 µs.)
+    A round is queued behind an idle kernel that lasts until the host has queued all of it. So the GPU alone is
+    timed, as in a CUDA graph or in a pass whose host is ahead. (On the host of an H100 a call of one part took
+    60 µs.)
     """
     for call in calls.values():
         call()
@@ -120,36 +135,39 @@ def _in_turns(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
     }
 
 
-def settled(times: Times) -> tuple[Times, Starts]:
-    """Those times with one ``fp8``, and from how many rows each path wins.
+def settle(times: Times) -> tuple[Times, Starts]:
+    """Choose the GEMM of ``fp8`` and find where each route starts to win.
 
-    Of several GEMMs it has the one that takes the least share of the stock kernel's time, over all numbers of rows.
+    The GEMM is the one with the least share of the stock kernel's time, summed over all numbers of tokens.
+
+    Returns:
+        The times, with that GEMM's as ``fp8``; and the starts.
     """
     rivals = {gemm: times[f"fp8_{gemm}"] for gemm in GEMMS if f"fp8_{gemm}" in times}
     if not rivals:
-        return times, starts_of(times)
+        return times, find_starts(times)
     stock = times["stock"]
-    gemm = min(rivals, key=lambda each: sum(us / stock[rows] for rows, us in rivals[each].items()))
+    gemm = min(rivals, key=lambda each: sum(us / stock[tokens] for tokens, us in rivals[each].items()))
     times = {**times, "fp8": rivals[gemm]}
-    return times, replace(starts_of(times), fp8_gemm=gemm)
+    return times, replace(find_starts(times), fp8_gemm=gemm)
 
 
-def starts_of(times: Times) -> Starts:
-    """From how many rows each measured path wins. FP8 must beat whatever else serves those rows."""
+def find_starts(times: Times) -> Starts:
+    """Find the number of tokens from which each route wins; ``fp8`` must beat whichever else serves those."""
     exact = first_win(times["stock"], times.get("exact", {}), MARGIN)
     best = dict(times["stock"])
     if exact is not None:
-        best |= {rows: us for rows, us in times["exact"].items() if rows >= exact}
+        best |= {tokens: us for tokens, us in times["exact"].items() if tokens >= exact}
     return Starts(exact, first_win(best, times.get("fp8", {}), MARGIN))
 
 
-def profile_of(shape: Shape, times: Times, starts: Starts, where: Card, took: float) -> Profile:
-    """A profile of one shape's times; ``took``: seconds of measuring up to now."""
+def make_profile(shape: Shape, times: Times, starts: Starts, measured_on: Card, seconds: float) -> Profile:
+    """Make a profile of one shape; ``seconds`` is the time spent on measuring up to now."""
     stamp = time.strftime("%Y-%m-%d")
-    source = f"measured: {where.gpu}, {stamp}, in {took:.1f} s"
-    return Profile(source, {shape: starts}, where, {shape: times})
+    source = f"measured: {measured_on.gpu}, {stamp}, in {seconds:.1f} s"
+    return Profile(source, {shape: starts}, measured_on, {shape: times})
 
 
-def measured_paths(linear: Linear) -> list[PathName]:
-    """Those a table entry may take, in their order of definition."""
-    return [path for path in PATHS if path in linear.order]
+def routes_to_measure(linear: Linear) -> list[Route]:
+    """List the routes that a table entry may take, in their order of definition."""
+    return [route for route in ROUTES if route in linear.routes]

@@ -1,101 +1,107 @@
-"""While the weights are loaded: scratch, self-test, a profile. What is found goes into the dispatch table."""
+"""While weights are loaded: reserve scratch, test the routes, find their starts, fill the dispatch table."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
 from vllm_qwen36_plugin.errors import CompatError
+from vllm_qwen36_plugin.hookspecs import shipped_profiles
 from vllm_qwen36_plugin.log import logger
-from vllm_qwen36_plugin.options import PluginOptions
 from vllm_qwen36_plugin.upstream import scaled_mm
 from vllm_qwen36_plugin.upstream.cublas import release_workspaces
 
 from . import dispatch, measure, scratch
-from .banner import by_gemm, table_line
+from .banner import gemm_suffix, table_line
 from .layouts import marlin_scale_places
-from .paths import FP8_SCALE_BYTES, fp8_scales
 from .profile import (
     GEMMS,
     GemmName,
-    PathName,
     Profile,
     ProfileError,
+    Route,
     Starts,
-    cached,
+    cache_path,
     read,
     shipped_for,
     write,
 )
 from .replay import NotReplayable, Template
-from .selftest import Original, problem_with, problem_with_replay, replay_of
-from .settings import UNMEASURED, Settings
+from .routes import FP8_SCALE_BYTES, fp8_scales
+from .selftest import Original, problem_with, problem_with_replay, record_replay
+from .settings import UNMEASURED, Settings, current_settings
 from .shape import Shape
-from .shipped import shipped_profiles
 
 # Seconds that start-up may spend on measuring, all shapes together.
 BUDGET = 10.0
+# The latest model's preparation, or nothing.
 _current: list[Preparation] = []
-
-
-def settings_now() -> Settings:
-    """Those of the model being built, or loaded."""
-    from vllm.config import get_current_vllm_config_or_none
-
-    config = get_current_vllm_config_or_none()
-    return Settings.of(PluginOptions.of(getattr(config, "additional_config", None)))
+_warned: set[str] = set()
 
 
 @dataclass(slots=True)
 class Preparation:
-    """One model's: which shapes were seen, what is known of this GPU, how long measuring has taken.
+    """What is known while one model is loaded, and how its layers enter the dispatch table.
 
-    ``columns``: of all its linears, each of which may get FP8 scales.
+    Attributes:
+        settings: the user's.
+        max_tokens: most tokens that vLLM puts into one call.
+        linears: the table's entry of each shape seen so far.
+        profile: the user's or the cached profile, with what was measured since; None until it is looked for.
+        source: where its starts come from, for the log.
+        seconds: time spent on measuring.
+        columns: of all linears that were built; each column may get FP8 scales.
     """
 
     settings: Settings
-    most_rows: int
-    seen: dict[Shape, dispatch.Linear]
-    known: Profile | None
-    known_from: str
-    spent: float = 0.0
+    max_tokens: int
+    linears: dict[Shape, dispatch.Linear] = field(default_factory=dict)
+    profile: Profile | None = None
+    source: str = ""
+    seconds: float = 0.0
     columns: int = 0
 
     @classmethod
-    def now(cls) -> Preparation:
-        """That of the model being loaded: a new one with other settings, or where there was none."""
-        from vllm.config import get_current_vllm_config_or_none
+    def fresh(cls, **attributes: Any) -> Self:
+        """Make a new one for vLLM's current config; ``attributes`` are those of a subclass."""
+        return cls(current_settings(), _max_tokens(), **attributes)
 
-        config = get_current_vllm_config_or_none()
-        settings, rows = settings_now(), _most_rows(config)
-        if not _current or (_current[-1].settings, _current[-1].most_rows) != (settings, rows):
-            _current[:] = [cls(settings, rows, {}, None, "")]
+    @staticmethod
+    def current() -> Preparation:
+        """Return the preparation of the model being loaded: a new one for the first model or for other settings."""
+        fresh = Preparation.fresh()
+        if not _current or (_current[-1].settings, _current[-1].max_tokens) != (
+            fresh.settings,
+            fresh.max_tokens,
+        ):
+            _current[:] = [fresh]
         return _current[-1]
 
     def expect(self, shape: Shape) -> None:
-        """Count in a linear that was built: all are, before the first one's weights are prepared."""
+        """Count a linear that was built. All are built before the first one's weights are prepared."""
         self.columns += shape.n
 
     def is_new(self, shape: Shape) -> bool:
         """Whether no layer of this shape has been prepared with these settings."""
-        return shape not in self.seen
+        return shape not in self.linears
 
     def fp8_scales(self, linear: dispatch.Linear, tensors: Sequence[torch.Tensor]) -> torch.Tensor | None:
-        """A layer's FP8 scales, float32 ``[2, n]``, where they are wanted and the GPU multiplies e4m3."""
+        """Compute a layer's FP8 scales, float32 ``[2, n]``; None without ``prefill=fp8`` or a GPU that has e4m3."""
         scales = tensors[linear.scales]
-        if "fp8" not in self.settings.order or not _fp8_possible(scales.device):
+        if "fp8" not in self.settings.routes or not fp8_possible(scales.device):
             return None
-        found = fp8_scales(scales, linear.shape.bits)
+        computed = fp8_scales(scales, linear.shape.bits)
         if linear.shape.layout == "marlin":
             shape = linear.shape
             grouped = shape.group_size not in (-1, shape.k)
-            found = found[:, marlin_scale_places(shape.n, grouped=grouped).to(scales.device)]
-        return found.contiguous()
+            computed = computed[:, marlin_scale_places(shape.n, grouped=grouped).to(scales.device)]
+        return computed.contiguous()
 
     def enter(
         self,
@@ -104,41 +110,81 @@ class Preparation:
         fp8: torch.Tensor | None,
         original: Original | None,
     ) -> None:
-        """Put a layer's shape into the table: as known, or after its test and a look for its times."""
-        before = self.seen.get(linear.shape)
-        if before is not None:
-            linear.starts, linear.order, linear.gemms = before.starts, before.order, before.gemms
-            linear.served = before.served
-            linear.replays(before.template)
+        """Put a layer's shape into the table: as an earlier layer's entry, or after tests and timing.
+
+        Args:
+            linear: the entry.
+            tensors: those of the layer, in the order of ``linear.names``.
+            fp8: its FP8 scales, or None.
+            original: the weight as it was loaded, for the first layer of a shape.
+        """
+        earlier = self.linears.get(linear.shape)
+        if earlier is not None:
+            linear.starts, linear.routes, linear.gemms = earlier.starts, earlier.routes, earlier.gemms
+            linear.served = earlier.served
+            linear.set_template(earlier.template)
         elif original is not None:
             self._reserve(linear.shape, tensors[linear.words].device, tensors[linear.scales].element_size())
-            linear.replays(self._template(linear, tensors))
-            linear.order = self._tested(linear, original, tensors, fp8)
-            linear.starts = self._starts(linear, tensors, fp8)
+            linear.set_template(self._template(linear, tensors))
+            linear.routes = self._tested_routes(linear, original, tensors, fp8)
+            linear.starts = self.starts_for(linear, tensors, fp8)
             if linear.starts.fp8_gemm not in linear.gemms:
-                # Of a profile from elsewhere, or of none.
+                # The profile comes from elsewhere, or there is none.
                 linear.starts = replace(linear.starts, fp8_gemm=linear.gemms[0])
             if tensors[linear.words].is_cuda:
                 release_workspaces()
-        self.seen[linear.shape] = dispatch.put(linear)
-        dispatch.at_next_call(_say)
+        self.linears[linear.shape] = dispatch.put(linear)
+        dispatch.at_next_call(_log_table)
+
+    def starts_for(
+        self, linear: dispatch.Linear, tensors: Sequence[torch.Tensor], fp8: torch.Tensor | None
+    ) -> Starts:
+        """Find the starts of a shape.
+
+        They come from the user's profile, else from one measured here before, else from a measurement now, else
+        from a shipped profile. Without any the stock kernel serves, unless the user asked for a route by name.
+        """
+        if not linear.routes:
+            return Starts()
+        profile = self._stored_profile(tensors[linear.words].device)
+        if linear.shape in profile.starts and self._covers(profile, linear):
+            return profile.starts[linear.shape]
+        if self.settings.profile is not None:
+            _warn_once(
+                f"{self.settings.profile} has nothing for {linear.shape.key} up to {self.max_tokens} tokens"
+            )
+        elif self.seconds < BUDGET:
+            try:
+                return self._measure(linear, tensors, fp8)
+            except Exception as error:  # noqa: BLE001 - short of memory, most likely
+                _warn_once(f"prefill could not be measured on this GPU: {error!r}")
+        try:
+            shipped = shipped_for(torch.cuda.get_device_name(tensors[0].device), shipped_profiles())
+            if shipped is not None:
+                self.source = shipped.source
+                return shipped.starts(linear.shape)
+        except Exception as error:  # noqa: BLE001 - another package's profile may not keep a model from serving
+            _warn_once(f"the shipped profiles cannot be used: {error!r}")
+        if self.settings.mode != "auto":
+            return Starts(UNMEASURED, UNMEASURED)
+        return Starts()
 
     def _reserve(self, shape: Shape, device: torch.device, itemsize: int) -> None:
-        """Have room for a shape's largest part, and no more: with FP8 scales, within what the user set."""
+        """Reserve room for a shape's largest part and no more; FP8 scales count towards what the user set."""
         size, itemsizes = self.settings.scratch_bytes, [itemsize]
-        if "fp8" in self.settings.order and _fp8_possible(device):
+        if "fp8" in self.settings.routes and fp8_possible(device):
             size, itemsizes = scratch.beside(self.columns * FP8_SCALE_BYTES, size), [itemsize, 1]
-        # Of what does not fit, a path says how much it needs.
+        # If no part fits, the route's test says how much it needs.
         scratch.reserve(device, scratch.largest_tile(shape.k, shape.n, itemsizes, size) or size)
 
     def _template(self, linear: dispatch.Linear, tensors: Sequence[torch.Tensor]) -> Template | None:
-        """How to call the stock kernel's op without its Python; None where that is not the same."""
+        """Find out how to call the stock kernel's op without its Python; None if that is not the same."""
         try:
-            template = replay_of(linear, tensors)
+            template = record_replay(linear, tensors)
             problem = problem_with_replay(linear, template.bound(linear.kernel), tensors)
         except NotReplayable as reason:
             template, problem = None, str(reason)
-        except Exception as error:  # noqa: BLE001 - whatever it is, vLLM's own Python is there
+        except Exception as error:  # noqa: BLE001 - vLLM's own Python works in any case
             template, problem = None, repr(error)
         if problem is None:
             return template
@@ -146,116 +192,88 @@ class Preparation:
         logger.debug("vllm-qwen36-plugin: %s by vLLM's own Python: %s", linear.shape.key, problem)
         return None
 
-    def _tested(
+    def _tested_routes(
         self,
         linear: dispatch.Linear,
         original: Original,
         tensors: Sequence[torch.Tensor],
         fp8: torch.Tensor | None,
-    ) -> tuple[PathName, ...]:
-        """The wanted paths that pass the test; one warning for each that does not."""
-        passed: list[PathName] = []
-        for path in self.settings.order:
-            if path == "fp8" and fp8 is None:
+    ) -> tuple[Route, ...]:
+        """Return the settings' routes that pass the test, with one warning for each that does not."""
+        passed: list[Route] = []
+        for route in self.settings.routes:
+            if route == "fp8" and fp8 is None:
                 _warn_once(
                     "prefill=fp8 needs a GPU that multiplies e4m3 (Ada or later) and vLLM's kernel for it"
                 )
                 continue
-            ways: tuple[GemmName, ...] = ("vllm",)
-            if path == "fp8":
+            gemms: tuple[GemmName, ...] = ("vllm",)
+            if route == "fp8":
                 device, dtype = tensors[linear.words].device, getattr(torch, linear.shape.dtype)
-                ways = tuple(gemm for gemm in GEMMS if scaled_mm.works(device, dtype, gemm))
+                gemms = tuple(gemm for gemm in GEMMS if scaled_mm.works(device, dtype, gemm))
             good: list[GemmName] = []
-            for gemm in ways:
+            for gemm in gemms:
                 try:
-                    problem = problem_with(path, linear, original, tensors, fp8, gemm)
-                except Exception as error:  # noqa: BLE001 - whatever it is, the stock kernel is there
+                    problem = problem_with(route, linear, original, tensors, fp8, gemm)
+                except Exception as error:  # noqa: BLE001 - the stock kernel works in any case
                     problem = repr(error)
                 if problem is None:
                     good.append(gemm)
                 else:
-                    name, key = path + by_gemm(gemm), linear.shape.key
+                    name, key = route + gemm_suffix(gemm), linear.shape.key
                     logger.warning("vllm-qwen36-plugin: %s is off for %s: %s", name, key, problem)
             if good:
-                passed.append(path)
-            if path == "fp8" and good:
+                passed.append(route)
+            if route == "fp8" and good:
                 linear.gemms = tuple(good)
         return tuple(passed)
 
-    def _starts(
-        self, linear: dispatch.Linear, tensors: Sequence[torch.Tensor], fp8: torch.Tensor | None
-    ) -> Starts:
-        """The user's profile, else one measured here, else measured now, else shipped, else stock."""
-        if not linear.order:
-            return Starts()
-        profile = self._known(tensors[linear.words].device)
-        if linear.shape in profile.starts and self._covers(profile, linear):
-            return profile.starts[linear.shape]
-        if self.settings.profile is not None:
-            _warn_once(
-                f"{self.settings.profile} has nothing for {linear.shape.key} up to {self.most_rows} rows"
-            )
-        elif self.spent < BUDGET:
-            try:
-                return self._measured(linear, tensors, fp8)
-            except Exception as error:  # noqa: BLE001 - short of memory, most likely
-                _warn_once(f"prefill could not be measured on this GPU: {error!r}")
-        try:
-            shipped = shipped_for(torch.cuda.get_device_name(tensors[0].device), shipped_profiles())
-            if shipped is not None:
-                self.known_from = shipped.source
-                return shipped.starts(linear.shape)
-        except Exception as error:  # noqa: BLE001 - of another package, it may not keep a model from serving
-            _warn_once(f"the profiles that are shipped are of no use: {error!r}")
-        if self.settings.mode != "auto":
-            return Starts(UNMEASURED, UNMEASURED)
-        return Starts()
-
     def _covers(self, profile: Profile, linear: dispatch.Linear) -> bool:
-        """Whether each wanted path was measured up to as many rows as may come, where it is said to be measured."""
+        """Whether a measured profile has each route up to as many tokens as may come; True without times."""
         times = profile.times_us.get(linear.shape)
         if not times:
             return True
-        needed = max((rows for rows in measure.ROWS if rows <= self.most_rows), default=0)
-        # A path may have no times: of a start with fewer rows than are worth measuring.
-        return all(max(times.get(path) or {0: 0.0}) >= needed for path in linear.order)
+        needed = max((tokens for tokens in measure.TOKENS if tokens <= self.max_tokens), default=0)
+        # A route has no times after a start with fewer tokens than are worth measuring.
+        return all(max(times.get(route) or {0: 0.0}) >= needed for route in linear.routes)
 
-    def _known(self, device: torch.device) -> Profile:
-        if self.known is None:
-            self.known, self.known_from = Profile("none", {}), ""
-            path = Path(self.settings.profile) if self.settings.profile else self._kept(device)
+    def _stored_profile(self, device: torch.device) -> Profile:
+        """Return the user's profile or the cached one, read at the first call; an empty one without either."""
+        if self.profile is None:
+            self.profile, self.source = Profile("none", {}), ""
+            path = Path(self.settings.profile) if self.settings.profile else self._cached(device)
             if path is not None:
                 try:
-                    self.known = read(path)
-                    self.known_from = self.known.source
+                    self.profile = read(path)
+                    self.source = self.profile.source
                 except ProfileError as error:
                     logger.warning("vllm-qwen36-plugin: %s", error)
-        return self.known
+        return self.profile
 
-    def _kept(self, device: torch.device) -> Path | None:
-        """The file measured on this GPU before. None without one, or without a folder; writing will say so."""
+    def _cached(self, device: torch.device) -> Path | None:
+        """Return the file measured on this GPU before, or None. A missing cache folder is reported when writing."""
         try:
-            path = cached(self._card(device))
+            path = cache_path(self._card(device))
             return path if path.is_file() else None
         except OSError:
             return None
 
-    def _measured(
+    def _measure(
         self, linear: dispatch.Linear, tensors: Sequence[torch.Tensor], fp8: torch.Tensor | None
     ) -> Starts:
+        """Measure one shape now, and add it to the cached profile."""
         begin = time.perf_counter()
-        rows = [count for count in measure.ROWS if count <= self.most_rows]
-        times, starts = measure.settled(
-            measure.times_of(linear, tensors, fp8, rows, measure.measured_paths(linear))
+        counts = [tokens for tokens in measure.TOKENS if tokens <= self.max_tokens]
+        times, starts = measure.settle(
+            measure.time_routes(linear, tensors, fp8, counts, measure.routes_to_measure(linear))
         )
-        took = time.perf_counter() - begin
-        self.spent += took
-        where = self._card(tensors[linear.words].device)
-        known = self._known(tensors[linear.words].device)
-        self.known = known.merged(measure.profile_of(linear.shape, times, starts, where, self.spent))
-        self.known_from = self.known.source
+        self.seconds += time.perf_counter() - begin
+        card = self._card(tensors[linear.words].device)
+        stored = self._stored_profile(tensors[linear.words].device)
+        self.profile = stored.merged(measure.make_profile(linear.shape, times, starts, card, self.seconds))
+        self.source = self.profile.source
         try:
-            write(cached(where), self.known)
+            write(cache_path(card), self.profile)
         except OSError as error:
             _warn_once(f"the profile of this GPU is not kept: {error}")
         return starts
@@ -264,12 +282,34 @@ class Preparation:
         return measure.card(device, self.settings.scratch_bytes >> 20)
 
 
-def _most_rows(config: Any) -> int:
-    scheduler = getattr(config, "scheduler_config", None)
-    return int(getattr(scheduler, "max_num_batched_tokens", None) or measure.ROWS[-1])
+def latest() -> Preparation | None:
+    """Return the preparation of the model that was loaded last; None before the first."""
+    return _current[-1] if _current else None
 
 
-def _fp8_possible(device: torch.device) -> bool:
+@contextmanager
+def using(preparation: Preparation) -> Iterator[None]:
+    """Prepare every layer that is loaded inside the block by ``preparation``, and :func:`reset` after it.
+
+    Its settings and ``max_tokens`` have to be those of vLLM's current config (:meth:`Preparation.fresh`).
+    """
+    _current[:] = [preparation]
+    try:
+        yield
+    finally:
+        reset()
+
+
+def reset() -> None:
+    """Forget the loaded model: its preparation, the dispatch table, the scratch buffers, and warnings given."""
+    _current.clear()
+    _warned.clear()
+    dispatch.clear()
+    scratch.release()
+
+
+def fp8_possible(device: torch.device) -> bool:
+    """Whether ``device`` multiplies e4m3 and vLLM has its kernel for it; warns if that is not as expected."""
     if device.type != "cuda" or not scaled_mm.supported(torch.cuda.get_device_capability(device)):
         return False
     try:
@@ -280,7 +320,11 @@ def _fp8_possible(device: torch.device) -> bool:
     return True
 
 
-_warned: set[str] = set()
+def _max_tokens() -> int:
+    from vllm.config import get_current_vllm_config_or_none
+
+    scheduler = getattr(get_current_vllm_config_or_none(), "scheduler_config", None)
+    return int(getattr(scheduler, "max_num_batched_tokens", None) or measure.TOKENS[-1])
 
 
 def _warn_once(text: str) -> None:
@@ -289,8 +333,8 @@ def _warn_once(text: str) -> None:
         logger.warning("vllm-qwen36-plugin: %s", text)
 
 
-def _say() -> None:
-    if _current:
-        logger.info(
-            "%s", table_line(_current[-1].seen.values(), _current[-1].settings, _current[-1].known_from)
-        )
+def _log_table() -> None:
+    preparation = latest()
+    if preparation is not None:
+        linears = preparation.linears.values()
+        logger.info("%s", table_line(linears, preparation.settings, preparation.source))

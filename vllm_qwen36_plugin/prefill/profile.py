@@ -1,4 +1,4 @@
-"""From how many rows on which path is faster, for one GPU: read, written, looked for. Imports no torch."""
+"""Profiles: the number of tokens from which each route is faster on one GPU, and their files. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any, Literal, Protocol, get_args
 
 from .shape import Shape
 
-PathName = Literal["exact", "fp8"]
-PATHS: tuple[PathName, ...] = ("exact", "fp8")
-# As ``upstream.scaled_mm.Gemm``, which needs torch.
+Route = Literal["exact", "fp8"]
+ROUTES: tuple[Route, ...] = ("exact", "fp8")
+# The same as ``upstream.scaled_mm.Gemm``; importing that would import torch.
 GemmName = Literal["vllm", "torch"]
 GEMMS: tuple[GemmName, ...] = get_args(GemmName)
 FORMAT = 2
@@ -22,12 +22,12 @@ _ENV = "QWEN36_CACHE"
 
 
 class ProfileError(ValueError):
-    """A profile's file cannot be used. The text says which and why."""
+    """The file of a profile cannot be used; the text says which file and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Starts:
-    """Rows from which on a path is faster than the stock kernel; None: never. And whose GEMM ``fp8`` takes."""
+    """Number of tokens from which each route beats the stock kernel (None: never), and the GEMM of ``fp8``."""
 
     exact: int | None = None
     fp8: int | None = None
@@ -36,7 +36,7 @@ class Starts:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What a measurement holds for: another of these, another profile."""
+    """What a measurement is valid for: if any of these changes, another profile is needed."""
 
     gpu: str
     driver: str
@@ -45,16 +45,18 @@ class Card:
 
     @property
     def digest(self) -> str:
-        """Twelve hex digits of all of it."""
+        """Twelve hex digits that identify all of it."""
         text = json.dumps(asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Starts by shape, and where they come from: ``measured: …`` or ``derived: …``.
+    """Starts by shape.
 
-    ``times_us``: by shape, path (``"stock"`` among them) and number of rows, microseconds a call.
+    Attributes:
+        source: where they come from, ``measured: …`` or ``derived: …``.
+        times_us: microseconds of a call by shape, route (``"stock"`` is one) and number of tokens.
     """
 
     source: str
@@ -63,7 +65,7 @@ class Profile:
     times_us: Mapping[Shape, Mapping[str, Mapping[int, float]]] = field(default_factory=dict)
 
     def merged(self, other: Profile) -> Profile:
-        """Both, ``other``'s where both have a shape."""
+        """Combine two profiles; ``other`` wins where both have a shape."""
         return Profile(
             other.source,
             {**self.starts, **other.starts},
@@ -73,43 +75,43 @@ class Profile:
 
 
 class ShippedProfile(Protocol):
-    """What ``qwen36_prefill_profiles`` yields: starts for cards known by name."""
+    """What the hook ``qwen36_prefill_profiles`` contributes: starts for cards known by name."""
 
     @property
     def device_names(self) -> tuple[str, ...]:
-        """Parts of the name that the driver reports; the last profile with one that fits is taken."""
+        """Parts of the name that the driver reports; of the profiles with a match the last one is used."""
 
     @property
     def source(self) -> str:
         """``measured: …`` or ``derived: …``."""
 
     def starts(self, shape: Shape) -> Starts:
-        """For one shape; ``Starts()`` where the stock kernel is to be used."""
+        """Give the starts of one shape; ``Starts()`` leaves it to the stock kernel."""
 
 
 def shipped_for(gpu: str, shipped: Iterable[ShippedProfile]) -> ShippedProfile | None:
-    """The last contributed profile for a card of that name: a third party's wins over ours."""
-    found = [profile for profile in shipped if any(name in gpu for name in profile.device_names)]
-    return found[-1] if found else None
+    """Pick the last contributed profile for a card of that name: a third party's wins over ours."""
+    matching = [profile for profile in shipped if any(name in gpu for name in profile.device_names)]
+    return matching[-1] if matching else None
 
 
 def first_win(stock: Mapping[int, float], other: Mapping[int, float], margin: float) -> int | None:
-    """The least number of rows from which on, up to the most measured, ``other`` is faster by ``margin``.
+    """Find the least number of tokens from which ``other`` is faster by ``margin`` up to the most measured.
 
     Args:
-        stock, other: microseconds by number of rows.
+        stock, other: microseconds by number of tokens.
         margin: 0.03 asks for 3 %.
     """
-    found = None
-    for rows in sorted(set(stock) & set(other), reverse=True):
-        if other[rows] > stock[rows] * (1 - margin):
+    start = None
+    for tokens in sorted(set(stock) & set(other), reverse=True):
+        if other[tokens] > stock[tokens] * (1 - margin):
             break
-        found = rows
-    return found
+        start = tokens
+    return start
 
 
 def to_json(profile: Profile) -> dict[str, Any]:
-    """For a file."""
+    """Make the JSON object of a profile's file."""
     return {
         "format": FORMAT,
         "source": profile.source,
@@ -118,8 +120,8 @@ def to_json(profile: Profile) -> dict[str, Any]:
             shape.key: {
                 **asdict(starts),
                 "times_us": {
-                    path: {str(rows): round(us, 2) for rows, us in sorted(times.items())}
-                    for path, times in profile.times_us.get(shape, {}).items()
+                    route: {str(tokens): round(us, 2) for tokens, us in sorted(times.items())}
+                    for route, times in profile.times_us.get(shape, {}).items()
                 },
             }
             for shape, starts in sorted(profile.starts.items())
@@ -128,37 +130,44 @@ def to_json(profile: Profile) -> dict[str, Any]:
 
 
 def from_json(data: Any, where: str) -> Profile:
-    """The profile in parsed JSON; ``where`` names it in errors.
+    """Read a profile from parsed JSON.
+
+    Args:
+        data: the parsed file.
+        where: its name in errors.
 
     Raises:
-        ProfileError: it is not one, or of another version of this plugin's format.
+        ProfileError: it is no profile, or one of another format.
     """
     try:
         if data["format"] != FORMAT:
-            raise ProfileError(f"{where} has format {data['format']!r}, not {FORMAT}: run qwen36 tune again")
+            raise ProfileError(
+                f"{where} has format {data['format']!r}, not {FORMAT}: run qwen36 tune prefill again"
+            )
         shapes = {Shape.parse(key): entry for key, entry in data["shapes"].items()}
         starts = {
-            shape: Starts(_rows(entry["exact"]), _rows(entry["fp8"]), _gemm(entry["fp8_gemm"]))
+            shape: Starts(_start(entry["exact"]), _start(entry["fp8"]), _gemm(entry["fp8_gemm"]))
             for shape, entry in shapes.items()
         }
-        times = {
+        times_us = {
             shape: {
-                path: {int(m): float(us) for m, us in by.items()} for path, by in entry["times_us"].items()
+                route: {int(tokens): float(us) for tokens, us in times.items()}
+                for route, times in entry["times_us"].items()
             }
             for shape, entry in shapes.items()
         }
         card = Card(**data["card"]) if data["card"] else None
-        return Profile(str(data["source"]), starts, card, times)
+        return Profile(str(data["source"]), starts, card, times_us)
     except ProfileError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ProfileError(f"{where} is no profile of qwen36 tune: {error!r}") from error
+        raise ProfileError(f"{where} is no profile of qwen36 tune prefill: {error!r}") from error
 
 
-def _rows(value: Any) -> int | None:
+def _start(value: Any) -> int | None:
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
         return value
-    raise ValueError(f"{value!r} is no number of rows")
+    raise ValueError(f"{value!r} is no number of tokens")
 
 
 def _gemm(value: Any) -> GemmName:
@@ -168,10 +177,10 @@ def _gemm(value: Any) -> GemmName:
 
 
 def read(path: Path) -> Profile:
-    """The profile in a file.
+    """Read the profile in a file.
 
     Raises:
-        ProfileError: unreadable, or no profile.
+        ProfileError: the file cannot be read or holds no profile.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -181,10 +190,10 @@ def read(path: Path) -> Profile:
 
 
 def write(path: Path, profile: Profile) -> None:
-    """Write it, under a temporary name first.
+    """Write a profile, under a temporary name first.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     from gptq_hybrid.common.atomic import write_json_atomic
 
@@ -193,25 +202,25 @@ def write(path: Path, profile: Profile) -> None:
 
 
 def cache_folder() -> Path:
-    """``$QWEN36_CACHE``, else ``qwen36`` in the user's cache folder.
+    """Name the cache folder: ``$QWEN36_CACHE``, else ``qwen36`` in the user's cache folder.
 
     Raises:
-        OSError: the user has no home, as under a container's own user id.
+        OSError: the user has no home folder, as under a container's own user id.
     """
-    own = os.environ.get(_ENV)
-    if own:
-        return Path(own)
+    from_user = os.environ.get(_ENV)
+    if from_user:
+        return Path(from_user)
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qwen36"
     except RuntimeError as error:
-        raise OSError(f"there is no folder to keep it in: {error} Set {_ENV} to one") from error
+        raise OSError(f"there is no folder to keep it in: {error} Set {_ENV} to a folder") from error
 
 
-def cached(card: Card) -> Path:
-    """Where the profile measured on this card is kept, whether there is one or not.
+def cache_path(card: Card) -> Path:
+    """Name the file that keeps the profile measured on this card; it need not exist.
 
     Raises:
-        OSError: as `cache_folder`.
+        OSError: as :func:`cache_folder`.
     """
     name = "".join(c if c.isalnum() else "-" for c in card.gpu).strip("-")
     return cache_folder() / "prefill" / f"{name}-{card.digest}.json"

@@ -1,9 +1,9 @@
-"""A stock kernel's one call of its op, made again without vLLM's Python around it.
+"""Repeat a stock kernel's one call of its op, without vLLM's Python around it.
 
-In a graph that vLLM compiles without this plugin, that Python is traced away and its op called straight. Behind
-our op it would run at every call, and where the host is the limit it would be what a pass waits for. So what it
-calls is noted while weights are loaded, for some numbers of rows; where that is one op, and its arguments are the
-rows, a layer's tensors and what never changes, the op is called with those.
+In a graph that vLLM compiles without this plugin, that Python is traced away and the op is called directly.
+Behind our op it would run at every call, and a pass would wait for it if the host is the limit. So while weights
+are loaded, the ops that the stock kernel calls are recorded for some numbers of tokens. If it is one op, and its
+arguments are x, the layer's tensors and constants, that op is called with those.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# Python around a kernel can tell numbers of rows apart: few, more than a tile, and as many as a pass may have.
-ROWS = (1, 17, 129, 2048)
+# Python around a kernel may treat numbers of tokens differently: few, more than a tile, as many as a pass may have.
+TOKENS = (1, 17, 129, 2048)
 Replay = Callable[[torch.Tensor, Sequence[torch.Tensor]], torch.Tensor]
-# Of what an op is given and no number of rows changes.
+# Types of an op's arguments that are taken as constants.
 _CONSTANTS = (type(None), bool, int, float, str, torch.dtype)
 
 
-class NotReplayable(Exception):  # noqa: N818 - no error: vLLM's own Python is called then, as ever
-    """Why a stock kernel is more than one call with the arguments that a replay has."""
+class NotReplayable(Exception):  # noqa: N818 - no error: vLLM's own Python is called as before
+    """The stock kernel does more than one call that a replay could make; the text says what."""
 
 
 @dataclass(frozen=True, slots=True)
 class _From:
-    """Where an argument comes from: the ``rows``, their ``count``, a ``tensor`` or the kernel's ``state``."""
+    """Source of an argument: ``x``, its number of ``tokens``, a layer's ``tensor`` or the kernel's ``state``."""
 
     source: str
     which: Any = None
@@ -36,42 +36,42 @@ class _From:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """An op and its arguments: constants, and `_From` in the others' place.
+    """An op and its arguments: constants, and a ``_From`` in place of each other one.
 
-    Holds no tensor of a layer or a kernel but copies of empty ones, so layers of a shape share it, of one model
-    and of the next.
+    It holds no tensor of a layer or a kernel, only copies of empty ones. So all layers of a shape share it, and the
+    next model's too.
     """
 
     op: Any
     arguments: tuple[Any, ...]
 
     def bound(self, kernel: Any) -> Replay:
-        """The call for layers that this stock kernel serves.
+        """Make the call for layers that this stock kernel serves.
 
-        Its state is looked up now: a stock kernel replaces it only in ``process_weights_after_loading``, and
-        what was bound before is bound anew after that.
+        The kernel's state is looked up now. A stock kernel replaces it only in ``process_weights_after_loading``,
+        and the template is bound again after that.
         """
-        given = list(self.arguments)
-        rows: list[int] = []
-        counts: list[int] = []
-        tensors: list[tuple[int, int]] = []
+        template = list(self.arguments)
+        x_places: list[int] = []
+        count_places: list[int] = []
+        tensor_places: list[tuple[int, int]] = []
         for place, argument in enumerate(self.arguments):
             if not isinstance(argument, _From):
                 continue
             if argument.source == "state":
-                given[place] = getattr(kernel, argument.which)
+                template[place] = getattr(kernel, argument.which)
             elif argument.source == "tensor":
-                tensors.append((place, argument.which))
+                tensor_places.append((place, argument.which))
             else:
-                (rows if argument.source == "rows" else counts).append(place)
-        op, (at,) = self.op, rows
+                (x_places if argument.source == "x" else count_places).append(place)
+        op, (x_place,) = self.op, x_places
 
-        def replay(x: torch.Tensor, of_layer: Sequence[torch.Tensor]) -> torch.Tensor:
-            arguments = given.copy()
-            arguments[at] = x
-            for place, which in tensors:
-                arguments[place] = of_layer[which]
-            for place in counts:
+        def replay(x: torch.Tensor, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+            arguments = template.copy()
+            arguments[x_place] = x
+            for place, which in tensor_places:
+                arguments[place] = tensors[which]
+            for place in count_places:
                 arguments[place] = x.shape[0]
             return op(*arguments)
 
@@ -82,39 +82,41 @@ def record(
     call: Callable[[torch.Tensor], torch.Tensor],
     kernel: Any,
     tensors: Sequence[torch.Tensor],
-    rows: Sequence[torch.Tensor],
+    inputs: Sequence[torch.Tensor],
 ) -> Template:
-    """What ``call`` does for each ``x`` of ``rows``, which are contiguous, ``[m, k]``, and of unlike m.
+    """Record what ``call`` does for each input.
 
     Args:
         call: a stock kernel's ``apply_weights`` for one layer, without a bias.
         kernel: the stock kernel.
-        tensors: those of the layer that a replay is given too.
+        tensors: those of the layer that a replay will be given.
+        inputs: contiguous ``[m, k]``, of different m.
 
     Raises:
-        NotReplayable: it is not one op of these, of its own state, and of constants.
+        NotReplayable: it is not one op of the input, these tensors, the kernel's own state, and constants.
+        ValueError: all inputs have the same number of tokens.
     """
-    if len({len(x) for x in rows}) < 2:
-        raise ValueError("one number of rows does not show which argument it is")
-    calls = [_call(call, kernel, tensors, x) for x in rows]
+    if len({len(x) for x in inputs}) < 2:
+        raise ValueError("one number of tokens does not show which argument it is")
+    calls = [_single_call(call, kernel, tensors, x) for x in inputs]
     op, first = calls[0]
-    if any(other is not op or len(given) != len(first) for other, given in calls):
-        raise NotReplayable("it calls one op for some numbers of rows and another for others")
+    if any(other is not op or len(arguments) != len(first) for other, arguments in calls):
+        raise NotReplayable("it calls one op for some numbers of tokens and another for others")
     merged = []
-    for place, values in enumerate(zip(*(given for _, given in calls), strict=True)):
-        if _all_one(values):
+    for place, values in enumerate(zip(*(arguments for _, arguments in calls), strict=True)):
+        if _all_equal(values):
             merged.append(values[0])
-        elif all(type(value) is int and value == len(x) for value, x in zip(values, rows, strict=True)):
-            merged.append(_From("count"))
+        elif all(type(value) is int and value == len(x) for value, x in zip(values, inputs, strict=True)):
+            merged.append(_From("tokens"))
         else:
-            raise NotReplayable(f"argument {place} of {op} depends on the number of rows: {values}")
-    if sum(isinstance(told, _From) and told.source == "rows" for told in merged) != 1:
-        raise NotReplayable(f"{op} is not given the rows as they are, once")
+            raise NotReplayable(f"argument {place} of {op} depends on the number of tokens: {values}")
+    if sum(isinstance(argument, _From) and argument.source == "x" for argument in merged) != 1:
+        raise NotReplayable(f"{op} does not get x as it is, once")
     return Template(op, tuple(merged))
 
 
 class _Log(TorchDispatchMode):  # type: ignore[misc]
-    """Every op, with its arguments and its result."""
+    """Keeps every op that runs, with its arguments and its result."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,34 +128,34 @@ class _Log(TorchDispatchMode):  # type: ignore[misc]
         return result
 
 
-def _call(
+def _single_call(
     call: Callable[[torch.Tensor], torch.Tensor],
     kernel: Any,
     tensors: Sequence[torch.Tensor],
     x: torch.Tensor,
 ) -> tuple[Any, list[Any]]:
-    """The one op that is no view, and its arguments in the terms of `Template`."""
+    """Return the one op that is no view, and its arguments as in a :class:`Template`."""
     with _Log() as log:
         returned = call(x)
-    found = [one for one in log.calls if not _is_view(*one)]
-    if len(found) != 1:
-        names = [str(op) for op, *_ in found[:4]] + ["…"] * (len(found) > 4)
+    ops = [entry for entry in log.calls if not _is_view(*entry)]
+    if len(ops) != 1:
+        names = [str(op) for op, *_ in ops[:4]] + ["…"] * (len(ops) > 4)
         raise NotReplayable(f"it calls {', '.join(names) or 'no op'}")
-    ((op, arguments, named, result),) = found
-    if named:
-        raise NotReplayable(f"{op} takes {', '.join(named)} by name")
+    ((op, arguments, by_name, result),) = ops
+    if by_name:
+        raise NotReplayable(f"{op} takes {', '.join(by_name)} by name")
     if not isinstance(result, torch.Tensor) or not same_tensor(returned, result):
-        raise NotReplayable(f"what {op} returns is not what the kernel returns")
+        raise NotReplayable(f"the kernel returns something else than {op} does")
     state = {name: value for name, value in vars(kernel).items() if isinstance(value, torch.Tensor)}
-    return op, [_told(argument, op, x, tensors, state) for argument in arguments]
+    return op, [_source(argument, op, x, tensors, state) for argument in arguments]
 
 
-def _is_view(op: Any, arguments: Sequence[Any], named: Any, result: Any) -> bool:
-    """Whether an op does nothing but look at its first argument in another way."""
+def _is_view(op: Any, arguments: Sequence[Any], by_name: Any, result: Any) -> bool:
+    """Whether an op only makes a view of its first argument."""
     if op._schema.is_mutable or not isinstance(result, torch.Tensor):
         return False
-    of = arguments[0] if arguments else None
-    return isinstance(of, torch.Tensor) and result.numel() > 0 and _storage(result) == _storage(of)
+    base = arguments[0] if arguments else None
+    return isinstance(base, torch.Tensor) and result.numel() > 0 and _storage(result) == _storage(base)
 
 
 def _storage(tensor: torch.Tensor) -> int:
@@ -161,7 +163,7 @@ def _storage(tensor: torch.Tensor) -> int:
 
 
 def same_tensor(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two are one, or views of the same elements in the same order."""
+    """Whether two tensors are one, or views of the same elements in the same order."""
     if a is b:
         return True
     return a.numel() > 0 and (a.data_ptr(), a.dtype, a.shape, a.stride()) == (
@@ -172,15 +174,15 @@ def same_tensor(a: torch.Tensor, b: torch.Tensor) -> bool:
     )
 
 
-def _told(
+def _source(
     argument: Any, op: Any, x: torch.Tensor, tensors: Sequence[torch.Tensor], state: dict[str, torch.Tensor]
 ) -> Any:
     if not isinstance(argument, torch.Tensor):
         if type(argument) not in _CONSTANTS:
-            raise NotReplayable(f"{op} is given a {type(argument).__name__}")
+            raise NotReplayable(f"{op} takes a {type(argument).__name__}")
         return argument
     if same_tensor(argument, x):
-        return _From("rows")
+        return _From("x")
     for which, tensor in enumerate(tensors):
         if same_tensor(argument, tensor):
             return _From("tensor", which)
@@ -188,15 +190,15 @@ def _told(
         if argument is tensor:
             return _From("state", name)
     if argument.numel():
-        raise NotReplayable(f"{op} is given a tensor that is neither the layer's nor the kernel's")
-    # Where there is nothing to be given. A copy: a parameter can hold its layer, and with it the model.
+        raise NotReplayable(f"{op} takes a tensor that is neither the layer's nor the kernel's")
+    # An empty tensor stands for none. A copy, because a parameter can hold its layer and so the model.
     return torch.empty(argument.shape, dtype=argument.dtype, device=argument.device)
 
 
-def _all_one(values: Sequence[Any]) -> bool:
+def _all_equal(values: Sequence[Any]) -> bool:
     first = values[0]
     if isinstance(first, torch.Tensor):
-        # Empty ones, by `_told`.
+        # Only empty tensors get here.
         return all(
             isinstance(value, torch.Tensor)
             and (value.shape, value.dtype, value.device) == (first.shape, first.dtype, first.device)

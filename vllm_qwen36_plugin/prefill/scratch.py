@@ -1,7 +1,7 @@
-"""One buffer a GPU that every layer's dense weight is written to, a part of its columns at a time.
+"""One buffer per GPU that every layer's dense weight is written to, some of its columns at a time.
 
-Allocated while the weights are loaded, so that vLLM counts it before it sizes the KV cache, and never moved: CUDA
-graphs hold its address.
+It is allocated while the weights are loaded, so that vLLM counts it before it sizes the KV cache. It never moves,
+because CUDA graphs hold its address.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import torch
 # Tiles of the GEMMs behind are at most 256 columns wide.
 _ALIGN = 256
 _LEAST = 64
-# Of a model's FP8 scales, what an MTP layer may add, which is loaded later: one part in so many (at 27B in 60).
+# An MTP layer is loaded later and may add one part in so many of the model's FP8 scales (at 27B one in 60).
 _LATER = 16
 _buffers: dict[torch.device, torch.Tensor] = {}
 _tiles: dict[tuple[torch.device, int, int, torch.dtype], list[Tile]] = {}
 
 
 class Tile(NamedTuple):
-    """Columns ``first`` to ``last`` of W, and where they are written: ``[columns, k]``, and the same transposed."""
+    """Columns ``first`` to ``last`` of W and their place: ``dense`` ``[columns, k]``, and ``transposed`` of it."""
 
     first: int
     last: int
@@ -30,67 +30,82 @@ class Tile(NamedTuple):
 
 
 def reserve(device: torch.device, size: int) -> None:
-    """Have ``size`` bytes on ``device``, in place of fewer. To be called before any graph is captured."""
-    found = _buffers.get(device)
-    if found is None or found.numel() < size:
-        _buffers[device] = torch.empty(size, dtype=torch.uint8, device=device)
-        _tiles.clear()
+    """Grow the device's scratch buffer to at least ``size`` bytes. Call it before any graph is captured."""
+    if reserved(device) < size:
+        swap(device, torch.empty(size, dtype=torch.uint8, device=device))
+
+
+def swap(device: torch.device, buffer: torch.Tensor) -> torch.Tensor | None:
+    """Make ``buffer`` (uint8) the device's scratch buffer.
+
+    Returns:
+        The buffer it replaces. Graphs captured before go on using that one.
+    """
+    previous = _buffers.get(device)
+    _buffers[device] = buffer
+    _tiles.clear()
+    return previous
 
 
 def release() -> None:
-    """Forget all buffers."""
+    """Free the buffers of all devices."""
     _buffers.clear()
     _tiles.clear()
 
 
 def reserved(device: torch.device) -> int:
-    """Bytes there are."""
-    found = _buffers.get(device)
-    return 0 if found is None else found.numel()
+    """Give the size of the device's buffer in bytes; 0 without one."""
+    buffer = _buffers.get(device)
+    return 0 if buffer is None else buffer.numel()
 
 
 def tiles(device: torch.device, k: int, n: int, dtype: torch.dtype) -> list[Tile]:
-    """The parts of W ``[k, n]`` that are in the buffer one after another, all at its start.
+    """Cut W ``[k, n]`` into the parts that go through the buffer one after another, all at its start.
 
     Raises:
         KeyError: nothing was reserved.
         ValueError: not even 64 columns fit.
     """
     # Made once: a view takes 3 µs, and a pass through 64 layers goes through 512 tiles.
-    found = _tiles.get((device, k, n, dtype))
-    if found is None:
-        buffer, found = _buffers[device], []
+    parts = _tiles.get((device, k, n, dtype))
+    if parts is None:
+        buffer, parts = _buffers[device], []
         for first, columns in column_tiles(k, n, dtype.itemsize, buffer.numel()):
             dense = buffer[: columns * k * dtype.itemsize].view(dtype).view(columns, k)
-            found.append(Tile(first, first + columns, dense, dense.t()))
-        _tiles[device, k, n, dtype] = found
-    return found
+            parts.append(Tile(first, first + columns, dense, dense.t()))
+        _tiles[device, k, n, dtype] = parts
+    return parts
 
 
-def beside(kept: int, given: int) -> int:
-    """Bytes of ``given`` that are the buffer's where a model keeps ``kept`` bytes of FP8 scales; half at least.
+def beside(scale_bytes: int, budget: int) -> int:
+    """Compute the buffer's share of ``budget`` bytes when FP8 scales take ``scale_bytes``; at least half.
 
-    Of 128 MiB at 27B 96, where parts in e4m3 are what they would be in 128; the largest of any takes 85.
+    At 27B it is 96 of 128 MiB. Parts in e4m3 are cut as they would be in 128, and the largest part takes 85.
     """
-    return max(given - kept - kept // _LATER, given // 2)
+    return max(budget - scale_bytes - scale_bytes // _LATER, budget // 2)
 
 
 def largest_tile(k: int, n: int, itemsizes: Iterable[int], size: int) -> int:
-    """Bytes of the largest part of W ``[k, n]`` that goes through ``size`` bytes, over values of these sizes.
+    """Compute the bytes of the largest part of W ``[k, n]`` that goes through a buffer of ``size`` bytes.
 
-    In a buffer of so many bytes, or of any number up to ``size``, the parts are the same. 0 where not even 64
-    columns fit.
+    The parts are the same in any buffer between the result and ``size`` bytes.
+
+    Args:
+        itemsizes: bytes of a value, for each type that W is written in.
+
+    Returns:
+        Bytes; 0 if not even 64 columns fit.
     """
-    found = 0
+    largest = 0
     for itemsize in itemsizes:
         if size >= _LEAST * k * itemsize:
             _, columns = column_tiles(k, n, itemsize, size)[0]
-            found = max(found, columns * k * itemsize)
-    return found
+            largest = max(largest, columns * k * itemsize)
+    return largest
 
 
 def column_tiles(k: int, n: int, itemsize: int, size: int) -> list[tuple[int, int]]:
-    """Parts ``(first, columns)`` of n columns of ``k * itemsize`` bytes that fit ``size`` bytes, of like width.
+    """Cut n columns of ``k * itemsize`` bytes into parts ``(first, columns)`` that fit ``size`` bytes.
 
     Raises:
         ValueError: not even 64 columns fit.
@@ -98,7 +113,7 @@ def column_tiles(k: int, n: int, itemsize: int, size: int) -> list[tuple[int, in
     most = size // (k * itemsize) // _LEAST * _LEAST
     if most < _LEAST:
         raise ValueError(
-            f"{_LEAST} columns of {k} rows need {_LEAST * k * itemsize:,} bytes; there are {size:,}"
+            f"{_LEAST} columns of {k} values need {_LEAST * k * itemsize:,} bytes; there are {size:,}"
         )
     if most >= n:
         return [(0, n)]

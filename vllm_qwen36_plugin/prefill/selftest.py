@@ -1,4 +1,4 @@
-"""Each path against the weights as they were loaded, before it may serve; and a stock kernel against its replay."""
+"""Start-up's self-test: each route against the weights as loaded, and the replay against its stock kernel."""
 
 from __future__ import annotations
 
@@ -13,47 +13,48 @@ from gptq_hybrid.packing import dequantize_symmetric
 
 from . import replay, scratch
 from .dispatch import Linear
-from .paths import unpack
-from .profile import GemmName, PathName
+from .profile import GemmName, Route
+from .routes import unpack
 
-# Neither tiles nor vectors of 8 or 16 divide these.
-ROWS = (1, 129, 517)
+# Numbers of tokens that neither tiles nor vectors of 8 or 16 divide.
+TOKENS = (1, 129, 517)
 _COLUMNS = 2048
-# Of the result's root mean square. BF16 rounds the result to 2**-9 of each value; e4m3 rounds both operands
-# to 2**-4, which over thousands of products leaves 3 to 4 % (measured: bench/prefill).
-_TOLERANCE: dict[PathName, float] = {"exact": 0.01, "fp8": 0.08}
+# Share of the result's root mean square. BF16 rounds the result to 2**-9 of each value. e4m3 rounds both operands
+# to 2**-4, which leaves 3 to 4 % over thousands of products (measured: bench/prefill).
+_TOLERANCE: dict[Route, float] = {"exact": 0.01, "fp8": 0.08}
 
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """A layer's packed weight as it was loaded: int32 ``[k * bits / 32, n]`` and scales ``[groups, n]``, copies."""
+    """A layer's packed weight as it was loaded, copied: int32 ``[k * bits / 32, n]``, scales ``[groups, n]``."""
 
     words: torch.Tensor
     scales: torch.Tensor
 
     @classmethod
-    def of(cls, words: torch.Tensor, scales: torch.Tensor) -> Original:
+    def copy_of(cls, words: torch.Tensor, scales: torch.Tensor) -> Original:
+        """Copy them: a stock kernel repacks in place."""
         return cls(words.clone(), scales.clone())
 
     def dense(self, first: int, columns: int, bits: int) -> torch.Tensor:
-        """Those columns of W, transposed: ``[columns, k]``."""
+        """Dequantize some columns of W: ``[columns, k]``."""
         part = slice(first, first + columns)
         return dequantize_symmetric(self.words[:, part].contiguous(), self.scales[:, part].contiguous(), bits)
 
 
 def problem_with(
-    path: PathName,
+    route: Route,
     linear: Linear,
     original: Original,
     tensors: Sequence[torch.Tensor],
     fp8_scales: torch.Tensor | None,
     gemm: GemmName | None = None,
 ) -> str | None:
-    """What is wrong with a path for this layer, ``fp8`` by one of its GEMMs; None if nothing is."""
+    """Say what is wrong with a route for this layer, with ``fp8`` by one of its GEMMs; None if nothing is."""
     weight = linear.weight(tensors, fp8_scales)
     shape = linear.shape
     dtype = getattr(torch, shape.dtype)
-    if path == "exact":
+    if route == "exact":
         for tile in scratch.tiles(weight.words.device, shape.k, shape.n, dtype):
             unpack(weight, tile.dense, tile.first, shape)
             for first in range(tile.first, tile.last, _COLUMNS):
@@ -65,49 +66,50 @@ def problem_with(
     generator = torch.Generator(weight.words.device).manual_seed(0)
     columns = min(_COLUMNS, shape.n)
     reference = original.dense(shape.n - columns, columns, shape.bits).float()
-    for rows in ROWS:
-        x = torch.randn(rows, shape.k, dtype=dtype, device=weight.words.device, generator=generator)
+    for tokens in TOKENS:
+        x = torch.randn(tokens, shape.k, dtype=dtype, device=weight.words.device, generator=generator)
         expected = x.float() @ reference.t()
-        found = linear.run(path, x, weight, gemm)[:, -columns:].float()
-        error = float((found - expected).square().mean().sqrt())
+        result = linear.run(route, x, weight, gemm)[:, -columns:].float()
+        error = float((result - expected).square().mean().sqrt())
         size = float(expected.square().mean().sqrt())
-        # Where the checkpoint itself has no finite result, there is nothing to be off from.
-        if isfinite(size) and not error <= _TOLERANCE[path] * size:
-            return f"{rows} rows are off by {error:.3g}, and their root mean square is {size:.3g}"
+        # If the checkpoint's own result is not finite, there is nothing to compare with.
+        if isfinite(size) and not error <= _TOLERANCE[route] * size:
+            return f"{tokens} tokens are off by {error:.3g}, and their root mean square is {size:.3g}"
     return None
 
 
-def replay_of(linear: Linear, tensors: Sequence[torch.Tensor]) -> replay.Template:
-    """What the stock kernel does for a layer with these tensors.
+def record_replay(linear: Linear, tensors: Sequence[torch.Tensor]) -> replay.Template:
+    """Record what the stock kernel does for a layer with these tensors.
 
     Raises:
         NotReplayable: it is more than one call of an op.
     """
     dtype, device = getattr(torch, linear.shape.dtype), tensors[linear.words].device
-    rows = [torch.zeros(count, linear.shape.k, dtype=dtype, device=device) for count in replay.ROWS]
-    return replay.record(partial(linear.by_vllm, tensors=tensors), linear.kernel, tensors, rows)
+    inputs = [torch.zeros(tokens, linear.shape.k, dtype=dtype, device=device) for tokens in replay.TOKENS]
+    return replay.record(partial(linear.by_vllm, tensors=tensors), linear.kernel, tensors, inputs)
 
 
 def problem_with_replay(linear: Linear, again: replay.Replay, tensors: Sequence[torch.Tensor]) -> str | None:
-    """How a replay differs from the stock kernel, for this layer or another of its shape; None if it does not."""
-    # As another layer's: nothing may be left of the one that was looked at.
+    """Say how a replay differs from the stock kernel, for this layer or another; None if it does not."""
+    # A second set of tensors, as another layer's: the replay may hold nothing of the layer it was recorded with.
     others = [tensor.clone() for tensor in tensors]
     others[linear.scales].neg_()
     others[linear.words].bitwise_not_()
     generator = torch.Generator(tensors[linear.words].device).manual_seed(0)
     dtype = getattr(torch, linear.shape.dtype)
-    for rows in ROWS:
+    for tokens in TOKENS:
         x = torch.randn(
-            rows, linear.shape.k, dtype=dtype, device=tensors[linear.words].device, generator=generator
+            tokens, linear.shape.k, dtype=dtype, device=tensors[linear.words].device, generator=generator
         )
-        for given in (tensors, others):
-            found, expected = again(x, given), linear.by_vllm(x, given)
-            if found.shape != expected.shape or _differs(found, expected).any():
-                return f"{rows} rows are not what vLLM's Python makes of them"
+        for layer_tensors in (tensors, others):
+            replayed, expected = again(x, layer_tensors), linear.by_vllm(x, layer_tensors)
+            if replayed.shape != expected.shape or _differs(replayed, expected).any():
+                return f"{tokens} tokens are not what vLLM's Python makes of them"
     return None
 
 
-def _differs(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-    """Where two of one 16-bit type do. As integers: zero keeps its sign. A NaN is to stay one, whichever."""
-    differs = found.view(torch.int16) != expected.view(torch.int16)
-    return differs & ~(found.isnan() & expected.isnan())
+def _differs(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Where two tensors of one 16-bit type differ, bit for bit; any two NaNs are equal."""
+    # As integers: zero has a sign.
+    differs = a.view(torch.int16) != b.view(torch.int16)
+    return differs & ~(a.isnan() & b.isnan())

@@ -1,4 +1,4 @@
-"""GPU profiles that ship, one module a generation."""
+"""Shipped profiles of GPUs: serve flags (``ada``) and starts of prefill routes (``ada_prefill``)."""
 
 from .ada import ADA_PROFILES
 

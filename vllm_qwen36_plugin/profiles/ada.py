@@ -1,9 +1,17 @@
-"""Ada Lovelace cards (sm_89).
+"""Serve flags for Ada Lovelace cards (sm_89).
 
-Only the L40S flags were ever run, by the reference artifact's authors. The others
-follow from sizes: 18.1 GiB of weights at 27B (11.7 packed, 4.7 embeddings and
-lm_head, 0.9 vision, 0.8 MTP), 34,816 bytes of FP8 KV cache a token with MTP, and
-0.43 GiB of Gated-DeltaNet state a sequence with two drafts.
+Only the L40S flags were ever run, by the reference artifact's authors. The others follow from sizes at 27B:
+
+=======================================  ============
+weights                                  18.1 GiB
+  of these packed linears                11.7 GiB
+  embeddings and ``lm_head``             4.7 GiB
+  vision tower                           0.9 GiB
+  MTP head                               0.8 GiB
+FP8 KV cache per token, with MTP         34,816 bytes
+Gated-DeltaNet state per sequence        0.43 GiB
+  with two drafts
+=======================================  ============
 """
 
 from __future__ import annotations

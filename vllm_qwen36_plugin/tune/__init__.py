@@ -1,1 +1,1 @@
-"""Instruments that measure this machine, and write what serving then uses."""
+"""``qwen36 tune``: instruments that measure this machine, and write or recommend what serving then uses."""

@@ -1,4 +1,4 @@
-"""Families of architectures: which one a ``config.json`` belongs to, and the tensors it must hold."""
+"""Families of architectures: which one a ``config.json`` belongs to, and the tensors its checkpoint must hold."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from gptq_hybrid.hooks import contributions
 
 
 def families() -> list[Family]:
-    """Return every family that is built in or that a plugin brings."""
+    """Return every family, built in or of a plugin."""
     return contributions("qwen36_families")
 
 
-def family_of(config: Mapping[str, Any]) -> Family:
+def family_for(config: Mapping[str, Any]) -> Family:
     """Return the family that recognises a parsed ``config.json``; a plugin's wins over a built-in one.
 
     Raises:
         UnsupportedArchitectureError: no family does.
     """
-    every = families()
-    for family in reversed(every):
+    registered = families()
+    for family in reversed(registered):
         if family.matches(config):
             return family
+    model_types = sorted({model_type for family in registered for model_type in family.model_types})
     raise UnsupportedArchitectureError(
         f"model_type {config.get('model_type')!r} (architectures {config.get('architectures')!r}) is not supported",
-        remedy="Supported model types: " + ", ".join(sorted({t for f in every for t in f.model_types})) + ".",
+        remedy=f"Supported model types: {', '.join(model_types)}.",
     )
 
 
@@ -38,4 +39,4 @@ def layout_for(config: Mapping[str, Any]) -> TensorLayout:
         UnsupportedArchitectureError: no family recognises it.
         CheckpointError: a dimension is missing or absurd.
     """
-    return family_of(config).layout(config)
+    return family_for(config).layout(config)

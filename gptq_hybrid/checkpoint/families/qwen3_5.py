@@ -1,7 +1,6 @@
 """Qwen3.5, 3.6 and 3.8 dense hybrids: Gated-DeltaNet, full attention, optional vision tower, MTP head.
 
-Tensor names and shapes are those of the published checkpoints (851 text, 333
-vision and 15 MTP tensors at 27B).
+Tensor names and shapes are those of the published checkpoints: 851 text, 333 vision and 15 MTP tensors at 27B.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 from gptq_hybrid.checkpoint.layout import Family, FusedModule, LinearSpec, TensorLayout, TensorSpec
 from gptq_hybrid.common.errors import CheckpointError
 
-# The largest models published have about 130 layers. A config is not trusted with the size of a layout.
+# The largest models published have about 130 layers. A hostile config must not make the layout take all memory.
 _MOST_LAYERS = 1024
 LINEAR, FULL = "linear_attention", "full_attention"
 
@@ -38,7 +37,7 @@ class _Dims:
 
 
 def qwen3_5_layout(config: Mapping[str, Any]) -> TensorLayout:
-    """Layout of a dense hybrid, multimodal (``qwen3_5``) or text-only (``qwen3_5_text``).
+    """Derive the layout of a dense hybrid, multimodal (``qwen3_5``) or text-only (``qwen3_5_text``).
 
     Raises:
         CheckpointError: ``config`` lacks a dimension, or has one that is not a positive integer.
@@ -158,7 +157,7 @@ def _vision(vision: Mapping[str, Any]) -> list[TensorSpec]:
         weight = (rows,) if columns is None else (rows, columns)
         return [TensorSpec(f"{name}.weight", weight), TensorSpec(f"{name}.bias", (rows,))]
 
-    for number in range(_few(vision, "depth", "vision_config.")):
+    for number in range(_layer_count(vision, "depth", "vision_config.")):
         block = f"{base}.blocks.{number}"
         tensors += affine(f"{block}.norm1", hidden) + affine(f"{block}.norm2", hidden)
         tensors += affine(f"{block}.attn.qkv", 3 * hidden, hidden) + affine(
@@ -180,33 +179,35 @@ def _positive(config: Mapping[str, Any], key: str, where: str = "") -> int:
     return value
 
 
-def _few(config: Mapping[str, Any], key: str, where: str = "") -> int:
+def _layer_count(config: Mapping[str, Any], key: str, where: str = "") -> int:
     value = _positive(config, key, where)
     if value > _MOST_LAYERS:
         raise CheckpointError(
-            "config.json", f"`{where}{key}` is {value}; more than {_MOST_LAYERS} are not believed"
+            "config.json", f"`{where}{key}` is {value}; no known model has more than {_MOST_LAYERS}"
         )
     return value
 
 
 def _dims(text: Mapping[str, Any], *, root: Mapping[str, Any]) -> _Dims:
+    """Read the dimensions from the language model's config; ``root`` is the whole ``config.json``."""
+
     def dim(key: str) -> int:
         return _positive(text, key)
 
-    count = _few(text, "num_hidden_layers")
+    count = _layer_count(text, "num_hidden_layers")
     layer_types = text.get("layer_types")
     if layer_types is None:
         interval = dim("full_attention_interval")
         layer_types = [FULL if (i + 1) % interval == 0 else LINEAR for i in range(count)]
-    known = isinstance(layer_types, list) and all(kind in (LINEAR, FULL) for kind in layer_types)
-    if not known or len(layer_types) != count:
+    well_formed = isinstance(layer_types, list) and all(kind in (LINEAR, FULL) for kind in layer_types)
+    if not well_formed or len(layer_types) != count:
         raise CheckpointError("config.json", f"`layer_types` must hold {count} of {LINEAR!r} or {FULL!r}")
     heads, head_dim = dim("num_attention_heads"), dim("head_dim")
     keys = dim("linear_num_key_heads") * dim("linear_key_head_dim")
     values = dim("linear_num_value_heads") * dim("linear_value_head_dim")
     # transformers' Qwen3_5TextConfig gates attention output by default.
     gate = 2 if text.get("attn_output_gate", True) else 1
-    mtp_layers = _few(text, "mtp_num_hidden_layers") if text.get("mtp_num_hidden_layers") else 0
+    mtp_layers = _layer_count(text, "mtp_num_hidden_layers") if text.get("mtp_num_hidden_layers") else 0
     return _Dims(
         hidden=dim("hidden_size"),
         intermediate=dim("intermediate_size"),

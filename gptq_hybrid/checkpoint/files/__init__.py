@@ -1,12 +1,12 @@
-"""Where a checkpoint's files are: a folder, the hub, or any HTTP server that answers range requests.
+"""Where the files of a checkpoint are: a folder, the hub, or any HTTP server that answers range requests.
 
-Nothing here imports httpx or huggingface_hub before it is used.
+``http.HttpFiles`` and ``hub.open_hub`` are imported by those who need them: a check of a local folder, as before
+each start of vLLM, loads neither.
 """
 
-from ._base import Files, Range, Reads
+from ._base import Files, Range, Reads, file_label
 from ._open import open_files
-from .http import HttpFiles
-from .hub import is_hub_id, open_hub
+from .hub_id import is_hub_id
 from .local import LocalFiles
 
-__all__ = ["Files", "HttpFiles", "LocalFiles", "Range", "Reads", "is_hub_id", "open_files", "open_hub"]
+__all__ = ["Files", "LocalFiles", "Range", "Reads", "file_label", "is_hub_id", "open_files"]

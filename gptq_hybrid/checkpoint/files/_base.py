@@ -1,4 +1,4 @@
-"""What reading a checkpoint asks of the place its files lie in."""
+"""The interface to the place where a checkpoint's files lie."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """``count`` bytes of the file ``name`` from ``begin`` on; to the file's end where ``count`` is None."""
+    """``count`` bytes of the file ``name`` from ``begin`` on; up to the file's end where ``count`` is None."""
 
     name: str
     begin: int = 0
@@ -19,22 +19,25 @@ class Range:
 
 @dataclass(slots=True)
 class Reads:
-    """What was read so far: bytes of file content, and the reads (over HTTP: requests) that took."""
+    """Bytes of file content read so far, and the number of reads (over HTTP: of requests)."""
 
     bytes: int = 0
     requests: int = 0
 
     def note(self, count: int) -> None:
+        """Count one read of ``count`` bytes."""
         self.bytes += count
         self.requests += 1
 
 
 class Files(Protocol):
-    """A flat set of named files. ``name`` is relative to the checkpoint, with ``/`` between parts.
+    """A flat set of named files. A name is relative to the checkpoint, with ``/`` between its parts.
 
-    location: what to call the place in messages and on a ``vllm serve`` line.
-    folder: its local folder, or None.
-    far: reads cost a round trip each, so rules sample instead of reading thousands of small ranges.
+    Attributes:
+        location: the name of the place in messages and on a ``vllm serve`` line.
+        folder: its local folder, or None.
+        far: a read costs a round trip, so rules sample instead of reading thousands of small ranges.
+        reads: what was read so far.
     """
 
     location: str
@@ -46,20 +49,25 @@ class Files(Protocol):
         """Names of all files at the top level, sorted; None where the place cannot be listed."""
 
     def size(self, name: str) -> int | None:
-        """Size in bytes; None where there is no such file (or :meth:`refusal` applies)."""
+        """Size in bytes; None if there is no such file or :meth:`refusal` applies."""
 
     def refusal(self, name: str) -> str | None:
-        """Why ``name`` is not looked at although an index may name it: it leads out of the checkpoint."""
+        """Why ``name`` is never opened although an index may name it; None for a name within the checkpoint."""
 
     def read(self, part: Range) -> bytes:
-        """The bytes of one range; fewer where the file ends before it.
+        """Return the bytes of one range; fewer where the file ends before it.
 
         Raises:
-            CheckpointError: no such file, not readable, or refused.
+            CheckpointError: the file is absent, not readable, or refused.
         """
 
     def read_many(self, parts: Sequence[Range]) -> list[bytes | Exception]:
-        """Several ranges, in order; a range that fails yields its CheckpointError in place of bytes."""
+        """Read several ranges, in order; a range that fails yields its CheckpointError in place of bytes."""
+
+
+def file_label(files: Files, name: str) -> str:
+    """Path or address of one file, for messages."""
+    return f"{files.location.rstrip('/')}/{name}"
 
 
 def leads_out(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""What a person calls a checkpoint: a folder, a hub id, or an address."""
+"""Open a checkpoint by what a person calls it: a folder, a hub id, or an address."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from urllib.parse import unquote, urlsplit
 from gptq_hybrid.common.errors import CheckpointError
 
 from ._base import Files
-from .http import HttpFiles
-from .hub import is_hub_id, open_hub
+from .hub_id import is_hub_id
 from .local import LocalFiles
 
 _HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
@@ -17,34 +16,51 @@ _REMEDY = "Give the folder that holds config.json, a hub id (OWNER/NAME) or the 
 
 
 def open_files(where: str | Path, *, follow_links: bool = True, timeout: float = 30.0) -> Files:
-    """The files of a checkpoint; an existing folder goes before a hub id of the same name.
+    """Return the files of a checkpoint; an existing folder goes before a hub id of the same name.
+
+    Args:
+        where: a folder, OWNER/NAME[@REVISION], or the URL of a folder or of a model's page on the hub.
+        follow_links: as :class:`LocalFiles` has it.
+        timeout: seconds that one network request may take.
 
     Raises:
-        CheckpointError: it is none of these; or a hub model that cannot be listed (see ``open_hub``).
+        CheckpointError: ``where`` is none of these, or a hub model that cannot be listed (see ``hub.open_hub``).
     """
     text = str(where)
-    is_folder, exists = _looked_at(Path(text))
+    is_folder, exists = _on_disk(Path(text))
     if is_folder and text:  # not the current folder for an empty variable
         return LocalFiles(Path(text), follow_links=follow_links)
     if text.lower().startswith(("http://", "https://")):
-        hub_id = _hub_id_of(text)
-        return HttpFiles(text, timeout=timeout) if hub_id is None else open_hub(hub_id, timeout=timeout)
+        hub_id = _hub_id_in(text)
+        if hub_id is not None:
+            return _open_hub(hub_id, timeout)
+        # Imported here, as the hub below: a local folder needs neither, and is what a start of vLLM checks.
+        from .http import HttpFiles
+
+        return HttpFiles(text, timeout=timeout)
     if is_hub_id(text) and not exists:
-        return open_hub(text, timeout=timeout)
+        return _open_hub(text, timeout)
     if exists or "/" not in text or text.startswith((".", "/", "~")):
         raise CheckpointError(text, "is not a folder", remedy=_REMEDY)
     raise CheckpointError(text, "is neither a folder, a hub id (OWNER/NAME) nor a URL", remedy=_REMEDY)
 
 
-def _looked_at(path: Path) -> tuple[bool, bool]:
+def _open_hub(hub_id: str, timeout: float) -> Files:
+    from .hub import open_hub
+
+    return open_hub(hub_id, timeout=timeout)
+
+
+def _on_disk(path: Path) -> tuple[bool, bool]:
+    """Whether ``path`` is a folder, and whether it exists."""
     try:
         return path.is_dir(), path.exists()
     except OSError:  # a name too long, say
         return False, False
 
 
-def _hub_id_of(url: str) -> str | None:
-    """The id of the model whose page on the hub this is; None for an address elsewhere, or of raw files.
+def _hub_id_in(url: str) -> str | None:
+    """Hub id of the model whose page ``url`` is; None for an address elsewhere, or of raw files.
 
     Raises:
         CheckpointError: another page of the hub.

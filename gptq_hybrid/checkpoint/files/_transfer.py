@@ -1,4 +1,4 @@
-"""One request over HTTP, with what can go wrong: deadlines, attempts, redirects, statuses."""
+"""Make one HTTP request, with deadline, retries, redirects and statuses."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ AT_ONCE = 8
 OTHERWISE = "Download the checkpoint and check the folder."
 _ATTEMPTS = 3
 _BACK_OFF = 0.25
-# A server that asks for a longer pause is not waited for.
+# Do not wait for a server that asks for a longer pause.
 _LONGEST_WAIT = 5.0
 _MOST_REDIRECTS = 8
 # Reading a short body to its end keeps the connection; of a long one, a new connection is cheaper.
 _SHORT_BODY = 16 << 10
-# Unless it hangs, the thread that makes the request ends by itself at the deadline.
+# The thread that makes the request ends by itself at the deadline, unless it hangs.
 _GRACE = 0.2
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ class LateError(TransferError):
 
 
 class _MayPassError(Exception):
-    """A failure that another attempt may not meet; ``wait`` is what the server asks for, in seconds."""
+    """A failure that may pass by the next attempt; ``wait`` is the pause the server asks for, in seconds."""
 
     def __init__(self, reason: str, wait: float | None = None) -> None:
         super().__init__(reason)
@@ -51,9 +51,15 @@ class _MayPassError(Exception):
 
 
 class Transfer:
-    """Requests to one server, over connections that are kept; safe to share among threads.
+    """Requests to one server over kept connections; threads may share it.
 
-    ``remedies`` are for a file that needs authorisation, and for a server that cannot be reached.
+    Args:
+        url: the address of the folder.
+        headers: sent with each request.
+        timeout: seconds for each request as a whole.
+        reads: where to count requests and bytes.
+        location: the name of the place in messages.
+        remedies: for a file that needs authorisation, and for a server that cannot be reached.
     """
 
     def __init__(
@@ -83,18 +89,18 @@ class Transfer:
             client.close()
 
     def at(self, name: str) -> str:
-        """What to call a file in messages."""
+        """Path or address of one file, for messages."""
         return f"{self._location}/{name}"
 
     def explain(self, name: str, reason: str) -> str:
-        """``reason``, with the address where the file's name does not show it."""
+        """Add the address to ``reason`` where the file's label does not show it."""
         return reason if self._location == self.address else f"{reason} ({self.address}/{name})"
 
     def persist(self, name: str, work: Callable[[float], T]) -> T:
-        """What ``work(deadline)`` returns, after a few attempts; none begins after the first's deadline.
+        """Return ``work(deadline)``, with a few attempts; none begins after the first one's deadline.
 
         Raises:
-            CheckpointError: the last attempt failed (``LateError``: was cut off), or there is no point in another.
+            CheckpointError: the last attempt failed (``LateError``: was cut off), or another would be no use.
         """
         begun = time.monotonic()
         attempt = 1
@@ -107,10 +113,10 @@ class Transfer:
                 wait = _BACK_OFF * 2 ** (attempt - 1) if trouble.wait is None else trouble.wait
                 too_long = wait > _LONGEST_WAIT or time.monotonic() + wait >= begun + self._timeout
                 if attempt == _ATTEMPTS or too_long:
-                    tried = f" ({attempt} attempts)" if attempt > 1 else ""
+                    attempts = f" ({attempt} attempts)" if attempt > 1 else ""
                     raise TransferError(
                         self.at(name),
-                        self.explain(name, f"cannot be read: {trouble}{tried}"),
+                        self.explain(name, f"cannot be read: {trouble}{attempts}"),
                         remedy=self._when_unreachable,
                     ) from trouble
             time.sleep(wait)
@@ -120,10 +126,11 @@ class Transfer:
     def answer(
         self, method: str, name: str, headers: Mapping[str, str], deadline: float
     ) -> Iterator[httpx.Response]:
-        """The answer to one request; httpx's errors are caught here, those of reading the body too.
+        """Yield the answer to one request; errors of httpx are translated, those of reading the body too.
 
         Raises:
-            CheckpointError: absent (``AbsentError``), forbidden, late (``LateError``), or cannot be asked for.
+            CheckpointError: the file is absent (``AbsentError``), forbidden or late (``LateError``), or the request
+                cannot be made.
         """
         import httpx
 
@@ -137,38 +144,38 @@ class Transfer:
         except httpx.TimeoutException as error:
             raise self._late(name) from error
         except httpx.LocalProtocolError:  # its text holds the header's value, a token
-            raise TransferError(self.at(name), "cannot be asked for: a header is malformed") from None
+            raise TransferError(self.at(name), "cannot be requested: a header is malformed") from None
         except httpx.TransportError as error:
             raise _MayPassError(str(error) or type(error).__name__) from error
-        # Addresses, proxies and certificates that cannot be used; connections that were closed meanwhile.
+        # Unusable addresses, proxies and certificates; connections that were closed meanwhile.
         except (httpx.InvalidURL, ImportError, OSError, RuntimeError, ValueError) as error:
-            reason = self.explain(name, f"cannot be asked for: {error}")
+            reason = self.explain(name, f"cannot be requested: {error}")
             raise TransferError(self.at(name), reason, remedy=self._when_unreachable) from error
 
     def body(
         self, response: httpx.Response, name: str, length: int, deadline: float, *, exactly: bool = True
     ) -> bytes:
-        """The body, of ``length`` bytes; of at most that many where not ``exactly``.
+        """Return the body, of ``length`` bytes; of at most that many if not ``exactly``.
 
         Raises:
-            CheckpointError: it has more, or does not arrive in time (``LateError``).
+            CheckpointError: the body is longer, or does not arrive in time (``LateError``).
         """
         pieces: list[bytes] = []
-        got = 0
+        received = 0
         try:
             for piece in response.iter_raw():
                 pieces.append(piece)
-                got += len(piece)
-                if got > length:
+                received += len(piece)
+                if received > length:
                     reason = f"the server sends more than the {length} bytes asked for"
                     raise TransferError(self.at(name), reason, remedy=OTHERWISE)
-                if time.monotonic() > deadline and not (exactly and got == length):
+                if time.monotonic() > deadline and not (exactly and received == length):
                     raise self._late(name)
         finally:
             with self._lock:
-                self._reads.bytes += got
-        if exactly and got < length:
-            raise _MayPassError(f"the answer ends after {got} of {length} bytes")
+                self._reads.bytes += received
+        if exactly and received < length:
+            raise _MayPassError(f"the answer ends after {received} of {length} bytes")
         return b"".join(pieces)
 
     def _late(self, name: str) -> LateError:
@@ -181,13 +188,13 @@ class Transfer:
             _drain(response)
         if status in (404, 410):
             raise AbsentError(self.at(name), "does not exist")
-        # An address signed for GET answers 403 to HEAD: what a GET says counts.
+        # An address signed for GET answers 403 to HEAD, so only a GET counts.
         if status in (401, 403) and not head:
             reason = self.explain(name, f"needs authorisation (HTTP {status})")
             raise TransferError(self.at(name), reason, remedy=self._when_forbidden)
         if status in (408, 429) or (status >= 500 and not (head and status == 501)):
-            after = response.headers.get("Retry-After", "")
-            raise _MayPassError(f"HTTP {status}", float(after) if re.fullmatch("[0-9]{1,9}", after) else None)
+            pause = response.headers.get("Retry-After", "")
+            raise _MayPassError(f"HTTP {status}", float(pause) if re.fullmatch("[0-9]{1,9}", pause) else None)
 
     def _follow(self, method: str, name: str, headers: Mapping[str, str], deadline: float) -> httpx.Response:
         import httpx
@@ -215,9 +222,9 @@ class Transfer:
                 reason = f"is redirected from {old.scheme} to {new.scheme}, which is refused"
                 raise TransferError(self.at(name), self.explain(name, reason))
             if (old.host, old.port) != (new.host, new.port):
-                # httpx drops Authorization alone, but a key may be in any header.
-                for given in self._headers:
-                    following.headers.pop(given, None)
+                # httpx drops only Authorization, but a key may be in any header.
+                for header in self._headers:
+                    following.headers.pop(header, None)
             request = following
         raise TransferError(
             self.at(name), self.explain(name, f"is redirected more than {_MOST_REDIRECTS} times")
@@ -234,19 +241,19 @@ class Transfer:
                         **self._headers,
                         "Accept-Encoding": "identity",
                     },
-                    # Not bounded, or requests that were left behind would keep others waiting.
+                    # Unbounded: abandoned requests would keep others waiting.
                     limits=httpx.Limits(max_connections=None, max_keepalive_connections=AT_ONCE),
                 )
             return self._client
 
 
 def within(seconds: float, work: Callable[[], T]) -> T:
-    """What ``work`` returns or raises, if it does so in time; else it is left behind.
+    """Return or raise what ``work`` does, if it ends in time; otherwise abandon it.
 
-    httpx has no timeout for a host name that is not resolved, nor for headers that drip in byte by byte.
+    httpx has no timeout for a host name that does not resolve, nor for headers that arrive byte by byte.
 
     Raises:
-        TimeoutError: it did not.
+        TimeoutError: ``work`` did not end within ``seconds``.
     """
     outcome: Future[T] = Future()
 
@@ -262,10 +269,10 @@ def within(seconds: float, work: Callable[[], T]) -> T:
 
 
 def without_credentials(url: str) -> str:
-    """The address of a folder as messages may show it.
+    """Return the address of a folder as messages may show it.
 
     Raises:
-        CheckpointError: it is no such address.
+        CheckpointError: ``url`` is not the http or https address of a folder.
     """
     try:
         parts = urlsplit(url)
@@ -281,6 +288,7 @@ def without_credentials(url: str) -> str:
 
 
 def _drain(response: httpx.Response) -> None:
+    """Read a short body to its end, so that its connection can be used again."""
     length = response.headers.get("Content-Length", "")
     short = length.isdecimal() and int(length) <= _SHORT_BODY
     if short or response.request.method == "HEAD":

@@ -22,11 +22,15 @@ _NO_SUCH_RANGE = re.compile(r"bytes \*/(\d{1,19})", re.ASCII | re.IGNORECASE)
 
 
 class HttpFiles:
-    """The files under ``base_url``; requests are made one per read, at most eight at a time.
+    """The files under ``base_url``: one request a read, at most eight at a time.
 
-    ``listing`` names all files where that is known: others are then absent without a request.
-    ``timeout`` bounds each request as a whole, in seconds; a read takes at most twice that, with its retries.
-    ``headers`` (and credentials in the URL) are not sent to another host that the server redirects to.
+    Args:
+        base_url: the address of a folder, with or without credentials.
+        headers: sent with each request, but (like the credentials) not to another host that the server redirects
+            to.
+        timeout: seconds for each request as a whole. With its retries a read takes at most twice that.
+        listing: names of all files, where they are known; other names are then absent without a request.
+        location: the name of the place in messages; the address without credentials by default.
 
     Raises:
         CheckpointError: ``base_url`` is not the address of a folder.
@@ -57,7 +61,7 @@ class HttpFiles:
 
     @property
     def address(self) -> str:
-        """The URL that names are looked up under, without credentials; for a hub id it holds the commit."""
+        """The URL of the folder, without credentials; for a hub id it holds the commit."""
         return self._transfer.address
 
     def __enter__(self) -> Self:
@@ -79,10 +83,10 @@ class HttpFiles:
         return "leads out of the checkpoint" if leads_out(name) else None
 
     def size(self, name: str) -> int | None:
-        """Size in bytes, asked for once; None where there is no such file (or :meth:`refusal` applies).
+        """Size in bytes, asked for once; None if there is no such file or :meth:`refusal` applies.
 
         Raises:
-            CheckpointError: the server cannot be asked, or does not say.
+            CheckpointError: the server cannot be reached, or does not tell.
         """
         if self.refusal(name) is not None or self._is_absent(name):
             return None
@@ -95,19 +99,20 @@ class HttpFiles:
         return self._sizes[name]
 
     def read(self, part: Range) -> bytes:
-        """The bytes of one range; fewer where the file ends before it.
+        """Return the bytes of one range; fewer where the file ends before it.
 
         Raises:
-            CheckpointError: no such file, not allowed, refused, no range support, or no answer in time.
+            CheckpointError: the file is absent or refused, needs authorisation, or did not arrive in time; or the
+                server does not answer range requests.
         """
         name, nothing = part.name, part.count is not None and part.count <= 0
-        why = self.refusal(name)
-        if why is not None:
-            raise CheckpointError(self._transfer.at(name), why)
+        refusal = self.refusal(name)
+        if refusal is not None:
+            raise CheckpointError(self._transfer.at(name), refusal)
         if self._is_absent(name) or (nothing and self.size(name) is None):
             raise AbsentError(self._transfer.at(name), "does not exist")
-        known = self._sizes.get(name)
-        if nothing or (known is not None and part.begin >= known):
+        size = self._sizes.get(name)
+        if nothing or (size is not None and part.begin >= size):
             return b""
         try:
             return self._transfer.persist(name, lambda deadline: self._get(part, deadline))
@@ -148,18 +153,18 @@ class HttpFiles:
             raise TransferError(self._transfer.at(name), reason)
 
     def _head(self, name: str, deadline: float) -> bool:
-        """Learn the size; False where a HEAD request does not tell it."""
+        """Learn the size; return False where a HEAD request does not tell it."""
         with self._transfer.answer("HEAD", name, {}, deadline) as response:
             size = _content_length(response)
-            told = response.status_code == 200 and size is not None and not _encoding(response)
-            if told and size is not None:
-                self._learn(name, size)
-            return told
+            if response.status_code != 200 or size is None or _encoding(response):
+                return False
+            self._learn(name, size)
+            return True
 
     def _get(self, part: Range, deadline: float) -> bytes:
         last = "" if part.count is None else part.begin + part.count - 1
-        asked = {"Range": f"bytes={part.begin}-{last}"}
-        with self._transfer.answer("GET", part.name, asked, deadline) as response:
+        headers = {"Range": f"bytes={part.begin}-{last}"}
+        with self._transfer.answer("GET", part.name, headers, deadline) as response:
             begin, end, size = self._sent(part, response)
             if size is None:
                 data = self._transfer.body(response, part.name, end, deadline, exactly=False)
@@ -171,13 +176,13 @@ class HttpFiles:
             return self._transfer.body(response, part.name, end - begin, deadline)
 
     def _sent(self, part: Range, response: httpx.Response) -> tuple[int, int, int | None]:
-        """Begin and end of what the body holds, which is what was asked for, and the file's size if it is told."""
+        """Begin and end of the range in the body, checked against the request; the file's size if it is told."""
         where, status = self._transfer.at(part.name), response.status_code
-        asked_end = None if part.count is None else part.begin + part.count
+        requested_end = None if part.count is None else part.begin + part.count
         if status == 416:
-            found = _NO_SUCH_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
-            size = int(found[1]) if found else None
-            # Without a size it is believed of an empty file only: nothing else has no byte 0.
+            unsatisfied = _NO_SUCH_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
+            size = int(unsatisfied[1]) if unsatisfied else None
+            # Without a size only an empty file is believed: every other file has a byte 0.
             if size is None and part.begin == 0:
                 size = 0
             if size is None or size > part.begin:
@@ -191,23 +196,23 @@ class HttpFiles:
             raise TransferError(where, f"is only sent in the encoding {encoding!r}", remedy=OTHERWISE)
         if status == 200:
             length = _content_length(response)
-            # All of a small file; in chunks, since without their end a cut would go unnoticed.
-            if part.begin == 0 and length is None and asked_end is not None and _in_chunks(response):
-                return 0, asked_end, None
-            if part.begin > 0 or length is None or (asked_end is not None and length > asked_end):
+            # The server sends all of a small file. Only in chunks: without their end a cut would go unnoticed.
+            if part.begin == 0 and length is None and requested_end is not None and _in_chunks(response):
+                return 0, requested_end, None
+            if part.begin > 0 or length is None or (requested_end is not None and length > requested_end):
                 reason = self._transfer.explain(
                     part.name, "the server does not answer range requests (HTTP 200)"
                 )
                 raise TransferError(where, reason, remedy=OTHERWISE)
             return 0, length, length
-        got = response.headers.get("Content-Range", "")
-        found = _RANGE.fullmatch(got.strip())
-        begin, end, size = (int(found[1]), int(found[2]) + 1, int(found[3])) if found else (-1, -1, -1)
-        if (begin, end) != (part.begin, size if asked_end is None else min(asked_end, size)):
-            asked = response.request.headers.get("Range")
+        content_range = response.headers.get("Content-Range", "")
+        fields = _RANGE.fullmatch(content_range.strip())
+        begin, end, size = (int(fields[1]), int(fields[2]) + 1, int(fields[3])) if fields else (-1, -1, -1)
+        if (begin, end) != (part.begin, size if requested_end is None else min(requested_end, size)):
+            requested = response.request.headers.get("Range")
             raise TransferError(
                 where,
-                f"the server was asked for {asked} and sent {got or 'no Content-Range'}",
+                f"the server was asked for {requested} and sent {content_range or 'no Content-Range'}",
                 remedy=OTHERWISE,
             )
         return begin, end, size

@@ -1,8 +1,7 @@
-"""A checkpoint on the Hugging Face hub, read in place."""
+"""Read a checkpoint on the Hugging Face hub in place."""
 
 from __future__ import annotations
 
-import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,27 +11,11 @@ from gptq_hybrid.common.errors import CheckpointError
 from ._base import Files
 from ._transfer import within, without_credentials
 from .http import HttpFiles
+from .hub_id import is_hub_id
 from .local import LocalFiles
 
-# The rules of huggingface_hub.utils.validate_repo_id, without importing it, and with an owner.
-_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
-_REPO = re.compile(rf"{_NAME}/{_NAME}")
-# What git allows in the name of a branch or tag; a commit is one too.
-_REVISION = re.compile(r"(?![-/.])[^\x00-\x20\x7f~^:?*\[\\]{1,250}(?<![/.])")
 _OFFLINE = "HF_HUB_OFFLINE=1 checks the copy in the cache instead, if there is one."
 _LOG_IN = "Set HF_TOKEN, or run `hf auth login`"
-
-
-def is_hub_id(text: str) -> bool:
-    """Whether ``text`` is OWNER/NAME or OWNER/NAME@REVISION, as the hub's naming rules allow."""
-    repo, at, revision = text.partition("@")
-    return (
-        _REPO.fullmatch(repo) is not None
-        and "--" not in repo
-        and ".." not in repo
-        and not repo.endswith(".git")
-        and (not at or (_REVISION.fullmatch(revision) is not None and ".." not in revision))
-    )
 
 
 class _HubFiles(HttpFiles):
@@ -41,13 +24,19 @@ class _HubFiles(HttpFiles):
 
 
 def open_hub(repo_id: str, *, timeout: float = 30.0, endpoint: str | None = None) -> Files:
-    """The files of OWNER/NAME or OWNER/NAME@REVISION, all of the one commit that the revision is now.
+    """Open a model on the hub, with all files at the commit its revision points to now.
 
-    One request, for the listing. With HF_HUB_OFFLINE set it is the folder in the local cache, and none.
-    ``endpoint`` is HF_ENDPOINT's unless given.
+    Makes one request, for the listing. With HF_HUB_OFFLINE set it makes none and opens the copy in the local
+    cache.
+
+    Args:
+        repo_id: OWNER/NAME or OWNER/NAME@REVISION.
+        timeout: seconds that one network request may take.
+        endpoint: the hub's URL; HF_ENDPOINT's by default.
 
     Raises:
-        CheckpointError: not an id, no such model or revision, not allowed, not reached, not in the cache.
+        CheckpointError: no hub id, no such model or revision, no authorisation, no connection, or not in the
+            cache.
     """
     from huggingface_hub import constants, get_token, hf_hub_url
 
@@ -60,7 +49,7 @@ def open_hub(repo_id: str, *, timeout: float = 30.0, endpoint: str | None = None
     without_credentials(endpoint)
     token = get_token()
     info = _info(repo_id, endpoint, token, timeout)
-    # Of a renamed model the new name: the old one costs a redirect per read.
+    # The new name of a renamed model: the old one costs a redirect per read.
     repo = info.id if isinstance(info.id, str) and is_hub_id(info.id) else repo
     url = hf_hub_url(repo, "config.json", revision=info.sha or revision or "main", endpoint=endpoint)
     return _HubFiles(
@@ -77,9 +66,9 @@ def _info(repo_id: str, endpoint: str, token: str | None, timeout: float) -> Any
     from huggingface_hub.errors import HfHubHTTPError
 
     repo, _, revision = repo_id.partition("@")
-    ask = HfApi(endpoint=endpoint, token=token or False).model_info
+    model_info = HfApi(endpoint=endpoint, token=token or False).model_info
     try:
-        return within(timeout, partial(ask, repo, revision=revision or None, timeout=timeout))
+        return within(timeout, partial(model_info, repo, revision=revision or None, timeout=timeout))
     except TimeoutError as error:
         raise CheckpointError(
             repo_id,
@@ -88,8 +77,8 @@ def _info(repo_id: str, endpoint: str, token: str | None, timeout: float) -> Any
         ) from error
     except HfHubHTTPError as error:
         raise _refused(repo_id, endpoint, error) from error
-    # Its releases use requests, httpx or httpx2, and let their errors through; HfHubHTTPError derives from
-    # the base class of whichever it is.
+    # Releases of huggingface_hub use requests, httpx or httpx2, and let their errors through. HfHubHTTPError
+    # derives from the base class of whichever it is.
     except (OSError, *HfHubHTTPError.__bases__) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(
@@ -130,12 +119,12 @@ def _cached(repo_id: str) -> Files:
     from huggingface_hub import try_to_load_from_cache
 
     repo, _, revision = repo_id.partition("@")
-    found = try_to_load_from_cache(repo, "config.json", revision=revision or None)
-    if not isinstance(found, str):
+    config = try_to_load_from_cache(repo, "config.json", revision=revision or None)
+    if not isinstance(config, str):
         raise CheckpointError(
             repo_id,
             "is not in the cache, and HF_HUB_OFFLINE is set",
             remedy=f"Unset HF_HUB_OFFLINE, or download it first: hf download {repo}"
             + (f" --revision {revision}" if revision else ""),
         )
-    return LocalFiles(Path(found).parent)
+    return LocalFiles(Path(config).parent)

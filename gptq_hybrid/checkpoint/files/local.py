@@ -1,4 +1,4 @@
-"""A folder on this machine."""
+"""A checkpoint folder on this machine."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from ._base import Range, Reads, leads_out
 
 
 class LocalFiles:
-    """A checkpoint folder.
+    """The files of a folder.
 
-    ``follow_links=False`` leaves alone symbolic links that lead out of the folder, except those of a
-    Hugging Face cache snapshot into its own ``blobs``; whoever hands a folder of links to a loader that
-    follows them passes True.
+    With ``follow_links=False``, symbolic links that lead out of the folder are refused, except those of a Hugging
+    Face cache snapshot into its own ``blobs``. Pass True for a folder of links that its loader follows anyway.
     """
 
     far = False
@@ -33,7 +32,7 @@ class LocalFiles:
 
     @cached_property
     def _roots(self) -> tuple[Path, ...]:
-        """Where a link may lead: the folder itself, or the blobs of the cache it is a snapshot of."""
+        """Where a link may lead: the folder itself, and the blobs of the cache it is a snapshot of."""
         real = self._path.resolve()
         in_cache = real.parent.name == "snapshots"
         return (real, real.parent.parent / "blobs") if in_cache else (real,)
@@ -47,10 +46,10 @@ class LocalFiles:
 
     def refusal(self, name: str) -> str | None:
         if name not in self._refusals:
-            self._refusals[name] = self._why_not(name)
+            self._refusals[name] = self._find_refusal(name)
         return self._refusals[name]
 
-    def _why_not(self, name: str) -> str | None:
+    def _find_refusal(self, name: str) -> str | None:
         if leads_out(name):
             return "leads out of the checkpoint folder"
         path = self._path / name
@@ -78,17 +77,17 @@ class LocalFiles:
         if self.refusal(name) is not None:
             return None
         try:
-            found = (self._path / name).stat()
+            status = (self._path / name).stat()
         except (OSError, ValueError):
             return None
         # A pipe or a device would block, or never end.
-        return found.st_size if stat.S_ISREG(found.st_mode) else None
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def read(self, part: Range) -> bytes:
         path = self._path / part.name
-        why = self.refusal(part.name)
-        if why is not None:
-            raise CheckpointError(path, why)
+        refusal = self.refusal(part.name)
+        if refusal is not None:
+            raise CheckpointError(path, refusal)
         try:
             if not stat.S_ISREG(path.stat().st_mode):
                 raise FileNotFoundError

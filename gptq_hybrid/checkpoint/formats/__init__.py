@@ -1,12 +1,15 @@
 """Quantization formats: how each stores a linear, and how its config says which linears those are.
 
-One module a format. ``stored`` looks at tensors alone, ``declares`` at the config alone; rules compare.
+Each format has a module. ``stored`` looks only at tensors, ``declares`` only at the config. The rules of the doctor
+compare the two.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+from gptq_hybrid.checkpoint.quantization import quant_method
 
 from ._base import FLOAT_DTYPES, Format, Stored, dense_or_none, vllm_name
 from .auto_round import AUTO_ROUND
@@ -29,28 +32,28 @@ __all__ = [
     "UNQUANTIZED",
     "Format",
     "Stored",
+    "declared_format",
     "dense_or_none",
-    "format_of",
     "stored",
     "vllm_name",
 ]
 
 
-def format_of(quantization_config: Mapping[str, Any] | None) -> Format | None:
-    """The format a ``quantization_config`` declares; None for one that is not known here."""
-    if quantization_config is None:
+def declared_format(quantization_config: Mapping[str, Any] | None) -> Format | None:
+    """Return the format a ``quantization_config`` declares; None if it is unknown to this package."""
+    method = quant_method(quantization_config)
+    if method is None:
         return UNQUANTIZED
-    method = str(quantization_config.get("quant_method", "")).lower()
-    return next((known for known in FORMATS if method in known.methods), None)
+    return next((declared for declared in FORMATS if method in declared.methods), None)
 
 
 def stored(tensors: Mapping[str, Any], module: str) -> Stored | None:
-    """How ``module`` is stored, going by the names, dtypes and shapes of its tensors; None if not at all.
+    """Recognise how ``module`` is stored by the names, dtypes and shapes of its tensors; None if not at all.
 
-    A form whose tensors are not all there counts as absent, so that the rest can be named as missing.
+    A form that lacks one of its tensors counts as absent, so that a rule can name what is missing.
     """
-    for known in FORMATS:
-        found = known.stored(tensors, module)
-        if found is not None:
-            return found
+    for candidate in FORMATS:
+        result = candidate.stored(tensors, module)
+        if result is not None:
+            return result
     return dense_or_none(tensors, module)

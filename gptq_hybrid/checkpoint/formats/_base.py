@@ -1,4 +1,4 @@
-"""What a format is."""
+"""What every format answers, and helpers for reading configs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One linear as found: ``form`` names how, ``parts`` its tensors by suffix."""
+    """How one linear is stored: ``form`` names the way, ``parts`` holds its tensors by suffix."""
 
     form: str
     parts: Mapping[str, TensorInfo]
 
     @property
     def quantized(self) -> bool:
+        """Whether it is anything but a plain weight."""
         return self.form != "dense"
 
 
@@ -35,15 +36,14 @@ class Format:
     """A quantization format.
 
     Attributes:
-        name: what to call it in messages.
-        methods: values of ``quant_method`` (lower case) that mean it.
+        name: for messages.
+        methods: values of ``quant_method``, in lower case, that declare it.
         forms: values of :attr:`Stored.form` that vLLM loads for it.
-        suffixes: suffixes of every tensor a quantized linear may have, its own ones first.
-        stored: how a linear is stored, if it is in this format.
-        declares: whether the config calls for a module to be quantized; None where the config leaves that
-            to what is stored.
-        expected: dtypes and shapes of the required tensors, or None where they are not known.
-        exclude_mtp: a copy of the config that leaves the named modules of the MTP head unquantized.
+        suffixes: suffixes of all tensors a quantized linear may have, the format's own ones first.
+        stored: recognises a linear stored in this format; None for any other.
+        declares: whether the config has a module quantized; None where it leaves that to what is stored.
+        expected: dtypes and shapes of a linear's required tensors by suffix; None where they are not known.
+        exclude_mtp: returns a copy of the config that leaves the named modules of the MTP head unquantized.
     """
 
     name: str
@@ -57,37 +57,37 @@ class Format:
 
 
 def vllm_name(module: str) -> str:
-    """What vLLM's multimodal class calls a module of the checkpoint; the draft's keep their names."""
+    """Translate a module's name in the checkpoint to that in vLLM's multimodal class; the draft's stay the same."""
     for ours, theirs in (("model.language_model.", "language_model.model."), ("model.visual.", "visual.")):
         if module.startswith(ours):
             return theirs + module.removeprefix(ours)
     return module
 
 
-def parts_of(tensors: Tensors, module: str, suffixes: tuple[str, ...]) -> dict[str, TensorInfo]:
-    """The tensors of ``module`` that are there, by suffix."""
+def find_parts(tensors: Tensors, module: str, suffixes: tuple[str, ...]) -> dict[str, TensorInfo]:
+    """Return those tensors of ``module`` that exist, by suffix."""
     return {s: tensors[f"{module}.{s}"] for s in suffixes if f"{module}.{s}" in tensors}
 
 
 def dense_or_none(tensors: Tensors, module: str) -> Stored | None:
-    """The module as a plain ``weight``, whatever its dtype."""
+    """Return the module as a plain ``weight`` of whatever dtype; None if it has none."""
     info = tensors.get(f"{module}.weight")
     return None if info is None else Stored("dense", {"weight": info})
 
 
-def groups_of(in_features: int, group_size: int) -> int:
-    """Number of quantization groups along the input; one for -1."""
+def group_count(in_features: int, group_size: int) -> int:
+    """Number of quantization groups along the input; 1 for a group size of -1."""
     return 1 if group_size <= 0 else -(-in_features // group_size)
 
 
 def integer(config: Config, key: str, default: int) -> int:
-    """A whole number of a config, or ``default`` where there is something else."""
+    """Return a whole number from a config; ``default`` in place of anything else."""
     value = config.get(key, default)
     return value if isinstance(value, int) and not isinstance(value, bool) else default
 
 
 def strings(value: Any) -> list[str]:
-    """The strings of a list, one level of nesting flattened; empty for anything else."""
+    """Return the strings in a list and in the lists within it; none for anything else."""
     if not isinstance(value, (list, tuple)):
         return []
     out: list[str] = []

@@ -1,4 +1,4 @@
-"""AutoRound: GPTQ's or AWQ's tensors, under a config of its own."""
+"""AutoRound: GPTQ's or AWQ's tensors under a config of its own."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ _SPECIAL = frozenset("*+?^$()[]{}|\\")
 
 
 def _stored(tensors: Tensors, module: str) -> Stored | None:
-    return None  # GPTQ's and AWQ's forms are recognised by their own modules
+    return None  # gptq.py and awq.py recognise these tensors
 
 
 def _extra(config: Config, module: str) -> Config | None:
-    """The entry of ``extra_config`` for a module: by its name, else by the first pattern found in it."""
+    """Look a module up in ``extra_config``: by its name, else by the first pattern that matches it."""
     extra = config.get("extra_config")
     if not isinstance(extra, Mapping):
         return None
-    found = extra.get(module)
-    if found is None:
-        for pattern, entry in extra.items():
+    entry = extra.get(module)
+    if entry is None:
+        for pattern, candidate in extra.items():
             special = set(pattern) & _SPECIAL
             if module.endswith(f".{pattern}") or (
                 special and matches(pattern, vllm_name(module), anywhere=True)
             ):
-                found = entry
+                entry = candidate
                 break
-    return found if isinstance(found, Mapping) else None
+    return entry if isinstance(entry, Mapping) else None
 
 
 def _blocks(config: Config) -> list[str]:
-    named = config.get("block_name_to_quantize") or config.get("to_quant_block_names")
-    return [part.strip() for part in named.split(",")] if isinstance(named, str) else strings(named)
+    names = config.get("block_name_to_quantize") or config.get("to_quant_block_names")
+    return [part.strip() for part in names.split(",")] if isinstance(names, str) else strings(names)
 
 
 def _declares(config: Config, module: str) -> bool | None:

@@ -1,4 +1,4 @@
-"""AWQ: qweight, scales, qzeros, packed along the output."""
+"""AWQ: qweight, scales and qzeros, packed along the output."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 from gptq_hybrid.checkpoint.layout import LinearSpec
 
-from ._base import Config, Expected, Format, Stored, Tensors, groups_of, integer, parts_of, strings
+from ._base import Config, Expected, Format, Stored, Tensors, find_parts, group_count, integer, strings
 
 _SUFFIXES = ("qweight", "scales", "qzeros")
 
 
 def _stored(tensors: Tensors, module: str) -> Stored | None:
-    parts = parts_of(tensors, module, _SUFFIXES)
+    parts = find_parts(tensors, module, _SUFFIXES)
     if "qweight" not in parts or "scales" not in parts:
         return None
     qweight, scales = parts["qweight"].shape, parts["scales"].shape
@@ -22,17 +22,17 @@ def _stored(tensors: Tensors, module: str) -> Stored | None:
 
 
 def _declares(config: Config, module: str) -> bool | None:
-    kept = strings(config.get("modules_to_not_convert"))
-    if kept:
-        return not any(name in module for name in kept)  # vLLM takes an entry as a substring
-    # Without a list vLLM leaves alone what owns tensors but no packed ones, by substring again: the owner of
-    # A_log and dt_bias is `….linear_attn`, so all projections of a Gated-DeltaNet are left alone with it.
+    excluded = strings(config.get("modules_to_not_convert"))
+    if excluded:
+        return not any(name in module for name in excluded)  # vLLM takes an entry as a substring
+    # Without a list vLLM leaves unquantized whatever owns tensors but no packed ones, by substring again. The
+    # owner of A_log and dt_bias is `….linear_attn`, which takes in all projections of a Gated-DeltaNet.
     return False if ".linear_attn." in module else None
 
 
 def _expected(config: Config, linear: LinearSpec) -> Expected | None:
     bits = integer(config, "bits", integer(config, "w_bit", 4))
-    groups = groups_of(
+    groups = group_count(
         linear.in_features, integer(config, "group_size", integer(config, "q_group_size", 128))
     )
     packed = linear.out_features * bits // 32
@@ -45,9 +45,9 @@ def _expected(config: Config, linear: LinearSpec) -> Expected | None:
 
 def _exclude_mtp(config: Config, modules: Sequence[str]) -> dict[str, Any]:
     out = dict(config)
-    kept = strings(out.get("modules_to_not_convert"))
-    if kept:
-        out["modules_to_not_convert"] = [*kept, *modules]
+    excluded = strings(out.get("modules_to_not_convert"))
+    if excluded:
+        out["modules_to_not_convert"] = [*excluded, *modules]
     return out
 
 

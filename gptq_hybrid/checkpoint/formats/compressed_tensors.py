@@ -1,4 +1,4 @@
-"""compressed-tensors (llm-compressor): pack-quantized integers, or FP8 and others that are only recognised."""
+"""compressed-tensors (llm-compressor): pack-quantized integers; FP8 and others are only recognised."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ._base import (
     Format,
     Stored,
     Tensors,
-    groups_of,
+    find_parts,
+    group_count,
     integer,
-    parts_of,
     strings,
     vllm_name,
 )
@@ -35,7 +35,7 @@ _SUFFIXES = (
 
 
 def _stored(tensors: Tensors, module: str) -> Stored | None:
-    parts = parts_of(tensors, module, _SUFFIXES)
+    parts = find_parts(tensors, module, _SUFFIXES)
     if "weight_scale" not in parts:
         return None
     if "weight_packed" in parts:
@@ -46,7 +46,7 @@ def _stored(tensors: Tensors, module: str) -> Stored | None:
 
 def _named(patterns: list[str], module: str) -> bool:
     return any(
-        # Plain names are mapped to vLLM's, patterns are not.
+        # vLLM maps plain names to its own, but not patterns.
         matches(pattern[3:], vllm_name(module)) if pattern.startswith("re:") else pattern == module
         for pattern in patterns
     )
@@ -65,6 +65,7 @@ def _declares(config: Config, module: str) -> bool | None:
 
 
 def _weights(config: Config, module: str) -> Config | None:
+    """Settings of a module's weights, from the first group whose targets name it."""
     groups = config.get("config_groups")
     for group in groups.values() if isinstance(groups, dict) else ():
         if not isinstance(group, dict) or not isinstance(group.get("weights"), dict):
@@ -77,13 +78,13 @@ def _weights(config: Config, module: str) -> Config | None:
 
 
 def act_order(config: Config) -> str | None:
-    """``actorder`` of the weights, lower case: "group", "weight", "static", or None."""
+    """Return ``actorder`` of the weights in lower case: "group", "weight", "static", or None."""
     groups = config.get("config_groups")
     for group in groups.values() if isinstance(groups, dict) else ():
         weights = group.get("weights") if isinstance(group, dict) else None
-        found = weights.get("actorder") if isinstance(weights, dict) else None
-        if found:
-            return "group" if found is True else str(found).lower()
+        order = weights.get("actorder") if isinstance(weights, dict) else None
+        if order:
+            return "group" if order is True else str(order).lower()
     return None
 
 
@@ -95,7 +96,7 @@ def _expected(config: Config, linear: LinearSpec) -> Expected | None:
     if bits not in {4, 8}:
         return None
     size = integer(weights, "group_size", -1)
-    groups = groups_of(linear.in_features, size if weights.get("strategy") == "group" else -1)
+    groups = group_count(linear.in_features, size if weights.get("strategy") == "group" else -1)
     return {
         "weight_packed": (frozenset({"I32"}), (linear.out_features, linear.in_features * bits // 32)),
         "weight_scale": (frozenset({"BF16", "F16", "F32"}), (linear.out_features, groups)),

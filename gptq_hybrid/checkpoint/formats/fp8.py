@@ -1,4 +1,4 @@
-"""FP8 with a scale beside each weight, as the published FP8 originals are stored."""
+"""FP8 with scales beside each weight, as the published FP8 originals have."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from gptq_hybrid.checkpoint.layout import LinearSpec
 
-from ._base import Config, Expected, Format, Stored, Tensors, parts_of, strings
+from ._base import Config, Expected, Format, Stored, Tensors, find_parts, strings
 
 _SCALES = ("weight_scale_inv", "weight_scale")
 _SUFFIXES = ("weight", *_SCALES, "input_scale")
@@ -15,7 +15,7 @@ _LISTS = ("modules_to_not_convert", "ignored_layers")
 
 
 def _stored(tensors: Tensors, module: str) -> Stored | None:
-    parts = parts_of(tensors, module, _SUFFIXES)
+    parts = find_parts(tensors, module, _SUFFIXES)
     weight = parts.get("weight")
     if weight is None or not weight.dtype.startswith("F8_") or not any(s in parts for s in _SCALES):
         return None
@@ -23,8 +23,8 @@ def _stored(tensors: Tensors, module: str) -> Stored | None:
 
 
 def _declares(config: Config, module: str) -> bool | None:
-    kept = [name for key in _LISTS for name in strings(config.get(key))]
-    return module not in kept
+    excluded = [name for key in _LISTS for name in strings(config.get(key))]
+    return module not in excluded
 
 
 def _expected(config: Config, linear: LinearSpec) -> Expected | None:

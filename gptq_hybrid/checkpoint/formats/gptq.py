@@ -1,4 +1,4 @@
-"""GPTQ as gptqmodel (and AutoGPTQ) writes it: qweight, scales, qzeros, g_idx."""
+"""GPTQ as gptqmodel and AutoGPTQ write it: qweight, scales, qzeros, g_idx."""
 
 from __future__ import annotations
 
@@ -13,13 +13,24 @@ from gptq_hybrid.checkpoint.quantization import (
     with_mtp_excluded,
 )
 
-from ._base import Config, Expected, Format, Stored, Tensors, groups_of, integer, parts_of, strings, vllm_name
+from ._base import (
+    Config,
+    Expected,
+    Format,
+    Stored,
+    Tensors,
+    find_parts,
+    group_count,
+    integer,
+    strings,
+    vllm_name,
+)
 
 _SUFFIXES = ("qweight", "scales", "qzeros", "g_idx")
 
 
 def _stored(tensors: Tensors, module: str) -> Stored | None:
-    parts = parts_of(tensors, module, _SUFFIXES)
+    parts = find_parts(tensors, module, _SUFFIXES)
     if "qweight" not in parts or "scales" not in parts:
         return None
     qweight, scales = parts["qweight"].shape, parts["scales"].shape
@@ -33,17 +44,17 @@ def _declares(config: Config, module: str) -> bool | None:
     if excluded_by_dynamic(config, module) or excluded_by_dynamic(config, vllm_name(module)):
         return False
     listed = strings(config.get("modules_in_block_to_quantize"))
-    # vLLM takes a listed name as a substring; without a list it looks at what is stored.
+    # vLLM takes a listed name as a substring; without a list it goes by what is stored.
     return any(name in module for name in listed) if listed else None
 
 
 def settings(config: Config, module: str) -> tuple[int, int]:
-    """Bits and group size of one module, ``dynamic`` overrides applied."""
+    """Return bits and group size of one module, with the overrides of ``dynamic``."""
     return overridden(config, dynamic_rule(config, module))
 
 
 def overridden(config: Config, rule: Config | bool | None) -> tuple[int, int]:
-    """Bits and group size where ``rule`` is what :func:`dynamic_rule` found."""
+    """Return bits and group size under ``rule``, the result of :func:`dynamic_rule`."""
     override: Config = rule if isinstance(rule, dict) else {}
     return (
         integer(override, "bits", integer(config, "bits", 4)),
@@ -52,9 +63,12 @@ def overridden(config: Config, rule: Config | bool | None) -> tuple[int, int]:
 
 
 def expected(bits: int, group_size: int, linear: LinearSpec) -> Expected:
-    """int32 words hold 32/bits values along the input (qweight) or the output (qzeros)."""
+    """Return dtypes and shapes by suffix; an int32 word holds 32/bits values.
+
+    qweight is packed along the input, qzeros along the output.
+    """
     words = {"I32"}
-    groups = groups_of(linear.in_features, group_size)
+    groups = group_count(linear.in_features, group_size)
     return {
         "qweight": (frozenset(words), (linear.in_features * bits // 32, linear.out_features)),
         "scales": (frozenset({"F16", "BF16"}), (groups, linear.out_features)),

@@ -1,4 +1,4 @@
-"""No ``quantization_config``: a BF16 or FP16 original."""
+"""A BF16 or FP16 original: no ``quantization_config``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Carrying a plan out: in place, or as a copy."""
+"""Carry changes out: in place, or into a copy."""
 
 from __future__ import annotations
 
@@ -6,60 +6,52 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from uuid import uuid4
 
-from gptq_hybrid.checkpoint import INDEX_NAME, MTP_FILE, Checkpoint
-from gptq_hybrid.checkpoint.write import write_verbatim
-from gptq_hybrid.common.atomic import building_directory, fsync_path, write_json_atomic
+from gptq_hybrid.checkpoint import INDEX_NAME, MTP_FILE, Checkpoint, write_verbatim
+from gptq_hybrid.common.atomic import building_directory, building_file, write_json_atomic
 from gptq_hybrid.common.errors import HybridError
 
-from ._head import RECEIPT, space_needed
-from ._plan import Plan
+from ._changes import Changes
+from ._head import RECEIPT
 
 # Called with bytes written so far and in all.
 Progress = Callable[[int, int], None]
 _COPIED_BELOW = 1 << 20
 
 
-def apply_in_place(plan: Plan, checkpoint: Checkpoint, progress: Progress | None) -> tuple[str, ...]:
-    """Write the plan's files into the checkpoint's own folder; returns names of the backups made.
+def apply_in_place(changes: Changes, checkpoint: Checkpoint, progress: Progress | None) -> tuple[str, ...]:
+    """Write the changed files into the checkpoint's own folder; return the names of the backups made.
 
-    A file is written under a temporary name and renamed; what it replaces stays beside it as ``NAME.bak``.
-    ``mtp.safetensors`` comes first and the index last, so that a loader sees the old head until the one
-    rename that shows it the new. Interrupted, a second run completes it.
+    Each file is written under a temporary name and renamed; what it replaces stays beside it as ``NAME.bak``.
+    ``mtp.safetensors`` comes first and the index last, so a loader sees the old head until the one rename that
+    shows it the new. If the repair is interrupted, a second run completes it.
 
     Raises:
         HybridError: not enough room on the disk.
     """
     folder = checkpoint.path
-    refuse_full_disk(folder, plan)
-    assert set(plan.shards) <= {MTP_FILE}, "main shards are never rewritten in place"
+    refuse_full_disk(folder, changes)
+    assert set(changes.shards) <= {MTP_FILE}, "main shards are never rewritten in place"
     backups: list[str] = []
     digests: dict[str, str] = {}
-    for name, file in plan.shards.items():
-        temporary = folder / f".{name}.{uuid4().hex[:8]}.tmp"
-        try:
-            digests |= write_verbatim(
-                temporary, file.tensors, file.metadata, progress=_counted(progress, plan)
-            )
+    count = _counter(progress, changes)
+    for name, file in changes.shards.items():
+        with building_file(folder / name) as temporary:
+            digests |= write_verbatim(temporary, file.tensors, file.metadata, progress=count)
             backups += _backup(folder / name)
-            temporary.replace(folder / name)
-        finally:
-            temporary.unlink(missing_ok=True)
-        fsync_path(folder)
-    if plan.receipt is not None:
+    if changes.receipt is not None:
         backups += _backup(folder / RECEIPT)
-        write_json_atomic(folder / RECEIPT, plan.receipt(digests))
-    for name in sorted(plan.documents, key=lambda name: name == INDEX_NAME):
+        write_json_atomic(folder / RECEIPT, changes.receipt(digests))
+    for name in sorted(changes.documents, key=lambda name: name == INDEX_NAME):
         backups += _backup(folder / name)
-        write_json_atomic(folder / name, plan.documents[name])
+        write_json_atomic(folder / name, changes.documents[name])
     return tuple(backups)
 
 
-def apply_as_copy(plan: Plan, checkpoint: Checkpoint, target: Path, progress: Progress | None) -> None:
+def apply_as_copy(changes: Changes, checkpoint: Checkpoint, target: Path, progress: Progress | None) -> None:
     """Write a repaired copy to ``target``, all of it or nothing; the source is only read.
 
-    Weights that stay as they are become hard links where the file system allows it, and copies elsewhere.
+    Unchanged weights become hard links where the file system allows it, and copies elsewhere.
 
     Raises:
         HybridError: ``target`` holds files, or there is not enough room.
@@ -68,28 +60,31 @@ def apply_as_copy(plan: Plan, checkpoint: Checkpoint, target: Path, progress: Pr
         raise HybridError(f"{target} exists already", remedy="Choose another folder, or remove it first.")
     folder = checkpoint.path
     parent = next(p for p in (target, *target.absolute().parents) if p.is_dir())
-    replaced = {*plan.shards, *plan.documents, *plan.dropped}
-    kept = [name for name in _files_below(folder) if name not in replaced]
-    linked = _same_file_system(folder, parent)
-    extra = 0 if linked else sum((folder / name).stat().st_size for name in kept)
-    refuse_full_disk(parent, plan, extra=extra)
+    replaced = {*changes.shards, *changes.documents, *changes.dropped}
+    unchanged = [name for name in _files_below(folder) if name not in replaced]
+    linkable = folder.stat().st_dev == parent.stat().st_dev
+    extra = 0 if linkable else sum((folder / name).stat().st_size for name in unchanged)
+    refuse_full_disk(parent, changes, extra=extra)
+    count = _counter(progress, changes)
     with building_directory(target) as building:
         digests: dict[str, str] = {}
-        for name, file in plan.shards.items():
-            digests |= write_verbatim(
-                building / name, file.tensors, file.metadata, progress=_counted(progress, plan)
-            )
-        for name in kept:
+        for name, file in changes.shards.items():
+            digests |= write_verbatim(building / name, file.tensors, file.metadata, progress=count)
+        for name in unchanged:
             _link_or_copy(folder / name, building / name)
-        if plan.receipt is not None:
-            write_json_atomic(building / RECEIPT, plan.receipt(digests))
-        for name, content in plan.documents.items():
+        if changes.receipt is not None:
+            write_json_atomic(building / RECEIPT, changes.receipt(digests))
+        for name, content in changes.documents.items():
             write_json_atomic(building / name, content)
 
 
-def refuse_full_disk(folder: Path, plan: Plan, *, extra: int = 0) -> None:
-    """Raise unless ``folder`` has room for what the plan writes and ``extra`` bytes beside."""
-    needed, free = space_needed(plan) + extra, shutil.disk_usage(folder).free
+def refuse_full_disk(folder: Path, changes: Changes, *, extra: int = 0) -> None:
+    """Refuse to start unless ``folder`` has room for the changes and ``extra`` bytes.
+
+    Raises:
+        HybridError: it has not.
+    """
+    needed, free = changes.space_needed + extra, shutil.disk_usage(folder).free
     if needed > free:
         raise HybridError(
             f"{folder}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free",
@@ -97,33 +92,34 @@ def refuse_full_disk(folder: Path, plan: Plan, *, extra: int = 0) -> None:
         )
 
 
-def _counted(progress: Progress | None, plan: Plan) -> Callable[[int], None] | None:
+def _counter(progress: Progress | None, changes: Changes) -> Callable[[int], None] | None:
+    """Turn ``progress`` into a function that takes the bytes of each piece."""
     if progress is None:
         return None
-    done = 0
+    done, total = 0, changes.nbytes
 
     def count(more: int) -> None:
         nonlocal done
         done += more
-        progress(done, plan.nbytes)
+        progress(done, total)
 
     return count
 
 
 def _backup(path: Path) -> list[str]:
-    """Keep what ``path`` holds under the first free ``NAME.bak``, ``NAME.bak.1``, …; it stays in place as well."""
+    """Keep the content of ``path`` under the first free ``NAME.bak``, ``NAME.bak.1``, …; ``path`` stays as well."""
     if not path.exists():
         return []
     number = 0
     while True:
-        kept = path.with_name(f"{path.name}.bak" + (f".{number}" if number else ""))
-        if kept.exists() and kept.samefile(path):
+        backup = path.with_name(f"{path.name}.bak" + (f".{number}" if number else ""))
+        if backup.exists() and backup.samefile(path):
             return []  # left by a run that was interrupted right after
-        if not kept.exists():
+        if not backup.exists():
             break
         number += 1
-    _link_or_copy(path, kept, small_too=True)
-    return [kept.name]
+    _link_or_copy(path, backup, small_too=True)
+    return [backup.name]
 
 
 def _link_or_copy(source: Path, target: Path, *, small_too: bool = False) -> None:
@@ -137,13 +133,8 @@ def _link_or_copy(source: Path, target: Path, *, small_too: bool = False) -> Non
             pass
         else:
             return
-    # Under a name no loader takes for a file, until it is whole.
-    temporary = target.with_name(f".{target.name}.{uuid4().hex[:8]}.tmp")
-    try:
+    with building_file(target) as temporary:
         shutil.copyfile(real, temporary)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _files_below(folder: Path) -> Iterator[str]:
@@ -151,7 +142,3 @@ def _files_below(folder: Path) -> Iterator[str]:
         relative = path.relative_to(folder)
         if path.is_file() and not any(part.startswith(".") for part in relative.parts):
             yield relative.as_posix()
-
-
-def _same_file_system(folder: Path, other: Path) -> bool:
-    return folder.stat().st_dev == other.stat().st_dev

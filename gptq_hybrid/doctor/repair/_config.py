@@ -1,4 +1,4 @@
-"""A ``quantization_config`` that says how things are stored."""
+"""Correct a ``quantization_config``, so that it says how things are stored."""
 
 from __future__ import annotations
 
@@ -6,97 +6,91 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gptq_hybrid.checkpoint import Checkpoint, TensorLayout, formats
+from gptq_hybrid.checkpoint import Checkpoint, TensorLayout, family_for, formats
 from gptq_hybrid.checkpoint.formats import vllm_name
 from gptq_hybrid.checkpoint.formats.gptq import settings
+from gptq_hybrid.checkpoint.g_idx import is_natural
 from gptq_hybrid.checkpoint.json_files import fetch_json_object
-from gptq_hybrid.checkpoint.quantization import GPTQ_METHODS, excluded_by_dynamic, method_of
+from gptq_hybrid.checkpoint.quantization import GPTQ_METHODS, excluded_by_dynamic, quant_method
 from gptq_hybrid.common.errors import CheckpointError
 from gptq_hybrid.doctor.findings import Inspection, some
-from gptq_hybrid.doctor.rules.g_idx import order_is_whole, trivial_bytes
+from gptq_hybrid.doctor.rules.g_idx import order_is_whole
 from gptq_hybrid.doctor.rules.linears import is_gptq
 
-from ._plan import Plan
+from ._changes import Changes
 
 _COPY = "quantize_config.json"
 _SHARED = ("bits", "group_size", "sym", "desc_act", "dynamic")
 
 
-def plan_config(plan: Plan, checkpoint: Checkpoint, layout: TensorLayout, rules: set[str]) -> None:
-    """Correct ``config.json`` and ``quantize_config.json`` for the findings named in ``rules``."""
+def correct_config(changes: Changes, checkpoint: Checkpoint, layout: TensorLayout, rules: set[str]) -> None:
+    """Correct ``config.json`` and ``quantize_config.json`` for the findings of ``rules``."""
     old = checkpoint.quantization_config
-    known = formats.format_of(old)
-    if old is None or known is None:
+    declared = formats.declared_format(old)
+    if old is None or declared is None:
         return
     new: dict[str, Any] = copy.deepcopy(dict(old))
-    quantized = _head_forms(plan, checkpoint, layout)
+    quantized = _head_is_quantized(changes, checkpoint, layout)
     if "dynamic" in new and new["dynamic"] is None:
         del new["dynamic"]
-        plan.sentences.append("remove the null `dynamic` from quantization_config")
-    names = {spec.name for spec in layout.mtp}
-    others = [
-        s.name.removesuffix(".weight") for s in layout.dense if len(s.shape) > 1 and s.name not in names
-    ]
-    _declare_head(plan, new, known, quantized, others)
-    if "act-order-flag-only" in rules and _all_trivial(plan, checkpoint, layout, new):
+        changes.sentences.append("remove the null `dynamic` from quantization_config")
+    head = {spec.name for spec in layout.mtp}
+    others = [s.name.removesuffix(".weight") for s in layout.dense if len(s.shape) > 1 and s.name not in head]
+    _declare_head(changes, new, declared, quantized, others)
+    if "act-order-flag-only" in rules and _all_natural(changes, checkpoint, layout, new):
         _drop_flag(new)
-        plan.sentences.append("set desc_act to false, every g_idx being trivial")
-    if "g-idx-flag" in rules and _all_in_order(checkpoint, layout):
+        changes.sentences.append("set desc_act to false, as every g_idx is in natural order")
+    if "g-idx-flag" in rules and _all_in_act_order(checkpoint, layout):
         _set_flag(new)
-        plan.sentences.append("set desc_act to true, every module being in act order")
+        changes.sentences.append("set desc_act to true, as every module is in act order")
     if new != old:
-        plan.documents["config.json"] = _with(checkpoint.config, old, new)
-    _step_copy(plan, checkpoint, new)
+        changes.documents["config.json"] = _with(checkpoint.config, old, new)
+    _update_copy(changes, checkpoint, new)
 
 
-def _head_forms(plan: Plan, checkpoint: Checkpoint, layout: TensorLayout) -> dict[str, bool]:
-    """Whether each linear of the head is stored quantized, once the plan is carried out; absent ones left out."""
-    written = {info.name: info for file in plan.shards.values() for _, info in file.tensors}
-    if any(name.startswith("mtp.") for name in written):
-        everything = written
+def _head_is_quantized(changes: Changes, checkpoint: Checkpoint, layout: TensorLayout) -> dict[str, bool]:
+    """Whether each linear of the head will be stored quantized after the changes; absent ones are left out."""
+    if any(name.startswith("mtp.") for name in changes.written):
+        tensors = changes.written
     else:
-        everything = {**checkpoint.stray, **checkpoint.loaded}
-    forms: dict[str, bool] = {}
-    for spec in layout.mtp:
-        module = spec.name.removesuffix(".weight")
-        found = formats.stored(everything, module) if len(spec.shape) == 2 else None
-        if found is not None:
-            forms[module] = found.quantized
-    return forms
+        tensors = {**checkpoint.stray, **checkpoint.loaded}
+    forms = {linear.name: formats.stored(tensors, linear.name) for linear in layout.mtp_linears}
+    return {module: stored.quantized for module, stored in forms.items() if stored is not None}
 
 
 def _declare_head(
-    plan: Plan,
+    changes: Changes,
     config: dict[str, Any],
-    known: formats.Format,
+    declared: formats.Format,
     quantized: Mapping[str, bool],
     others: Sequence[str],
 ) -> None:
+    """Make ``config`` agree with the head, given by whether each of its linears is quantized."""
     dense = [module for module, packed in quantized.items() if not packed]
     packed_head = [module for module, packed in quantized.items() if packed]
-    if known is formats.GPTQ and any(known.declares(config, module) is False for module in packed_head):
-        _include_head(plan, config, known, quantized, others)
+    if declared is formats.GPTQ and any(declared.declares(config, module) is False for module in packed_head):
+        _include_head(changes, config, declared, quantized, others)
         return
-    if not any(known.declares(config, module) for module in dense):
+    if not any(declared.declares(config, module) for module in dense):
         return
-    corrected = known.exclude_mtp(config, dense)
-    # A head of which part is quantized by the same list or rule cannot be told apart here.
-    if all(known.declares(corrected, module) in {None, packed} for module, packed in quantized.items()):
+    corrected = declared.exclude_mtp(config, dense)
+    # The same list or rule may quantize a part of the head; then no exclusion is right.
+    if all(declared.declares(corrected, module) in {None, packed} for module, packed in quantized.items()):
         config.clear()
         config.update(corrected)
-        plan.sentences.append(
+        changes.sentences.append(
             f"tell quantization_config that {len(dense)} linears of the MTP head are in BF16"
         )
 
 
 def _include_head(
-    plan: Plan,
+    changes: Changes,
     config: dict[str, Any],
-    known: formats.Format,
+    declared: formats.Format,
     quantized: Mapping[str, bool],
     others: Sequence[str],
 ) -> None:
-    """Remove the rules of ``dynamic`` that leave a quantized head alone, if they are about nothing else."""
+    """Remove the rules of ``dynamic`` that leave a quantized head out, if they are about nothing else."""
     dynamic = dict(config["dynamic"])
     for pattern in [p for p in dynamic if p.startswith("-:")]:
         alone = {**config, "dynamic": {pattern: dynamic[pattern]}}
@@ -105,33 +99,34 @@ def _include_head(
                 return
             del dynamic[pattern]
     corrected = {**config, "dynamic": dynamic}
-    if all(known.declares(corrected, module) in {None, packed} for module, packed in quantized.items()):
-        gone = [pattern for pattern in config["dynamic"] if pattern not in dynamic]
+    if all(declared.declares(corrected, module) in {None, packed} for module, packed in quantized.items()):
+        removed = [pattern for pattern in config["dynamic"] if pattern not in dynamic]
         config["dynamic"] = dynamic
-        plan.sentences.append(
-            f"remove {some(map(repr, gone))} from `dynamic`: the MTP head is stored quantized"
+        changes.sentences.append(
+            f"remove {some(map(repr, removed))} from `dynamic`: the MTP head is stored quantized"
         )
 
 
-def _all_trivial(plan: Plan, checkpoint: Checkpoint, layout: TensorLayout, config: Mapping[str, Any]) -> bool:
+def _all_natural(
+    changes: Changes, checkpoint: Checkpoint, layout: TensorLayout, config: Mapping[str, Any]
+) -> bool:
     """Whether every quantized module has a ``g_idx`` and all are in natural order; reads them all.
 
     Those of a quantized head count: without the flag vLLM ignores them too.
     """
-    own_head = not any(name.startswith("mtp.") for file in plan.shards.values() for name in file.names)
+    own_head = not any(name.startswith("mtp.") for name in changes.written)
     loaded = {n: i for n, i in checkpoint.loaded.items() if own_head or not n.startswith("mtp.")}
     modules = {n.removesuffix(".qweight") for n in loaded if n.endswith(".qweight")}
     modules |= {n.removesuffix(".g_idx") for n in loaded if n.endswith(".g_idx")}
-    rows = {linear.name: linear.in_features for linear in layout.quantized}
-    rows |= {s.name.removesuffix(".weight"): s.shape[1] for s in layout.mtp if len(s.shape) == 2}
+    features = {linear.name: linear.in_features for linear in (*layout.quantized, *layout.mtp_linears)}
     for module in modules:
         info = loaded.get(f"{module}.g_idx")
         if info is None or info.dtype != "I32" or len(info.shape) != 1:
             return False
-        if info.shape[0] != rows.get(module, info.shape[0]):
+        if info.shape[0] != features.get(module, info.shape[0]):
             return False
         _, group_size = settings(config, module)
-        if checkpoint.read_bytes(info) != trivial_bytes(info.shape[0], group_size):
+        if not is_natural(checkpoint.read_bytes(info), info.shape[0], group_size):
             return False
     return bool(modules)
 
@@ -144,10 +139,10 @@ def _drop_flag(config: dict[str, Any]) -> None:
             overrides["desc_act"] = False
 
 
-def _all_in_order(checkpoint: Checkpoint, layout: TensorLayout) -> bool:
-    """Whether GPTQ with act order has made every packed module, so that the flag alone is wrong."""
-    see = Inspection(checkpoint, layout)
-    return is_gptq(see) and order_is_whole(see)
+def _all_in_act_order(checkpoint: Checkpoint, layout: TensorLayout) -> bool:
+    """Whether GPTQ with act order made every packed module, so that only the flag is wrong."""
+    inspection = Inspection(checkpoint, family_for(checkpoint.config), layout)
+    return is_gptq(inspection) and order_is_whole(inspection)
 
 
 def _set_flag(config: dict[str, Any]) -> None:
@@ -159,7 +154,7 @@ def _set_flag(config: dict[str, Any]) -> None:
 
 
 def _with(config: Mapping[str, Any], old: Mapping[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """``config`` with ``new`` where ``old`` was found."""
+    """Return ``config`` with ``new`` in the place of ``old``."""
     out: dict[str, Any] = copy.deepcopy(dict(config))
     text = out.get("text_config")
     for owner in (out, text if isinstance(text, dict) else {}):
@@ -170,9 +165,9 @@ def _with(config: Mapping[str, Any], old: Mapping[str, Any], new: dict[str, Any]
     raise AssertionError("quantization_config is in none of the places it is read from")
 
 
-def _step_copy(plan: Plan, checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
-    """gptqmodel's own copy of the settings, kept in step with the one vLLM reads."""
-    if method_of(config) not in GPTQ_METHODS or not checkpoint.has(_COPY):
+def _update_copy(changes: Changes, checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
+    """Make gptqmodel's own copy of the settings agree with the one vLLM reads."""
+    if quant_method(config) not in GPTQ_METHODS or not checkpoint.has(_COPY):
         return
     try:
         content = fetch_json_object(checkpoint.files, _COPY)
@@ -185,5 +180,5 @@ def _step_copy(plan: Plan, checkpoint: Checkpoint, config: Mapping[str, Any]) ->
             content[key] = copy.deepcopy(config[key])
         else:
             content.pop(key, None)
-    plan.documents[_COPY] = content
-    plan.sentences.append(f"bring {_COPY} in step with config.json")
+    changes.documents[_COPY] = content
+    changes.sentences.append(f"make {_COPY} agree with config.json")

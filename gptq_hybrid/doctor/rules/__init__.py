@@ -5,16 +5,16 @@ from .draft_vocab import DRAFT_VOCAB_RULES
 from .index import INDEX_RULES
 from .mtp import MTP_RULES
 from .mtp_quantization import MTP_QUANTIZATION_RULES
-from .quantization import QUANTIZATION_RULES
-from .quantized import QUANTIZED_RULES
+from .quantization_config import QUANTIZATION_CONFIG_RULES
 from .serving import SERVING_RULES
+from .weights import WEIGHT_RULES
 
 BUILTIN_RULES = (
     *INDEX_RULES,
     *MTP_RULES,
     *MTP_QUANTIZATION_RULES,
-    *QUANTIZATION_RULES,
-    *QUANTIZED_RULES,
+    *QUANTIZATION_CONFIG_RULES,
+    *WEIGHT_RULES,
     *ACT_ORDER_RULES,
     *SERVING_RULES,
     *DRAFT_VOCAB_RULES,

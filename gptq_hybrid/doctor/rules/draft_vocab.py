@@ -1,4 +1,4 @@
-"""Is the list of tokens to draft from, where there is one, one of this checkpoint's own tokens?"""
+"""Rule: does the draft vocabulary, if there is one, rank this checkpoint's own tokens?"""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from gptq_hybrid.doctor.findings import Fault, Inspection, Severity, rule
     scope="serving",
     severity=Severity.WARNING,
     explanation=(
-        "vllm-qwen36-plugin can draft over the first N tokens of draft_vocab.json alone. One of another tokenizer "
-        "ranks other words, and drafts are seldom right."
+        "vllm-qwen36-plugin can draft over only the first N tokens of draft_vocab.json. A list of another "
+        "tokenizer ranks other words, so drafts are seldom right."
     ),
-    remedy=f"Make it anew: qwen36 draft-vocab {{path}}; or remove {DRAFT_VOCAB_FILE}.",
+    remedy=f"Make a new one: qwen36 draft-vocab {{path}}; or remove {DRAFT_VOCAB_FILE}.",
 )
-def draft_vocab(see: Inspection) -> Iterator[Fault]:
-    if see.mtp and see.layout.mtp and isinstance(found := see.checkpoint.draft_vocab, CheckpointError):
-        yield Fault(found.message, file=found.path.name)
+def draft_vocab(inspection: Inspection) -> Iterator[Fault]:
+    if inspection.drafting and isinstance(error := inspection.checkpoint.draft_vocab, CheckpointError):
+        yield Fault(error.message, file=error.path.name)
 
 
 DRAFT_VOCAB_RULES = (draft_vocab,)

@@ -1,4 +1,4 @@
-"""Does the index tell the truth about the files, and are the files whole?"""
+"""Rules: does the index tell the truth about the files, and are the files whole?"""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gptq_hybrid.checkpoint import INDEX_NAME
 from gptq_hybrid.checkpoint.headers import TensorInfo
 from gptq_hybrid.doctor.findings import Fault, Inspection, Severity, rule, some
 
-from .values import samples
+from .samples import samples
 
 _REPAIR = "Rebuild the index from the files: qwen36 repair {path}"
 # Two copies of a whole shard hold hundreds of tensors; a difference shows in the first few.
@@ -19,54 +19,54 @@ _FETCH = "Fetch the file again from where it came from."
 @rule(
     "index-unreadable",
     scope="files",
-    explanation="vLLM and transformers read model.safetensors.index.json first and end on a broken one.",
+    explanation="vLLM and transformers read model.safetensors.index.json first and fail on a broken one.",
     remedy=_REPAIR,
 )
-def unreadable(see: Inspection) -> Iterator[Fault]:
-    if see.checkpoint.index_error is not None:
-        yield Fault(see.checkpoint.index_error.message, file=INDEX_NAME)
+def unreadable(inspection: Inspection) -> Iterator[Fault]:
+    if inspection.checkpoint.index_error is not None:
+        yield Fault(inspection.checkpoint.index_error.message, file=INDEX_NAME)
 
 
 @rule(
     "file-outside",
     scope="files",
-    explanation="A name or link that leads out of the checkpoint is not followed: not a way to read other files.",
+    explanation="A name or link that leads out of the checkpoint is not followed: it could expose other files.",
     remedy="Put the file itself into the checkpoint folder, or allow links with --follow-symlinks.",
 )
-def outside(see: Inspection) -> Iterator[Fault]:
-    index = see.checkpoint.index or {}
-    for name, reason in see.checkpoint.refused_files.items():
-        owned = [tensor for tensor, file in index.items() if file == name]
-        sent = f"{INDEX_NAME} sends {some(owned)} to {name!r}, which " if owned else f"{name!r} "
-        yield Fault(sent + reason, tensor=owned[0] if owned else None, file=name)
+def outside(inspection: Inspection) -> Iterator[Fault]:
+    index = inspection.checkpoint.index or {}
+    for name, reason in inspection.checkpoint.refused_files.items():
+        tensors = [tensor for tensor, file in index.items() if file == name]
+        subject = f"{INDEX_NAME} sends {some(tensors)} to {name!r}, which" if tensors else repr(name)
+        yield Fault(f"{subject} {reason}", tensor=tensors[0] if tensors else None, file=name)
 
 
 @rule(
     "file-in-subfolder",
     scope="files",
     explanation="vLLM looks for weights in the checkpoint folder itself, not in folders below it.",
-    remedy="Move the file beside config.json and name it so in the index.",
+    remedy="Move the file beside config.json, and change its name in the index.",
 )
-def in_subfolder(see: Inspection) -> Iterator[Fault]:
-    for name in see.checkpoint.referenced:
-        if "/" in name and name not in see.checkpoint.refused_files:
+def in_subfolder(inspection: Inspection) -> Iterator[Fault]:
+    for name in inspection.checkpoint.referenced:
+        if "/" in name and name not in inspection.checkpoint.refused_files:
             yield Fault(f"{INDEX_NAME} names {name}, below the checkpoint folder", file=name)
 
 
 @rule(
     "index-missing-file",
     scope="files",
-    explanation="Up to vLLM 0.22 a file the index names and nobody has is skipped without a word; later ends it.",
+    explanation="vLLM up to 0.22 silently skips a file that the index names and nobody has; later releases fail.",
     remedy=_FETCH,
 )
-def missing_file(see: Inspection) -> Iterator[Fault]:
-    index = see.checkpoint.index or {}
-    for name in see.checkpoint.missing_files:
-        owned = [tensor for tensor, file in index.items() if file == name]
+def missing_file(inspection: Inspection) -> Iterator[Fault]:
+    index = inspection.checkpoint.index or {}
+    for name in inspection.checkpoint.missing_files:
+        tensors = [tensor for tensor, file in index.items() if file == name]
         yield Fault(
-            f"{INDEX_NAME} names {name}, which does not exist; it should hold {some(owned)}",
+            f"{INDEX_NAME} names {name}, which does not exist; it should hold {some(tensors)}",
             file=name,
-            remedy=f"Fetch {name} again, or if it lies elsewhere put it beside {INDEX_NAME}.",
+            remedy=f"Fetch {name} again; if it lies elsewhere, put it beside {INDEX_NAME}.",
         )
 
 
@@ -76,21 +76,21 @@ def missing_file(see: Inspection) -> Iterator[Fault]:
     explanation="A shard whose header and size disagree was cut short, or is not safetensors at all.",
     remedy=_FETCH,
 )
-def shard_unreadable(see: Inspection) -> Iterator[Fault]:
-    _ = see.checkpoint.loaded, see.checkpoint.stray
-    for name, error in sorted(see.checkpoint.header_errors.items()):
-        if name in see.checkpoint.referenced:
+def shard_unreadable(inspection: Inspection) -> Iterator[Fault]:
+    inspection.checkpoint.read_all_headers()
+    for name, error in sorted(inspection.checkpoint.header_errors.items()):
+        if name in inspection.checkpoint.referenced:
             yield Fault(error.message, file=name, remedy=error.remedy)
 
 
 @rule(
     "consolidated-files",
     scope="files",
-    explanation="Where a consolidated*.safetensors lies, vLLM reads that (Mistral's layout) and nothing else.",
+    explanation="If there is a consolidated*.safetensors, vLLM reads that (Mistral's layout) and nothing else.",
     remedy="Move the consolidated*.safetensors files out of the folder.",
 )
-def consolidated(see: Inspection) -> Iterator[Fault]:
-    for name in see.checkpoint.listing or ():
+def consolidated(inspection: Inspection) -> Iterator[Fault]:
+    for name in inspection.checkpoint.listing or ():
         if name.startswith("consolidated") and name.endswith(".safetensors"):
             yield Fault(f"{name} would be loaded instead of the model", file=name)
 
@@ -101,8 +101,8 @@ def consolidated(see: Inspection) -> Iterator[Fault]:
     explanation="A folder without a safetensors file serves nothing.",
     remedy=_FETCH,
 )
-def no_weights(see: Inspection) -> Iterator[Fault]:
-    if not see.checkpoint.referenced:
+def no_weights(inspection: Inspection) -> Iterator[Fault]:
+    if not inspection.checkpoint.referenced:
         yield Fault("there is no safetensors file")
 
 
@@ -110,15 +110,15 @@ def no_weights(see: Inspection) -> Iterator[Fault]:
     "index-stale-entry",
     scope="index",
     severity=Severity.WARNING,
-    explanation="vLLM reads whole files and does not mind; transformers looks a tensor up where the index says.",
+    explanation="vLLM reads whole files and does not notice; transformers looks a tensor up where the index says.",
     remedy=_REPAIR,
 )
-def stale_entry(see: Inspection) -> Iterator[Fault]:
-    headers = see.checkpoint.headers
-    _ = see.checkpoint.loaded
+def stale_entry(inspection: Inspection) -> Iterator[Fault]:
+    inspection.checkpoint.read_all_headers()
+    headers = inspection.checkpoint.headers
     wrong = [
         (name, file)
-        for name, file in (see.checkpoint.index or {}).items()
+        for name, file in (inspection.checkpoint.index or {}).items()
         if file in headers and name not in headers[file].tensors
     ]
     if wrong:
@@ -135,16 +135,16 @@ def stale_entry(see: Inspection) -> Iterator[Fault]:
     "index-unnamed-tensor",
     scope="index",
     severity=Severity.WARNING,
-    explanation="vLLM reads it all the same, as it reads whole files; transformers and gptqmodel do not see it.",
+    explanation="vLLM reads whole files, so it finds the tensor; transformers and gptqmodel do not.",
     remedy=_REPAIR,
 )
-def unnamed_tensor(see: Inspection) -> Iterator[Fault]:
-    index = see.checkpoint.index
+def unnamed_tensor(inspection: Inspection) -> Iterator[Fault]:
+    index = inspection.checkpoint.index
     if index is None:
         return
-    unnamed = [name for name in see.checkpoint.loaded if name not in index]
+    unnamed = [name for name in inspection.checkpoint.loaded if name not in index]
     if unnamed:
-        first = see.checkpoint.loaded[unnamed[0]]
+        first = inspection.checkpoint.loaded[unnamed[0]]
         yield Fault(
             f"{len(unnamed)} tensors are not named in {INDEX_NAME}: {some(unnamed)}",
             tensor=first.name,
@@ -156,20 +156,22 @@ def unnamed_tensor(see: Inspection) -> Iterator[Fault]:
     "index-orphan-file",
     scope="index",
     severity=Severity.WARNING,
-    explanation="A safetensors file that the index does not name is opened by no loader.",
-    remedy="Delete it, or if it belongs to the model name it in the index: qwen36 repair {path}",
+    explanation="No loader opens a safetensors file that the index does not name.",
+    remedy="Delete it; if it belongs to the model, name it in the index: qwen36 repair {path}",
 )
-def orphan_file(see: Inspection) -> Iterator[Fault]:
-    wanted = {spec.name for spec in see.layout.dense}
-    for name in see.checkpoint.on_disk:
-        if name in see.checkpoint.referenced:
+def orphan_file(inspection: Inspection) -> Iterator[Fault]:
+    inspection.checkpoint.read_all_headers()
+    dense = {spec.name for spec in inspection.layout.dense}
+    for name in inspection.checkpoint.on_disk:
+        if name in inspection.checkpoint.referenced:
             continue
-        _ = see.checkpoint.stray
-        header = see.checkpoint.headers.get(name)
+        header = inspection.checkpoint.headers.get(name)
         needed = [
-            t for t in (header.tensors if header else ()) if t in wanted and t not in see.checkpoint.loaded
+            t
+            for t in (header.tensors if header else ())
+            if t in dense and t not in inspection.checkpoint.loaded
         ]
-        # A tensor that is missing and lies here is the business of the rules about that tensor.
+        # If a missing tensor lies here, the rules about that tensor report it.
         if not needed:
             yield Fault(f"{name} is not named in {INDEX_NAME}, so no loader opens it", file=name)
 
@@ -177,24 +179,24 @@ def orphan_file(see: Inspection) -> Iterator[Fault]:
 @rule(
     "index-duplicate",
     scope="index",
-    explanation="Of a tensor in two files vLLM keeps the one read last, whatever the index says.",
-    remedy="Decide which file is right, and remove the other from folder and index.",
+    explanation="If two files hold a tensor, vLLM keeps the one read last, whatever the index says.",
+    remedy="Decide which file is right, and remove the other from the folder and the index.",
 )
-def duplicate(see: Inspection) -> Iterator[Fault]:
-    _ = see.checkpoint.loaded
+def duplicate(inspection: Inspection) -> Iterator[Fault]:
+    inspection.checkpoint.read_all_headers()
     first: dict[str, str] = {}
     twice: dict[tuple[str, str], list[str]] = {}
-    for file in see.checkpoint.referenced:
-        header = see.checkpoint.headers.get(file)
+    for file in inspection.checkpoint.referenced:
+        header = inspection.checkpoint.headers.get(file)
         for name in header.tensors if header else ():
             if name in first:
                 twice.setdefault((first[name], file), []).append(name)
             first[name] = file
     for (one, other), names in twice.items():
-        headers = see.checkpoint.headers
+        headers = inspection.checkpoint.headers
         pairs = [(headers[one].tensors[name], headers[other].tensors[name]) for name in names]
         same = all((a.shape, a.dtype) == (b.shape, b.dtype) for a, b in pairs)
-        same = same and all(_sampled_alike(see, a, b) for a, b in pairs[:_MOST_COMPARED])
+        same = same and all(_sampled_alike(inspection, a, b) for a, b in pairs[:_MOST_COMPARED])
         yield Fault(
             f"{len(names)} tensors lie both in {one} and in {other}"
             + (" (alike, as far as sampled): " if same else ", and differ: ")
@@ -205,8 +207,8 @@ def duplicate(see: Inspection) -> Iterator[Fault]:
         )
 
 
-def _sampled_alike(see: Inspection, a: TensorInfo, b: TensorInfo) -> bool:
-    one, other = samples(see.checkpoint, [a, b])
+def _sampled_alike(inspection: Inspection, a: TensorInfo, b: TensorInfo) -> bool:
+    one, other = samples(inspection.checkpoint, [a, b])
     return one == other
 
 
@@ -217,11 +219,11 @@ def _sampled_alike(see: Inspection, a: TensorInfo, b: TensorInfo) -> bool:
     explanation="Tools use metadata.total_size to plan memory and downloads; no loader depends on it.",
     remedy=_REPAIR,
 )
-def total_size(see: Inspection) -> Iterator[Fault]:
-    declared = see.checkpoint.declared_size
-    if declared is None or see.checkpoint.missing_files or see.checkpoint.header_errors:
+def total_size(inspection: Inspection) -> Iterator[Fault]:
+    declared = inspection.checkpoint.declared_size
+    if declared is None or inspection.checkpoint.missing_files or inspection.checkpoint.header_errors:
         return
-    actual = sum(info.nbytes for info in see.checkpoint.loaded.values())
+    actual = sum(info.nbytes for info in inspection.checkpoint.loaded.values())
     if declared != actual:
         yield Fault(
             f"{INDEX_NAME} declares a total_size of {declared!r}; the tensors have {actual} bytes",
@@ -233,16 +235,16 @@ def total_size(see: Inspection) -> Iterator[Fault]:
     "index-absent",
     scope="index",
     severity=Severity.WARNING,
-    explanation="Without an index vLLM reads every safetensors file; transformers finds none of several.",
+    explanation="Without an index vLLM reads every safetensors file; transformers finds none if there are several.",
     remedy=_REPAIR,
 )
-def absent(see: Inspection) -> Iterator[Fault]:
+def absent(inspection: Inspection) -> Iterator[Fault]:
     if (
-        see.checkpoint.index is None
-        and see.checkpoint.index_error is None
-        and len(see.checkpoint.on_disk) > 1
+        inspection.checkpoint.index is None
+        and inspection.checkpoint.index_error is None
+        and len(inspection.checkpoint.on_disk) > 1
     ):
-        yield Fault(f"{len(see.checkpoint.on_disk)} weight files and no {INDEX_NAME}", file=INDEX_NAME)
+        yield Fault(f"{len(inspection.checkpoint.on_disk)} weight files and no {INDEX_NAME}", file=INDEX_NAME)
 
 
 INDEX_RULES = (

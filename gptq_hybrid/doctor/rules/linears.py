@@ -1,4 +1,4 @@
-"""The linears of a checkpoint with how each is stored, and what vLLM will ask the config about them."""
+"""The linears of a checkpoint: how each is stored, and the names under which vLLM looks it up in the config."""
 
 from __future__ import annotations
 
@@ -8,85 +8,83 @@ from typing import Any
 from gptq_hybrid.checkpoint import LinearSpec, TensorSpec, formats
 from gptq_hybrid.checkpoint.formats import Stored, vllm_name
 from gptq_hybrid.checkpoint.formats.gptq import overridden
-from gptq_hybrid.checkpoint.quantization import GPTQ_METHODS, dynamic_rule, method_of
+from gptq_hybrid.checkpoint.quantization import GPTQ_METHODS, dynamic_rule, quant_method
 from gptq_hybrid.doctor.findings import Inspection
 
 SCALES = ("scales", "weight_scale", "weight_scale_inv")
-# Two-dimensional weights of embeddings, and of the output head, about which each format has its own rule.
+# Two-dimensional weights of embeddings, and of the output head, for which each format has its own rule.
 _NOT_LINEAR = ("embed_tokens", "pos_embed", "lm_head")
 # What vLLM's draft loads as one.
 MTP_FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
 
-def is_gptq(see: Inspection) -> bool:
-    """Whether the config says GPTQ."""
-    return method_of(see.checkpoint.quantization_config) in GPTQ_METHODS
+def is_gptq(inspection: Inspection) -> bool:
+    """Whether the config declares GPTQ."""
+    return quant_method(inspection.checkpoint.quantization_config) in GPTQ_METHODS
 
 
-def linears(see: Inspection) -> Iterator[tuple[LinearSpec, Stored]]:
-    """The linears this family quantizes, with how each is stored; absent ones left out."""
-    for linear in see.layout.quantized:
-        found = formats.stored(see.checkpoint.loaded, linear.name)
-        if found is not None:
-            yield linear, found
+def linears(inspection: Inspection) -> Iterator[tuple[LinearSpec, Stored]]:
+    """Yield the linears this family quantizes, with how each is stored; absent ones are left out."""
+    for linear in inspection.layout.quantized:
+        stored = formats.stored(inspection.checkpoint.loaded, linear.name)
+        if stored is not None:
+            yield linear, stored
 
 
-def others(see: Inspection) -> Iterator[tuple[LinearSpec, Stored]]:
-    """The linears this family keeps in BF16, in text and vision; vLLM asks the config about these as well."""
-    for spec in (*see.layout.plain, *see.layout.vision):
-        module = module_of(spec)
+def unquantized_linears(inspection: Inspection) -> Iterator[tuple[LinearSpec, Stored]]:
+    """Yield the linears of text and vision that this family keeps in BF16; vLLM looks them up in the config too."""
+    for spec in (*inspection.layout.plain, *inspection.layout.vision):
+        module = module_name(spec)
         if len(spec.shape) != 2 or module == spec.name or module.endswith(_NOT_LINEAR):
             continue
-        found = formats.stored(see.checkpoint.loaded, module)
-        if found is not None:
-            yield LinearSpec(module, *spec.shape), found
+        stored = formats.stored(inspection.checkpoint.loaded, module)
+        if stored is not None:
+            yield LinearSpec(module, *spec.shape), stored
 
 
-def output_head(see: Inspection) -> tuple[LinearSpec, Stored] | None:
-    """``lm_head`` where it is stored quantized."""
-    spec = next((spec for spec in see.layout.plain if spec.name == "lm_head.weight"), None)
-    found = formats.stored(see.checkpoint.loaded, "lm_head") if spec is not None else None
-    if spec is None or found is None or not found.quantized:
-        return None
-    return LinearSpec("lm_head", *spec.shape), found
+def quantized_output_head(inspection: Inspection) -> tuple[LinearSpec, Stored] | None:
+    """Return ``lm_head`` where it is stored quantized."""
+    head = inspection.layout.output_head
+    stored = None if head is None else formats.stored(inspection.checkpoint.loaded, head.name)
+    return (head, stored) if head is not None and stored is not None and stored.quantized else None
 
 
-def mtp_linears(see: Inspection) -> list[LinearSpec]:
-    """The linears of the MTP head, stored or not."""
-    return [LinearSpec(module_of(spec), *spec.shape) for spec in see.layout.mtp if len(spec.shape) == 2]
-
-
-def module_of(spec: TensorSpec) -> str:
-    """The name of the module a weight belongs to."""
+def module_name(spec: TensorSpec) -> str:
+    """Return the name of the module that a weight belongs to."""
     return spec.name.removesuffix(".weight")
 
 
-def kind(form: Stored) -> str:
-    """Format, bits and group count of a stored linear, as far as its shapes tell."""
-    scales = next((form.parts[s] for s in SCALES if s in form.parts), None)
-    packed = next((form.parts[s] for s in ("qweight", "weight_packed") if s in form.parts), None)
+def describe(stored: Stored) -> str:
+    """Say how a linear is stored, in words that compare: format, bits and group count, as its shapes tell them."""
+    scales = next((stored.parts[suffix] for suffix in SCALES if suffix in stored.parts), None)
+    packed = next(
+        (stored.parts[suffix] for suffix in ("qweight", "weight_packed") if suffix in stored.parts), None
+    )
     if scales is None or packed is None or len(scales.shape) != 2 or len(packed.shape) != 2:
-        return form.form
-    along = 1 if form.form == "pack-quantized" else 0
-    return f"{form.form} with {packed.shape[along]} packed rows in {scales.shape[along]} groups"
+        return stored.form
+    along = 1 if stored.form == "pack-quantized" else 0
+    return f"{stored.form} with {packed.shape[along]} packed rows in {scales.shape[along]} groups"
 
 
-def asked_as(see: Inspection, module: str) -> tuple[str, ...]:
-    """The names under which vLLM looks a module up in ``dynamic``: its own, fused where it loads it so."""
+def lookup_names(inspection: Inspection, module: str) -> tuple[str, ...]:
+    """Return the names under which vLLM looks a module up in ``dynamic``: fused where it loads it so."""
     if module == "lm_head":
         # The target's head lies below its language model, the draft's does not.
-        multimodal = see.checkpoint.text_config is not see.checkpoint.config
-        return ("language_model.lm_head", "lm_head") if multimodal else ("lm_head",)
+        both = ("language_model.lm_head", "lm_head")
+        return both if inspection.checkpoint.multimodal else ("lm_head",)
     if module.startswith("mtp."):
         parent, _, leaf = module.rpartition(".")
         fused = next((name for name, shards in MTP_FUSED.items() if leaf in shards), leaf)
         return (f"{parent}.{fused}",)
-    fused_by = see.once("fused_by", lambda s: {shard: f.name for f in s.layout.fused for shard in f.shards})
-    return (vllm_name(fused_by.get(module, module)),)
+    return (vllm_name(inspection.once("fused_names", _fused_names).get(module, module)),)
 
 
-def says(config: Mapping[str, Any], name: str) -> str:
-    """What a GPTQ config says of a module called ``name``, in words that compare."""
+def _fused_names(inspection: Inspection) -> dict[str, str]:
+    return {shard: fused.name for fused in inspection.layout.fused for shard in fused.shards}
+
+
+def declared_settings(config: Mapping[str, Any], name: str) -> str:
+    """Say what a GPTQ config has a module called ``name`` stored as, in words that compare."""
     rule = dynamic_rule(config, name)
     if rule is False:
         return "left in BF16"

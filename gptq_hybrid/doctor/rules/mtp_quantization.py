@@ -1,42 +1,42 @@
-"""Is the MTP head packed as quantization_config says, whole and in shape?"""
+"""Rules: is the MTP head packed as quantization_config says, whole and in shape?"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from gptq_hybrid.checkpoint import LinearSpec, formats
-from gptq_hybrid.checkpoint.quantization import GPTQ_METHODS, method_of
-from gptq_hybrid.doctor import vllm_releases as vllm_versions
+from gptq_hybrid.checkpoint.quantization import GPTQ_METHODS, quant_method
+from gptq_hybrid.doctor import vllm_releases
 from gptq_hybrid.doctor.findings import Fault, Inspection, Severity, rule, some
 
-from .linears import MTP_FUSED, asked_as, kind, module_of, mtp_linears
+from .linears import MTP_FUSED, describe, lookup_names, module_name
 from .mtp import GRAFT, stored_as
 
 
 @rule(
     "mtp-packed",
     scope="mtp",
-    explanation="A packed linear is several tensors, of shapes that follow from bits and group size.",
+    explanation="A packed linear is several tensors, whose shapes follow from bits and group size.",
     remedy=f"Quantize again with the recipe it was made with. {GRAFT}",
 )
-def packed(see: Inspection) -> Iterator[Fault]:
-    """Packed linears that lack a tensor, or are not of the shape that vLLM makes room for."""
-    config = see.checkpoint.quantization_config
-    known = formats.format_of(config)
-    if config is None or known is None:
+def packed(inspection: Inspection) -> Iterator[Fault]:
+    """Find packed linears that lack a tensor, or have another shape than the one vLLM allocates."""
+    config = inspection.checkpoint.quantization_config
+    declared = formats.declared_format(config)
+    if config is None or declared is None:
         return
-    loaded = see.checkpoint.loaded
-    for linear in mtp_linears(see):
-        found = formats.stored(loaded, linear.name)
-        if found is None or not found.quantized or found.form not in known.forms:
+    loaded = inspection.checkpoint.loaded
+    for linear in inspection.layout.mtp_linears:
+        stored = formats.stored(loaded, linear.name)
+        if stored is None or not stored.quantized or stored.form not in declared.forms:
             continue
-        # Bits and group size as vLLM will find them, under the name it asks for.
-        asked = asked_as(see, linear.name)[0] if known is formats.GPTQ else linear.name
-        wanted = known.expected(config, LinearSpec(asked, *linear.weight.shape))
-        for suffix, (dtypes, shape) in (wanted or {}).items():
+        # Bits and group size as vLLM gets them, under the name it looks up.
+        name = lookup_names(inspection, linear.name)[0] if declared is formats.GPTQ else linear.name
+        expected = declared.expected(config, LinearSpec(name, *linear.weight.shape))
+        for suffix, (dtypes, shape) in (expected or {}).items():
             info = loaded.get(f"{linear.name}.{suffix}")
             if info is None:
-                # From vLLM 0.30 on g_idx is dropped unread, before it is ignored unless desc_act is true.
+                # From vLLM 0.30 on g_idx is dropped unread; before, it is ignored unless desc_act is true.
                 harmless = suffix == "g_idx" and not config.get("desc_act")
                 yield Fault(
                     f"{linear.name} of the head is packed, but has no {suffix}",
@@ -55,71 +55,71 @@ def packed(see: Inspection) -> Iterator[Fault]:
 @rule(
     "mtp-quantization",
     scope="mtp",
-    explanation="The draft is built as quantization_config says; a head stored otherwise has nowhere to go.",
+    explanation="vLLM builds the draft as quantization_config says; a head stored otherwise cannot be loaded.",
     remedy="Make config.json say how the head is stored: qwen36 repair {path}",
 )
-def quantized_consistently(see: Inspection) -> Iterator[Fault]:
-    config = see.checkpoint.quantization_config
-    known = formats.format_of(config)
-    if config is None or known is None:
-        if config is None and any((f := stored_as(see, s)) and f.quantized for s in see.layout.mtp):
+def quantized_consistently(inspection: Inspection) -> Iterator[Fault]:
+    config = inspection.checkpoint.quantization_config
+    declared = formats.declared_format(config)
+    if config is None or declared is None:
+        if config is None and any(
+            (f := stored_as(inspection, s)) and f.quantized for s in inspection.layout.mtp
+        ):
             yield Fault(
                 "the MTP head is quantized, but config.json has no quantization_config", file="config.json"
             )
         return
     alien = [
-        (module_of(spec), found.form)
-        for spec in see.layout.mtp
-        if (found := stored_as(see, spec)) and found.quantized and found.form not in known.forms
+        (module_name(spec), stored.form)
+        for spec in inspection.layout.mtp
+        if (stored := stored_as(inspection, spec)) and stored.quantized and stored.form not in declared.forms
     ]
     if alien:
         yield Fault(
             f"{some(name for name, _ in alien)} of the head: stored as {alien[0][1]}, which vLLM does not load "
-            f"in a checkpoint of the format {known.name}",
+            f"in a checkpoint of the format {declared.name}",
             tensor=f"{alien[0][0]}.weight",
             remedy=GRAFT,
         )
         return
     wrong: dict[bool, list[str]] = {}
-    for spec in see.layout.mtp:
-        found, declared = stored_as(see, spec), known.declares(config, module_of(spec))
-        if len(spec.shape) == 2 and found and declared is not None and declared != found.quantized:
-            wrong.setdefault(found.quantized, []).append(module_of(spec))
+    for spec in inspection.layout.mtp:
+        stored, expected = stored_as(inspection, spec), declared.declares(config, module_name(spec))
+        if len(spec.shape) == 2 and stored and expected is not None and expected != stored.quantized:
+            wrong.setdefault(stored.quantized, []).append(module_name(spec))
     for quantized, modules in wrong.items():
-        be = "is" if len(modules) == 1 else "are"
+        actual = "quantized" if quantized else "in BF16"
+        config_says = "leaves them unquantized" if quantized else f"has them as {declared.name}"
         yield Fault(
-            f"{some(modules)} {be} stored "
-            + (
-                "quantized, but quantization_config leaves "
-                if quantized
-                else "in BF16, but quantization_config has "
-            )
-            + ("them unquantized" if quantized else f"them as {known.name}"),
+            f"{some(modules)} {'is' if len(modules) == 1 else 'are'} stored {actual}, but quantization_config "
+            f"{config_says}",
             tensor=f"{modules[0]}.weight",
             file="config.json",
         )
-    yield from _rule_that_means_all(see, set(wrong.get(True, ())))
+    yield from _rule_that_means_all(inspection, set(wrong.get(True, ())))
 
 
-def _rule_that_means_all(see: Inspection, reported: set[str]) -> Iterator[Fault]:
-    """A ``-:`` rule about a part of the head, which vLLM takes for one about all of its layers."""
-    config = see.checkpoint.quantization_config or {}
-    since, dynamic = vllm_versions.MTP_RULE_MEANS_ALL, config.get("dynamic")
-    if method_of(config) not in GPTQ_METHODS or not isinstance(dynamic, dict):
+def _rule_that_means_all(inspection: Inspection, reported: set[str]) -> Iterator[Fault]:
+    """Find a ``-:`` rule about a part of the head, which vLLM applies to all of its layers."""
+    config = inspection.checkpoint.quantization_config or {}
+    since, dynamic = vllm_releases.MTP_RULE_MEANS_ALL, config.get("dynamic")
+    if quant_method(config) not in GPTQ_METHODS or not isinstance(dynamic, dict):
         return
-    if see.vllm is not None and not see.vllm.at_least(since):
+    if inspection.older_than(since):
         return
     rules = [pattern for pattern in dynamic if pattern.startswith("-:") and "mtp" in pattern]
     layers = [
-        module_of(spec)
-        for spec in see.layout.mtp
-        if spec.name.startswith("mtp.layers.") and (form := stored_as(see, spec)) and form.quantized
+        module_name(spec)
+        for spec in inspection.layout.mtp
+        if spec.name.startswith("mtp.layers.")
+        and (stored := stored_as(inspection, spec))
+        and stored.quantized
     ]
     left = [module for module in layers if module not in reported]
     if rules and left:
         yield Fault(
-            f"{some(left)} {'is' if len(left) == 1 else 'are'} stored quantized, but for the rule {rules[0]!r} "
-            f"vLLM {since} and later build all layers of the head unquantized",
+            f"{some(left)} {'is' if len(left) == 1 else 'are'} stored quantized, but because of the rule "
+            f"{rules[0]!r} vLLM {since} and later build all layers of the head unquantized",
             tensor=f"{left[0]}.qweight",
             file="config.json",
         )
@@ -128,20 +128,20 @@ def _rule_that_means_all(see: Inspection, reported: set[str]) -> Iterator[Fault]
 @rule(
     "mtp-fused",
     scope="mtp",
-    explanation="vLLM loads q/k/v and gate/up as one parameter each, which has one format.",
+    explanation="vLLM loads q/k/v as one parameter and gate/up as one; each has one format.",
     remedy=GRAFT,
 )
-def fused(see: Inspection) -> Iterator[Fault]:
+def fused(inspection: Inspection) -> Iterator[Fault]:
     by_parent: dict[str, dict[str, str]] = {}
-    for spec in see.layout.mtp:
-        if len(spec.shape) == 2 and (found := stored_as(see, spec)):
-            parent, _, leaf = module_of(spec).rpartition(".")
-            by_parent.setdefault(parent, {})[leaf] = kind(found)
+    for spec in inspection.layout.mtp:
+        if len(spec.shape) == 2 and (stored := stored_as(inspection, spec)):
+            parent, _, leaf = module_name(spec).rpartition(".")
+            by_parent.setdefault(parent, {})[leaf] = describe(stored)
     for parent, forms in by_parent.items():
         for group in MTP_FUSED.values():
-            seen = {leaf: forms[leaf] for leaf in group if leaf in forms}
-            if len(set(seen.values())) > 1:
-                each = ", ".join(f"{leaf} {form}" for leaf, form in seen.items())
+            parts = {leaf: forms[leaf] for leaf in group if leaf in forms}
+            if len(set(parts.values())) > 1:
+                each = ", ".join(f"{leaf} {description}" for leaf, description in parts.items())
                 yield Fault(
                     f"{parent}: vLLM loads {', '.join(group)} as one, but they are stored as {each}",
                     tensor=f"{parent}.{group[0]}.weight",
@@ -151,15 +151,15 @@ def fused(see: Inspection) -> Iterator[Fault]:
 @rule(
     "mtp-dynamic-null",
     scope="mtp",
-    explanation=f"From {vllm_versions.NULL_DYNAMIC_BREAKS} on vLLM iterates over `dynamic` to build the draft.",
+    explanation=f"From {vllm_releases.NULL_DYNAMIC_BREAKS} on vLLM iterates over `dynamic` to build the draft.",
     remedy="Remove the key from config.json: qwen36 repair {path}",
 )
-def dynamic_null(see: Inspection) -> Iterator[Fault]:
-    config = see.checkpoint.quantization_config
-    if config is None or method_of(config) not in GPTQ_METHODS or "dynamic" not in config:
+def dynamic_null(inspection: Inspection) -> Iterator[Fault]:
+    config = inspection.checkpoint.quantization_config
+    if config is None or quant_method(config) not in GPTQ_METHODS or "dynamic" not in config:
         return
     if config["dynamic"] is None:
-        harmless = see.vllm is not None and not see.vllm.at_least(vllm_versions.NULL_DYNAMIC_BREAKS)
+        harmless = inspection.older_than(vllm_releases.NULL_DYNAMIC_BREAKS)
         yield Fault(
             "quantization_config.dynamic is null; vLLM 0.27.1 and later crash on it when MTP is on",
             file="config.json",

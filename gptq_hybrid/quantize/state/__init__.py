@@ -1,33 +1,24 @@
 """The state of a quantization, kept beside its target so that a killed run goes on where it was.
 
-``DST.partial`` is the folder: ``run.json`` says what the run is of (:mod:`._manifest`), ``lock`` belongs to the
-process at work, ``gptqmodel`` is gptqmodel's own store (:mod:`gptq_hybrid.upstream._resume`), which publishes
-a state by renaming one file. The folder goes when the target is there.
+``DST.partial`` is the folder. In it ``run.json`` holds the items that decide the run (:mod:`.manifest`),
+``lock`` belongs to the process at work, and ``gptqmodel`` is gptqmodel's own store (``gptq_hybrid.upstream``),
+which publishes a state by renaming one file. The folder goes when the target is there.
 """
 
-from ._manifest import (
-    before_calibration,
-    differences,
-    of_calibration,
-    refuse_other_run,
-)
-from ._plan import ResumePlan, plan_resume
-from ._size import StateSize, state_size
-from ._source import source_identity
-from ._state import RunState, folder_bytes, open_state, state_folder
+from .decision import StateDecision, StateSize, decide_state, state_size
+from .folder import RunState, folder_bytes, open_state, state_folder
+from .manifest import calibration_items, differences, request_items
 
 __all__ = [
-    "ResumePlan",
     "RunState",
+    "StateDecision",
     "StateSize",
-    "before_calibration",
+    "calibration_items",
+    "decide_state",
     "differences",
     "folder_bytes",
-    "of_calibration",
     "open_state",
-    "plan_resume",
-    "refuse_other_run",
-    "source_identity",
+    "request_items",
     "state_folder",
     "state_size",
 ]

@@ -1,14 +1,20 @@
-"""How gptqmodel multiplies calibration inputs into Hessians.
+"""Multiply calibration inputs into Hessians on tensor cores.
 
-gptqmodel 7.6.0 converts a batch X to FP32 and multiplies XᵀX with TF32 off: at the 27B's `down_proj` 1.2 TFLOP a
-2,048-token batch, on units that do a tenth of what tensor cores do. Inputs are BF16 (8 significant bits), and so
+Inputs are BF16, with 8 significant bits, and so
 
-- a product of two of them is exact in FP32 (16 bits of 24), on either kind of unit;
-- TF32 (11 bits) holds each of them exactly: rounding to it changes nothing.
+* a product of two of them is exact in FP32 (16 bits of 24), on either kind of unit;
+* TF32 (11 bits) holds each of them exactly: rounding to it changes nothing.
 
-What differs is only the order, and on tensor cores the rounding, of the FP32 sum over a batch's tokens; splitting
-inputs into several BF16 parts, as FP32 inputs would need, has nothing to split. ``bench/quantize/hessian.py``
+What differs is the order, and on tensor cores the rounding, of the FP32 sum over a batch's tokens. FP32 inputs
+would have to be split into several BF16 parts; these have nothing to split. ``bench/quantize/hessian.py``
 measures each way against float64.
+
+Changes: ``GPTQ.compute_hessian_xtx``, for 16-bit inputs in one piece.
+Why: gptqmodel converts a batch X to FP32 and multiplies XᵀX with TF32 off. At the 27B's ``down_proj`` that is
+    1.2 TFLOP a 2,048-token batch, on units that do a tenth of what tensor cores do.
+Versions: 7.6.0; it fits 7.7.0, and was not run there on a GPU.
+Checks: that method and ``GPTQ.resolve_hessian_chunk_size`` exist.
+May go: when gptqmodel has such an option.
 """
 
 from __future__ import annotations
@@ -19,7 +25,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from gptq_hybrid.common.errors import HybridError
-from gptq_hybrid.upstream.gptqmodel import moved
+from gptq_hybrid.upstream.versions import moved
 
 if TYPE_CHECKING:
     import torch
@@ -29,9 +35,9 @@ Products = Literal["ieee", "half"]
 
 
 def gram(matrix: torch.Tensor, products: Products) -> torch.Tensor:
-    """XᵀX of a 16-bit ``matrix``, ``[tokens, features]``: ``[features, features]`` in FP32.
+    """Return XᵀX of a 16-bit ``matrix``, ``[tokens, features]``, as ``[features, features]`` in FP32.
 
-    Off a GPU all ways are ``"ieee"``.
+    Off a GPU every choice is ``"ieee"``.
     """
     import torch
 
@@ -45,10 +51,10 @@ def gram(matrix: torch.Tensor, products: Products) -> torch.Tensor:
 def hessian_products(products: Products) -> Iterator[None]:
     """Have GPTQ multiply Hessians as ``products`` says, where a module's inputs are BF16 or FP16.
 
-    Other inputs, and ``hessian.chunk_size`` or ``chunk_bytes`` where they are set, go gptqmodel's own way.
+    Other inputs go gptqmodel's own way, as do all where ``hessian.chunk_size`` or ``chunk_bytes`` is set.
 
     Raises:
-        HybridError: ``products`` names no way.
+        HybridError: ``products`` is none of :data:`Products`.
         IncompatibleError: ``GPTQ.compute_hessian_xtx`` is gone.
     """
     import torch
@@ -56,8 +62,8 @@ def hessian_products(products: Products) -> Iterator[None]:
 
     if products not in get_args(Products):
         raise HybridError(
-            f"no way to multiply Hessians is called {products!r}",
-            remedy=f"Ways: {', '.join(get_args(Products))}.",
+            f"Hessians cannot be multiplied by {products!r}",
+            remedy=f"Choose one of: {', '.join(get_args(Products))}.",
         )
     original: Callable[..., torch.Tensor] | None = getattr(GPTQ, "compute_hessian_xtx", None)
     if original is None or not hasattr(GPTQ, "resolve_hessian_chunk_size"):

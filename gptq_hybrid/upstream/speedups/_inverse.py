@@ -1,9 +1,14 @@
 """The factor of a Hessian's inverse by one decomposition and one inversion of a triangle.
 
-GPTQ needs the upper triangular U with UᵀU = H⁻¹. gptqmodel takes three steps: H = LLᵀ, H⁻¹ from L, H⁻¹ = UᵀU. With
-P, which reverses the order of rows or columns, PHP = MMᵀ for a lower triangular M, so H = RRᵀ with R = PMP upper
-triangular, and H⁻¹ = R⁻ᵀR⁻¹: U is R⁻¹ = P M⁻¹ P. Most of the work are then products of matrices, and no inverse is
-decomposed again; the last digits are others.
+GPTQ needs the upper triangular U with UᵀU = H⁻¹. Let P reverse the order of rows or columns. Then PHP = MMᵀ for a
+lower triangular M, so H = RRᵀ with R = PMP upper triangular, and H⁻¹ = R⁻ᵀR⁻¹: U is R⁻¹ = P M⁻¹ P.
+
+Changes: ``GPTQ.hessian_inverse``, on a GPU. A Hessian that needs more damping goes gptqmodel's own way.
+Why: gptqmodel takes three steps: H = LLᵀ, H⁻¹ from L, H⁻¹ = UᵀU. Here most of the work is products of matrices,
+    and no inverse is decomposed again. The last digits differ.
+Versions: 7.6.0; it fits 7.7.0, and was not run there on a GPU.
+Checks: the method exists.
+May go: when gptqmodel does so.
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-from gptq_hybrid.upstream.gptqmodel import moved
+from gptq_hybrid.upstream.versions import moved
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +28,7 @@ _SMALL = 512
 
 
 def inverse_factor(hessian: torch.Tensor, damp: float) -> torch.Tensor | None:
-    """U with UᵀU = (H + damp · mean(diag H) · I)⁻¹; None where that is not positive definite.
+    """Return U with UᵀU = (H + damp · mean(diag H) · I)⁻¹; None where that is not positive definite.
 
     Args:
         hessian: FP32, symmetric, ``[columns, columns]``; not changed.
@@ -34,10 +39,10 @@ def inverse_factor(hessian: torch.Tensor, damp: float) -> torch.Tensor | None:
     """
     import torch
 
-    turned = hessian.flip(0, 1)
-    turned.diagonal().add_(damp * hessian.diagonal().mean())
-    factor, info = torch.linalg.cholesky_ex(turned, check_errors=False)
-    del turned
+    reversed_ = hessian.flip(0, 1)
+    reversed_.diagonal().add_(damp * hessian.diagonal().mean())
+    factor, info = torch.linalg.cholesky_ex(reversed_, check_errors=False)
+    del reversed_
     if int(info.item()):
         return None
     invert_lower_(factor)
@@ -45,7 +50,7 @@ def inverse_factor(hessian: torch.Tensor, damp: float) -> torch.Tensor | None:
 
 
 def invert_lower_(matrix: torch.Tensor) -> None:
-    """Invert a lower triangular matrix, ``[n, n]``, in its place; zeros above the diagonal stay zero."""
+    """Invert a lower triangular matrix, ``[n, n]``, in place; zeros above the diagonal stay zero."""
     import torch
 
     size = matrix.shape[0]
@@ -62,9 +67,7 @@ def invert_lower_(matrix: torch.Tensor) -> None:
 
 @contextmanager
 def direct_inverse(*, anywhere: bool = False) -> Iterator[None]:
-    """Have GPTQ on a GPU factor a Hessian's inverse directly; one that needs more damping goes gptqmodel's way.
-
-    ``anywhere``: on a CPU too.
+    """Have GPTQ on a GPU (with ``anywhere``, on a CPU too) factor a Hessian's inverse directly.
 
     Raises:
         IncompatibleError: ``GPTQ.hessian_inverse`` is gone.

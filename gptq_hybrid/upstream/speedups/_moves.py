@@ -1,7 +1,11 @@
-"""A quantized layer's weights from the GPU to main memory that is pinned, where the next copy of them starts.
+"""Move a finished layer's weights from the GPU into pinned main memory, from where they are packed.
 
-gptqmodel 7.6.0 moves a layer by ``Module.to``: 0.76 GB at the 27B into memory that the driver has to stage and the
-system to map page by page, while nothing else goes on.
+Changes: ``BaseQModel.post_quantize`` first copies the weights that are about to be packed.
+Why: gptqmodel moves a layer by ``Module.to``: 0.76 GB at the 27B into memory that the driver has to stage and
+    the system to map page by page, while nothing else goes on.
+Versions: 7.6.0; it fits 7.7.0, and was not run there on a GPU.
+Checks: the method exists.
+May go: when gptqmodel moves layers so.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-from gptq_hybrid.upstream.gptqmodel import moved
+from gptq_hybrid.upstream.versions import moved
 
 from ._pinned import pinned
 
@@ -23,19 +27,22 @@ _LEAST = 1 << 22
 
 
 class Departures:
-    """``device``: the GPU that the last layer left; None before one did."""
+    """Where finished layers were: ``device`` is the GPU of the last one, None before the first."""
 
     device: torch.device | None = None
 
 
 def to_pinned(tensor: torch.Tensor) -> torch.Tensor:
-    """A contiguous copy in pinned memory, of a tensor on a GPU, without waiting for it."""
+    """Copy a tensor on a GPU into pinned memory, contiguous, without waiting for the copy."""
     host = pinned(tensor.nbytes).view(tensor.dtype).view(tensor.shape)
     return host.copy_(tensor, non_blocking=True)
 
 
 def about_to_be_packed(model: Any, layer: Any) -> list[torch.nn.Linear]:
-    """Linears of a layer on a GPU whose dense weight is soon gone; others would be pinned for the whole run."""
+    """Return the linears of a layer on a GPU whose dense weight is soon gone.
+
+    Other weights would stay pinned for the whole run.
+    """
     import torch
 
     prefix = next((name for name, module in model.model.named_modules() if module is layer), None)
@@ -53,7 +60,7 @@ def about_to_be_packed(model: Any, layer: Any) -> list[torch.nn.Linear]:
 
 @contextmanager
 def pinned_layers() -> Iterator[Departures]:
-    """Have layers that are done leave a GPU into pinned memory.
+    """Have finished layers leave a GPU into pinned memory.
 
     Yields:
         Which GPU the last one left.
@@ -76,7 +83,7 @@ def pinned_layers() -> Iterator[Departures]:
             linear.weight.data = to_pinned(linear.weight.data)
         if left.device is not None:
             torch.cuda.synchronize(left.device)
-        # Moves all the rest, and whatever else it does.
+        # It moves all the rest.
         return original(self, module)
 
     BaseQModel.post_quantize = post_quantize

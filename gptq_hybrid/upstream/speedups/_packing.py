@@ -1,10 +1,13 @@
-"""Packing quantized weights on the GPU, to the bytes of gptqmodel's CPU packer.
+"""Pack quantized weights on the GPU, to the bytes of gptqmodel's CPU packer.
 
-gptqmodel 7.6.0 packs a module on one core while the next modules are quantized. Finishing the modules of five
-layers of the 27B kept threads busy for 53 s, of a run of 28 s on an H200 with the rest of
-:func:`~gptq_hybrid.upstream.speedups`, and threads that wait for Python's lock slowed down the sweep: 2.7 s of it
-became 4.3 s (bench/quantize/run-before.json). Its own ``pack_impl="gpu"`` launches nine kernels for every 32
-inputs.
+Changes: ``PackableQuantLinear.pack_block``, for dense linears in 2, 4 or 8 bits.
+Why: gptqmodel packs a module on one core while the next modules are quantized. For five layers of the 27B that
+    kept threads busy for 53 s of a run of 28 s (an H200, with the other speed-ups), and threads that wait for
+    Python's lock slowed down the sweep from 2.7 to 4.3 s. The ``pack_impl="gpu"`` of 7.6.0 launches nine
+    kernels for every 32 inputs.
+Versions: 7.6.0; it fits 7.7.0, and was not run there on a GPU.
+Checks: the signature of ``pack_block``.
+May go: when gptqmodel's ``pack_impl="gpu"`` is as fast.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from functools import cache, wraps
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from gptq_hybrid.upstream.gptqmodel import moved
+from gptq_hybrid.upstream.versions import moved
 
 from ._moves import Departures
 
@@ -36,7 +39,7 @@ def packed(
     bits: int,
     device: torch.device,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``qweight`` and ``qzeros`` of a weight that holds quantized values already.
+    """Return ``qweight`` and ``qzeros`` of a weight that holds quantized values already.
 
     Args:
         weight: ``[out_features, in_features]``, floating, in main memory.
@@ -44,7 +47,7 @@ def packed(
         zeros: like ``scales``, whole numbers.
         g_idx: ``[in_features]``, each from 0 to ``groups - 1``.
         bits: 2, 4 or 8.
-        device: where it is computed.
+        device: where the packing is computed.
 
     Returns:
         int32 in main memory: ``[in_features * bits / 32, out_features]``, ``[groups, out_features * bits / 32]``.
@@ -53,14 +56,14 @@ def packed(
 
     from gptq_hybrid.packing import pack_words
 
-    rows, columns = weight.shape
+    channels, columns = weight.shape
     group = g_idx.to(device, torch.int64)
-    words = torch.empty(columns * bits // 32, rows, dtype=torch.int32, device=device)
+    words = torch.empty(columns * bits // 32, channels, dtype=torch.int32, device=device)
     step = max(1, _WEIGHTS // columns)
-    for first in range(0, rows, step):
-        part = slice(first, min(first + step, rows))
+    for first in range(0, channels, step):
+        part = slice(first, min(first + step, channels))
         scale = scales[part].to(device, torch.float32)
-        # The product is rounded before the sum, as in the packer: whether 0 or 1e-6, its scale takes part in it.
+        # The product is rounded before the sum, as in the packer, and with the scale before 0 becomes 1e-6.
         offset = (zeros[part].to(device, torch.int32).to(torch.float32) * scale)[:, group]
         scale = torch.where(scale == 0, 1e-6, scale)[:, group]
         codes = ((weight[part].to(device).float() + offset) / scale).round_().clamp_(0, (1 << bits) - 1)
@@ -72,7 +75,7 @@ def packed(
 def _stream(device: torch.device) -> Any:
     import torch
 
-    # One of its own: packing has not to wait for the solver of the next module.
+    # A stream of its own, so that packing does not wait for the solver of the next module.
     return torch.cuda.Stream(device)
 
 
@@ -80,8 +83,9 @@ def _stream(device: torch.device) -> Any:
 def gpu_packing(left: Departures) -> Iterator[None]:
     """Have ``pack_block`` of gptqmodel's linears compute on the GPU that their layer ``left``.
 
-    Before a layer left one it is gptqmodel's. Other linears than dense ones in main memory, other widths than 2, 4
-    and 8 bit, a ``g_idx`` that is out of range, and what a full GPU has no room for go gptqmodel's own way too.
+    gptqmodel's own packer is used before a layer has left a GPU, and where the GPU is full. It is also used for
+    linears that are not dense or not in main memory, for widths other than 2, 4 and 8 bits, and for a ``g_idx``
+    out of range.
 
     Raises:
         IncompatibleError: ``PackableQuantLinear.pack_block`` is gone, or takes something else.
@@ -121,7 +125,7 @@ def gpu_packing(left: Departures) -> Iterator[None]:
             original(self, linear, scales, zeros, g_idx, *args, **kwargs)
             return
         try:
-            # One at a time, for the sake of the memory: gptqmodel has up to twelve threads here.
+            # One at a time, to spare GPU memory: gptqmodel has up to twelve threads here.
             with lock, torch.inference_mode(), torch.cuda.stream(_stream(device)):
                 qweight, qzeros = packed(linear.weight.detach(), scales, zeros, g_idx, int(self.bits), device)
         except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Main memory that a GPU copies to and from by itself."""
+"""Pinned main memory, which a GPU copies to and from by itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _log = logging.getLogger(__name__)
 
 
 def pinned(size: int) -> torch.Tensor:
-    """``size`` bytes, uint8; ordinary ones where the system gives no pinned ones, which is said once."""
+    """Return ``size`` pinned bytes, uint8; ordinary ones, with one warning, where the system pins none."""
     import torch
 
     try:
@@ -24,7 +24,7 @@ def pinned(size: int) -> torch.Tensor:
 
 
 def release() -> None:
-    """Give back pinned memory that nothing uses; PyTorch itself keeps all that it ever had."""
+    """Give pinned memory that nothing uses back to the system; PyTorch by itself keeps it."""
     import torch
 
     empty = getattr(torch._C, "_host_emptyCache", None)

@@ -1,9 +1,14 @@
 """The search of scales without waiting for the GPU, to the same bytes.
 
-`Quantizer.find_params` of gptqmodel 7.6.0 waits half a dozen times a group: for whether any weight is negative, for
-how many rows a mask holds, for whether a number that never changes is below zero; with ``mse`` 80 times more. In
-the sweep each wait empties the queue of the GPU, 136 times in the 27B's `down_proj`. Here masks choose between
-values instead of places.
+Changes: ``Quantizer.find_params``, for symmetric searches by channel; others go gptqmodel's own way.
+Why: it waits half a dozen times a group: for whether any weight is negative, for how many rows a mask holds,
+    for whether a number that never changes is below zero; with ``mse`` 80 times more. In the sweep each wait
+    empties the queue of the GPU, 136 times in the 27B's ``down_proj``. Here masks choose between values instead
+    of places.
+Versions: 7.6.0. From 7.7.0 on gptqmodel does the same, and keeps ``maxq`` as a Python number; it is left alone
+    there.
+Checks: five attributes of ``Quantizer``.
+May go: when 7.6.0 is no longer supported.
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-from gptq_hybrid.upstream.gptqmodel import moved
+from gptq_hybrid.upstream.versions import moved
 
 if TYPE_CHECKING:
     import torch
@@ -22,9 +27,12 @@ _PARTS = ("_search_adjacent_zero_points", "requires_groupwise_processing", "conf
 
 
 def search(quantizer: Any, weight: torch.Tensor, most: int) -> None:
-    """Set ``quantizer``'s scale and zero, ``[rows, 1]``, for ``weight``, ``[rows, columns]`` of FP32.
+    """Set ``quantizer``'s scale and zero, ``[channels, 1]``, for ``weight``.
 
-    ``quantizer`` is gptqmodel's, symmetric and per channel; ``most`` its ``maxq``.
+    Args:
+        quantizer: gptqmodel's, symmetric and per channel.
+        weight: ``[channels, columns]``, FP32.
+        most: the quantizer's ``maxq``.
     """
     import torch
 
@@ -34,7 +42,7 @@ def search(quantizer: Any, weight: torch.Tensor, most: int) -> None:
     low = torch.where(low < 0, -high, low)
     empty = (low == 0) & (high == 0)
     low, high = torch.where(empty, -1.0, low), torch.where(empty, 1.0, high)
-    # By a tensor: by a number PyTorch would multiply by its reciprocal.
+    # Divided by a tensor: dividing by a number, PyTorch would multiply by its reciprocal.
     scale = (high - low) / quantizer.maxq
     zero = torch.full_like(scale, (most + 1) / 2)
     power = float(getattr(quantizer.qcfg, "mse", 0.0) or 0.0)
@@ -45,9 +53,9 @@ def search(quantizer: Any, weight: torch.Tensor, most: int) -> None:
             share = 1 - i / quantizer.grid
             trial = (share * high - share * low) / quantizer.maxq
             column = trial.unsqueeze(1)
-            off = column * (torch.clamp(torch.round(weight / column) + middle, 0, most) - middle)
-            off -= weight
-            error = torch.sum(off.abs_().pow_(power), 1)
+            delta = column * (torch.clamp(torch.round(weight / column) + middle, 0, most) - middle)
+            delta -= weight
+            error = torch.sum(delta.abs_().pow_(power), 1)
             better = error < best
             best = torch.where(better, error, best)
             scale = torch.where(better, trial, scale)
@@ -56,13 +64,16 @@ def search(quantizer: Any, weight: torch.Tensor, most: int) -> None:
 
 @contextmanager
 def swift_search() -> Iterator[None]:
-    """Have symmetric, per-channel searches of a weight's scales not wait.
+    """Have symmetric, per-channel searches of a weight's scales not wait for the GPU.
 
     Raises:
         IncompatibleError: gptqmodel's ``Quantizer`` is not the one this was written for.
     """
     from gptqmodel.quantization.quantizer import Quantizer
 
+    if "_maxq_value" in Quantizer.__init__.__code__.co_names:
+        yield
+        return
     original: Callable[..., None] | None = getattr(Quantizer, "find_params", None)
     if original is None or not all(hasattr(Quantizer, name) for name in _PARTS):
         raise moved(f"Quantizer is expected to have find_params, {', '.join(_PARTS)}")
@@ -75,13 +86,13 @@ def swift_search() -> Iterator[None]:
             return
         self.maxq = self.maxq.to(x.device)
         # `configure` sets another tensor, and a deep copy takes both along.
-        known = self.__dict__.get("_qwen36_maxq")
-        if known is None or known[0] is not self.maxq:
-            known = self.__dict__["_qwen36_maxq"] = (self.maxq, int(self.maxq.item()))
-        if known[1] < 0:
+        noted = self.__dict__.get("_qwen36_maxq")
+        if noted is None or noted[0] is not self.maxq:
+            noted = self.__dict__["_qwen36_maxq"] = (self.maxq, int(self.maxq.item()))
+        if noted[1] < 0:
             original(self, x, weight)
             return
-        search(self, x, known[1])
+        search(self, x, noted[1])
 
     Quantizer.find_params = find_params
     try:

@@ -1,4 +1,4 @@
-"""From times to one number of drafts: the fastest, and of those that repeats cannot tell from it the smallest."""
+"""Choose one count of drafts: the smallest that repeats cannot tell from the fastest."""
 
 from __future__ import annotations
 
@@ -8,32 +8,34 @@ from math import exp, log
 from statistics import median
 from typing import Any
 
-from .grid import Cell, Context, Plan, speculative
-from .result import Measured
+from .grid import Cell, Context, Grid, speculative_flags
+from .result import CellResult
 
-# What two runs of the same server differ by, that the repeats of one do not show.
+# Two runs of the same server differ by this much, which the repeats of one run do not show.
 LEAST_NOISE = 0.01
 
+# Times by count of drafts, one per repeat.
 Series = Mapping[int, Sequence[float]]
 
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """How much shorter one number of drafts makes the time per token than another: a share, and its noise."""
+    """Share by which one count of drafts makes the time per token shorter than another, and its noise."""
 
     value: float
     noise: float
 
     @property
     def real(self) -> bool:
+        """Whether it exceeds the noise."""
         return self.value > self.noise
 
 
 def gain(fewer: Sequence[float], more: Sequence[float]) -> Gain:
-    """What ``more`` gains over ``fewer``, from times of the same repeats of each.
+    """Compute what ``more`` drafts gain over ``fewer``, from the times of the same repeats.
 
-    The repeats ask the same prompts, so they are compared one by one. The gain is 1 less the median ratio; its
-    noise is the farthest that a repeat's ratio is from that median, and at least 1 %.
+    The repeats ask the same prompts, so they are compared one by one. The gain is 1 minus the median ratio. Its
+    noise is the largest distance of a repeat's ratio from that median, and at least 1 %.
     """
     ratios = [b / a for a, b in zip(fewer, more, strict=True)]
     middle = median(ratios)
@@ -41,49 +43,56 @@ def gain(fewer: Sequence[float], more: Sequence[float]) -> Gain:
 
 
 def best(series: Series) -> int:
-    """The least number of drafts that the fastest (by median) does not beat beyond noise."""
-    fastest = min(series, key=lambda number: (median(series[number]), number))
+    """Find the least count of drafts that the fastest (by median) does not beat by more than noise."""
+    fastest = _fastest(series)
     return min(
-        number
-        for number in series
-        if number == fastest or (number < fastest and not gain(series[number], series[fastest]).real)
+        count
+        for count in series
+        if count == fastest or (count < fastest and not gain(series[count], series[fastest]).real)
     )
+
+
+def _fastest(series: Series) -> int:
+    return min(series, key=lambda count: (median(series[count]), count))
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A number of drafts.
+    """The count of drafts to use.
 
-    ``against``: the number it is held against (0, or the least measured); ``gain`` over that; ``fastest``: the
-    number with the least median time, if that is another.
+    Attributes:
+        count: the recommended one.
+        against: the count it is compared with: 0, or the least measured.
+        gain: over that.
+        fastest: the count with the least median time, often the same.
     """
 
-    number: int
+    count: int
     against: int
     gain: Gain
     fastest: int
 
 
-def choice(series: Series) -> Choice:
-    """The number to use for times by number of drafts, one time a repeat."""
-    number, least = best(series), min(series)
-    fastest = min(series, key=lambda n: (median(series[n]), n))
-    return Choice(number, least, gain(series[least], series[number]), fastest)
+def choose(series: Series) -> Choice:
+    """Choose the count of drafts to use."""
+    count, least = best(series), min(series)
+    return Choice(count, least, gain(series[least], series[count]), _fastest(series))
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """One number for the whole workload, and what would be best for each part of it alone."""
+    """One count for the whole workload, and the best for each part of it alone."""
 
     overall: Choice
     parts: Mapping[tuple[Context, int], Choice]
     ratios: Mapping[tuple[Context, int], float]
-    """Time per token with the number for all, over that with the least number, by context and batch."""
+    """Time per token with the count for all, over that with the least count, by context and batch."""
 
     def as_json(self) -> dict[str, Any]:
+        """Make the object that the result file holds."""
         return {
-            "num_speculative_tokens": self.overall.number,
-            "arguments": speculative(self.overall.number),
+            "num_speculative_tokens": self.overall.count,
+            "arguments": speculative_flags(self.overall.count),
             "against": self.overall.against,
             "gain": round(self.overall.gain.value, 4),
             "noise": round(self.overall.gain.noise, 4),
@@ -91,7 +100,7 @@ class Recommendation:
                 {
                     "context": context,
                     "batch": batch,
-                    "num_speculative_tokens": part.number,
+                    "num_speculative_tokens": part.count,
                     "fastest": part.fastest,
                     "gain": round(part.gain.value, 4),
                     "noise": round(part.gain.noise, 4),
@@ -102,30 +111,33 @@ class Recommendation:
         }
 
 
-def recommend(plan: Plan, cells: Mapping[Cell, Measured]) -> Recommendation:
-    """From all cells of ``plan``. The workload's time is the geometric mean over batches and contexts: each counts
-    alike, and by ratios, so that a slow one does not outweigh the others."""
+def recommend(grid: Grid, cells: Mapping[Cell, CellResult]) -> Recommendation:
+    """Recommend a count of drafts from all cells of a grid.
+
+    The workload's time is the geometric mean over batches and contexts: each counts alike, and by ratios, so a slow
+    one does not outweigh the others.
+    """
     times: dict[tuple[Context, int], dict[int, list[float]]] = {
         (context, batch): {
-            number: [repeat.tpot for repeat in cells[Cell(number, batch, context)].repeats]
-            for number in plan.numbers
+            count: [repeat.tpot for repeat in cells[Cell(count, batch, context)].repeats]
+            for count in grid.counts
         }
-        for context in plan.contexts
-        for batch in plan.batches
+        for context in grid.contexts
+        for batch in grid.batches
     }
     whole = {
-        number: [
-            exp(sum(log(series[number][repeat]) for series in times.values()) / len(times))
-            for repeat in range(plan.repeats)
+        count: [
+            exp(sum(log(series[count][repeat]) for series in times.values()) / len(times))
+            for repeat in range(grid.repeats)
         ]
-        for number in plan.numbers
+        for count in grid.counts
     }
-    overall = choice(whole)
+    overall = choose(whole)
     return Recommendation(
         overall,
-        {part: choice(series) for part, series in times.items()},
+        {part: choose(series) for part, series in times.items()},
         {
-            part: median(series[overall.number]) / median(series[overall.against])
+            part: median(series[overall.count]) / median(series[overall.against])
             for part, series in times.items()
         },
     )

@@ -1,4 +1,4 @@
-"""Streamed requests to a server, a number of them in flight, each timed by the arrival of its tokens."""
+"""Send streamed requests to a server, several in flight, and time each by the arrival of its tokens."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ from gptq_hybrid.common.vllm_server import Acceptance, Server
 
 from .prompts import Prompt
 
-# A long prompt behind fifteen others may wait this long for its first token on a slow machine.
+# On a slow machine a long prompt behind fifteen others may wait this long for its first token.
 _SECONDS = 1800.0
-# Counters are written just after the last token is sent.
+# The server updates its counters just after it has sent the last token.
 _SETTLED_AFTER, _SETTLE_TRIES = 0.25, 40
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer. ``prompt_tokens`` and ``tokens`` as the server counts them; times in milliseconds.
+    """One answer, with tokens as the server counts them and times in milliseconds.
 
-    ``ttft_ms``: from the request to its first text. ``tpot_ms``: from there to the end, over the tokens after the
-    first; None for an answer of fewer than two.
+    Attributes:
+        prompt_tokens: tokens of the prompt.
+        tokens: tokens of the answer.
+        ttft_ms: from the request to its first text.
+        tpot_ms: from the first text to the end, per token after the first; None for an answer of fewer than two.
     """
 
     prompt_tokens: int
@@ -41,14 +44,14 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Answers of one run of requests, and the seconds from the first request to the last answer."""
+    """Answers to a run of requests, and the seconds from the first request to the last answer."""
 
     answers: tuple[Answer, ...]
     seconds: float
 
 
 class RequestError(HybridError):
-    """A request that the server refused or did not finish."""
+    """The server refused a request or did not finish it."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Client:
 
     Attributes:
         url: of the server, without a trailing slash.
-        temperature: 0 is greedy; what else bears on sampling is the server's own default.
+        temperature: 0 is greedy; everything else about sampling is the server's default.
     """
 
     url: str
@@ -65,55 +68,58 @@ class Client:
 
     @cached_property
     def _card(self) -> dict[str, Any]:
-        found: dict[str, Any] = self._get("/v1/models").json()["data"][0]
-        return found
+        card: dict[str, Any] = self._get("/v1/models").json()["data"][0]
+        return card
 
     @property
     def model(self) -> str:
-        """The name that requests have to give."""
+        """Name of the model in requests."""
         return str(self._card["id"])
 
     @property
     def max_model_len(self) -> int:
-        """Tokens that prompt and answer may have together."""
+        """Most tokens of prompt and answer together."""
         return int(self._card["max_model_len"])
 
     def count(self, prompt: Prompt) -> int:
+        """Count the tokens of a prompt, through the chat template if it has messages."""
         body = prompt.body() | ({"add_generation_prompt": True} if prompt.messages else {})
         return int(self._post("/tokenize", body)["count"])
 
     def encode(self, text: str) -> list[int]:
+        """Tokenize a text, without special tokens around it."""
         return list(self._post("/tokenize", {"prompt": text, "add_special_tokens": False})["tokens"])
 
     def decode(self, ids: Sequence[int]) -> str:
+        """Turn token ids into text."""
         return str(self._post("/detokenize", {"tokens": list(ids)})["prompt"])
 
     def acceptance(self) -> Acceptance:
-        """What the server's counters say once they stand still.
+        """Read the server's counters, once they no longer change.
 
         Raises:
-            RequestError: it does not answer.
+            RequestError: the server does not answer.
         """
         server = Server(self.url, self.model)
         try:
-            found = server.acceptance()
+            now = server.acceptance()
             for _ in range(_SETTLE_TRIES):
                 time.sleep(_SETTLED_AFTER)
-                before, found = found, server.acceptance()
-                if found == before:
+                before, now = now, server.acceptance()
+                if now == before:
                     break
         except (OSError, HTTPException) as error:
             raise _broken(error) from error
-        return found
+        return now
 
     def load(self, prompts: Sequence[Prompt], in_flight: int, max_tokens: int) -> Load:
-        """Ask all ``prompts``, in order, so many at a time.
+        """Send all ``prompts`` in order, with ``in_flight`` requests at a time.
 
         Raises:
-            RequestError: the server refused one, or broke off.
+            RequestError: the server refused a request, or broke off.
         """
-        # The loop has a thread of its own: a signal's handler raises in the main one, and raised inside a task
-        # asyncio would print a traceback of it over the screen.
+        # In a thread of its own: a signal's handler raises in the main thread, and asyncio would print a
+        # traceback of an exception that is raised inside a task.
         try:
             with ThreadPoolExecutor(max_workers=1) as thread:
                 return thread.submit(asyncio.run, self._load(prompts, in_flight, max_tokens)).result()
@@ -124,17 +130,17 @@ class Client:
         waiting = list(enumerate(prompts))[::-1]
         answers: dict[int, Answer] = {}
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=in_flight)
-        # The server is on this machine: a proxy of the environment has no business in between.
+        # The server is on this machine: no proxy from the environment belongs in between.
         async with httpx.AsyncClient(timeout=_SECONDS, limits=limits, trust_env=False) as http:
 
-            async def ask_on() -> None:
+            async def send_waiting() -> None:
                 while waiting:
                     number, prompt = waiting.pop()
                     answers[number] = await self._ask(http, number, prompt, max_tokens)
 
             begin = time.perf_counter()
-            # Not a TaskGroup, whose errors come in groups: the first one is what is to be told.
-            await asyncio.gather(*(ask_on() for _ in range(in_flight)))
+            # Not a TaskGroup: its errors come in groups, and only the first is to be reported.
+            await asyncio.gather(*(send_waiting() for _ in range(in_flight)))
             seconds = time.perf_counter() - begin
         return Load(tuple(answers[number] for number in sorted(answers)), seconds)
 
@@ -144,7 +150,7 @@ class Client:
             **prompt.body(),
             "max_tokens": max_tokens,
             "temperature": self.temperature,
-            # With each number of drafts the same draws are asked for.
+            # The same seeds with every count of drafts.
             "seed": number,
             "stream": True,
             "stream_options": {"include_usage": True},
@@ -155,18 +161,18 @@ class Client:
         usage: Mapping[str, Any] | None = None
         async with http.stream("POST", self.url + path, json=body) as response:
             if response.status_code != httpx.codes.OK:
-                said = (await response.aread()).decode(errors="replace")
-                raise RequestError(f"the server refused a request ({response.status_code}): {said[:500]}")
+                text = (await response.aread()).decode(errors="replace")
+                raise RequestError(f"the server refused a request ({response.status_code}): {text[:500]}")
             async for event in _events(response):
                 if "error" in event:
                     raise RequestError(f"the server broke off an answer: {json.dumps(event['error'])[:500]}")
                 now = time.perf_counter()
                 usage = event.get("usage") or usage
                 for choice in event.get("choices", ()):
-                    if _says_something(choice):
+                    if _has_text(choice):
                         first = now if first is None else first
-                    # The token that ends an answer counts, and has no text.
-                    if _says_something(choice) or choice.get("finish_reason"):
+                    # The token that ends an answer counts but has no text.
+                    if _has_text(choice) or choice.get("finish_reason"):
                         last = now
         if usage is None or last is None:
             raise RequestError("the server ended an answer without saying how many tokens it has")
@@ -196,8 +202,8 @@ class Client:
             raise RequestError(
                 f"the server refused a request to {path} ({response.status_code}): {response.text[:500]}"
             )
-        found: dict[str, Any] = response.json()
-        return found
+        content: dict[str, Any] = response.json()
+        return content
 
 
 def _broken(error: Exception) -> RequestError:
@@ -205,7 +211,7 @@ def _broken(error: Exception) -> RequestError:
 
 
 async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
-    """The objects of a stream of server-sent events, until its ``[DONE]``."""
+    """Yield the objects of a stream of server-sent events, until its ``[DONE]``."""
     async for line in response.aiter_lines():
         if not line.startswith("data:"):
             continue
@@ -215,8 +221,8 @@ async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
         yield json.loads(data)
 
 
-def _says_something(choice: Mapping[str, Any]) -> bool:
-    """Whether a part of an answer holds text, of whatever kind; the first of a chat holds only a role."""
+def _has_text(choice: Mapping[str, Any]) -> bool:
+    """Whether a part of an answer holds text of any kind; the first part of a chat holds only a role."""
     if choice.get("text"):
         return True
     delta = choice.get("delta") or {}

@@ -1,4 +1,4 @@
-"""``qwen36 tune drafts``, from options to what is printed."""
+"""The command ``qwen36 tune drafts``: check the options, measure, recommend, print."""
 
 from __future__ import annotations
 
@@ -23,19 +23,10 @@ from gptq_hybrid.doctor.chat import readable_template
 from gptq_hybrid.doctor.serve_line import profile_for
 
 from .choose import Recommendation, recommend
-from .grid import (
-    BATCHES,
-    CONTEXTS,
-    NUMBERS,
-    Context,
-    Plan,
-    longest,
-    read_checkpoint,
-    serve_flags,
-)
+from .grid import BATCHES, CONTEXTS, COUNTS, Context, Grid, open_checkpoint, serve_flags, token_limits
 from .prompts import read_prompts
 from .result import Results
-from .run import kept, log_of, machine, run, servers_end_on_signal
+from .run import describe_progress, log_path, measure_grid, probe_machine, servers_end_on_signal
 from .table import cells_table, meaning
 
 _MOST_DRAFTS, _MOST_BATCH = 16, 1024
@@ -47,11 +38,13 @@ def tune_drafts(
     ],
     prompts: Annotated[
         Path,
-        typer.Argument(metavar="PROMPTS.jsonl", help="What to ask: messages, prompt or text, one a line."),
+        typer.Argument(
+            metavar="PROMPTS.jsonl", help="Prompts to send: messages, prompt or text, one a line."
+        ),
     ],
     numbers: Annotated[
         str | None,
-        typer.Option(metavar="N,...", help="Numbers of drafts; 0 is none.  [default: 0,1,2,3,4]"),
+        typer.Option(metavar="N,...", help="Counts of drafts; 0 is none.  [default: 0,1,2,3,4]"),
     ] = None,
     batches: Annotated[
         str | None, typer.Option(metavar="N,...", help="Requests in flight.  [default: 1,4,16]")
@@ -77,12 +70,12 @@ def tune_drafts(
         int | None,
         typer.Option(min=1, help="Requests of a repeat.  [default: twice the batch, at least 8]"),
     ] = None,
-    repeats: Annotated[int, typer.Option(min=2, max=99, help="Repeats, which tell noise.")] = 3,
+    repeats: Annotated[int, typer.Option(min=2, max=99, help="Repeats, which show the noise.")] = 3,
     vllm_args: Annotated[
         str | None,
         typer.Option(
             metavar="'FLAG ...'",
-            help="For vllm serve, as you will serve.  [default: what qwen36 check prints for this GPU]",
+            help="For vllm serve, as you will serve.  [default: those qwen36 check prints for this GPU]",
         ),
     ] = None,
     out: Annotated[
@@ -96,8 +89,8 @@ def tune_drafts(
 ) -> None:
     """Find how many MTP drafts serve your prompts fastest.
 
-    Starts vllm serve with each number of drafts, and asks it the prompts at each batch and context. Recommends the
-    number with the shortest time per token. The result file keeps what was measured, and the same command goes on
+    Starts vllm serve with each count of drafts, and sends it the prompts at each batch and context. Recommends the
+    count with the shortest time per token. The result file keeps what was measured, and the same command goes on
     from there.
 
     Exit code 2: bad input, no vLLM, or a server that failed.
@@ -124,7 +117,7 @@ def tune_drafts(
 
 @dataclass(frozen=True)
 class Workload:
-    """The arguments of :func:`tune_drafts` that decide what is measured; None where left to the default."""
+    """The arguments of :func:`tune_drafts` that decide what is measured, as typed; None is the default."""
 
     model: str
     prompts: Path
@@ -140,34 +133,37 @@ class Workload:
 
 
 def measure_drafts(workload: Workload, *, out: Path, plot: Path | None, as_json: bool) -> None:
-    """Measure, keep, recommend.
+    """Measure a workload, keep the figures, recommend a count of drafts.
 
     Args:
-        out: the results; what is there of an earlier run with the same settings is not measured again.
-        plot: the picture; None for one beside ``out`` where matplotlib is installed.
+        workload: what to measure.
+        out: the file of the results. Cells of an earlier run with the same settings are not measured again.
+        plot: the file of the picture; None for one beside ``out`` if matplotlib is installed.
+        as_json: print JSON only.
 
     Raises:
-        HybridError: bad input, said before anything is started; or a server that fails.
+        HybridError: the input is bad, which is found before anything is started; or a server fails.
     """
-    plan, environment = planned(workload)
+    grid, environment = make_grid(workload)
     picture = plot or (out.with_suffix(".png") if find_spec("matplotlib") else None)
     out.parent.mkdir(parents=True, exist_ok=True)
-    results = Results.at(out, plan.settings(environment))
+    results = Results.open(out, grid.settings(environment))
     try:
-        with servers_end_on_signal(), _progress(plan, results, to_stderr=as_json) as on_cell:
-            notes = run(plan, results, on_cell)
+        with servers_end_on_signal(), _progress(grid, results, to_stderr=as_json) as on_cell:
+            notes = measure_grid(grid, results, on_cell)
     except (KeyboardInterrupt, SystemExit):
-        Console(stderr=True).print(plain(kept(plan, results)), highlight=False, soft_wrap=True)
+        progress = plain(describe_progress(grid, results))
+        Console(stderr=True).print(progress, highlight=False, soft_wrap=True)
         raise
-    found = recommend(plan, results.cells)
-    results.write(found.as_json())
+    recommendation = recommend(grid, results.cells)
+    results.write(recommendation.as_json())
     if picture is not None:
         from .picture import plot as draw
 
-        draw(plan, results.cells, found, environment, picture)
-    if plan.on_cpu and plan.temperature and any(plan.numbers):
+        draw(grid, results.cells, recommendation, environment, picture)
+    if grid.on_cpu and grid.temperature and any(grid.counts):
         notes.append(
-            "vLLM's CPU build has been seen to accept no draft at a temperature above 0: on a GPU this can differ"
+            "vLLM's CPU build has been seen to accept no draft at a temperature above 0; a GPU may accept some"
         )
     if as_json:
         typer.echo(
@@ -176,29 +172,29 @@ def measure_drafts(workload: Workload, *, out: Path, plot: Path | None, as_json:
                     "path": str(out),
                     "plot": None if picture is None else str(picture),
                     "notes": notes,
-                    **results.as_json(found.as_json()),
+                    **results.as_json(recommendation.as_json()),
                 },
                 ensure_ascii=False,
             )
         )
         return
-    _show(plan, results, found, notes, picture)
+    _show(grid, results, recommendation, notes, picture)
 
 
-def planned(workload: Workload) -> tuple[Plan, dict[str, str]]:
-    """What is to be measured, all of it checked, and the machine it is measured on.
+def make_grid(workload: Workload) -> tuple[Grid, dict[str, str]]:
+    """Check a workload and make its grid; also return device and versions of this machine, for people.
 
     Raises:
-        HybridError: anything that would keep it from being measured.
+        HybridError: something would keep it from being measured.
     """
     if find_spec("vllm") is None:
         raise HybridError(
-            "vLLM is not installed, and its server is what is measured",
-            remedy="Run: pip install 'vllm-qwen36-plugin[serve]', where the model is to be served.",
+            "vLLM is not installed, and its server is to be measured",
+            remedy="Where the model is to be served, run: pip install 'vllm-qwen36-plugin[serve]'",
         )
-    numbers = _numbers("--numbers", workload.numbers, NUMBERS, 0, _MOST_DRAFTS)
-    batches = _numbers("--batches", workload.batches, BATCHES, 1, _MOST_BATCH)
-    contexts = _contexts(workload.context)
+    counts = _parse_numbers("--numbers", workload.numbers, COUNTS, 0, _MOST_DRAFTS)
+    batches = _parse_numbers("--batches", workload.batches, BATCHES, 1, _MOST_BATCH)
+    contexts = _parse_contexts(workload.context)
     max_tokens = workload.max_tokens
     if workload.requests is not None and workload.requests < max(batches):
         raise HybridError(
@@ -206,13 +202,14 @@ def planned(workload: Workload) -> tuple[Plan, dict[str, str]]:
             remedy="Give more, or leave it out.",
         )
     if not workload.prompts.is_file():
+        # Refused before the checkpoint is opened, which can take a download.
         read_prompts(workload.prompts, chat=True)
-    checkpoint = read_checkpoint(workload.model, numbers)
+    checkpoint = open_checkpoint(workload.model, counts)
     prompts = read_prompts(workload.prompts, chat=readable_template(checkpoint) is not None)
-    long_tokens, length = longest(checkpoint, workload.long_tokens, max_tokens)
+    long_tokens, length = token_limits(checkpoint, workload.long_tokens, max_tokens)
     if "long" in contexts:
         prompts.require_bytes(long_tokens)
-    on_gpu, environment = machine()
+    on_gpu, environment = probe_machine()
     arguments, recommended = serve_flags(
         checkpoint,
         workload.vllm_args or "",
@@ -221,12 +218,12 @@ def planned(workload: Workload) -> tuple[Plan, dict[str, str]]:
         length=length,
         on_cpu=not on_gpu,
     )
-    plan = Plan(
+    grid = Grid(
         checkpoint=checkpoint,
         prompts=prompts,
         arguments=arguments,
         recommended=recommended,
-        numbers=numbers,
+        counts=counts,
         batches=batches,
         contexts=contexts,
         long_tokens=long_tokens,
@@ -236,53 +233,55 @@ def planned(workload: Workload) -> tuple[Plan, dict[str, str]]:
         repeats=workload.repeats,
         on_cpu=not on_gpu,
     )
-    return plan, environment
+    return grid, environment
 
 
-def _numbers(
+def _parse_numbers(
     option: str, text: str | None, default: tuple[int, ...], least: int, most: int
 ) -> tuple[int, ...]:
-    """A list of whole numbers, ascending and each once.
+    """Parse a list of whole numbers: ascending, each once.
 
     Raises:
-        HybridError: it is none, or one is out of range.
+        HybridError: ``text`` is no such list, or a number is out of range.
     """
     if text is None:
         return default
     try:
-        found = sorted({int(part) for part in text.split(",")})
+        numbers = sorted({int(part) for part in text.split(",")})
     except ValueError:
-        found = []
-    if not found or not least <= found[0] <= found[-1] <= most:
+        numbers = []
+    if not numbers or not least <= numbers[0] <= numbers[-1] <= most:
         raise HybridError(
             f"{option} {text!r} is no list of whole numbers from {least} to {most:,}",
             remedy=f"Give them with commas between: {option} {','.join(map(str, default))}",
         )
-    return tuple(found)
+    return tuple(numbers)
 
 
-def _contexts(text: str | None) -> tuple[Context, ...]:
-    given = set(CONTEXTS) if text is None else {part.strip() for part in text.split(",")}
-    if unknown := given - set(CONTEXTS):
+def _parse_contexts(text: str | None) -> tuple[Context, ...]:
+    names = set(CONTEXTS) if text is None else {part.strip() for part in text.split(",")}
+    if unknown := names - set(CONTEXTS):
         raise HybridError(
             f"--context {text!r}: {sorted(unknown)[0]!r} is neither short nor long",
             remedy="Give short, long or both with a comma between.",
         )
-    return cast(tuple[Context, ...], tuple(name for name in CONTEXTS if name in given))
+    return cast(tuple[Context, ...], tuple(name for name in CONTEXTS if name in names))
 
 
 @contextmanager
-def _progress(plan: Plan, results: Results, *, to_stderr: bool) -> Iterator[Callable[[str], None]]:
-    """A bar over all cells; says what is measured now."""
+def _progress(grid: Grid, results: Results, *, to_stderr: bool) -> Iterator[Callable[[str], None]]:
+    """Show a bar over all cells, with the cell that is being measured."""
     with counting_bars(Console(stderr=to_stderr)) as progress:
-        every = plan.every
+        cells = grid.all_cells
 
         def done() -> int:
-            return sum(cell in results.cells for cell in every)
+            return sum(cell in results.cells for cell in cells)
 
-        if kept := done():
-            progress.console.print(f"{kept} cells are taken from {plain(str(results.path))}", highlight=False)
-        task = progress.add_task("cells", total=len(every), completed=kept)
+        if earlier := done():
+            progress.console.print(
+                f"{earlier} cells are taken from {plain(str(results.path))}", highlight=False
+            )
+        task = progress.add_task("cells", total=len(cells), completed=earlier)
 
         def on_cell(what: str) -> None:
             progress.update(task, description=what, completed=done())
@@ -292,15 +291,19 @@ def _progress(plan: Plan, results: Results, *, to_stderr: bool) -> Iterator[Call
 
 
 def _show(
-    plan: Plan, results: Results, found: Recommendation, notes: list[str], picture: Path | None
+    grid: Grid,
+    results: Results,
+    recommendation: Recommendation,
+    notes: list[str],
+    picture: Path | None,
 ) -> None:
     console = Console()
-    console.print(cells_table(plan, results.cells, found))
+    console.print(cells_table(grid, results.cells, recommendation))
     for note in notes:
         console.print(f"[yellow]![/] {plain(note)}", highlight=False)
-    for text in meaning(plan, found):
+    for text in meaning(grid, recommendation):
         console.print(plain(text), highlight=False, soft_wrap=True)
-    logs = sorted({str(log_of(results.path, number)) for number in plan.numbers})
+    logs = sorted({str(log_path(results.path, count)) for count in grid.counts})
     written = [str(results.path), *([] if picture is None else [str(picture)])]
     console.print(
         plain(f"\nWritten: {', '.join(written)}; the servers' logs: {', '.join(logs)}"), highlight=False

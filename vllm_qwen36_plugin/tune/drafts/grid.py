@@ -1,4 +1,4 @@
-"""What is to be measured, and with which ``vllm serve``: everything refused that would fail after an hour."""
+"""The grid of cells to measure, and the ``vllm serve`` to measure with. Refuses what would fail after an hour."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from .prompts import Prompts
 
 Context = Literal["short", "long"]
 CONTEXTS: tuple[Context, ...] = ("short", "long")
-NUMBERS, BATCHES = (0, 1, 2, 3, 4), (1, 4, 16)
+COUNTS, BATCHES = (0, 1, 2, 3, 4), (1, 4, 16)
 LONG_TOKENS = 8192
-# Requests a repeat: twice what is in flight, so that most of the time that many are.
+# Requests of a repeat: twice the number in flight, so that for most of the time that many are.
 _ROUNDS, _LEAST_REQUESTS = 2, 8
-# Between what the tokenizer counts in parts and what it makes of the whole.
+# Tokens by which the count of the parts and the count of the whole may differ.
 _SLACK = 64
-# What the command sets itself, and what would measure something else.
-_OURS = {
-    "--speculative-config": "it is what is measured; say which numbers with --numbers",
-    "-sc": "it is what is measured; say which numbers with --numbers",
-    "--enable-prefix-caching": "prompts come again, and would be answered from the cache",
-    "--host": "the server is for the measurement alone",
-    "--port": "the server is for the measurement alone",
-    "--uds": "the server is for the measurement alone",
-    "--api-key": "the server is for the measurement alone",
-    "--ssl-keyfile": "the server is for the measurement alone",
+# Flags that the command sets itself, or that would measure something else.
+_RESERVED = {
+    "--speculative-config": "the command sets it; give counts of drafts with --numbers",
+    "-sc": "the command sets it; give counts of drafts with --numbers",
+    "--enable-prefix-caching": "prompts are repeated, and would be answered from the cache",
+    "--host": "the server is for the measurement only",
+    "--port": "the server is for the measurement only",
+    "--uds": "the server is for the measurement only",
+    "--api-key": "the server is for the measurement only",
+    "--ssl-keyfile": "the server is for the measurement only",
     "--model": "the checkpoint is MODEL",
-    "--disable-log-stats": "acceptance is read from them",
+    "--disable-log-stats": "acceptance is read from these counters",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One thing to measure: drafts a step, requests in flight, and the context their prompts have."""
+    """One thing to measure: count of drafts a step, requests in flight, and the context of their prompts."""
 
     drafts: int
     batch: int
@@ -52,17 +52,21 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """All of a measurement.
+class Grid:
+    """Everything that is measured, and how.
 
     Attributes:
-        checkpoint: what is served.
-        prompts: what it is asked.
-        arguments: of ``vllm serve``, the checkpoint first; without the number of drafts.
-        recommended: of ``vllm serve`` for the user to run: the same but for what only the measurement needs.
-        long_tokens: of a prompt in a long context.
-        max_tokens: most of an answer.
-        requests: a repeat; None for twice the batch, and at least eight.
+        checkpoint: the one that is served.
+        prompts: those that are asked.
+        arguments: of ``vllm serve``, the checkpoint first; without the flag for drafts.
+        recommended: of ``vllm serve`` for the user to run: without the flags that only the measurement needs.
+        counts: counts of drafts.
+        batches: requests in flight.
+        contexts: short, long or both.
+        long_tokens: tokens of a prompt in a long context.
+        max_tokens: most tokens of an answer.
+        temperature: of sampling; 0 is greedy.
+        requests: of a repeat; None for twice the batch, and at least eight.
         repeats: of a cell.
         on_cpu: whether vLLM runs on the CPU.
     """
@@ -71,7 +75,7 @@ class Plan:
     prompts: Prompts
     arguments: tuple[str, ...]
     recommended: tuple[str, ...]
-    numbers: tuple[int, ...]
+    counts: tuple[int, ...]
     batches: tuple[int, ...]
     contexts: tuple[Context, ...]
     long_tokens: int
@@ -82,19 +86,20 @@ class Plan:
     on_cpu: bool
 
     def cells(self, drafts: int) -> list[Cell]:
-        """Those of one number of drafts, in the order they are measured."""
+        """List the cells of one count of drafts, in the order in which they are measured."""
         return [Cell(drafts, batch, context) for context in self.contexts for batch in self.batches]
 
     @property
-    def every(self) -> list[Cell]:
-        return [cell for drafts in self.numbers for cell in self.cells(drafts)]
+    def all_cells(self) -> list[Cell]:
+        """All cells, in the order in which they are measured."""
+        return [cell for drafts in self.counts for cell in self.cells(drafts)]
 
-    def asked(self, batch: int) -> int:
-        """Requests of one repeat."""
+    def requests_per_repeat(self, batch: int) -> int:
+        """Compute the number of requests of one repeat."""
         return self.requests or max(_ROUNDS * batch, _LEAST_REQUESTS)
 
     def settings(self, environment: Mapping[str, str]) -> dict[str, Any]:
-        """What a cell's figures depend on, the cell itself aside: cells of equal settings go together."""
+        """List everything besides the cell that its figures depend on: only cells of equal settings go together."""
         return {
             "model": self.checkpoint.location,
             "prompts": self.prompts.sha256,
@@ -108,25 +113,31 @@ class Plan:
         }
 
 
-def speculative(drafts: int) -> list[str]:
-    """The flag of a number of drafts; none for none."""
+def count_of_drafts(count: int) -> str:
+    """Say a count of drafts in words: ``no drafts``, ``1 draft``, ``2 drafts``."""
+    return f"{count or 'no'} draft{'s' * (count != 1)}"
+
+
+def speculative_flags(drafts: int) -> list[str]:
+    """Make the flags of ``vllm serve`` for a count of drafts; empty for 0."""
     if not drafts:
         return []
     return ["--speculative-config", json.dumps({"method": "mtp", "num_speculative_tokens": drafts})]
 
 
-def read_checkpoint(model: str, numbers: Sequence[int]) -> Checkpoint:
-    """The checkpoint, once it is certain that it serves.
+def open_checkpoint(model: str, counts: Sequence[int]) -> Checkpoint:
+    """Open a checkpoint and check that it serves.
 
     Raises:
-        HybridError: it cannot be read, it lacks a head that drafts, or ``qwen36 check`` finds an error in it.
+        HybridError: it cannot be read, it has no MTP head although drafts are to be measured, or ``qwen36 check``
+            finds an error in it.
     """
     checkpoint = Checkpoint.read(open_files(model))
-    drafts = any(numbers)
+    drafts = any(counts)
     if drafts and not layout_for(checkpoint.config).mtp:
         raise HybridError(
             f"{model} has no MTP head: its config.json has none",
-            remedy="Without a head there is nothing to draft with. qwen36 repair --mtp-from ORIGINAL grafts one.",
+            remedy="Drafts need an MTP head. To graft one run: qwen36 repair --mtp-from ORIGINAL",
         )
     report = inspect(checkpoint, mtp=drafts, vllm=installed_vllm(), plugin=plugin_installed())
     if report.errors:
@@ -147,42 +158,46 @@ def serve_flags(
     length: int,
     on_cpu: bool,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Arguments of ``vllm serve`` for measuring, and for use, both without the number of drafts.
+    """Make the arguments of ``vllm serve`` for measuring, and those for use, both without the flag for drafts.
 
     Args:
-        checkpoint: what is served.
-        extra: the user's own, as typed; they go last, where vLLM goes by them.
-        profile: of the GPU, whose flags are used where the user gives none.
-        batches: to be in flight; the server is to take as many.
-        length: tokens that prompt and answer may have together.
+        checkpoint: the one that is served.
+        extra: the user's own arguments, as typed. They go last, because vLLM goes by the last of two.
+        profile: of the GPU; its flags are used if the user gives none.
+        batches: requests in flight; the server must take as many.
+        length: most tokens of prompt and answer together.
         on_cpu: whether vLLM runs on the CPU, which needs flags of its own.
 
     Raises:
         HybridError: ``extra`` cannot be split, or has a flag that the measurement sets.
     """
-    given = _split(extra)
-    names = {word.partition("=")[0].replace("_", "-") for word in given if word.startswith("-")}
-    for name, reason in _OURS.items():
+    words = _split(extra)
+    names = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("-")}
+    for name, reason in _RESERVED.items():
         if name in names or any(n.startswith(f"{name}.") for n in names):
             raise HybridError(f"--vllm-args may not have {name}: {reason}", remedy="Leave it out.")
-    seats = _value(given, "--max-num-seqs")
-    if seats is not None and seats.isdigit() and int(seats) < max(batches):
+    limit = _value(words, "--max-num-seqs")
+    if limit is not None and limit.isdigit() and int(limit) < max(batches):
         raise HybridError(
-            f"--max-num-seqs {seats} lets no {max(batches)} requests run at once",
-            remedy=f"Give --batches up to {seats}, or a larger --max-num-seqs in --vllm-args.",
+            f"--max-num-seqs {limit} does not let {max(batches)} requests run at once",
+            remedy=f"Give --batches up to {limit}, or a larger --max-num-seqs in --vllm-args.",
         )
-    base = serve_arguments(checkpoint, None if given else profile, drafts=0, chat=False)
+    base = serve_arguments(checkpoint, None if words else profile, drafts=0, chat=False)
     cpu = cpu_arguments() if on_cpu else []
-    ours: list[str] = [] if on_cpu else ["--no-enable-prefix-caching"]
+    for_measuring: list[str] = [] if on_cpu else ["--no-enable-prefix-caching"]
     for name, value in (("--max-num-seqs", max(batches)), ("--max-model-len", length)):
         if name not in names:
-            ours += [name, str(value)]
-    shown = serve_arguments(checkpoint, None if given else profile, drafts=0)
-    return (*base, *cpu, *ours, *given), (*shown, *cpu, *given)
+            for_measuring += [name, str(value)]
+    for_use = serve_arguments(checkpoint, None if words else profile, drafts=0)
+    return (*base, *cpu, *for_measuring, *words), (*for_use, *cpu, *words)
 
 
-def longest(checkpoint: Checkpoint, long_tokens: int | None, max_tokens: int) -> tuple[int, int]:
-    """Tokens of a long prompt, and of prompt and answer together at most.
+def token_limits(checkpoint: Checkpoint, long_tokens: int | None, max_tokens: int) -> tuple[int, int]:
+    """Decide the tokens of a long prompt, and the most tokens of prompt and answer together.
+
+    Args:
+        long_tokens: the user's wish for the prompt; None for the default, or as many as the model takes.
+        max_tokens: most tokens of an answer.
 
     Raises:
         HybridError: they are more than the model takes.
@@ -211,10 +226,10 @@ def _split(extra: str) -> list[str]:
 
 
 def _value(words: Sequence[str], name: str) -> str | None:
-    """What the last ``name VALUE`` or ``name=VALUE`` says."""
-    found = None
+    """Return the value of the last ``name VALUE`` or ``name=VALUE``."""
+    result = None
     for at, word in enumerate(words):
         key, equals, value = word.partition("=")
         if key.replace("_", "-") == name:
-            found = value if equals else words[at + 1] if at + 1 < len(words) else None
-    return found
+            result = value if equals else words[at + 1] if at + 1 < len(words) else None
+    return result

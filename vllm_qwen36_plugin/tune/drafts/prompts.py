@@ -1,4 +1,4 @@
-"""The prompts of a workload: read from JSONL, and put behind other text where a long context is asked for."""
+"""The prompts of a workload: read from JSONL, and placed behind other text for a long context."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from gptq_hybrid.calibration.rows import Row, check_row, drawn, row_key, row_text
+from gptq_hybrid.calibration.rows import Row, parse_row, row_key, row_text, shuffle_key
 from gptq_hybrid.common.errors import HybridError
 
 _FORM = 'A line is {"messages": [...]}, {"prompt": "..."} or {"text": "..."}.'
@@ -21,13 +21,13 @@ _BETWEEN = "\n\n"
 
 @dataclass(frozen=True)
 class Prompt:
-    """What one request asks.
+    """The prompt of one request.
 
     Attributes:
-        messages: a conversation that ends before an answer; empty where ``text`` is to be continued.
-        text: what to continue.
+        messages: a conversation that ends before an answer; empty if ``text`` is to be continued.
+        text: to be continued.
         tools: definitions, as the row has them.
-        content: all that the row says, answers included: what other prompts' long contexts are made of.
+        content: all text of the row, answers included. Other prompts' long contexts are made of it.
     """
 
     messages: tuple[dict[str, Any], ...] = ()
@@ -36,14 +36,14 @@ class Prompt:
     content: str = ""
 
     def body(self) -> dict[str, Any]:
-        """The part of a request that says what is asked."""
+        """Make the part of a request's body that holds the prompt."""
         if not self.messages:
             return {"prompt": self.text}
-        found: dict[str, Any] = {"messages": list(self.messages)}
-        return {**found, "tools": list(self.tools)} if self.tools else found
+        body: dict[str, Any] = {"messages": list(self.messages)}
+        return {**body, "tools": list(self.tools)} if self.tools else body
 
     def behind(self, filling: str) -> Prompt:
-        """The same with ``filling`` ahead of it: of its text, or of the first message of the user."""
+        """Put ``filling`` ahead of the text, or of the user's first message."""
         if not filling:
             return self
         if not self.messages:
@@ -58,30 +58,30 @@ class Tokens(Protocol):
     """A server's tokenizer."""
 
     def count(self, prompt: Prompt) -> int:
-        """Tokens of the prompt as the model gets it, through the chat template where it has messages."""
+        """Count the tokens of the prompt as the model gets it, through the chat template if it has messages."""
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, without special ones around it."""
+        """Tokenize a text, without special tokens around it."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids."""
+        """Turn token ids into text."""
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """All prompts of a file, in an order that depends on their texts alone."""
+    """All prompts of a file, in an order that depends only on their texts."""
 
     path: Path
     prompts: tuple[Prompt, ...]
 
     @cached_property
     def sha256(self) -> str:
-        """Of what is asked, in hexadecimal: the same however the file is ordered or packed."""
-        asked = [json.dumps(prompt.body(), sort_keys=True, ensure_ascii=False) for prompt in self.prompts]
-        return sha256("\n".join(asked).encode("utf-8", "surrogatepass")).hexdigest()
+        """Digest of all prompts, in hexadecimal; the order of the file and its compression do not matter."""
+        bodies = [json.dumps(prompt.body(), sort_keys=True, ensure_ascii=False) for prompt in self.prompts]
+        return sha256("\n".join(bodies).encode("utf-8", "surrogatepass")).hexdigest()
 
     def require_bytes(self, tokens: int) -> None:
-        """Refuse, without a tokenizer, a context that all texts together can surely not fill.
+        """Refuse a long context that all texts together cannot fill, without asking a tokenizer.
 
         Raises:
             HybridError: they have fewer bytes than ``tokens``.
@@ -91,25 +91,25 @@ class Prompts:
             raise too_little_text(self.path, f"{total:,} bytes", tokens)
 
 
-def too_little_text(path: Path, held: str, tokens: int) -> HybridError:
-    """That the long context cannot be filled."""
+def too_little_text(path: Path, size: str, tokens: int) -> HybridError:
+    """Make the error that the long context cannot be filled."""
     return HybridError(
-        f"{path} has no prompt long enough, nor text to make one so: all its prompts together hold {held}, and the "
-        f"long context is {tokens:,} tokens",
+        f"{path} has no prompt long enough, and too little text to fill a long context: all its prompts together "
+        f"hold {size}, and the long context is {tokens:,} tokens",
         remedy="Give more prompts, fewer tokens with --long-tokens, or --context short.",
     )
 
 
 def read_prompts(path: Path, *, chat: bool) -> Prompts:
-    """The prompts of a JSONL file (plain, ``.gz`` or ``.xz``).
+    """Read the prompts of a JSONL file (plain, ``.gz`` or ``.xz``).
 
     Args:
-        path: rows are what calibration and evaluation read, ``messages`` or ``text``, or have a ``prompt``:
-            what a user says, or a list of messages. Of ``messages`` the answers at the end are left out.
+        path: its rows have ``messages`` or ``text``, as for calibration and evaluation, or a ``prompt``: the
+            words of a user, or a list of messages. Answers at the end of ``messages`` are left out.
         chat: whether the checkpoint has a chat template; without one a ``prompt`` is continued as text.
 
     Raises:
-        HybridError: the file is missing, empty or unreadable, or a line is no prompt; the line is named.
+        HybridError: the file is missing, empty or unreadable, or a line is no prompt; the error names the line.
     """
     if not path.is_file():
         raise HybridError(f"{path} does not exist or is no file", remedy=f"Give a JSONL file. {_FORM}")
@@ -125,8 +125,8 @@ def read_prompts(path: Path, *, chat: bool) -> Prompts:
         raise HybridError(f"{path} cannot be read: {error}", remedy="Give a JSONL file in UTF-8.") from error
     if not rows:
         raise HybridError(f"{path} is empty", remedy=f"Give prompts, one a line. {_FORM}")
-    # Files are often sorted by topic, and the first prompts would be all that batch 1 ever sees.
-    return Prompts(path, tuple(prompt for _, prompt in sorted(rows, key=lambda row: drawn(0, row[0]))))
+    # Files are often sorted by topic, and batch 1 would only ever see the first prompts.
+    return Prompts(path, tuple(prompt for _, prompt in sorted(rows, key=lambda row: shuffle_key(0, row[0]))))
 
 
 def _open(path: Path) -> TextIO:
@@ -138,10 +138,10 @@ def _open(path: Path) -> TextIO:
 
 
 def _read(line: str, *, chat: bool) -> tuple[str, Prompt]:
-    """A row's place in the order of rows, and its prompt.
+    """Read one line: the row's key, which its place in the order depends on, and its prompt.
 
     Raises:
-        ValueError: it has none.
+        ValueError: the line holds no prompt.
     """
     if not line.strip():
         raise ValueError("is empty")
@@ -159,7 +159,7 @@ def _read(line: str, *, chat: bool) -> tuple[str, Prompt]:
             parsed = {**parsed, "messages": [{"role": "user", "content": prompt}]}
         else:
             parsed = {**parsed, "text": prompt}
-    row = check_row(parsed)
+    row = parse_row(parsed)
     return row_key(row), _prompt(row, chat=chat)
 
 
@@ -173,11 +173,11 @@ def _prompt(row: Row, *, chat: bool) -> Prompt:
         messages.pop()
     if not any(message["role"] != "system" for message in messages):
         raise ValueError("has nothing to answer: only an assistant speaks")
-    return Prompt(tuple(map(_as_sent, messages)), "", tuple(row.get("tools", ())), row_text(row))
+    return Prompt(tuple(map(_for_api, messages)), "", tuple(row.get("tools", ())), row_text(row))
 
 
-def _as_sent(message: dict[str, Any]) -> dict[str, Any]:
-    """A message as OpenAI's API has it: arguments of calls as JSON text, and an id."""
+def _for_api(message: dict[str, Any]) -> dict[str, Any]:
+    """Write a message as OpenAI's API has it: a call's arguments are JSON text, and it has an id."""
     if "tool_calls" not in message:
         return message
     calls = [
@@ -196,41 +196,41 @@ def _as_sent(message: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class Contexts:
-    """Prompts in their short and long form, counted by a server's tokenizer."""
+    """Short and long prompts, counted by a server's tokenizer."""
 
     prompts: Prompts
     tokens: Tokens
     most: int
-    """Tokens that a prompt may have: the server's ``max_model_len`` without those of the answer."""
+    """Most tokens of a prompt: the server's ``max_model_len`` minus those of the answer."""
     left_out: int = field(default=0, init=False)
-    """Prompts that have more."""
+    """Number of prompts that have more."""
     _usable: list[tuple[Prompt, int]] | None = field(default=None, init=False)
     _texts: dict[int, list[int]] = field(default_factory=dict, init=False)
     _long: dict[tuple[int, int], Prompt] = field(default_factory=dict, init=False)
 
     def short(self, at: int) -> Prompt:
-        """Prompt ``at`` of those that fit, counted round, as it is.
+        """Return prompt ``at`` of those that fit, starting over after the last.
 
         Raises:
-            HybridError: none fits.
+            HybridError: no prompt fits.
         """
         usable = self._fitting()
         return usable[at % len(usable)][0]
 
     def long(self, at: int, length: int) -> Prompt:
-        """The same behind as much other text as makes it about ``length`` tokens.
+        """Return the same prompt behind other text, about ``length`` tokens in all.
 
-        That text is of the prompts that follow it, round the end, each once, answers included, a blank line
-        between; its last tokens are cut off. No two prompts begin alike.
+        The text comes from the prompts that follow it, starting over after the last, each once, answers
+        included, with a blank line between. Its last tokens are cut off. No two prompts begin alike.
 
         Raises:
-            HybridError: none fits, or all texts together are too short.
+            HybridError: no prompt fits, or all texts together are too short.
         """
         usable = self._fitting()
         at %= len(usable)
         if (at, length) not in self._long:
-            prompt, own = usable[at]
-            self._long[at, length] = prompt.behind(self._filling(at, length - own, length))
+            prompt, tokens = usable[at]
+            self._long[at, length] = prompt.behind(self._filling(at, length - tokens, length))
         return self._long[at, length]
 
     def _fitting(self) -> list[tuple[Prompt, int]]:
@@ -254,7 +254,7 @@ class Contexts:
         for step in range(1, len(usable)):
             ids += self._text((at + step) % len(usable))
             if len(ids) + len(between) >= room:
-                # At least one token of other text, however small the room.
+                # At least one token of other text.
                 return self.tokens.decode(ids[: max(room - len(between), 1)])
             ids += between
         raise too_little_text(self.prompts.path, f"{len(ids) + length - room:,} tokens", length)

@@ -1,4 +1,4 @@
-"""What ``qwen36 tune --drafts`` finds, and the file that keeps it while it is found."""
+"""The figures of ``qwen36 tune drafts``, and the file that keeps them while they are measured."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from gptq_hybrid.common.vllm_server import Acceptance
 from .client import Answer, Load
 from .grid import Cell
 
-KIND, FORMAT = "qwen36 tune --drafts", 1
+KIND, FORMAT = "qwen36 tune drafts", 1
 
 
 def percentile(values: Iterable[float], share: float) -> float:
-    """The value below which ``share`` of ``values`` lie, linear between two of them."""
+    """Compute the value below which ``share`` of ``values`` lie, interpolating linearly."""
     ordered = sorted(values)
     place = share * (len(ordered) - 1)
     low = int(place)
@@ -30,7 +30,15 @@ def percentile(values: Iterable[float], share: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """One run of a cell's requests. Times in milliseconds, one an answer that has one; ``seconds`` of it all."""
+    """One run of a cell's requests.
+
+    Attributes:
+        tpot_ms: time per token of each answer that has one, milliseconds.
+        ttft_ms: time to first token of each answer, milliseconds.
+        prompt_tokens: tokens of each prompt.
+        tokens: of all answers together.
+        seconds: from the first request to the last answer.
+    """
 
     tpot_ms: tuple[float, ...]
     ttft_ms: tuple[float, ...]
@@ -39,8 +47,8 @@ class Repeat:
     seconds: float
 
     @classmethod
-    def of(cls, load: Load) -> Repeat:
-        """What a run of requests says.
+    def from_load(cls, load: Load) -> Repeat:
+        """Take the figures from a run of requests.
 
         Raises:
             HybridError: no answer has two tokens, so there is no time between tokens.
@@ -50,7 +58,7 @@ class Repeat:
         if not tpot:
             raise HybridError(
                 "no answer has more than one token: there is no time between tokens",
-                remedy="Give prompts that are answered at length; a text that is complete ends there.",
+                remedy="Give prompts that get long answers; a text that is complete already is not continued.",
             )
         return cls(
             tpot,
@@ -62,13 +70,13 @@ class Repeat:
 
     @property
     def tpot(self) -> float:
-        """Median over the answers."""
+        """Median over the answers, ms."""
         return median(self.tpot_ms)
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """A cell's repeats, and what vLLM's counters say of all of them."""
+class CellResult:
+    """A cell's repeats, and what vLLM's counters counted during all of them."""
 
     cell: Cell
     repeats: tuple[Repeat, ...]
@@ -96,18 +104,18 @@ class Measured:
 
     @property
     def throughput(self) -> float:
-        """Tokens of answers a second, all requests together; median over repeats."""
+        """Tokens of answers per second, all requests together; median over repeats."""
         return median(repeat.tokens / repeat.seconds for repeat in self.repeats)
 
     @property
     def positions(self) -> tuple[float, ...]:
-        """For each position of the draft, the share of steps in which it was accepted."""
-        found = self.acceptance
-        return tuple(count / found.drafts if found.drafts else 0.0 for count in found.per_position)
+        """Share of steps in which the draft at each position was accepted."""
+        counters = self.acceptance
+        return tuple(count / counters.drafts if counters.drafts else 0.0 for count in counters.per_position)
 
     def as_json(self) -> dict[str, Any]:
-        """As the file has it: figures for people, and all they come from."""
-        cell, found = self.cell, self.acceptance
+        """Make the cell's object in the file: figures for people, and the numbers they come from."""
+        cell, counters = self.cell, self.acceptance
         return {
             "drafts": cell.drafts,
             "batch": cell.batch,
@@ -117,13 +125,13 @@ class Measured:
             "tpot_ms_95": round(self.tpot95, 4),
             "ttft_ms": round(self.ttft, 3),
             "tokens_per_second": round(self.throughput, 3),
-            "acceptance_length": round(found.length, 4) if cell.drafts else None,
+            "acceptance_length": round(counters.length, 4) if cell.drafts else None,
             "acceptance_by_position": [round(share, 4) for share in self.positions],
             "counters": {
-                "num_drafts": found.drafts,
-                "num_draft_tokens": found.proposed,
-                "num_accepted_tokens": found.accepted,
-                "num_accepted_tokens_per_pos": list(found.per_position),
+                "num_drafts": counters.drafts,
+                "num_draft_tokens": counters.proposed,
+                "num_accepted_tokens": counters.accepted,
+                "num_accepted_tokens_per_pos": list(counters.per_position),
             },
             "repeats": [
                 {
@@ -138,8 +146,8 @@ class Measured:
         }
 
     @classmethod
-    def from_json(cls, entry: Mapping[str, Any]) -> Measured:
-        """What :meth:`as_json` wrote."""
+    def from_json(cls, entry: Mapping[str, Any]) -> CellResult:
+        """Read what :meth:`as_json` wrote."""
         counters = entry["counters"]
         return cls(
             Cell(entry["drafts"], entry["batch"], entry["context"]),
@@ -163,7 +171,7 @@ class Measured:
 
 
 def difference(before: Acceptance, after: Acceptance) -> Acceptance:
-    """What was counted between two readings."""
+    """Subtract two readings of the counters."""
     earlier = before.per_position + (0,) * (len(after.per_position) - len(before.per_position))
     return Acceptance(
         after.drafts - before.drafts,
@@ -175,18 +183,18 @@ def difference(before: Acceptance, after: Acceptance) -> Acceptance:
 
 @dataclass
 class Results:
-    """The cells measured so far, and the file they are in after each."""
+    """The cells measured so far. The file is rewritten after each."""
 
     path: Path
     settings: Mapping[str, Any]
-    cells: dict[Cell, Measured] = field(default_factory=dict)
+    cells: dict[Cell, CellResult] = field(default_factory=dict)
 
     @classmethod
-    def at(cls, path: Path, settings: Mapping[str, Any]) -> Results:
-        """Those that an earlier run with the same settings left in ``path``, or none yet.
+    def open(cls, path: Path, settings: Mapping[str, Any]) -> Results:
+        """Read the cells that an earlier run with the same settings left in ``path``; none if there is no file.
 
         Raises:
-            HybridError: there is another file, or one of other settings: nothing of it is lost.
+            HybridError: the file is something else, or of other settings. It is left as it is.
         """
         if not path.exists():
             return cls(path, settings)
@@ -195,51 +203,49 @@ class Results:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["kind"] != KIND or content["format"] != FORMAT:
                 raise ValueError
-            measured = [Measured.from_json(entry) for entry in content["cells"]]
+            results = [CellResult.from_json(entry) for entry in content["cells"]]
             earlier: dict[str, Any] = dict(content["settings"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise HybridError(
-                f"{path} is there already and is no result of this command", remedy=other
-            ) from error
+            raise HybridError(f"{path} exists and is no result of this command", remedy=other) from error
         changed = [name for name in settings if earlier.get(name) != settings[name]]
         if changed:
             raise HybridError(
                 f"{path} was measured with other settings: {_changes(earlier, settings, changed)}",
                 remedy=other,
             )
-        return cls(path, settings, {one.cell: one for one in measured})
+        return cls(path, settings, {result.cell: result for result in results})
 
-    def add(self, measured: Measured) -> None:
-        """Keep one more cell, in the file too."""
-        self.cells[measured.cell] = measured
+    def add(self, result: CellResult) -> None:
+        """Add a cell, and write the file."""
+        self.cells[result.cell] = result
         self.write(None)
 
     def write(self, recommendation: Mapping[str, Any] | None) -> None:
-        """Replace the file by what is known now."""
+        """Write the file; ``recommendation`` is None until every cell is measured."""
         write_json_atomic(self.path, self.as_json(recommendation))
 
     def as_json(self, recommendation: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Settings, recommendation (None until every cell is measured) and cells."""
+        """Make the object in the file: settings, recommendation and cells."""
         return {
             "kind": KIND,
             "format": FORMAT,
             "settings": dict(self.settings),
             "recommendation": recommendation,
-            "cells": [measured.as_json() for measured in self.cells.values()],
+            "cells": [result.as_json() for result in self.cells.values()],
         }
 
 
 def _changes(earlier: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str]) -> str:
-    said = []
+    texts = []
     for name in names:
         old, new = earlier.get(name), now[name]
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-            said.append(", ".join(f"{key} {old.get(key)} then, {new.get(key)} now" for key in keys))
+            texts.append(", ".join(f"{key} {old.get(key)} then, {new.get(key)} now" for key in keys))
         elif name == "prompts":
-            said.append("other prompts")
+            texts.append("other prompts")
         elif isinstance(old, list) and isinstance(new, list):
-            said.append(f"vllm serve {' '.join(map(str, old))} then, {' '.join(map(str, new))} now")
+            texts.append(f"vllm serve {' '.join(map(str, old))} then, {' '.join(map(str, new))} now")
         else:
-            said.append(f"{name} {old} then, {new} now")
-    return "; ".join(said)
+            texts.append(f"{name} {old} then, {new} now")
+    return "; ".join(texts)

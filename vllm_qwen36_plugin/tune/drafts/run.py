@@ -1,4 +1,4 @@
-"""The measuring: one server a number of drafts, every cell of it in turn, each kept as soon as it is done."""
+"""Run the measurement: one server per count of drafts, its cells one after another, each kept once it is done."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from types import FrameType
 
 from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.common.vllm_server import (
-    Acceptance,
     ServerExitedError,
     cpu_environment,
     kill_servers,
@@ -22,35 +21,35 @@ from gptq_hybrid.common.vllm_server import (
 )
 
 from .client import Client, Load, RequestError
-from .grid import Cell, Plan, speculative
+from .grid import Cell, Grid, count_of_drafts, speculative_flags
 from .prompts import Contexts, Prompt
-from .result import Measured, Repeat, Results, difference
+from .result import CellResult, Repeat, Results, difference
 
 OnCell = Callable[[str], None]
 
-# Long enough for every shape that the cell will bring to be compiled and captured.
+# Enough for every shape of the cell to be compiled and captured.
 _WARM_TOKENS = 32
 # A 27B on a cold GPU host compiles for 200 s.
 _START_SECONDS = 1800.0
-_DESCRIBE = (
-    "import json, torch; from gptq_hybrid.evaluate import environment; "
+_PROBE = (
+    "import json, torch; from gptq_hybrid.common.machine import environment; "
     "print(json.dumps([torch.cuda.is_available(), environment('cuda' if torch.cuda.is_available() else 'cpu')]))"
 )
 
 
-def machine() -> tuple[bool, dict[str, str]]:
-    """Whether there is a GPU, and device and versions for people.
+def probe_machine() -> tuple[bool, dict[str, str]]:
+    """Find out whether there is a GPU, and collect device and versions for people.
 
-    Asked in a process of its own: a CUDA context in this one would take memory that the server counts on.
+    In a process of its own: a CUDA context in this one would take memory that the server counts on.
 
     Raises:
         HybridError: PyTorch cannot be imported.
     """
-    ended = subprocess.run([sys.executable, "-c", _DESCRIBE], capture_output=True, text=True, check=False)
+    ended = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, check=False)
     if ended.returncode:
         raise HybridError(
             f"PyTorch does not start: {ended.stderr.strip().splitlines()[-1]}",
-            remedy="Run qwen36 tune in the environment that vLLM is installed in.",
+            remedy="Run qwen36 tune drafts in the environment in which vLLM is installed.",
         )
     on_gpu, environment = json.loads(ended.stdout.strip().splitlines()[-1])
     return bool(on_gpu), dict(environment)
@@ -58,9 +57,9 @@ def machine() -> tuple[bool, dict[str, str]]:
 
 @contextmanager
 def servers_end_on_signal() -> Iterator[None]:
-    """On Ctrl-C, SIGTERM or a closed terminal: end every server at once, then leave the block.
+    """On Ctrl-C, SIGTERM or a closed terminal: kill every server at once, then leave the block.
 
-    At once, because a second Ctrl-C while a server is asked to end would leave it running.
+    Killed at once: during an orderly end a second Ctrl-C would leave the server running.
     """
 
     def leave(number: int, frame: FrameType | None) -> None:
@@ -78,102 +77,94 @@ def servers_end_on_signal() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def log_of(out: Path, drafts: int) -> Path:
-    """Where the server of one number of drafts writes its log: beside the results."""
+def log_path(out: Path, drafts: int) -> Path:
+    """Name the log of the server with so many drafts; it lies beside the results."""
     return out.with_name(f"{out.stem}.server-{drafts}.log")
 
 
-def run(plan: Plan, results: Results, on_cell: OnCell = lambda _: None) -> list[str]:
-    """Measure every cell of ``plan`` that ``results`` lacks.
+def measure_grid(grid: Grid, results: Results, on_cell: OnCell = lambda _: None) -> list[str]:
+    """Measure every cell of ``grid`` that ``results`` lacks.
 
     Args:
-        on_cell: told what goes on: before a server starts and before each cell.
+        grid: what to measure.
+        results: gets each cell once it is done.
+        on_cell: called with what happens next, before a server starts and before each cell.
 
     Returns:
         Notes for people.
 
     Raises:
-        HybridError: a server did not start, ended or refused a request; cells that were done are kept, and the
+        HybridError: a server did not start, ended or refused a request. The cells that are done are kept, and the
             error names the server's log.
     """
     notes: dict[str, None] = {}
-    for drafts in plan.numbers:
-        todo = [cell for cell in plan.cells(drafts) if cell not in results.cells]
-        if todo:
-            _one_server(plan, results, drafts, todo, on_cell, notes)
+    for drafts in grid.counts:
+        missing = [cell for cell in grid.cells(drafts) if cell not in results.cells]
+        if missing:
+            _measure_with_server(grid, results, drafts, missing, on_cell, notes)
     return list(notes)
 
 
-def _one_server(
-    plan: Plan, results: Results, drafts: int, todo: list[Cell], on_cell: OnCell, notes: dict[str, None]
+def _measure_with_server(
+    grid: Grid, results: Results, drafts: int, missing: list[Cell], on_cell: OnCell, notes: dict[str, None]
 ) -> None:
-    log = log_of(results.path, drafts)
-    on_cell(f"{_drafts(drafts)}: vllm serve starts")
-    # What the user has set goes first.
-    needed = cpu_environment() if plan.on_cpu else {}
+    log = log_path(results.path, drafts)
+    on_cell(f"{count_of_drafts(drafts)}: vllm serve starts")
+    # Variables that the user has set go first.
+    needed = cpu_environment() if grid.on_cpu else {}
     environment = {name: value for name, value in needed.items() if name not in os.environ}
-    arguments = [*plan.arguments, *speculative(drafts)]
-    told = kept(plan, results)
+    arguments = [*grid.arguments, *speculative_flags(drafts)]
+    progress = describe_progress(grid, results)
     try:
         with vllm_server(arguments, log=log, environment=environment, timeout=_START_SECONDS) as server:
-            client = Client(server.url, plan.temperature)
-            contexts = Contexts(plan.prompts, client, client.max_model_len - plan.max_tokens)
-            for cell in todo:
-                on_cell(f"{_drafts(drafts)}, batch {cell.batch}, {cell.context} context")
-                results.add(measured(plan, cell, client, contexts))
-                told = kept(plan, results)
+            client = Client(server.url, grid.temperature)
+            contexts = Contexts(grid.prompts, client, client.max_model_len - grid.max_tokens)
+            for cell in missing:
+                on_cell(f"{count_of_drafts(drafts)}, batch {cell.batch}, {cell.context} context")
+                results.add(measure_cell(grid, cell, client, contexts))
+                progress = describe_progress(grid, results)
     except ServerExitedError as error:
         raise HybridError(
-            f"with {_drafts(drafts)}, {error.message}", remedy=f"Full log: {log}\n{told}"
+            f"with {count_of_drafts(drafts)}, {error.message}", remedy=f"Full log: {log}\n{progress}"
         ) from error
     except RequestError as error:
         raise HybridError(
-            f"with {_drafts(drafts)}, {error.message}", remedy=f"The server's log: {log}\n{told}"
+            f"with {count_of_drafts(drafts)}, {error.message}", remedy=f"The server's log: {log}\n{progress}"
         ) from error
     if contexts.left_out:
-        most = contexts.most + plan.max_tokens
+        most = contexts.most + grid.max_tokens
         notes[
-            f"{contexts.left_out} of {len(plan.prompts.prompts)} prompts are left out: they and their answers may "
+            f"{contexts.left_out} of {len(grid.prompts.prompts)} prompts are left out: with their answers they may "
             f"have more than {most:,} tokens"
         ] = None
 
 
-def measured(plan: Plan, cell: Cell, client: Client, contexts: Contexts) -> Measured:
-    """One cell, warmed up with its own first prompts.
+def measure_cell(grid: Grid, cell: Cell, client: Client, contexts: Contexts) -> CellResult:
+    """Measure one cell, after a warm-up with its own first prompts.
 
     Raises:
-        HybridError: the server fails, or the prompts do.
+        HybridError: the server fails, or the prompts do not fit.
     """
 
     def prompt(number: int) -> Prompt:
-        return contexts.short(number) if cell.context == "short" else contexts.long(number, plan.long_tokens)
+        return contexts.short(number) if cell.context == "short" else contexts.long(number, grid.long_tokens)
 
-    asked = plan.asked(cell.batch)
-    # Built before anything is timed: counting tokens is work for the server too.
-    runs = [[prompt(repeat * asked + i) for i in range(asked)] for repeat in range(plan.repeats)]
-    client.load(runs[0][: cell.batch] or runs[0], cell.batch, min(plan.max_tokens, _WARM_TOKENS))
+    requests = grid.requests_per_repeat(cell.batch)
+    # All prompts are made before anything is timed: counting tokens is work for the server too.
+    runs = [[prompt(repeat * requests + i) for i in range(requests)] for repeat in range(grid.repeats)]
+    client.load(runs[0][: cell.batch] or runs[0], cell.batch, min(grid.max_tokens, _WARM_TOKENS))
     before = client.acceptance()
-    loads: list[Load] = [client.load(each, cell.batch, plan.max_tokens) for each in runs]
-    counted = difference(before, client.acceptance())
-    _require_drafts(cell, counted)
-    return Measured(cell, tuple(map(Repeat.of, loads)), counted)
-
-
-def _require_drafts(cell: Cell, counted: Acceptance) -> None:
-    if cell.drafts and not counted.drafts:
+    loads: list[Load] = [client.load(prompts, cell.batch, grid.max_tokens) for prompts in runs]
+    acceptance = difference(before, client.acceptance())
+    if cell.drafts and not acceptance.drafts:
         raise HybridError(
-            f"the server was to draft {cell.drafts} and its counters know of no draft",
+            f"the server was to draft {cell.drafts} tokens a step, and its counters show no draft",
             remedy="Run: qwen36 check on the checkpoint; --vllm-args must not turn drafts or counters off.",
         )
+    return CellResult(cell, tuple(map(Repeat.from_load, loads)), acceptance)
 
 
-def kept(plan: Plan, results: Results) -> str:
-    """How far it came, and how it goes on."""
-    done = sum(cell in results.cells for cell in plan.every)
-    return (
-        f"{done} of {len(plan.every)} cells are kept in {results.path}; the same command goes on from there."
-    )
-
-
-def _drafts(number: int) -> str:
-    return "no drafts" if not number else f"{number} draft{'s' * (number > 1)}"
+def describe_progress(grid: Grid, results: Results) -> str:
+    """Say how many cells are done, and how to go on."""
+    done = sum(cell in results.cells for cell in grid.all_cells)
+    return f"{done} of {len(grid.all_cells)} cells are kept in {results.path}; the same command goes on from there."

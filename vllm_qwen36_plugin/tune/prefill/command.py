@@ -1,4 +1,4 @@
-"""``qwen36 tune prefill``: time the linears by kernel, and write a profile."""
+"""The command ``qwen36 tune prefill``: check the options, measure, write the profile, print what it means."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gptq_hybrid.common.outputs import refuse_unwritable
 from gptq_hybrid.common.progress import counting_bars
 from gptq_hybrid.common.quiet import output_to_log
 
-from .machine import in_use, refuse_machine
+from .machine import busy_notes, check_machine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from .result import Tuned
     from .shapes import Linears
 
-# Powers of two and what lies between: prompts do not come in tiles of a kernel.
-ROWS = (64, 96, 128, 192, 256, 384, 512, 640, 768, 1000, 1024, 1280, 1500, 2048, 3000, 4096, 6000, 8192)
-_MOST_ROWS = 1 << 16
+# Powers of two and numbers between them: prompts do not come in tiles of a kernel.
+TOKENS = (64, 96, 128, 192, 256, 384, 512, 640, 768, 1000, 1024, 1280, 1500, 2048, 3000, 4096, 6000, 8192)
+_MOST_TOKENS = 1 << 16
 _DTYPES = ("bfloat16", "float16")
 
 
@@ -46,7 +46,9 @@ def tune_prefill(
     ] = 128,
     rows: Annotated[
         str | None,
-        typer.Option(metavar="M,...", help=f"Numbers of rows to measure.  [default: {ROWS[0]} … {ROWS[-1]}]"),
+        typer.Option(
+            metavar="M,...", help=f"Numbers of tokens to measure.  [default: {TOKENS[0]} … {TOKENS[-1]}]"
+        ),
     ] = None,
     fp8: Annotated[
         bool | None,
@@ -67,88 +69,88 @@ def tune_prefill(
         Path | None,
         typer.Option(
             metavar="PLOT.png",
-            help="Draw time against rows there.",
+            help="Draw time against tokens there.",
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time the linears of a model on this GPU; vllm serve then takes the fastest way.
+    """Time the linears of a model on this GPU; vllm serve then takes the fastest route.
 
-    Times every quantized linear three ways, with random weights, by number of rows: vLLM's own kernel, unpacking
+    Times every quantized linear three ways, with random weights, by number of tokens: vLLM's own kernel, unpacking
     first (exact), and 8-bit activations too (fp8). Without a profile vllm serve measures a little at its start.
     Takes one to two minutes.
 
     Exit code 2: bad input, no vLLM, or no GPU.
     """
-    counts = parsed_rows(rows)
+    counts = parse_tokens(rows)
     if dtype not in _DTYPES:
         raise HybridError(f"--dtype {dtype} is not served", remedy=f"Give one of: {', '.join(_DTYPES)}.")
     from vllm_qwen36_plugin.prefill.profile import cache_folder
 
-    _refuse_unusable(out or cache_folder() / "prefill" / "profile.json", plot)
-    from .shapes import linears_at
+    _refuse_outputs(out or cache_folder() / "prefill" / "profile.json", plot)
+    from .shapes import read_linears
 
-    linears = linears_at(model)
-    wanted = refuse_machine(fp8)
-    notes = in_use()
-    tuned = _measured(linears, counts, dtype, scratch_mib, wanted, to_stderr=as_json)
+    linears = read_linears(model)
+    fp8 = check_machine(fp8)
+    notes = busy_notes()
+    tuned = _measure(linears, counts, dtype, scratch_mib, fp8, to_stderr=as_json)
     if not tuned.linears:
         raise HybridError(
             "vLLM serves none of these linears by a kernel that this plugin knows",
             remedy="\n".join(tuned.notes) or "Try another GPU.",
         )
-    target = _write(tuned, out, notes)
+    path = _write(tuned, out, notes)
     if plot is not None:
         from .picture import plot as draw
 
         draw(tuned, plot)
     if as_json:
-        found = {"path": str(target), "plot": None if plot is None else str(plot), **tuned.as_json()}
-        found["notes"] = [*notes, *found["notes"]]
-        typer.echo(json.dumps(found, ensure_ascii=False))
+        content = {"path": str(path), "plot": None if plot is None else str(plot), **tuned.as_json()}
+        content["notes"] = [*notes, *content["notes"]]
+        typer.echo(json.dumps(content, ensure_ascii=False))
         return
     from .table import show
 
-    show(tuned, target, plot, notes, own_place=out is None, scratch_mib=scratch_mib)
+    show(tuned, path, plot, notes, own_place=out is None, scratch_mib=scratch_mib)
 
 
-def parsed_rows(text: str | None) -> tuple[int, ...]:
-    """``--rows``, ascending and each once.
+def parse_tokens(text: str | None) -> tuple[int, ...]:
+    """Parse ``--rows``, the numbers of tokens: ascending, each once.
 
     Raises:
-        HybridError: it is no list of whole numbers from 1 to 65,536.
+        HybridError: ``text`` is no list of whole numbers from 1 to 65,536.
     """
     if text is None:
-        return ROWS
+        return TOKENS
     try:
-        found = sorted({int(part) for part in text.split(",")})
+        numbers = sorted({int(part) for part in text.split(",")})
     except ValueError:
-        found = []
-    if not found or not 1 <= found[0] <= found[-1] <= _MOST_ROWS:
+        numbers = []
+    if not numbers or not 1 <= numbers[0] <= numbers[-1] <= _MOST_TOKENS:
         raise HybridError(
-            f"--rows {text!r} is no list of whole numbers from 1 to {_MOST_ROWS:,}",
+            f"--rows {text!r} is no list of whole numbers from 1 to {_MOST_TOKENS:,}",
             remedy="Give them with commas between: --rows 128,1024,8192",
         )
-    return tuple(found)
+    return tuple(numbers)
 
 
-def _refuse_unusable(out: Path, plot: Path | None) -> None:
+def _refuse_outputs(out: Path, plot: Path | None) -> None:
     refuse_unwritable("--out", out)
     refuse_unwritable("--plot", plot)
     if plot is not None:
         need("matplotlib")
 
 
-def _measured(
+def _measure(
     linears: Sequence[Linears],
-    rows: Sequence[int],
+    counts: Sequence[int],
     dtype: str,
     scratch_mib: int,
     fp8: bool,
     *,
     to_stderr: bool,
 ) -> Tuned:
-    """Measured under a progress bar, all that vLLM prints kept away.
+    """Measure under a progress bar; what vLLM prints goes to a log.
 
     Raises:
         HybridError: vLLM is its CPU build or not as expected, or the GPU is short of memory.
@@ -170,18 +172,17 @@ def _measured(
                     f"this vLLM is built for {current_platform.device_name}, not for CUDA",
                     remedy="Install vLLM's own wheel: pip install 'vllm-qwen36-plugin[serve]'",
                 )
-            from vllm_qwen36_plugin.prefill.kernel import RowDispatchKernel
-            from vllm_qwen36_plugin.upstream.linear_kernels import offer_first
+            from vllm_qwen36_plugin.prefill.offer import offer_kernel
 
             from .layers import tune
 
-            offer_first("CUDA", RowDispatchKernel, ("marlin", "machete"))
+            offer_kernel()
             return tune(
                 linears,
                 dtype=dtype,
                 scratch_mib=scratch_mib,
                 fp8=fp8,
-                rows=rows,
+                counts=counts,
                 device=torch.device("cuda", 0),
                 on_progress=lambda done, total: progress.update(
                     task, description="measuring", completed=done, total=total
@@ -190,7 +191,7 @@ def _measured(
         except torch.cuda.OutOfMemoryError as error:
             raise HybridError(
                 f"the GPU is short of memory: {str(error).splitlines()[0]}",
-                remedy="Stop what else runs on it, or measure fewer rows: --rows 128,512,1024,2048",
+                remedy="Stop what else runs on it, or measure fewer tokens: --rows 128,512,1024,2048",
             ) from error
         except CompatError as error:
             raise HybridError(
@@ -199,13 +200,13 @@ def _measured(
 
 
 def _write(tuned: Tuned, out: Path | None, notes: list[str]) -> Path:
-    """The file written: ``out``, or where start-up looks, with what is there of other shapes."""
-    from vllm_qwen36_plugin.prefill.profile import ProfileError, cached, read, write
+    """Write the profile and return its file: ``out``, or the one that start-up reads, whose other shapes stay."""
+    from vllm_qwen36_plugin.prefill.profile import ProfileError, cache_path, read, write
 
     profile = tuned.profile
     if out is None:
         assert profile.card is not None
-        out = cached(profile.card)
+        out = cache_path(profile.card)
         if out.is_file():
             try:
                 profile = read(out).merged(profile)

@@ -1,4 +1,4 @@
-"""One linear of each kind as vLLM would load it, on this GPU, and its times."""
+"""Build one linear of each kind as vLLM would load it on this GPU, and time its routes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from statistics import median
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -17,8 +17,8 @@ import torch
 from vllm_qwen36_plugin.architectures import TARGETS
 from vllm_qwen36_plugin.log import logger
 from vllm_qwen36_plugin.options import SECTION
-from vllm_qwen36_plugin.prefill import dispatch, measure, prepare, scratch
-from vllm_qwen36_plugin.prefill.kernel import RowDispatchKernel
+from vllm_qwen36_plugin.prefill import dispatch, measure, prepare
+from vllm_qwen36_plugin.prefill.kernel import PrefillLinearKernel
 from vllm_qwen36_plugin.prefill.profile import Profile, Starts
 from vllm_qwen36_plugin.prefill.shape import Shape
 from vllm_qwen36_plugin.upstream.gptq import stock_gptq
@@ -26,9 +26,10 @@ from vllm_qwen36_plugin.upstream.gptq import stock_gptq
 from .result import Tuned
 from .shapes import Linears
 
-# Each figure is the median of so many medians; between two of them lies the rest of the grid.
+# Each figure is the median of so many medians, and the rest of the shape's figures are measured between two of
+# them.
 ROUNDS = 3
-# Seconds of measuring after which no further round is begun, all kinds of linears together.
+# Seconds of measuring, all kinds of linears together, after which no further round begins.
 BUDGET = 75.0
 
 
@@ -38,73 +39,75 @@ def tune(
     dtype: str,
     scratch_mib: int,
     fp8: bool,
-    rows: Sequence[int],
+    counts: Sequence[int],
     device: torch.device,
     on_progress: Callable[[int, int], None],
 ) -> Tuned:
-    """Measure every kind of linear with random weights, by vLLM's kernel and each path, at each number of rows.
+    """Measure every kind of linear with random weights, by vLLM's kernel and each route.
+
+    A kind that vLLM serves by a kernel of unknown layout is left out, with a note.
 
     Args:
         linears: those of a model.
         dtype: of activations and scales, ``"bfloat16"`` or ``"float16"``.
         scratch_mib: MiB that a weight is written to, part by part.
         fp8: measure 8-bit activations too.
-        rows: numbers of rows, ascending.
-        device: a CUDA GPU. `RowDispatchKernel` must have been offered to vLLM.
-        on_progress: called with how many of how many figures are done.
-
-    A kind that vLLM serves by a kernel of unknown layout is left out, with a note.
+        counts: numbers of tokens, ascending.
+        device: a CUDA GPU. The plugin's kernel must have been offered to vLLM.
+        on_progress: called with the number of figures done and the number of all figures.
 
     Raises:
-        CompatError: something of vLLM is not what this plugin expects.
+        CompatError: something in vLLM is not what this plugin expects.
     """
     begin = time.perf_counter()
-    each = len(rows) * ROUNDS
-    found: dict[Shape, Linears] = {}
+    figures = len(counts) * ROUNDS
+    kinds: dict[Shape, Linears] = {}
     torch.manual_seed(0)
     options = {"prefill": "fp8" if fp8 else "exact", "prefill_scratch_mib": scratch_mib}
     with _warnings() as notes, _loading(options):
-        timing = _Timing.like(prepare.Preparation.now(), tuple(rows), BUDGET / len(linears))
-        prepare._current[:] = [timing]
-        for number, kind in enumerate(linears):
-            timing.on_figure = lambda count, number=number: on_progress(  # type: ignore[misc]
-                number * each + count, len(linears) * each
-            )
-            timing.on_figure(0)
-            layer, method = _layer(kind, getattr(torch, dtype), device)
-            kernel = method.kernel
-            if isinstance(kernel, RowDispatchKernel):
-                method.process_weights_after_loading(layer)
-                found[kernel.shape] = kind
-            else:
-                why = RowDispatchKernel.can_implement(kernel.config)[1]
-                notes.append(f"{kind.name} is left to {type(kernel).__name__}: {why}")
-            timing.on_figure(each)
-    where = measure.card(device, scratch_mib)
-    took = time.perf_counter() - begin
-    source = f"measured: {where.gpu}, {time.strftime('%Y-%m-%d')}, by qwen36 tune in {took:.0f} s"
-    starts = {shape: timing.seen[shape].starts for shape in timing.times}
-    return Tuned(Profile(source, starts, where, timing.times), found, tuple(notes))
+        timing = _Timing.fresh(counts=tuple(counts), budget=BUDGET / len(linears))
+        with prepare.using(timing):
+            for number, kind in enumerate(linears):
+                timing.on_figure = lambda done, number=number: on_progress(  # type: ignore[misc]
+                    number * figures + done, len(linears) * figures
+                )
+                timing.on_figure(0)
+                layer, method = _layer(kind, getattr(torch, dtype), device)
+                kernel = method.kernel
+                if isinstance(kernel, PrefillLinearKernel):
+                    method.process_weights_after_loading(layer)
+                    kinds[kernel.shape] = kind
+                else:
+                    reason = PrefillLinearKernel.can_implement(kernel.config)[1]
+                    notes.append(f"{kind.name} is left to {type(kernel).__name__}: {reason}")
+                timing.on_figure(figures)
+    card = measure.card(device, scratch_mib)
+    seconds = time.perf_counter() - begin
+    source = f"measured: {card.gpu}, {time.strftime('%Y-%m-%d')}, by qwen36 tune prefill in {seconds:.0f} s"
+    starts = {shape: timing.linears[shape].starts for shape in timing.times}
+    return Tuned(Profile(source, starts, card, timing.times), kinds, tuple(notes))
 
 
 @dataclass(slots=True)
 class _Timing(prepare.Preparation):
-    """What a model's start does for a shape, but its times are taken here, and no profile is looked for."""
+    """Does what a start does for a shape, but takes the times itself and reads no profile.
 
-    rows: tuple[int, ...] = ()
-    seconds: float = 0.0
+    Attributes:
+        counts: numbers of tokens to measure.
+        budget: seconds for a shape, after which no further round begins.
+        on_figure: called with the number of the shape's figures that are done.
+        times: those measured so far.
+    """
+
+    counts: tuple[int, ...] = ()
+    budget: float = 0.0
     on_figure: Callable[[int], None] = lambda _: None
     times: dict[Shape, measure.Times] = field(default_factory=dict)
 
-    @classmethod
-    def like(cls, found: prepare.Preparation, rows: tuple[int, ...], seconds: float) -> _Timing:
-        """With another's settings; ``seconds`` a shape, after which no further round is begun."""
-        same = {part.name: getattr(found, part.name) for part in fields(prepare.Preparation)}
-        return cls(**same, rows=rows, seconds=seconds)
-
-    def _starts(
+    def starts_for(
         self, linear: dispatch.Linear, tensors: Sequence[torch.Tensor], fp8: torch.Tensor | None
     ) -> Starts:
+        """Measure the shape's routes, and find their starts."""
         rounds: list[measure.Times] = []
         figures = 0
 
@@ -114,22 +117,22 @@ class _Timing(prepare.Preparation):
             self.on_figure(figures)
 
         begin = time.perf_counter()
-        paths = measure.measured_paths(linear)
+        routes = measure.routes_to_measure(linear)
         while len(rounds) < ROUNDS:
-            rounds.append(measure.times_of(linear, tensors, fp8, self.rows, paths, tick))
+            rounds.append(measure.time_routes(linear, tensors, fp8, self.counts, routes, tick))
             spent = time.perf_counter() - begin
-            if spent * (len(rounds) + 1) / len(rounds) > self.seconds:
+            if spent * (len(rounds) + 1) / len(rounds) > self.budget:
                 break
         medians = {
-            path: {rows: median(times[path][rows] for times in rounds) for rows in self.rows}
-            for path in rounds[0]
+            route: {tokens: median(times[route][tokens] for times in rounds) for tokens in self.counts}
+            for route in rounds[0]
         }
-        self.times[linear.shape], starts = measure.settled(medians)
+        self.times[linear.shape], starts = measure.settle(medians)
         return starts
 
 
 def _layer(kind: Linears, dtype: torch.dtype, device: torch.device) -> tuple[torch.nn.Module, Any]:
-    """A layer of vLLM's GPTQ method with random weights, as it is before they are processed, and the method."""
+    """Build a layer of vLLM's GPTQ method with random weights, not processed yet; return it and the method."""
     config, method_class = stock_gptq()
     method = method_class(
         config.from_config(
@@ -157,7 +160,7 @@ def _layer(kind: Linears, dtype: torch.dtype, device: torch.device) -> tuple[tor
 
 @contextmanager
 def _loading(options: Mapping[str, Any]) -> Iterator[None]:
-    """vLLM's state while it loads a model of the family on one GPU, with these options of the plugin."""
+    """Put vLLM into the state in which it loads a model of the family on one GPU, with these plugin options."""
     from vllm.config import VllmConfig, set_current_vllm_config
     from vllm.distributed import (
         cleanup_dist_env_and_memory,
@@ -168,23 +171,20 @@ def _loading(options: Mapping[str, Any]) -> Iterator[None]:
 
     config = VllmConfig(additional_config={SECTION: dict(options)})
     with TemporaryDirectory() as folder, set_current_vllm_config(config):
-        # vLLM's parameters ask for their rank.
+        # Needed because vLLM's parameters ask for their rank.
         init_distributed_environment(1, 0, f"file://{folder}/store", 0, current_platform.dist_backend)
         try:
             initialize_model_parallel(1, 1)
-            # Not before: which groups are made depends on the model, where there is one.
+            # Only now: the groups that vLLM makes depend on the model, if there is one.
             config.model_config = SimpleNamespace(hf_config=SimpleNamespace(architectures=[TARGETS[0]]))
             yield
         finally:
-            prepare._current.clear()
-            dispatch.clear()
-            scratch.release()
             cleanup_dist_env_and_memory()
 
 
 @contextmanager
 def _warnings() -> Iterator[list[str]]:
-    """The plugin's own warnings, as they come."""
+    """Collect the plugin's own warnings as they come."""
     notes: list[str] = []
 
     class Handler(logging.Handler):

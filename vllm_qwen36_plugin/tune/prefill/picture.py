@@ -1,4 +1,4 @@
-"""Time against rows, a panel a shape."""
+"""The picture of ``qwen36 tune prefill``: time against tokens, one panel per shape."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _COLUMNS = 3
 
 
 def plot(tuned: Tuned, path: Path) -> None:
-    """Draw microseconds against rows, both logarithmic, into the PNG file ``path``, which appears once it is whole.
+    """Draw microseconds against tokens, both logarithmic, into the PNG file ``path``; it appears once it is whole.
 
-    A dashed line stands where a path takes over; the legend has the number of rows.
+    A dashed line stands where a route takes over; the legend has the number of tokens.
 
     Raises:
         HybridError: matplotlib is not installed.
@@ -48,20 +48,20 @@ def _panel(ax: Any, tuned: Tuned, shape: Shape) -> None:
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     times, starts = tuned.profile.times_us[shape], tuned.profile.starts[shape]
-    for path, (colour, marker) in _STYLES.items():
-        if path not in times:
+    for route, (colour, marker) in _STYLES.items():
+        if route not in times:
             continue
-        rows = sorted(times[path])
-        start = None if path == "stock" else getattr(starts, path)
-        name = f"vLLM, {kernel_name(shape)}" if path == "stock" else path
+        counts = sorted(times[route])
+        start = None if route == "stock" else getattr(starts, route)
+        name = f"vLLM, {kernel_name(shape)}" if route == "stock" else route
         ax.plot(
-            rows,
-            [times[path][count] for count in rows],
+            counts,
+            [times[route][tokens] for tokens in counts],
             color=colour,
             marker=marker,
             markersize=4,
             linewidth=1.2,
-            label=name if start is None else f"{name} from {start:,} rows",
+            label=name if start is None else f"{name} from {start:,} tokens",
         )
         if start is not None:
             ax.axvline(start, color=colour, linestyle="--", linewidth=1)
@@ -72,7 +72,7 @@ def _panel(ax: Any, tuned: Tuned, shape: Shape) -> None:
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.tick_params(labelsize=8)
     ax.grid(alpha=0.3)
-    ax.set_xlabel("rows", fontsize=8)
+    ax.set_xlabel("tokens", fontsize=8)
     ax.set_ylabel("µs a call", fontsize=8)
     linears = tuned.linears[shape]
     ax.set_title(

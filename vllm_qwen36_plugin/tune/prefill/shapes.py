@@ -1,4 +1,4 @@
-"""Which linears a checkpoint has, as vLLM loads them: fused ones as one. From its config alone."""
+"""List a checkpoint's linears from its config alone, as vLLM loads them: fused ones as one."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 from gptq_hybrid.checkpoint import Checkpoint, LinearSpec, TensorLayout, layout_for
 from gptq_hybrid.checkpoint.files import open_files
-from gptq_hybrid.checkpoint.formats import AUTO_ROUND, COMPRESSED_TENSORS, GPTQ, UNQUANTIZED, format_of
+from gptq_hybrid.checkpoint.formats import AUTO_ROUND, COMPRESSED_TENSORS, GPTQ, UNQUANTIZED, declared_format
 from gptq_hybrid.checkpoint.formats.gptq import settings
 from gptq_hybrid.common.errors import HybridError
 
 BITS, GROUP_SIZE = 4, 128
-# The text model that Qwen3.5-27B, Qwen3.6-27B and Qwen3.8-27B share.
+# The text config that Qwen3.5-27B, Qwen3.6-27B and Qwen3.8-27B share.
 CONFIG_27B: Mapping[str, Any] = {
     "model_type": "qwen3_5_text",
     "hidden_size": 5120,
@@ -35,9 +35,13 @@ CONFIG_27B: Mapping[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Linears:
-    """``count`` linears of a model that are alike: W ``[k, n]``, its bits and rows to a scale (-1: all).
+    """Linears of a model that have the same shape, W ``[k, n]``, and the same format.
 
-    ``names``: what they are called within a layer, such as ``gate_up_proj``.
+    Attributes:
+        bits: of a packed value.
+        group_size: values along k that share a scale; -1 for all.
+        names: within a layer, such as ``gate_up_proj``.
+        count: how many the model has.
     """
 
     k: int
@@ -49,96 +53,98 @@ class Linears:
 
     @property
     def name(self) -> str:
-        """All names in one."""
+        """All names in one string."""
         return ", ".join(self.names)
 
 
-def linears_at(where: str | None) -> list[Linears]:
-    """Those of a checkpoint (folder, hub id or URL; only its ``config.json`` is read); None for the 27B's.
+def read_linears(location: str | None) -> list[Linears]:
+    """List the linears of a checkpoint: a folder, hub id or URL, of which only ``config.json`` is read.
+
+    Args:
+        location: of the checkpoint; None for the 27B's shapes.
 
     Raises:
-        HybridError: there is none, it is of another family, or its linears are not what is measured.
+        HybridError: there is no checkpoint, it is of another family, or its linears cannot be measured.
     """
-    return linears_of(CONFIG_27B) if where is None else _of_checkpoint(Checkpoint.read(open_files(where)))
+    if location is None:
+        return list_linears(CONFIG_27B)
+    checkpoint = Checkpoint.read(open_files(location))
+    return list_linears(checkpoint.config, checkpoint.quantization_config, checkpoint.location)
 
 
-def _of_checkpoint(checkpoint: Checkpoint) -> list[Linears]:
-    return linears_of(checkpoint.config, checkpoint.quantization_config, checkpoint.location)
-
-
-def linears_of(
+def list_linears(
     config: Mapping[str, Any], quantization: Mapping[str, Any] | None = None, where: str = "config.json"
 ) -> list[Linears]:
-    """Kinds of quantized linears, in the order of the first layer that has them.
+    """List the kinds of quantized linears, in the order of the first layer that has them.
 
     Args:
         config: a parsed ``config.json``.
-        quantization: its ``quantization_config``; None for an original, which is taken as it would be quantized
-            by default (4 bits, groups of 128).
-        where: what to call it in errors.
+        quantization: its ``quantization_config``; None for an original, which counts as quantized by default
+            (4 bits, groups of 128).
+        where: the checkpoint's name in errors.
 
     Raises:
         HybridError: another family or format; parts of a fused linear that are not alike; or nothing quantized.
     """
     layout = layout_for(config)
-    found: dict[tuple[int, int, int, int], tuple[dict[str, None], int]] = {}
-    for name, parts in _loaded(layout).items():
-        stored = {_stored(quantization, part, where) for part in parts}
-        if len(stored) > 1:
+    kinds: dict[tuple[int, int, int, int], tuple[dict[str, None], int]] = {}
+    for name, parts in _fused(layout).items():
+        formats = {_format(quantization, part, where) for part in parts}
+        if len(formats) > 1:
             raise HybridError(
                 f"{where}: the parts of {name} differ in bits or groups, and vLLM loads them as one",
                 remedy="Run: qwen36 check",
             )
-        how = stored.pop()
-        if how is None:
+        bits_and_group = formats.pop()
+        if bits_and_group is None:
             continue
-        key = (parts[0].in_features, sum(part.out_features for part in parts), *how)
-        names, count = found.get(key, ({}, 0))
-        found[key] = ({**names, name.rpartition(".")[2]: None}, count + 1)
-    if not found:
+        key = (parts[0].in_features, sum(part.out_features for part in parts), *bits_and_group)
+        names, count = kinds.get(key, ({}, 0))
+        kinds[key] = ({**names, name.rpartition(".")[2]: None}, count + 1)
+    if not kinds:
         raise HybridError(f"{where}: none of its linears is quantized", remedy="There is nothing to tune.")
-    return [Linears(*key, names=tuple(names), count=count) for key, (names, count) in found.items()]
+    return [Linears(*key, names=tuple(names), count=count) for key, (names, count) in kinds.items()]
 
 
-def _loaded(layout: TensorLayout) -> dict[str, list[LinearSpec]]:
-    """By what vLLM makes of them: the modules it loads into each."""
+def _fused(layout: TensorLayout) -> dict[str, list[LinearSpec]]:
+    """Group the checkpoint's linears by the linear that vLLM loads them into."""
     owner = {shard: fused.name for fused in layout.fused for shard in fused.shards}
-    found: dict[str, list[LinearSpec]] = {}
+    groups: dict[str, list[LinearSpec]] = {}
     for linear in layout.quantized:
-        found.setdefault(owner.get(linear.name, linear.name), []).append(linear)
-    return found
+        groups.setdefault(owner.get(linear.name, linear.name), []).append(linear)
+    return groups
 
 
-def _stored(quantization: Mapping[str, Any] | None, linear: LinearSpec, where: str) -> tuple[int, int] | None:
-    """Bits and group size of one module; None where it is left alone.
+def _format(quantization: Mapping[str, Any] | None, linear: LinearSpec, where: str) -> tuple[int, int] | None:
+    """Read the bits and group size of one linear; None if it is not quantized.
 
     Raises:
-        HybridError: not symmetric integers of 4 or 8 bits.
+        HybridError: it is not in symmetric integers of 4 or 8 bits.
     """
-    known = format_of(quantization)
-    if quantization is None or known is UNQUANTIZED:
+    fmt = declared_format(quantization)
+    if quantization is None or fmt is UNQUANTIZED:
         return BITS, GROUP_SIZE
-    if known not in (GPTQ, AUTO_ROUND, COMPRESSED_TENSORS) or quantization.get("sym", True) is False:
-        method = "asymmetric integers" if known in (GPTQ, AUTO_ROUND) else quantization.get("quant_method")
+    if fmt not in (GPTQ, AUTO_ROUND, COMPRESSED_TENSORS) or quantization.get("sym", True) is False:
+        method = "asymmetric integers" if fmt in (GPTQ, AUTO_ROUND) else quantization.get("quant_method")
         raise HybridError(
-            f"{where} is quantized as {method!s}; only symmetric integers take another path for many rows",
+            f"{where} is quantized as {method!s}; only symmetric integers can take a dense route",
             remedy="Serve it as it is: the plugin leaves its linears to vLLM.",
         )
-    if known.declares(quantization, linear.name) is False:
+    if fmt.declares(quantization, linear.name) is False:
         return None
-    found = settings(quantization, linear.name) if known is GPTQ else _by_shapes(quantization, linear)
-    if found is None or found[0] not in (4, 8):
+    result = settings(quantization, linear.name) if fmt is GPTQ else _format_by_shapes(quantization, linear)
+    if result is None or result[0] not in (4, 8):
         raise HybridError(
             f"{where}: {linear.name} is not packed in 4 or 8 bits",
             remedy="Serve it as it is: the plugin leaves such linears to vLLM.",
         )
-    return found
+    return result
 
 
-def _by_shapes(quantization: Mapping[str, Any], linear: LinearSpec) -> tuple[int, int] | None:
-    """Bits and group size from the shapes of the tensors that the config calls for."""
-    known = format_of(quantization)
-    expected = (known.expected(quantization, linear) if known else None) or {}
+def _format_by_shapes(quantization: Mapping[str, Any], linear: LinearSpec) -> tuple[int, int] | None:
+    """Work out bits and group size from the shapes of the tensors that the config calls for."""
+    fmt = declared_format(quantization)
+    expected = (fmt.expected(quantization, linear) if fmt else None) or {}
     words = expected.get("weight_packed") or expected.get("qweight")
     scales = expected.get("weight_scale") or expected.get("scales")
     # AWQ's qweight is packed along the output.

@@ -1,0 +1,268 @@
+"""Rules: do the settings make sense, and does the config say how every module is stored?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+
+from gptq_hybrid.checkpoint import formats
+from gptq_hybrid.checkpoint.json_files import fetch_json_object
+from gptq_hybrid.checkpoint.quantization import MTP_RULE
+from gptq_hybrid.common.errors import CheckpointError, TransferError
+from gptq_hybrid.doctor import vllm_releases
+from gptq_hybrid.doctor.findings import Fault, Inspection, Severity, rule, some
+
+from .linears import (
+    declared_settings,
+    is_gptq,
+    linears,
+    lookup_names,
+    quantized_output_head,
+    unquantized_linears,
+)
+
+_REQUANTIZE = "Quantize again: qwen36 quantize ORIGINAL TARGET"
+# What gptqmodel's and vLLM's kernels take.
+_BITS, _GROUPS = (4, 8), (-1, 32, 64, 128)
+_AUTO_ROUND_PACKINGS = (
+    "auto_round:auto_gptq",
+    "auto_round:auto_awq",
+    "auto_round:fp8",
+    "auto_round:llm_compressor",
+)
+
+
+@rule(
+    "quantization-undeclared",
+    scope="quantized",
+    explanation="Without quantization_config in config.json vLLM looks for plain weights and finds none.",
+    remedy="Put the quantization_config back into config.json; quantize_config.json may hold a copy.",
+)
+def undeclared(inspection: Inspection) -> Iterator[Fault]:
+    if inspection.checkpoint.quantization_config is None:
+        packed = [linear.name for linear, stored in linears(inspection) if stored.quantized]
+        if packed:
+            yield Fault(
+                f"{len(packed)} modules are quantized, but config.json has no quantization_config",
+                tensor=packed[0],
+                file="config.json",
+            )
+
+
+@rule(
+    "quantization-unknown",
+    scope="quantized",
+    severity=Severity.WARNING,
+    explanation="The rules know GPTQ, AutoRound, AWQ, compressed-tensors and FP8.",
+    remedy="Nothing to do, if the method is one that vLLM knows.",
+)
+def unknown_method(inspection: Inspection) -> Iterator[Fault]:
+    config = inspection.checkpoint.quantization_config
+    if config is not None and formats.declared_format(config) is None:
+        yield Fault(
+            f"quant_method {config.get('quant_method')!r} is unknown here, so its modules are not checked",
+            file="config.json",
+        )
+
+
+@rule(
+    "quantization-settings",
+    scope="quantized",
+    explanation="vLLM's GPTQ kernels take 4 or 8 bits, symmetric, in groups of 32, 64, 128 or whole columns.",
+    remedy=_REQUANTIZE,
+)
+def settings(inspection: Inspection) -> Iterator[Fault]:
+    config = inspection.checkpoint.quantization_config
+    packing = None if config is None else config.get("packing_format")
+    if (
+        formats.declared_format(config) is formats.AUTO_ROUND
+        and packing
+        and packing not in _AUTO_ROUND_PACKINGS
+    ):
+        yield Fault(f"packing_format {packing!r} is not one that vLLM loads", file="config.json")
+    if config is None or not is_gptq(inspection):
+        return
+    for key in ("bits", "group_size", "desc_act", "sym"):
+        if key not in config:
+            yield Fault(f"quantization_config lacks `{key}`, which vLLM requires", file="config.json")
+    bits, group, sym = config.get("bits", 4), config.get("group_size", 128), config.get("sym", True)
+    if bits not in _BITS or group not in _GROUPS or sym is not True:
+        yield Fault(f"bits={bits!r}, group_size={group!r}, sym={sym!r} cannot be served", file="config.json")
+    if (layout := config.get("checkpoint_format", "gptq")) not in ("gptq", "gptq_v2"):
+        yield Fault(f"checkpoint_format {layout!r} is not one that vLLM loads", file="config.json")
+    dynamic = config.get("dynamic")
+    if dynamic is not None and not isinstance(dynamic, dict):
+        yield Fault("quantization_config.dynamic is not an object of rules", file="config.json")
+
+
+@rule(
+    "quantization-copies",
+    scope="quantized",
+    severity=Severity.WARNING,
+    explanation="vLLM reads config.json and gptqmodel reads quantize_config.json: the two must agree.",
+    remedy="Make quantize_config.json a copy of config.json's quantization_config.",
+)
+def copies(inspection: Inspection) -> Iterator[Fault]:
+    config, name = inspection.checkpoint.quantization_config, "quantize_config.json"
+    if config is None or not is_gptq(inspection) or not inspection.checkpoint.has(name):
+        return
+    try:
+        copy = fetch_json_object(inspection.checkpoint.files, name)
+    except TransferError:
+        raise
+    except CheckpointError as error:
+        yield Fault(error.message, file=name)
+        return
+    differ = [k for k in ("bits", "group_size", "sym", "desc_act", "dynamic") if copy.get(k) != config.get(k)]
+    if differ:
+        yield Fault(f"{name} and config.json differ in {', '.join(differ)}", file=name)
+
+
+@rule(
+    "quantized-mismatch",
+    scope="quantized",
+    explanation="vLLM builds each module as quantization_config says; one stored otherwise cannot be loaded.",
+    remedy="Correct quantization_config in config.json, or quantize again.",
+)
+def mismatch(inspection: Inspection) -> Iterator[Fault]:
+    config = inspection.checkpoint.quantization_config
+    declared = formats.declared_format(config)
+    if config is None or declared is None:
+        return
+    states = [
+        (linear.name, stored.quantized, declared.declares(config, linear.name))
+        for linear, stored in (*linears(inspection), *unquantized_linears(inspection))
+    ]
+    packed = [name for name, quantized, expected in states if quantized and expected is False]
+    dense = [name for name, quantized, expected in states if not quantized and expected is True]
+    if packed:
+        yield Fault(
+            f"{len(packed)} modules are stored quantized, but the config leaves them unquantized: {some(packed)}",
+            tensor=packed[0],
+            file="config.json",
+        )
+    if dense:
+        yield Fault(
+            f"{len(dense)} modules are stored unquantized, but the config calls for {declared.name}: {some(dense)}",
+            tensor=dense[0],
+            file="config.json",
+        )
+    alien = [(n.name, f.form) for n, f in linears(inspection) if f.quantized and f.form not in declared.forms]
+    if alien:
+        yield Fault(
+            f"{len(alien)} modules are stored as {alien[0][1]}, but the config says {declared.name}: "
+            + some(name for name, _ in alien),
+            tensor=alien[0][0],
+            file="config.json",
+        )
+    if any(linears(inspection)) and not any(quantized for _, quantized, _ in states):
+        yield Fault(f"the config says {declared.name}, but no module is quantized", file="config.json")
+
+
+@rule(
+    "quantized-dense",
+    scope="quantized",
+    severity=Severity.WARNING,
+    explanation="A module left in BF16 takes four times the memory; vLLM serves it as it is.",
+    remedy="Fine if it is intended.",
+)
+def left_dense(inspection: Inspection) -> Iterator[Fault]:
+    config = inspection.checkpoint.quantization_config
+    declared = formats.declared_format(config)
+    if config is None or declared is None:
+        return
+    states = list(linears(inspection))
+    dense = [n.name for n, f in states if not f.quantized and declared.declares(config, n.name) is None]
+    if dense and len(dense) < len(states):
+        yield Fault(f"{len(dense)} of {len(states)} modules are left in BF16: {some(dense)}", tensor=dense[0])
+
+
+@rule(
+    "dynamic-names",
+    scope="quantized",
+    explanation=(
+        "gptqmodel looks modules up in `dynamic` by the checkpoint's names, vLLM by its own, and once for what it "
+        "loads as one (language_model.model.layers.0.mlp.gate_up_proj): a rule must match both alike."
+    ),
+    remedy="Write patterns that match both names; gptq_hybrid.recipes.dynamic_rules makes them.",
+)
+def dynamic_names(inspection: Inspection) -> Iterator[Fault]:
+    config = inspection.checkpoint.quantization_config
+    dynamic = config.get("dynamic") if config is not None else None
+    if (
+        config is None
+        or not is_gptq(inspection)
+        or not isinstance(dynamic, dict)
+        or not set(dynamic) - {MTP_RULE}
+    ):
+        return
+    head = quantized_output_head(inspection)
+    # vLLM builds what is stored dense as dense, whatever the rules say.
+    modules = [linear.name for linear, stored in linears(inspection) if stored.quantized]
+    modules += [head[0].name] if head else []
+    if inspection.mtp:
+        loaded = inspection.checkpoint.loaded
+        forms = (
+            (linear.name, formats.stored(loaded, linear.name)) for linear in inspection.layout.mtp_linears
+        )
+        modules += [name for name, stored in forms if stored is not None and stored.quantized]
+    names = {module: lookup_names(inspection, module) for module in modules}
+    every_name = {*names, *chain.from_iterable(names.values())}
+    meaning = {name: declared_settings(config, name) for name in every_name}
+    differ = [
+        (module, name, meaning[module], meaning[name])
+        for module, lookups in names.items()
+        for name in lookups
+        if meaning[module] != meaning[name]
+    ]
+    if differ:
+        module, name, ours, theirs = differ[0]
+        yield Fault(
+            f"`dynamic` has {module} as {ours}, but vLLM looks up {name}, which is {theirs}"
+            + (f" (and {len(differ) - 1} more)" if len(differ) > 1 else ""),
+            tensor=module,
+            file="config.json",
+        )
+
+
+@rule(
+    "lm-head-quantized",
+    scope="quantized",
+    explanation="vLLM takes a packed output head if `lm_head` is true and no rule leaves it out.",
+    remedy="Set `lm_head` to true in both configs, with a rule of `dynamic` if its bits differ from the rest.",
+)
+def lm_head(inspection: Inspection) -> Iterator[Fault]:
+    config, head = inspection.checkpoint.quantization_config, quantized_output_head(inspection)
+    if config is None or head is None or not is_gptq(inspection):
+        return
+    if config.get("lm_head") is not True:
+        yield Fault(
+            f"lm_head is stored quantized, but quantization_config has `lm_head`: {config.get('lm_head')!r}",
+            tensor="lm_head.qweight",
+            file="config.json",
+        )
+    elif formats.GPTQ.declares(config, "lm_head") is False:
+        yield Fault(
+            "lm_head is stored quantized, but `dynamic` or the list of modules leaves it out",
+            tensor="lm_head.qweight",
+            file="config.json",
+        )
+    since = vllm_releases.LM_HEAD_MTP_SINCE
+    if inspection.drafting and inspection.older_than(since):
+        yield Fault(
+            f"vLLM {inspection.vllm} builds the draft's output head unquantized, and fails on this quantized one",
+            tensor="lm_head.qweight",
+            remedy=f"Serve it with vLLM {since} or newer, or without MTP.",
+        )
+
+
+QUANTIZATION_CONFIG_RULES = (
+    undeclared,
+    unknown_method,
+    settings,
+    copies,
+    mismatch,
+    left_dense,
+    dynamic_names,
+    lm_head,
+)

@@ -1,0 +1,239 @@
+"""Rules: is every module whole and in shape, and nothing quantized that must not be?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from gptq_hybrid.checkpoint import LinearSpec, formats
+from gptq_hybrid.checkpoint.headers import TensorInfo
+from gptq_hybrid.doctor.findings import Fault, Inspection, Severity, rule, some
+
+from .linears import SCALES, describe, is_gptq, linears, quantized_output_head
+from .samples import has_non_finite, samples
+
+_REQUANTIZE = "Quantize again: qwen36 quantize ORIGINAL TARGET"
+_REFETCH = "Fetch the checkpoint again, or quantize again: qwen36 quantize ORIGINAL TARGET"
+# The suffixes that mark a quantized linear; its other tensors come with one of these.
+_PACKED = (".qweight", ".weight_packed")
+# Linears whose scales are sampled over a network.
+_FAR_SCALES = 8
+
+
+def _quantizable(inspection: Inspection) -> list[LinearSpec]:
+    """The linears that may be quantized: this family's, and the output head if it is."""
+    head = quantized_output_head(inspection)
+    return [*inspection.layout.quantized, *([head[0]] if head else [])]
+
+
+@rule(
+    "weights-missing",
+    scope="quantized",
+    explanation="vLLM does not notice missing tensors of a quantized model: it runs on uninitialised memory.",
+    remedy=_REFETCH,
+)
+def missing(inspection: Inspection) -> Iterator[Fault]:
+    loaded, stray = inspection.checkpoint.loaded, inspection.checkpoint.stray
+    absent = [spec.name for spec in inspection.layout.plain if not _exists(loaded, spec.name)]
+    absent += [
+        linear.weight.name
+        for linear in inspection.layout.quantized
+        if not _exists(loaded, linear.weight.name)
+    ]
+    unindexed = [name for name in absent if _exists(stray, name)]
+    gone = [name for name in absent if name not in set(unindexed)]
+    if unindexed:
+        files = sorted({i.file for n in unindexed for i in _parts(stray, n)})
+        yield Fault(
+            f"{len(unindexed)} tensors lie in files the index does not name ({some(files)}): {some(unindexed)}",
+            tensor=unindexed[0],
+            file=files[0],
+            remedy="Rebuild the index from the files: qwen36 repair {path}",
+        )
+    if gone:
+        total = len(inspection.layout.plain) + len(inspection.layout.quantized)
+        yield Fault(f"{len(gone)} of {total} tensors are in no file: {some(gone)}", tensor=gone[0])
+
+
+def _exists(tensors: dict[str, TensorInfo], name: str) -> bool:
+    """Whether a weight is there, plain or quantized."""
+    return name in tensors or bool(_parts(tensors, name))
+
+
+def _parts(tensors: dict[str, TensorInfo], name: str) -> Iterable[TensorInfo]:
+    stored = formats.stored(tensors, name.removesuffix(".weight")) if name.endswith(".weight") else None
+    return stored.parts.values() if stored else ([tensors[name]] if name in tensors else ())
+
+
+@rule(
+    "quantized-parts",
+    scope="quantized",
+    explanation="A quantized linear is several tensors; without one of them the others mean nothing.",
+    remedy=_REFETCH,
+)
+def parts(inspection: Inspection) -> Iterator[Fault]:
+    """Find modules that have some of their tensors, but not all."""
+    config = inspection.checkpoint.quantization_config
+    declared = formats.declared_format(config)
+    if config is None or declared is None:
+        return
+    loaded = inspection.checkpoint.loaded
+    for linear in _quantizable(inspection):
+        present = [s for s in declared.suffixes if s != "weight" and f"{linear.name}.{s}" in loaded]
+        expected = declared.expected(config, linear)
+        if not present or expected is None:
+            continue
+        absent = [suffix for suffix in expected if f"{linear.name}.{suffix}" not in loaded]
+        if absent:
+            # From vLLM 0.30 on g_idx is dropped unread; before, it is ignored unless desc_act is true.
+            harmless = absent == ["g_idx"] and not config.get("desc_act")
+            yield Fault(
+                f"{linear.name} has {', '.join(present)}, but no {', '.join(absent)}",
+                tensor=f"{linear.name}.{absent[0]}",
+                severity=Severity.WARNING if harmless else None,
+            )
+
+
+@rule(
+    "quantized-shape",
+    scope="quantized",
+    explanation="Shapes follow from bits, group size and the model's dimensions.",
+    remedy=_REQUANTIZE,
+)
+def shapes(inspection: Inspection) -> Iterator[Fault]:
+    config = inspection.checkpoint.quantization_config
+    declared = formats.declared_format(config)
+    if config is None or declared is None:
+        return
+    for linear in _quantizable(inspection):
+        stored = formats.stored(inspection.checkpoint.loaded, linear.name)
+        expected = declared.expected(config, linear) if stored and stored.quantized else None
+        for suffix, (dtypes, shape) in (expected or {}).items():
+            info = inspection.checkpoint.loaded.get(f"{linear.name}.{suffix}")
+            if info is not None and (info.shape != shape or info.dtype not in dtypes):
+                yield Fault(
+                    f"{info.name} is {info.dtype} {list(info.shape)}; the config calls for "
+                    f"{'/'.join(sorted(dtypes))} {list(shape)}",
+                    tensor=info.name,
+                    file=info.file,
+                )
+
+
+@rule(
+    "quantized-extra",
+    scope="quantized",
+    explanation="This family keeps the vision tower and the small Gated-DeltaNet projections in BF16.",
+    remedy=_REQUANTIZE,
+)
+def extra(inspection: Inspection) -> Iterator[Fault]:
+    allowed = {linear.name for linear in inspection.layout.quantized}
+    # The rule lm-head-quantized looks at what a GPTQ config says about the output head.
+    if is_gptq(inspection) or (inspection.checkpoint.quantization_config or {}).get("lm_head"):
+        allowed.add("lm_head")
+    allowed |= {name.removesuffix(".weight") for name in inspection.mtp_names}
+    for name, info in inspection.checkpoint.loaded.items():
+        suffix = next((s for s in _PACKED if name.endswith(s)), None)
+        module = name.removesuffix(suffix) if suffix else ""
+        if suffix and module not in allowed:
+            declared = formats.declared_format(inspection.checkpoint.quantization_config)
+            other_format = declared is not None and declared is not formats.GPTQ
+            yield Fault(
+                f"{module} is quantized; this family keeps it in BF16",
+                tensor=name,
+                file=info.file,
+                severity=Severity.WARNING if other_format else None,
+            )
+
+
+@rule(
+    "plain-shape",
+    scope="quantized",
+    explanation="config.json and weights must belong to the same model.",
+    remedy="Take config.json and weights from the same checkpoint.",
+)
+def plain_shape(inspection: Inspection) -> Iterator[Fault]:
+    loaded = inspection.checkpoint.loaded
+    dense = [linear.weight for linear, stored in linears(inspection) if not stored.quantized]
+    for spec in (*inspection.layout.plain, *inspection.layout.vision, *dense):
+        info = loaded.get(spec.name)
+        if info is not None and info.shape != spec.shape:
+            yield Fault(
+                f"{spec.name} is {list(info.shape)}; config.json calls for {list(spec.shape)}",
+                tensor=spec.name,
+                file=info.file,
+            )
+
+
+@rule(
+    "plain-dtype",
+    scope="quantized",
+    explanation="An unquantized tensor must be floating point; vLLM casts anything else as it is.",
+    remedy=_REFETCH,
+)
+def plain_dtype(inspection: Inspection) -> Iterator[Fault]:
+    loaded = inspection.checkpoint.loaded
+    dense = [linear.weight for linear, stored in linears(inspection) if not stored.quantized]
+    for spec in (*inspection.layout.plain, *inspection.layout.vision, *dense):
+        stored = formats.stored(loaded, spec.name.removesuffix(".weight"))
+        info = loaded.get(spec.name)
+        if info is not None and info.dtype not in formats.FLOAT_DTYPES and not (stored and stored.quantized):
+            yield Fault(
+                f"{spec.name} is stored as {info.dtype} without scales", tensor=spec.name, file=info.file
+            )
+
+
+@rule(
+    "quantized-fused",
+    scope="quantized",
+    explanation="vLLM loads q/k/v, gate/up and in_proj_qkv/z as one parameter each, with one format and grouping.",
+    remedy=_REQUANTIZE,
+)
+def fused(inspection: Inspection) -> Iterator[Fault]:
+    forms = {linear.name: stored for linear, stored in linears(inspection)}
+    for module in inspection.layout.fused:
+        parts = {shard: describe(forms[shard]) for shard in module.shards if shard in forms}
+        if len(set(parts.values())) > 1:
+            each = ", ".join(
+                f"{shard.rpartition('.')[2]} {description}" for shard, description in parts.items()
+            )
+            yield Fault(
+                f"vLLM loads {module.name} as one, but its parts differ: {each}", tensor=module.shards[0]
+            )
+
+
+@rule(
+    "scales-values",
+    scope="quantized",
+    explanation="One NaN or infinite scale turns every output of its layer into NaN.",
+    remedy=_REFETCH,
+)
+def scales(inspection: Inspection) -> Iterator[Fault]:
+    """Sample the scales: of every linear on a disk, of a few over a network."""
+    head = quantized_output_head(inspection)
+    infos = [
+        info
+        for _, stored in (*linears(inspection), *([head] if head else []))
+        for suffix in SCALES
+        if (info := stored.parts.get(suffix)) is not None
+        and info.dtype in formats.FLOAT_DTYPES
+        and info.nbytes
+    ]
+    if inspection.checkpoint.files.far:
+        infos = infos[:: max(1, len(infos) // _FAR_SCALES)][:_FAR_SCALES]
+    for info, data in zip(infos, samples(inspection.checkpoint, infos, count=1), strict=True):
+        what = "holds NaN or infinite values" if has_non_finite(info.dtype, data) else None
+        if what is None and not any(data):
+            what = "holds only zeros, as far as sampled"
+        if what:
+            yield Fault(f"{info.name} in {info.file} {what}", tensor=info.name, file=info.file)
+
+
+WEIGHT_RULES = (
+    missing,
+    parts,
+    shapes,
+    extra,
+    plain_shape,
+    plain_dtype,
+    fused,
+    scales,
+)

@@ -34,6 +34,9 @@ TEXT_ONLY_MTP_SINCE = "0.28"
 LM_HEAD_MTP_SINCE = "0.26"
 # From here on any `-:` rule of `dynamic` with "mtp" in its text makes all of the draft's layers unquantized.
 MTP_RULE_MEANS_ALL = "0.27.1"
+# From here on a stored lm_head counts although the config ties it to the embedding, if the root says so too.
+# 0.32.0 was read; releases a little older may do so as well.
+UNTIES_SINCE = "0.32"
 # The plugin's name among vLLM's general plugins.
 PLUGIN = "qwen36"
 # vLLM's parsers, by the release that first had them.

@@ -204,32 +204,6 @@ def _eps(text: str) -> Change:
     return apply
 
 
-def tied_in_vllm(made: Made) -> bool:
-    """What vLLM goes by."""
-    root, text = made.tied
-    return bool(text if made.nested or text is not None else root)
-
-
-def _tied_here(made: Made) -> bool:
-    root, text = made.tied
-    if not made.nested:
-        return tied_in_vllm(made)
-    return bool(text if root is None else root)
-
-
-def _counted(count: str) -> Callable[[Made], bool]:
-    return lambda made: made.count == count
-
-
-def _lacks(*keys: str) -> Callable[[Made], bool]:
-    return lambda made: set(keys) <= made.absent
-
-
-def _unsure(made: Made) -> bool:
-    """Whether checker and vLLM go by different values, or a head is stored of a model that is tied."""
-    return _tied_here(made) != tied_in_vllm(made) or (made.own_head and _tied_here(made))
-
-
 def _fused(*formats: str) -> Callable[[Made], bool]:
     return lambda made: made.style == "fused" and made.format in formats
 
@@ -284,24 +258,23 @@ NAMES = (
          Made(format="fp8", style="fused"), excuses=_fused("fp8")),
 )  # fmt: skip
 COUNT = tuple(
-    Kind(f"mtp-count-{count}-{form}", 2, "faulty", "builds one MTP layer, and loads it",
-         Made(count=count, format=form), excuses=_counted(count))
+    Kind(f"mtp-count-{count}-{form}", 2, "serves", "builds one MTP layer, and loads it",
+         Made(count=count, format=form))
     for count in _COUNTS for form in _FORMS
 )  # fmt: skip
 TIED = (
-    Kind("tied-root-alone-no-head", 3, "serves", "builds an lm_head of its own, which nothing writes",
-         Made(tied=(True, None), own_head=False, format="gptq"),
-         excuses=_unsure),
-    Kind("tied-root-not-text-no-head", 3, "serves", "goes by text_config: an lm_head that nothing writes",
+    Kind("tied-root-alone-no-head", 3, "faulty", "builds an lm_head of its own, which nothing writes",
+         Made(tied=(True, None), own_head=False, format="gptq")),
+    Kind("tied-root-not-text-no-head", 3, "faulty", "goes by text_config: an lm_head that nothing writes",
          Made(tied=(True, False), own_head=False)),
-    Kind("tied-text-not-root-own-head", 3, "serves", "ties, and throws the stored head away",
+    Kind("tied-text-not-root-own-head", 3, "faulty", "ties, and throws the stored head away",
          Made(tied=(False, True), format="gptq")),
-    Kind("tied-text-not-root-no-head", 3, "faulty", "ties",
-         Made(tied=(False, True), own_head=False), excuses=_unsure),
-    Kind("tied-both-own-head", 3, "faulty", "finds the head and unties",
+    Kind("tied-text-not-root-no-head", 3, "serves", "ties",
+         Made(tied=(False, True), own_head=False)),
+    Kind("tied-both-own-head", 3, "serves", "finds the head and unties",
          Made(tied=(True, True), format="gptq")),
-    Kind("tied-root-own-head", 3, "faulty", "loads the head", Made(tied=(True, None))),
-    Kind("tied-text-only-own-head", 3, "faulty", "finds the head and unties",
+    Kind("tied-root-own-head", 3, "serves", "loads the head", Made(tied=(True, None))),
+    Kind("tied-text-only-own-head", 3, "serves", "finds the head and unties",
          Made(nested=False, tied=(None, True))),
 )  # fmt: skip
 ZERO = (
@@ -390,13 +363,11 @@ PREFIXES = (
 )  # fmt: skip
 DEFAULTS = (
     *(
-        Kind(f"absent-{key}", 11, "faulty", "has a default", Made(absent=frozenset({key})),
-             excuses=_lacks(key))
+        Kind(f"absent-{key}", 11, "serves", "has a default", Made(absent=frozenset({key})))
         for key in ("head_dim", "linear_conv_kernel_dim")
     ),
-    Kind("absent-layer-types-and-interval", 11, "faulty", "makes every fourth layer full attention",
-         Made(absent=frozenset({"layer_types", "full_attention_interval"})),
-         excuses=_lacks("layer_types", "full_attention_interval")),
+    Kind("absent-layer-types-and-interval", 11, "serves", "makes every fourth layer full attention",
+         Made(absent=frozenset({"layer_types", "full_attention_interval"}))),
 )  # fmt: skip
 FILES = (
     *(
@@ -440,11 +411,12 @@ ALARMS = (
          tensors(lambda t: [t.pop(name) for name in list(t) if name.endswith(".qzeros")])),
 )  # fmt: skip
 TO_MEND: tuple[Kind, ...] = (
-    *NAMES, *COUNT, *TIED, *ZERO, *PLACES, *METHODS, *GROUPS, *RULES, *CLASSES,
-    *PREFIXES, *DEFAULTS, *FILES, *VALUES, *ALARMS,
+    *NAMES, *ZERO, *PLACES, *METHODS, *GROUPS, *RULES, *CLASSES,
+    *PREFIXES, *FILES, *VALUES, *ALARMS,
 )  # fmt: skip
 # Suspects of which checker and vLLM think alike today; they have to go on doing so.
 AGREED: tuple[Kind, ...] = (
+    *COUNT, *TIED, *DEFAULTS,
     Kind("mtp-count-0", 2, "faulty", "divides by zero", Made(count="text-0")),
     Kind("mtp-count-absent-no-head", 2, "faulty", "leaves the draft unwritten",
          Made(count="absent", head="absent", format="gptq")),

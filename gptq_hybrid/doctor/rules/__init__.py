@@ -1,6 +1,7 @@
 """The rules that this project ships, in the order in which their findings are reported."""
 
 from .act_order import ACT_ORDER_RULES
+from .config import CONFIG_RULES
 from .draft_vocab import DRAFT_VOCAB_RULES
 from .index import INDEX_RULES
 from .mtp import MTP_RULES
@@ -16,6 +17,7 @@ BUILTIN_RULES = (
     *QUANTIZATION_CONFIG_RULES,
     *WEIGHT_RULES,
     *ACT_ORDER_RULES,
+    *CONFIG_RULES,
     *SERVING_RULES,
     *DRAFT_VOCAB_RULES,
 )

@@ -36,13 +36,14 @@ def _dense(inspection: Inspection) -> list[tuple[TensorSpec, TensorInfo]]:
 @rule(
     "mtp-config",
     scope="mtp",
-    explanation="Speculative decoding by MTP needs `mtp_num_hidden_layers` in config.json.",
+    explanation="vLLM builds one MTP layer where config.json says nothing, and fails on a 0.",
     remedy="This checkpoint was made without an MTP head; serve it without --speculative-config.",
 )
 def configured(inspection: Inspection) -> Iterator[Fault]:
     if not inspection.layout.mtp:
         yield Fault(
-            "config.json declares no MTP layers (`mtp_num_hidden_layers` is absent or 0)", file="config.json"
+            "config.json declares that there is no MTP head (`mtp_num_hidden_layers` is 0)",
+            file="config.json",
         )
 
 

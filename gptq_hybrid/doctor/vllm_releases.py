@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
 # The oldest and newest release whose loading code was read.
 OLDEST, NEWEST = "0.19.1", "0.33.0"
+# The first release whose registry has this family's classes; 0.16.0 answers that they are not supported (vLLM's
+# issue #36411 and release notes; the source was not read).
+ARCHITECTURE_SINCE = "0.17"
+# From here on a config is read into transformers' strict dataclasses, which take no integer for a float and no
+# text for a number. 0.32.0, which wants transformers 5.16 or newer, was read; older releases were not.
+STRICT_CONFIG_SINCE = "0.32"
 # From here on GPTQ's `desc_act: true` is refused while the config is parsed (vLLM #54809).
 NO_ACT_ORDER = "0.30"
 # From here on a null `dynamic` breaks the construction of the draft.

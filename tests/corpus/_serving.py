@@ -171,6 +171,7 @@ SERVING_CASES = (
     ),
     odd("unknown-bias", "gptq", "tensor-unknown", _bias),
     odd("newer-vllm", "bf16", "vllm-release", lambda s: None, vllm="0.99"),
+    faulty("vllm-before-this-family", "bf16", "vllm-release", lambda s: None, vllm="0.10"),
     odd("older-vllm", "bf16", "vllm-release parser-unknown", lambda s: None, vllm="0.18.0"),
     odd(
         "json-tools-before-0.19",

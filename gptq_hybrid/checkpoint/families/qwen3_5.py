@@ -262,6 +262,8 @@ def _mtp_layers(text: Mapping[str, Any], root: Mapping[str, Any]) -> int:
     """
     if root.get("mtp_num_hidden_layers", 1) == 0 or not text.get("mtp_num_hidden_layers", 1):
         return 0
+    if text.get("mtp_num_hidden_layers", 1) is True:
+        return 1  # as range() has it
     return _layer_count({"mtp_num_hidden_layers": 1, **text}, "mtp_num_hidden_layers")
 
 

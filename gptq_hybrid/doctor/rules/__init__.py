@@ -7,6 +7,7 @@ from .index import INDEX_RULES
 from .mtp import MTP_RULES
 from .mtp_quantization import MTP_QUANTIZATION_RULES
 from .quantization_config import QUANTIZATION_CONFIG_RULES
+from .quantization_values import QUANTIZATION_VALUES_RULES
 from .serving import SERVING_RULES
 from .weights import WEIGHT_RULES
 
@@ -15,6 +16,7 @@ BUILTIN_RULES = (
     *MTP_RULES,
     *MTP_QUANTIZATION_RULES,
     *QUANTIZATION_CONFIG_RULES,
+    *QUANTIZATION_VALUES_RULES,
     *WEIGHT_RULES,
     *ACT_ORDER_RULES,
     *CONFIG_RULES,

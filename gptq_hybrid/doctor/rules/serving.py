@@ -54,7 +54,7 @@ def architecture(inspection: Inspection) -> Iterator[Fault]:
     scope="serving",
     severity=Severity.WARNING,
     explanation="The rules about vLLM come from reading and running particular releases.",
-    remedy="Check against a known release, or upgrade this package.",
+    remedy="Check against a release that is known, or upgrade this package.",
 )
 def release(inspection: Inspection) -> Iterator[Fault]:
     if inspection.vllm is None:
@@ -62,9 +62,17 @@ def release(inspection: Inspection) -> Iterator[Fault]:
     newest = ".".join(vllm_releases.NEWEST.split(".")[:2])
     if inspection.vllm.at_least(vllm_releases.NEWEST) and not str(inspection.vllm.version).startswith(newest):
         yield Fault(f"vLLM {inspection.vllm} is newer than {newest}, the newest these rules know")
+    elif inspection.older_than(since := vllm_releases.ARCHITECTURE_SINCE):
+        classes = " or ".join(inspection.family.architectures)
+        yield Fault(
+            f"vLLM {inspection.vllm} does not know {classes}; {since} and later do",
+            remedy=f"Serve it with vLLM {vllm_releases.OLDEST} or newer.",
+            severity=Severity.ERROR,
+        )
     elif inspection.older_than(vllm_releases.OLDEST):
         yield Fault(
-            f"vLLM {inspection.vllm} is older than {vllm_releases.OLDEST}, the oldest these rules know"
+            f"vLLM {inspection.vllm} is older than {vllm_releases.OLDEST}, the oldest these rules know",
+            remedy=f"Serve it with vLLM {vllm_releases.OLDEST} or newer.",
         )
 
 

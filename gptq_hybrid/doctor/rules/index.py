@@ -50,9 +50,17 @@ def outside(inspection: Inspection) -> Iterator[Fault]:
     remedy="Move the file beside config.json, and change its name in the index.",
 )
 def in_subfolder(inspection: Inspection) -> Iterator[Fault]:
+    inspection.checkpoint.read_all_headers()
     for name in inspection.checkpoint.referenced:
         if "/" in name and name not in inspection.checkpoint.refused_files:
-            yield Fault(f"{INDEX_NAME} names {name}, below the checkpoint folder", file=name)
+            header = inspection.checkpoint.headers.get(name)
+            head = header is not None and all(tensor.startswith("mtp.") for tensor in header.tensors)
+            yield Fault(
+                f"{INDEX_NAME} names {name}, below the checkpoint folder"
+                + (": the MTP head" if head else ""),
+                file=name,
+                remedy="Move it: qwen36 repair {path}" if head else None,
+            )
 
 
 @rule(

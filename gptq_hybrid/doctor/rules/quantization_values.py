@@ -14,7 +14,7 @@ from .linears import is_gptq, linears
 @rule(
     "quantization-values",
     scope="quantized",
-    explanation="vLLM uses these values as they are: it divides by them, compiles them, and looks kernels up by them.",
+    explanation="vLLM divides by these values, compiles them as patterns, and looks kernels up by them.",
     remedy="Quantize again, or correct the value if the tensors are stored otherwise than it says.",
 )
 def values(inspection: Inspection) -> Iterator[Fault]:

@@ -11,6 +11,9 @@ from gptq_hybrid.checkpoint.json_files import fetch_json_object
 from gptq_hybrid.common.errors import CheckpointError, TransferError
 from gptq_hybrid.doctor import chat, vllm_releases
 from gptq_hybrid.doctor.findings import Fault, Inspection, Severity, rule, some
+from gptq_hybrid.doctor.head_place import dropped_by_target
+
+from .mtp import elsewhere
 
 _COPY = "Copy it from the original checkpoint."
 _TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",))
@@ -309,6 +312,8 @@ def unknown(inspection: Inspection) -> Iterator[Fault]:
     dense = {spec.name for spec in inspection.layout.dense}
     modules = {name.removesuffix(".weight") for name in dense if name.endswith(".weight")}
     suffixes = {suffix for candidate in formats.FORMATS for suffix in candidate.suffixes}
+    head = elsewhere(inspection) if inspection.mtp else None
+    misplaced = {info.name for info in head.tensors.values()} if head else set()
     strange: list[str] = []
     for name in inspection.checkpoint.loaded:
         module, _, suffix = name.rpartition(".")
@@ -319,6 +324,8 @@ def unknown(inspection: Inspection) -> Iterator[Fault]:
             continue
         if name.startswith("lm_head.") and inspection.layout.output_head is None:
             continue  # the rule embeddings-tied looks at it
+        if dropped_by_target(name, inspection.checkpoint) or name in misplaced:
+            continue  # the rule mtp-elsewhere looks at these
         if name.startswith("mtp.") and not inspection.drafting:
             continue  # the target skips these, and there is no draft
         strange.append(name)

@@ -139,11 +139,11 @@ class Checkpoint:
 
     @cached_property
     def on_disk(self) -> tuple[str, ...]:
-        """Names of the ``*.safetensors`` files present, sorted."""
+        """Names of the ``*.safetensors`` files present, sorted; as for vLLM, hidden ones do not count."""
         listed = self.listing
         if listed is None:
             listed = tuple(name for name in _PROBED if self.files.size(name) is not None)
-        return tuple(n for n in sorted(listed) if n.endswith(".safetensors") and n not in _NOT_SHARDS)
+        return tuple(n for n in sorted(listed) if is_weight_file(n) and n not in _NOT_SHARDS)
 
     @cached_property
     def referenced(self) -> tuple[str, ...]:
@@ -251,6 +251,11 @@ class Checkpoint:
             if isinstance(piece, Exception):
                 raise piece
         return [piece for piece in pieces if isinstance(piece, bytes)]
+
+
+def is_weight_file(name: str) -> bool:
+    """Whether vLLM's search for ``*.safetensors`` finds a file of this name."""
+    return name.endswith(".safetensors") and not name.startswith(".")
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

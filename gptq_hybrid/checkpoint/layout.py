@@ -73,6 +73,14 @@ class TensorLayout:
         head = next((spec for spec in self.plain if spec.name == "lm_head.weight"), None)
         return None if head is None else LinearSpec("lm_head", *head.shape)
 
+    def with_output_head(self) -> TensorLayout:
+        """Return the layout of a model whose output head is not its embedding, though the config ties the two."""
+        if self.output_head is not None:
+            return self
+        embedding = next((spec for spec in self.plain if spec.name.endswith("embed_tokens.weight")), None)
+        head = () if embedding is None else (TensorSpec("lm_head.weight", embedding.shape),)
+        return replace(self, plain=(*self.plain, *head))
+
     @property
     def mtp_linears(self) -> list[LinearSpec]:
         """The linears of the MTP head, ``mtp.fc`` among them."""
@@ -119,8 +127,8 @@ class Family:
         architectures: values of ``architectures`` in ``config.json`` that vLLM has a class for.
         model_types: values of ``model_type`` in ``config.json`` by which the family is recognised.
         mtp_architectures: vLLM's names for the classes of the draft model.
-        layout: derives the tensors from a parsed ``config.json``; raises CheckpointError for one that lacks a
-            dimension.
+        layout: derives the tensors from a parsed ``config.json``; raises CheckpointError for a dimension that
+            cannot be.
     """
 
     name: str

@@ -106,7 +106,8 @@ def _summary(report: Report) -> str:
         for findings, noun in ((report.errors, "error"), (report.warnings, "warning"))
         if findings
     ]
-    what = f"{report.path}: {report.format or 'unknown format'}, checked for {against}"
+    share = f" ({report.packed:.0%} of the linears' parameters packed)" if report.packed else ""
+    what = f"{report.path}: {report.format or 'unknown format'}{share}, checked for {against}"
     what += " with MTP" if report.mtp else " without MTP"
     if report.verdict == "faulty":
         return f"{what}: {', '.join(counts)}. It will not serve as requested."

@@ -17,7 +17,7 @@ from gptq_hybrid.hooks import contributions
 from .findings import Finding, Inspection, Rule, Severity
 from .report import Report
 from .rules.g_idx import permuted_tensors
-from .vllm_releases import VllmRelease, installed_vllm, plugin_installed
+from .vllm_releases import UNTIES_SINCE, VllmRelease, installed_vllm, plugin_installed
 
 # What decides whether a head drafts: the head itself, and the files that every load depends on.
 MTP_SCOPES = frozenset({"files", "mtp"})
@@ -165,11 +165,20 @@ def _inspection(
         raise
     except Exception as error:  # noqa: BLE001 - families are plugins, and configs hold anything
         return _failed("the layout", error)
+    if _unties(checkpoint, vllm):
+        layout = layout.with_output_head()
     named = layout.as_named_in(checkpoint.loaded)
     expected_prefix = None if named is layout else layout.layers_prefix
     return Inspection(
         checkpoint, family, named, mtp=mtp, vllm=vllm, plugin=plugin, expected_prefix=expected_prefix
     )
+
+
+def _unties(checkpoint: Checkpoint, vllm: VllmRelease | None) -> bool:
+    """Whether vLLM loads the stored output head of a config that ties it to the embedding."""
+    stored = any(name.endswith("lm_head.weight") for name in checkpoint.loaded)
+    newer = vllm is None or vllm.at_least(UNTIES_SINCE)
+    return stored and newer and bool(checkpoint.config.get("tie_word_embeddings", False))
 
 
 def _run(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, Literal
 
-from gptq_hybrid.checkpoint import Checkpoint
+from gptq_hybrid.checkpoint import Checkpoint, formats, layout_for
 from gptq_hybrid.checkpoint.formats import declared_format
 from gptq_hybrid.common.errors import HybridError
 
@@ -28,6 +29,8 @@ class Report:
         plugin: whether vLLM was taken to run with this distribution's plugin.
         format: name of the quantization format; None for an unknown one.
         bytes_read: bytes of files that were read.
+        packed: share of the parameters of the language model's linears, its head's among them, that is stored
+            quantized.
         requests: number of requests to a server; of reads, for a local folder.
         checkpoint: the open checkpoint, for further questions; None where unreadable.
     """
@@ -40,6 +43,7 @@ class Report:
     plugin: bool = False
     format: str | None = None
     bytes_read: int = 0
+    packed: float = 0.0
     requests: int = 0
     checkpoint: Checkpoint | None = field(default=None, repr=False, compare=False)
 
@@ -65,6 +69,7 @@ class Report:
             plugin=plugin,
             format=None if declared is None else declared.name,
             bytes_read=checkpoint.files.reads.bytes,
+            packed=_packed_share(checkpoint),
             requests=checkpoint.files.reads.requests,
             checkpoint=checkpoint,
         )
@@ -99,6 +104,21 @@ class Report:
             "findings": [_as_json(finding) for finding in self.findings],
             "verdict": self.verdict,
         }
+
+
+def _packed_share(checkpoint: Checkpoint) -> float:
+    try:
+        layout = layout_for(checkpoint.config).as_named_in(checkpoint.loaded)
+    except HybridError:
+        return 0.0
+    done = total = 0
+    for spec in (*(linear.weight for linear in layout.quantized), *layout.plain, *layout.mtp):
+        if len(spec.shape) == 2 and not spec.name.endswith("embed_tokens.weight"):
+            stored = formats.stored(checkpoint.loaded, spec.name.removesuffix(".weight"))
+            count = prod(spec.shape) if stored else 0
+            total += count
+            done += count if stored and stored.quantized else 0
+    return done / total if total else 0.0
 
 
 def _as_json(finding: Finding) -> dict[str, str]:

@@ -44,7 +44,7 @@ def serve_arguments(
     if checkpoint.files.far and revision:
         arguments += ["--revision", revision]
     layout = layout_for(checkpoint.config)
-    if drafts and layout.mtp:
+    if drafts and layout.mtp and any(name.startswith("mtp.") for name in checkpoint.loaded):
         arguments += ["--speculative-config", json.dumps({"method": "mtp", "num_speculative_tokens": drafts})]
     template = readable_template(checkpoint) if chat else None
     if reasoning := reasoning_parser(template):

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
 # The oldest and newest release whose loading code was read.
 OLDEST, NEWEST = "0.19.1", "0.33.0"
+# The first release whose registry has this family's classes; 0.16.0 answers that they are not supported (vLLM's
+# issue #36411 and release notes; the source was not read).
+ARCHITECTURE_SINCE = "0.17"
+# From here on a config is read into transformers' strict dataclasses, which take no integer for a float and no
+# text for a number. 0.32.0, which wants transformers 5.16 or newer, was read; older releases were not.
+STRICT_CONFIG_SINCE = "0.32"
 # From here on GPTQ's `desc_act: true` is refused while the config is parsed (vLLM #54809).
 NO_ACT_ORDER = "0.30"
 # From here on a null `dynamic` breaks the construction of the draft.
@@ -34,6 +40,9 @@ TEXT_ONLY_MTP_SINCE = "0.28"
 LM_HEAD_MTP_SINCE = "0.26"
 # From here on any `-:` rule of `dynamic` with "mtp" in its text makes all of the draft's layers unquantized.
 MTP_RULE_MEANS_ALL = "0.27.1"
+# From here on a stored lm_head counts although the config ties it to the embedding, if the root says so too.
+# 0.32.0 was read; releases a little older may do so as well.
+UNTIES_SINCE = "0.32"
 # The plugin's name among vLLM's general plugins.
 PLUGIN = "qwen36"
 # vLLM's parsers, by the release that first had them.

@@ -57,6 +57,11 @@ def _link_out(shop: Workshop) -> None:
     path.symlink_to(outside)
 
 
+def _in_capitals(shop: Workshop) -> None:
+    (shop.folder / MTP_FILE).rename(shop.folder / "mtp.SAFETENSORS")
+    shop.index(lambda m: m.update({n: "mtp.SAFETENSORS" for n, file in m.items() if file == MTP_FILE}))
+
+
 def _into_subfolder(shop: Workshop) -> None:
     (shop.folder / "sub").mkdir()
     (shop.folder / MTP_FILE).rename(shop.folder / "sub" / MTP_FILE)
@@ -104,6 +109,7 @@ FILE_CASES = (
     faulty("index-dotdot", "bf16", "file-outside", _send("../elsewhere.safetensors")),
     faulty("index-absolute", "bf16", "file-outside", _send("/etc/passwd")),
     faulty("link-out", "bf16", "file-outside mtp-missing", _link_out),
+    faulty("file-in-capitals", "bf16", "file-name", _in_capitals),
     faulty("subfolder", "bf16", "file-in-subfolder", _into_subfolder),
     faulty("shard-absent", "bf16", "index-missing-file weights-missing", lambda s: s.delete(LAST)),
     faulty("shard-cut", "bf16", "shard-unreadable", _truncate(SHARD, 0.5)),

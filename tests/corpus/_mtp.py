@@ -94,6 +94,12 @@ MTP_CASES = (
     faulty("head-nan", "gptq", "mtp-values", _fill(float("nan"))),
     faulty("head-inf", "bf16", "mtp-values", _fill(float("inf"))),
     faulty(
+        "head-of-a-part",
+        "gptq",
+        "mtp-elsewhere",
+        lambda s: s.shard("mtp.safetensors", lambda t: t.update({f"model.{n}": t.pop(n) for n in list(t)})),
+    ),
+    faulty(
         "config-without-head",
         "gptq",
         "mtp-config",

@@ -88,6 +88,13 @@ def _set(module: str, part: str, index: int, value: float) -> object:
 DYNAMIC = {r"-:^mtp\.": {}}
 QUANTIZED_CASES = (
     faulty("no-quantization-config", "gptq", "quantization-undeclared", _undeclared),
+    faulty("bits-as-float", "gptq", "quantization-values", lambda s: s.quantization(bits=4.0)),
+    faulty(
+        "rule-that-is-no-pattern",
+        "gptq",
+        "quantization-values",
+        lambda s: s.quantization(dynamic={r"-:^mtp\.": {}, "+:*o_proj": {"bits": 4}}),
+    ),
     odd(
         "unknown-method",
         "bf16",

@@ -142,8 +142,51 @@ SERVING_CASES = (
     faulty(
         "no-hidden-size",
         "bf16",
-        "config-dimensions",
+        "plain-shape",
         lambda s: s.config(lambda c: c["text_config"].pop("hidden_size")),
+    ),
+    faulty(
+        "llama-first",
+        "bf16",
+        "config-class",
+        lambda s: s.config(lambda c: c["architectures"].insert(0, "LlamaForCausalLM")),
+    ),
+    odd(
+        "unknown-architecture-first",
+        "bf16",
+        "config-class",
+        lambda s: s.config(lambda c: c["architectures"].insert(0, "SomethingForCausalLM")),
+    ),
+    faulty(
+        "text-class-with-a-tower",
+        "gptq",
+        "config-class",
+        lambda s: s.config(lambda c: c.update(architectures=["Qwen3_5ForCausalLM"])),
+    ),
+    faulty(
+        "whole-number-for-epsilon",
+        "bf16",
+        "config-values",
+        lambda s: s.config(lambda c: c["text_config"].update(rms_norm_eps=1)),
+    ),
+    odd(
+        "whole-number-for-epsilon-old-vllm",
+        "bf16",
+        "config-values",
+        lambda s: s.config(lambda c: c["text_config"].update(rms_norm_eps=1)),
+        vllm="0.29.0",
+    ),
+    faulty(
+        "unknown-activation",
+        "bf16",
+        "config-values",
+        lambda s: s.config(lambda c: c["text_config"].update(hidden_act="gelu")),
+    ),
+    faulty(
+        "tied-beside-a-head",
+        "bf16",
+        "embeddings-tied",
+        lambda s: s.config(lambda c: c["text_config"].update(tie_word_embeddings=True)),
     ),
     faulty(
         "negative-layers",
@@ -171,6 +214,7 @@ SERVING_CASES = (
     ),
     odd("unknown-bias", "gptq", "tensor-unknown", _bias),
     odd("newer-vllm", "bf16", "vllm-release", lambda s: None, vllm="0.99"),
+    faulty("vllm-before-this-family", "bf16", "vllm-release", lambda s: None, vllm="0.10"),
     odd("older-vllm", "bf16", "vllm-release parser-unknown", lambda s: None, vllm="0.18.0"),
     odd(
         "json-tools-before-0.19",

@@ -123,8 +123,20 @@ def test_a_head_with_a_non_finite_row(separate: Path, value: float) -> None:
     assert (finding.rule, finding.tensor) == ("mtp-values", "mtp.fc.weight")
 
 
-def test_a_config_without_mtp_layers(separate: Path) -> None:
+def test_a_config_that_says_there_is_no_head(separate: Path) -> None:
+    edit_json(separate / "config.json", lambda config: config["text_config"].update(mtp_num_hidden_layers=0))
+    assert findings(separate)[0].rule == "mtp-config"
+
+
+@pytest.mark.parametrize("root", [{}, {"mtp_num_hidden_layers": 1}])
+def test_a_config_that_says_nothing_of_the_head_means_one_layer(separate: Path, root: dict[str, int]) -> None:
     edit_json(separate / "config.json", lambda config: config["text_config"].pop("mtp_num_hidden_layers"))
+    edit_json(separate / "config.json", lambda config: config.update(root))
+    assert findings(separate) == []
+
+
+def test_no_head_at_the_root_counts_too(separate: Path) -> None:
+    edit_json(separate / "config.json", lambda config: config.update(mtp_num_hidden_layers=0))
     assert findings(separate)[0].rule == "mtp-config"
 
 

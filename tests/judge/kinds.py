@@ -204,32 +204,6 @@ def _eps(text: str) -> Change:
     return apply
 
 
-def tied_in_vllm(made: Made) -> bool:
-    """What vLLM goes by."""
-    root, text = made.tied
-    return bool(text if made.nested or text is not None else root)
-
-
-def _tied_here(made: Made) -> bool:
-    root, text = made.tied
-    if not made.nested:
-        return tied_in_vllm(made)
-    return bool(text if root is None else root)
-
-
-def _counted(count: str) -> Callable[[Made], bool]:
-    return lambda made: made.count == count
-
-
-def _lacks(*keys: str) -> Callable[[Made], bool]:
-    return lambda made: set(keys) <= made.absent
-
-
-def _unsure(made: Made) -> bool:
-    """Whether checker and vLLM go by different values, or a head is stored of a model that is tied."""
-    return _tied_here(made) != tied_in_vllm(made) or (made.own_head and _tied_here(made))
-
-
 def _fused(*formats: str) -> Callable[[Made], bool]:
     return lambda made: made.style == "fused" and made.format in formats
 
@@ -284,24 +258,23 @@ NAMES = (
          Made(format="fp8", style="fused"), excuses=_fused("fp8")),
 )  # fmt: skip
 COUNT = tuple(
-    Kind(f"mtp-count-{count}-{form}", 2, "faulty", "builds one MTP layer, and loads it",
-         Made(count=count, format=form), excuses=_counted(count))
+    Kind(f"mtp-count-{count}-{form}", 2, "serves", "builds one MTP layer, and loads it",
+         Made(count=count, format=form))
     for count in _COUNTS for form in _FORMS
 )  # fmt: skip
 TIED = (
-    Kind("tied-root-alone-no-head", 3, "serves", "builds an lm_head of its own, which nothing writes",
-         Made(tied=(True, None), own_head=False, format="gptq"),
-         excuses=_unsure),
-    Kind("tied-root-not-text-no-head", 3, "serves", "goes by text_config: an lm_head that nothing writes",
+    Kind("tied-root-alone-no-head", 3, "faulty", "builds an lm_head of its own, which nothing writes",
+         Made(tied=(True, None), own_head=False, format="gptq")),
+    Kind("tied-root-not-text-no-head", 3, "faulty", "goes by text_config: an lm_head that nothing writes",
          Made(tied=(True, False), own_head=False)),
-    Kind("tied-text-not-root-own-head", 3, "serves", "ties, and throws the stored head away",
+    Kind("tied-text-not-root-own-head", 3, "faulty", "ties, and throws the stored head away",
          Made(tied=(False, True), format="gptq")),
-    Kind("tied-text-not-root-no-head", 3, "faulty", "ties",
-         Made(tied=(False, True), own_head=False), excuses=_unsure),
-    Kind("tied-both-own-head", 3, "faulty", "finds the head and unties",
+    Kind("tied-text-not-root-no-head", 3, "serves", "ties",
+         Made(tied=(False, True), own_head=False)),
+    Kind("tied-both-own-head", 3, "serves", "finds the head and unties",
          Made(tied=(True, True), format="gptq")),
-    Kind("tied-root-own-head", 3, "faulty", "loads the head", Made(tied=(True, None))),
-    Kind("tied-text-only-own-head", 3, "faulty", "finds the head and unties",
+    Kind("tied-root-own-head", 3, "serves", "loads the head", Made(tied=(True, None))),
+    Kind("tied-text-only-own-head", 3, "serves", "finds the head and unties",
          Made(nested=False, tied=(None, True))),
 )  # fmt: skip
 ZERO = (
@@ -378,57 +351,54 @@ RULES = (
         quantization(dynamic={r"-:^mtp\.": {}, r"+:.*\.qkv_proj$": {"bits": 8}}))),
 )  # fmt: skip
 CLASSES = (
-    Kind("multimodal-class-text-config", 8, "serves", "looks for vision_config",
-         Made(nested=False, architecture="Qwen3_5ForConditionalGeneration"),
-         excuses=lambda m: m.architecture is not None),
-    Kind("text-class-with-a-tower", 8, "serves", "has no module called visual",
+    Kind("multimodal-class-text-config", 8, "faulty", "looks for vision_config",
+         Made(nested=False, architecture="Qwen3_5ForConditionalGeneration")),
+    Kind("text-class-with-a-tower", 8, "faulty", "has no module called visual",
          Made(architecture="Qwen3_5ForCausalLM")),
 )  # fmt: skip
 PREFIXES = (
-    Kind("head-under-language_model-unwanted", 10, "faulty", "drops `mtp.` inside `language_model.` too",
-         Made(head="language_model.mtp"), excuses=lambda m: m.head == "language_model.mtp", mtp=False),
+    Kind("head-under-language_model-unwanted", 10, "serves", "drops `mtp.` inside `language_model.` too",
+         Made(head="language_model.mtp"), mtp=False),
 )  # fmt: skip
 DEFAULTS = (
     *(
-        Kind(f"absent-{key}", 11, "faulty", "has a default", Made(absent=frozenset({key})),
-             excuses=_lacks(key))
+        Kind(f"absent-{key}", 11, "serves", "has a default", Made(absent=frozenset({key})))
         for key in ("head_dim", "linear_conv_kernel_dim")
     ),
-    Kind("absent-layer-types-and-interval", 11, "faulty", "makes every fourth layer full attention",
-         Made(absent=frozenset({"layer_types", "full_attention_interval"})),
-         excuses=_lacks("layer_types", "full_attention_interval")),
+    Kind("absent-layer-types-and-interval", 11, "serves", "makes every fourth layer full attention",
+         Made(absent=frozenset({"layer_types", "full_attention_interval"}))),
 )  # fmt: skip
 FILES = (
     *(
-        Kind(f"file-{what}", 15, "serves", 'looks for glob("*.safetensors") alone',
+        Kind(f"file-{what}", 15, "faulty", 'looks for glob("*.safetensors") alone',
              GPTQ, renamed("mtp.safetensors", name))
         for what, name in (
             ("other-suffix", "mtp.st"), ("in-capitals", "mtp.SAFETENSORS"), ("hidden", ".mtp.safetensors"),
         )
     ),
-    Kind("folder-with-brackets", 15, "serves", "takes them for a pattern, and finds no weights",
+    Kind("folder-with-brackets", 15, "faulty", "takes them for a pattern, and finds no weights",
          GPTQ, None, "check[1]point"),
-    Kind("folder-called-safetensors", 15, "serves", "opens it as a file where no index leaves it out", GPTQ,
+    Kind("folder-called-safetensors", 15, "faulty", "opens it as a file where no index leaves it out", GPTQ,
          both(lambda folder: (folder / INDEX).unlink(), lambda folder: (folder / "x.safetensors").mkdir())),
 )  # fmt: skip
 VALUES = (
-    Kind("dynamic-bad-regex", 16, "serves", "compiles it", GPTQ,
+    Kind("dynamic-bad-regex", 16, "faulty", "compiles it", GPTQ,
          quantization(dynamic={r"-:^mtp\.": {}, "+:*o_proj": {"bits": 4}})),
-    Kind("bits-as-float", 16, "serves", "takes 4.0 for a size", GPTQ, quantization(bits=4.0)),
-    Kind("eps-as-text", 16, "serves", "transformers wants a float", BF16, _eps('"1e-6"')),
-    Kind("eps-as-integer", 16, "serves", "transformers wants a float", BF16, _eps("1")),
-    Kind("unknown-hidden-act", 16, "serves", "knows silu alone", Made(text={"hidden_act": "sillu"})),
-    Kind("unknown-rope-type", 16, "serves", "knows no such type",
+    Kind("bits-as-float", 16, "faulty", "takes 4.0 for a size", GPTQ, quantization(bits=4.0)),
+    Kind("eps-as-text", 16, "faulty", "transformers wants a float", BF16, _eps('"1e-6"')),
+    Kind("eps-as-integer", 16, "faulty", "transformers wants a float", BF16, _eps("1")),
+    Kind("unknown-hidden-act", 16, "faulty", "knows silu alone", Made(text={"hidden_act": "sillu"})),
+    Kind("unknown-rope-type", 16, "faulty", "knows no such type",
          Made(text={"rope_parameters": {"rope_type": "sideways", "rope_theta": 1e7}})),
-    Kind("other-architecture-first", 16, "serves", "takes the first that it knows", BF16,
+    Kind("other-architecture-first", 16, "faulty", "takes the first that it knows", BF16,
          config(lambda c: c.update(architectures=["LlamaForCausalLM", *c["architectures"]]))),
-    Kind("fp8-static-blocks", 16, "serves", "has blocks with dynamic activations alone", FP8,
+    Kind("fp8-static-blocks", 16, "faulty", "has blocks with dynamic activations alone", FP8,
          quantization(activation_scheme="static")),
-    Kind("fp8-block-size-unsaid", 16, "serves", "has no parameter weight_scale_inv without blocks", FP8,
+    Kind("fp8-block-size-unsaid", 16, "faulty", "has no parameter weight_scale_inv without blocks", FP8,
          quantization(weight_block_size=None)),
-    Kind("auto-round-three-bits", 16, "serves", "has three bits with Humming alone, whose words are others",
+    Kind("auto-round-three-bits", 16, "faulty", "has three bits with Humming alone, whose words are others",
          ROUND, quantization(bits=3)),
-    Kind("auto-round-asymmetric", 16, "serves", "knows symmetric ones alone", ROUND, quantization(sym=False)),
+    Kind("auto-round-asymmetric", 16, "faulty", "knows symmetric ones alone", ROUND, quantization(sym=False)),
 )  # fmt: skip
 ALARMS = (
     Kind("g-idx-int64", 17, "faulty", "drops every g_idx unread from 0.30 on",
@@ -440,11 +410,11 @@ ALARMS = (
          tensors(lambda t: [t.pop(name) for name in list(t) if name.endswith(".qzeros")])),
 )  # fmt: skip
 TO_MEND: tuple[Kind, ...] = (
-    *NAMES, *COUNT, *TIED, *ZERO, *PLACES, *METHODS, *GROUPS, *RULES, *CLASSES,
-    *PREFIXES, *DEFAULTS, *FILES, *VALUES, *ALARMS,
+    *NAMES, *ZERO, *PLACES, *METHODS, *GROUPS, *RULES, *ALARMS,
 )  # fmt: skip
 # Suspects of which checker and vLLM think alike today; they have to go on doing so.
 AGREED: tuple[Kind, ...] = (
+    *COUNT, *TIED, *CLASSES, *PREFIXES, *DEFAULTS, *FILES, *VALUES,
     Kind("mtp-count-0", 2, "faulty", "divides by zero", Made(count="text-0")),
     Kind("mtp-count-absent-no-head", 2, "faulty", "leaves the draft unwritten",
          Made(count="absent", head="absent", format="gptq")),

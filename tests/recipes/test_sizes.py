@@ -66,7 +66,8 @@ def test_changes_add_up_to_the_difference_at_27b() -> None:
 
 
 def test_a_tied_output_head_cannot_be_packed() -> None:
-    tied = layout_for({**CONFIG_27B, "tie_word_embeddings": True})
+    text = {**CONFIG_27B["text_config"], "tie_word_embeddings": True}
+    tied = layout_for({**CONFIG_27B, "text_config": text})
     assert tied.output_head is None
     with pytest.raises(HybridError, match="tied to the embeddings"):
         refuse_impossible(tied, Packaging(lm_head_bits=8), 128, keep_mtp=True)

@@ -185,7 +185,8 @@ def test_a_tied_output_head_is_refused_before_the_run(
     folder = tmp_path / "tied"
     folder.mkdir()
     config = json.loads((original.path / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    config["text_config"]["tie_word_embeddings"] = True
+    (folder / "config.json").write_text(json.dumps(config))
     model = quantized("static").model
     before = model.model_local_path
     with packaged(model, Packaging(lm_head_bits=8)):

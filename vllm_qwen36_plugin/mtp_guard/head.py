@@ -38,8 +38,7 @@ def expected_tensors(text_config: Mapping[str, Any]) -> dict[str, tuple[int, ...
     """
     from gptq_hybrid.checkpoint import layout_for
 
-    # vLLM has renamed the model type for the draft, and defaults the number of MTP layers to 1.
-    config = {"mtp_num_hidden_layers": 1, **text_config, "model_type": "qwen3_5_text"}
+    config = {**text_config, "model_type": "qwen3_5_text"}  # vLLM has renamed it for the draft
     return {spec.name: spec.shape for spec in layout_for(config).mtp}
 
 

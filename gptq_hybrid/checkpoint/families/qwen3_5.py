@@ -15,6 +15,33 @@ from gptq_hybrid.common.errors import CheckpointError
 # The largest models published have about 130 layers. A hostile config must not make the layout take all memory.
 _MOST_LAYERS = 1024
 LINEAR, FULL = "linear_attention", "full_attention"
+# transformers' Qwen3_5TextConfig and Qwen3_5VisionConfig, from which vLLM takes what config.json leaves out.
+_TEXT_DEFAULTS = {
+    "vocab_size": 248320,
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "full_attention_interval": 4,
+}
+_VISION_DEFAULTS = {
+    "depth": 27,
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "in_channels": 3,
+    "patch_size": 16,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "out_hidden_size": 3584,
+    "num_position_embeddings": 2304,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +67,11 @@ def qwen3_5_layout(config: Mapping[str, Any]) -> TensorLayout:
     """Derive the layout of a dense hybrid, multimodal (``qwen3_5``) or text-only (``qwen3_5_text``).
 
     Raises:
-        CheckpointError: ``config`` lacks a dimension, or has one that is not a positive integer.
+        CheckpointError: ``config`` has a dimension that is not a positive integer.
     """
     nested = config.get("text_config")
     text = nested if isinstance(nested, Mapping) else config
-    dims = _dims(text, root=config)
+    dims = _dims({**_TEXT_DEFAULTS, **text}, root=config)
     root = "model.language_model" if isinstance(nested, Mapping) else "model"
     quantized: list[LinearSpec] = []
     plain = [
@@ -139,12 +166,14 @@ def _mtp(d: _Dims) -> list[TensorSpec]:
 
 
 def _vision(vision: Mapping[str, Any]) -> list[TensorSpec]:
+    vision = {**_VISION_DEFAULTS, **vision}
+
     def dim(key: str) -> int:
         return _positive(vision, key, "vision_config.")
 
     hidden, inter, out = dim("hidden_size"), dim("intermediate_size"), dim("out_hidden_size")
     patch, temporal, merge = dim("patch_size"), dim("temporal_patch_size"), dim("spatial_merge_size")
-    channels = dim("in_channels") if "in_channels" in vision else 3
+    channels = dim("in_channels")
     merged = hidden * merge**2
     base = "model.visual"
     tensors = [
@@ -207,13 +236,12 @@ def _dims(text: Mapping[str, Any], *, root: Mapping[str, Any]) -> _Dims:
     values = dim("linear_num_value_heads") * dim("linear_value_head_dim")
     # transformers' Qwen3_5TextConfig gates attention output by default.
     gate = 2 if text.get("attn_output_gate", True) else 1
-    mtp_layers = _layer_count(text, "mtp_num_hidden_layers") if text.get("mtp_num_hidden_layers") else 0
     return _Dims(
         hidden=dim("hidden_size"),
         intermediate=dim("intermediate_size"),
         layer_types=tuple(layer_types),
         vocab=dim("vocab_size"),
-        tied=bool(root.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
+        tied=bool(text.get("tie_word_embeddings", False)),
         q_out=heads * head_dim * gate,
         kv_out=dim("num_key_value_heads") * head_dim,
         attention_out=heads * head_dim,
@@ -223,8 +251,20 @@ def _dims(text: Mapping[str, Any], *, root: Mapping[str, Any]) -> _Dims:
         gdn_value_heads=dim("linear_num_value_heads"),
         gdn_value_head_dim=dim("linear_value_head_dim"),
         conv_kernel=dim("linear_conv_kernel_dim"),
-        mtp_layers=mtp_layers,
+        mtp_layers=_mtp_layers(text, root),
     )
+
+
+def _mtp_layers(text: Mapping[str, Any], root: Mapping[str, Any]) -> int:
+    """Layers of the MTP head that vLLM builds: the text config's number, or one where that says nothing.
+
+    vLLM reads the number at the root too, for the most tokens to draft, and fails on a 0 there.
+    """
+    if root.get("mtp_num_hidden_layers", 1) == 0 or not text.get("mtp_num_hidden_layers", 1):
+        return 0
+    if text.get("mtp_num_hidden_layers", 1) is True:
+        return 1  # as range() has it
+    return _layer_count({"mtp_num_hidden_layers": 1, **text}, "mtp_num_hidden_layers")
 
 
 QWEN3_5 = Family(

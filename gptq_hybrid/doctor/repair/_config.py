@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from gptq_hybrid.checkpoint import Checkpoint, TensorLayout, family_for, formats
@@ -26,6 +27,12 @@ _SHARED = ("bits", "group_size", "sym", "desc_act", "dynamic")
 def correct_config(changes: Changes, checkpoint: Checkpoint, layout: TensorLayout, rules: set[str]) -> None:
     """Correct ``config.json`` and ``quantize_config.json`` for the findings of ``rules``."""
     old = checkpoint.quantization_config
+    taken = _from_copy(checkpoint) if old is None and "quantization-undeclared" in rules else None
+    if taken is not None:
+        checkpoint = replace(checkpoint, config={**checkpoint.config, "quantization_config": taken})
+        changes.documents["config.json"] = dict(checkpoint.config)
+        changes.sentences.append(f"take quantization_config from {_COPY}")
+        old = taken
     declared = formats.declared_format(old)
     if old is None or declared is None:
         return
@@ -46,6 +53,21 @@ def correct_config(changes: Changes, checkpoint: Checkpoint, layout: TensorLayou
     if new != old:
         changes.documents["config.json"] = _with(checkpoint.config, old, new)
     _update_copy(changes, checkpoint, new)
+
+
+def _from_copy(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """Return the settings that ``quantize_config.json`` has, if they are of a format that is known."""
+    if not checkpoint.has(_COPY):
+        return None
+    try:
+        content = fetch_json_object(checkpoint.files, _COPY)
+    except CheckpointError:
+        return None
+    # AutoGPTQ left the method out.
+    content = (
+        content if "quant_method" in content or "bits" not in content else {"quant_method": "gptq", **content}
+    )
+    return content if formats.declared_format(content) is not None else None
 
 
 def _head_is_quantized(changes: Changes, checkpoint: Checkpoint, layout: TensorLayout) -> dict[str, bool]:

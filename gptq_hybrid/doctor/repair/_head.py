@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,6 +12,7 @@ from gptq_hybrid.checkpoint import MTP_FILE, Checkpoint, TensorInfo, TensorLayou
 from gptq_hybrid.checkpoint.files import Files
 from gptq_hybrid.checkpoint.files.http import HttpFiles
 from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.doctor.head_place import Elsewhere, dropped_by_target
 from gptq_hybrid.doctor.mtp_head import find_mtp_in
 
 from ._changes import Changes, Metadata, TensorFile
@@ -92,6 +95,35 @@ def graft_head(
     )
 
 
+def bring_head(changes: Changes, checkpoint: Checkpoint, head: Elsewhere, *, copy: bool) -> None:
+    """Write a head that lies elsewhere into ``mtp.safetensors``, under the names that vLLM looks for.
+
+    Raises:
+        HybridError: vLLM fails on the names it has now, they are in a main shard, and the result is not a ``copy``.
+    """
+    stored = {info.name for info in head.tensors.values()}
+    for name in sorted({info.file for info in head.tensors.values()}):
+        alone = checkpoint.headers[name].tensors.keys() <= stored
+        if name == MTP_FILE and alone:
+            continue
+        if copy:
+            _strip(changes, checkpoint, name, stored)
+        elif alone:
+            changes.dropped.add(name)  # out of the index; the file stays
+        elif not all(dropped_by_target(tensor, checkpoint) for tensor in stored):
+            raise HybridError(
+                f"{checkpoint.path}: the MTP head is called {head.place}* in {name}, and main shards are not "
+                "rewritten in place",
+                remedy="Write a repaired copy instead: add --out DIR.",
+            )
+    files = {info.file for info in head.tensors.values()}
+    tensors = tuple((checkpoint.files, replace(info, name=name)) for name, info in head.tensors.items())
+    changes.shards[MTP_FILE] = TensorFile(tensors, _metadata_from(checkpoint, *sorted(files)))
+    changes.sentences.append(
+        f"write the {len(tensors)} MTP tensors of {head.place} into {MTP_FILE}, as mtp.*"
+    )
+
+
 def _refuse_misfit(
     checkpoint: Checkpoint, layout: TensorLayout, donor: Checkpoint, head: list[TensorInfo]
 ) -> None:
@@ -118,7 +150,11 @@ def _files_with_head(checkpoint: Checkpoint) -> list[str]:
 
 def _strip_head(changes: Changes, checkpoint: Checkpoint, name: str) -> None:
     """Write the file ``name`` without the head, or drop it if it holds nothing else."""
-    body = [t for n, t in checkpoint.headers[name].tensors.items() if not n.startswith(_PREFIX)]
+    _strip(changes, checkpoint, name, {n for n in checkpoint.headers[name].tensors if n.startswith(_PREFIX)})
+
+
+def _strip(changes: Changes, checkpoint: Checkpoint, name: str, head: Collection[str]) -> None:
+    body = [t for n, t in checkpoint.headers[name].tensors.items() if n not in head]
     if body:
         changes.shards[name] = TensorFile(
             tuple((checkpoint.files, info) for info in body), _metadata_from(checkpoint, name)

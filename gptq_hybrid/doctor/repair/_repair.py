@@ -10,12 +10,13 @@ from gptq_hybrid.checkpoint.files import LocalFiles, open_files
 from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.doctor._check import check_mtp, run_rules
 from gptq_hybrid.doctor.findings import Finding
+from gptq_hybrid.doctor.head_place import head_elsewhere
 from gptq_hybrid.doctor.vllm_releases import installed_vllm, plugin_installed
 
 from ._apply import Progress, apply_as_copy, apply_in_place
 from ._changes import Changes
 from ._config import correct_config
-from ._head import graft_head, merge_head, split_head
+from ._head import bring_head, graft_head, merge_head, split_head
 from ._index import correct_index
 
 # Findings about a head that only another head cures; the others are a matter of index and config.
@@ -106,7 +107,10 @@ def _changes(
     layout = layout_for(checkpoint.config)
     rules = {finding.rule for finding in _findings(checkpoint)}
     lost = rules & _LOST or _head_is_alien(checkpoint, rules) or _unindexed_head_is_lost(checkpoint, rules)
-    if mtp_from is not None and lost:
+    elsewhere = head_elsewhere(checkpoint, layout)
+    if elsewhere is not None:
+        bring_head(changes, checkpoint, elsewhere, copy=copy)
+    elif mtp_from is not None and lost:
         if merge:
             raise HybridError(
                 f"{checkpoint.path}: a grafted head goes into {MTP_FILE}, and merging it is a second step",

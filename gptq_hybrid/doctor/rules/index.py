@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator
 
 from gptq_hybrid.checkpoint import INDEX_NAME
+from gptq_hybrid.checkpoint._checkpoint import is_weight_file
 from gptq_hybrid.checkpoint.headers import TensorInfo
 from gptq_hybrid.doctor.findings import Fault, Inspection, Severity, rule, some
 
@@ -48,9 +50,49 @@ def outside(inspection: Inspection) -> Iterator[Fault]:
     remedy="Move the file beside config.json, and change its name in the index.",
 )
 def in_subfolder(inspection: Inspection) -> Iterator[Fault]:
+    inspection.checkpoint.read_all_headers()
     for name in inspection.checkpoint.referenced:
         if "/" in name and name not in inspection.checkpoint.refused_files:
-            yield Fault(f"{INDEX_NAME} names {name}, below the checkpoint folder", file=name)
+            header = inspection.checkpoint.headers.get(name)
+            head = header is not None and all(tensor.startswith("mtp.") for tensor in header.tensors)
+            yield Fault(
+                f"{INDEX_NAME} names {name}, below the checkpoint folder"
+                + (": the MTP head" if head else ""),
+                file=name,
+                remedy="Move it: qwen36 repair {path}" if head else None,
+            )
+
+
+@rule(
+    "file-name",
+    scope="files",
+    explanation='vLLM searches the folder for "*.safetensors" as a shell would, and opens what it finds.',
+    remedy="Rename the file, in the index too: NAME.safetensors in small letters, without a dot before it.",
+)
+def not_found_by_name(inspection: Inspection) -> Iterator[Fault]:
+    checkpoint = inspection.checkpoint
+    absent = {*checkpoint.refused_files, *checkpoint.missing_files}
+    for name in checkpoint.referenced:
+        if "/" not in name and name not in absent and not is_weight_file(name):
+            yield Fault(f"{INDEX_NAME} names {name}, which vLLM does not find by that name", file=name)
+    folder = checkpoint.files.folder
+    if folder is None:
+        return
+    # As vLLM has it: the folder's own name is part of the pattern, which Path.glob() would not do.
+    pattern = f"{folder}/*.safetensors"
+    if glob.has_magic(str(folder)) and checkpoint.on_disk and not glob.glob(pattern):  # noqa: PTH207
+        yield Fault(
+            f"vLLM takes the brackets, stars or question marks in {folder} for a pattern, and finds no weights",
+            remedy="Rename the folder.",
+        )
+    if checkpoint.index is None:
+        for path in sorted(folder.glob("*.safetensors")):
+            if is_weight_file(path.name) and not path.is_file():
+                yield Fault(
+                    f"{path.name} is no file, and without an index vLLM opens it all the same",
+                    file=path.name,
+                    remedy="Move it out of the folder.",
+                )
 
 
 @rule(
@@ -251,6 +293,7 @@ INDEX_RULES = (
     unreadable,
     outside,
     in_subfolder,
+    not_found_by_name,
     missing_file,
     shard_unreadable,
     consolidated,

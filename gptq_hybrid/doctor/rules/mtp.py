@@ -8,12 +8,16 @@ from gptq_hybrid.checkpoint import INDEX_NAME, TensorSpec, formats
 from gptq_hybrid.checkpoint.formats import Stored
 from gptq_hybrid.checkpoint.headers import TensorInfo
 from gptq_hybrid.doctor.findings import Fault, Inspection, rule, some
+from gptq_hybrid.doctor.head_place import Elsewhere, dropped_by_target, head_elsewhere
 
 from .linears import module_name
 from .samples import all_alike, all_zero, has_non_finite, samples
 
 _GET_WHOLE = "Fetch it again from where it came from, or graft the head of the unquantized original"
 GRAFT = f"{_GET_WHOLE}: qwen36 repair {{path}} --mtp-from ORIGINAL"
+
+
+_RENAME = "Give it the names it should have: qwen36 repair {path}"
 
 
 def stored_as(inspection: Inspection, spec: TensorSpec) -> Stored | None:
@@ -36,19 +40,55 @@ def _dense(inspection: Inspection) -> list[tuple[TensorSpec, TensorInfo]]:
 @rule(
     "mtp-config",
     scope="mtp",
-    explanation="Speculative decoding by MTP needs `mtp_num_hidden_layers` in config.json.",
+    explanation="vLLM builds one MTP layer where config.json says nothing, and fails on a 0.",
     remedy="This checkpoint was made without an MTP head; serve it without --speculative-config.",
 )
 def configured(inspection: Inspection) -> Iterator[Fault]:
     if not inspection.layout.mtp:
         yield Fault(
-            "config.json declares no MTP layers (`mtp_num_hidden_layers` is absent or 0)", file="config.json"
+            "config.json declares that there is no MTP head (`mtp_num_hidden_layers` is 0)",
+            file="config.json",
         )
+
+
+def elsewhere(inspection: Inspection) -> Elsewhere | None:
+    """Where the whole head lies, if that is not where the draft looks."""
+    return inspection.once("head_elsewhere", lambda i: head_elsewhere(i.checkpoint, i.layout))
+
+
+@rule(
+    "mtp-elsewhere",
+    scope="mtp",
+    explanation="vLLM's draft takes tensors whose names begin with `mtp.`, and skips all others.",
+    remedy=_RENAME,
+)
+def misplaced(inspection: Inspection) -> Iterator[Fault]:
+    head = elsewhere(inspection)
+    if head is not None and head.place.endswith("."):
+        first = next(iter(head.tensors.values()))
+        yield Fault(
+            f"the MTP head lies under {head.place}* in {first.file} ({len(head.tensors)} tensors), where no draft "
+            "looks for it",
+            tensor=first.name,
+            file=first.file,
+            remedy=None if _repaired_in_place(inspection, head) else f"{_RENAME} --out DIR",
+        )
+
+
+def _repaired_in_place(inspection: Inspection, head: Elsewhere) -> bool:
+    """Whether the tensors may stay where they are: vLLM throws them away, or no other tensor is in their files."""
+    stored = {info.name for info in head.tensors.values()}
+    headers = inspection.checkpoint.headers
+    return all(dropped_by_target(name, inspection.checkpoint) for name in stored) or all(
+        headers[info.file].tensors.keys() <= stored for info in head.tensors.values()
+    )
 
 
 def _missing_by_file(inspection: Inspection) -> dict[str, list[TensorSpec]]:
     """Tensors of the head that no loader finds, by the unindexed file that holds them ("" for none)."""
     by_file: dict[str, list[TensorSpec]] = {}
+    if elsewhere(inspection) is not None:
+        return by_file
     for spec in inspection.layout.mtp:
         if stored_as(inspection, spec) is None:
             module = module_name(spec)
@@ -167,4 +207,4 @@ def values(inspection: Inspection) -> Iterator[Fault]:
         yield Fault(f"{info.name} in {info.file} {what}", tensor=info.name, file=info.file)
 
 
-MTP_RULES = (configured, unindexed, missing, shapes, dtypes, values)
+MTP_RULES = (configured, misplaced, unindexed, missing, shapes, dtypes, values)

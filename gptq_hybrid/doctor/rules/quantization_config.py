@@ -36,7 +36,7 @@ _AUTO_ROUND_PACKINGS = (
     "quantization-undeclared",
     scope="quantized",
     explanation="Without quantization_config in config.json vLLM looks for plain weights and finds none.",
-    remedy="Put the quantization_config back into config.json; quantize_config.json may hold a copy.",
+    remedy="Put the quantization_config back; from a quantize_config.json: qwen36 repair {path}",
 )
 def undeclared(inspection: Inspection) -> Iterator[Fault]:
     if inspection.checkpoint.quantization_config is None:

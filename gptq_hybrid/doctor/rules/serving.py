@@ -11,6 +11,9 @@ from gptq_hybrid.checkpoint.json_files import fetch_json_object
 from gptq_hybrid.common.errors import CheckpointError, TransferError
 from gptq_hybrid.doctor import chat, vllm_releases
 from gptq_hybrid.doctor.findings import Fault, Inspection, Severity, rule, some
+from gptq_hybrid.doctor.head_place import dropped_by_target
+
+from .mtp import elsewhere
 
 _COPY = "Copy it from the original checkpoint."
 _TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",))
@@ -54,7 +57,7 @@ def architecture(inspection: Inspection) -> Iterator[Fault]:
     scope="serving",
     severity=Severity.WARNING,
     explanation="The rules about vLLM come from reading and running particular releases.",
-    remedy="Check against a known release, or upgrade this package.",
+    remedy="Check against a release that is known, or upgrade this package.",
 )
 def release(inspection: Inspection) -> Iterator[Fault]:
     if inspection.vllm is None:
@@ -62,9 +65,17 @@ def release(inspection: Inspection) -> Iterator[Fault]:
     newest = ".".join(vllm_releases.NEWEST.split(".")[:2])
     if inspection.vllm.at_least(vllm_releases.NEWEST) and not str(inspection.vllm.version).startswith(newest):
         yield Fault(f"vLLM {inspection.vllm} is newer than {newest}, the newest these rules know")
+    elif inspection.older_than(since := vllm_releases.ARCHITECTURE_SINCE):
+        classes = " or ".join(inspection.family.architectures)
+        yield Fault(
+            f"vLLM {inspection.vllm} does not know {classes}; {since} and later do",
+            remedy=f"Serve it with vLLM {vllm_releases.OLDEST} or newer.",
+            severity=Severity.ERROR,
+        )
     elif inspection.older_than(vllm_releases.OLDEST):
         yield Fault(
-            f"vLLM {inspection.vllm} is older than {vllm_releases.OLDEST}, the oldest these rules know"
+            f"vLLM {inspection.vllm} is older than {vllm_releases.OLDEST}, the oldest these rules know",
+            remedy=f"Serve it with vLLM {vllm_releases.OLDEST} or newer.",
         )
 
 
@@ -301,6 +312,8 @@ def unknown(inspection: Inspection) -> Iterator[Fault]:
     dense = {spec.name for spec in inspection.layout.dense}
     modules = {name.removesuffix(".weight") for name in dense if name.endswith(".weight")}
     suffixes = {suffix for candidate in formats.FORMATS for suffix in candidate.suffixes}
+    head = elsewhere(inspection) if inspection.mtp else None
+    misplaced = {info.name for info in head.tensors.values()} if head else set()
     strange: list[str] = []
     for name in inspection.checkpoint.loaded:
         module, _, suffix = name.rpartition(".")
@@ -309,6 +322,10 @@ def unknown(inspection: Inspection) -> Iterator[Fault]:
             continue
         if name in dense or (module in modules and suffix in suffixes) or name.endswith(_KNOWN_SUFFIXES):
             continue
+        if name.startswith("lm_head.") and inspection.layout.output_head is None:
+            continue  # the rule embeddings-tied looks at it
+        if dropped_by_target(name, inspection.checkpoint) or name in misplaced:
+            continue  # the rule mtp-elsewhere looks at these
         if name.startswith("mtp.") and not inspection.drafting:
             continue  # the target skips these, and there is no draft
         strange.append(name)

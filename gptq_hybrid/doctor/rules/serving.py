@@ -268,7 +268,12 @@ def parsers(inspection: Inspection) -> Iterator[Fault]:
     remedy="Take the vision tensors from the original, or serve only text.",
 )
 def vision(inspection: Inspection) -> Iterator[Fault]:
-    absent = [spec.name for spec in inspection.layout.vision if spec.name not in inspection.checkpoint.loaded]
+    loaded = inspection.checkpoint.loaded
+    absent = [
+        spec.name
+        for spec in inspection.layout.vision
+        if spec.name not in loaded and formats.stored(loaded, spec.name.removesuffix(".weight")) is None
+    ]
     if not absent:
         return
     count = f"{len(absent)} of {len(inspection.layout.vision)} vision tensors"

@@ -91,7 +91,7 @@ def _set(module: str, part: str, index: int, value: float) -> object:
 DYNAMIC = {r"-:^mtp\.": {}}
 QUANTIZED_CASES = (
     faulty("no-quantization-config", "gptq", "quantization-undeclared", _undeclared),
-    odd(
+    faulty(
         "unknown-method",
         "bf16",
         "quantization-unknown",

@@ -295,10 +295,9 @@ TIED = (
          Made(nested=False, tied=(None, True))),
 )  # fmt: skip
 ZERO = (
-    Kind("zero-points-declared-alone", 4, "serves", "leaves every weight_zero_point unwritten",
-         Made(format="packed", zero=(False, True)),
-         excuses=lambda m: m.format == "packed" and m.zero[0] != m.zero[1]),
-    Kind("zero-points-stored-alone", 4, "serves", "ends with an AttributeError that names no tensor",
+    Kind("zero-points-declared-alone", 4, "faulty", "leaves every weight_zero_point unwritten",
+         Made(format="packed", zero=(False, True))),
+    Kind("zero-points-stored-alone", 4, "faulty", "ends with an AttributeError that names no tensor",
          Made(format="packed", zero=(True, False))),
 )  # fmt: skip
 PLACES = (
@@ -334,20 +333,20 @@ PLACES = (
 )  # fmt: skip
 METHODS = (
     *(
-        Kind(f"method-{name.replace('/', '-')}", 6, "serves", "knows no such method",
+        Kind(f"method-{name.replace('/', '-')}", 6, "faulty", "knows no such method",
              Made(format=form), quantization(quant_method=name))
         for name, form in _METHODS
     ),
     *(
-        Kind(f"method-unsaid-{form}", 6, "serves", "builds everything dense",
+        Kind(f"method-unsaid-{form}", 6, "faulty", "builds everything dense",
              Made(format=form), quantization(quant_method=None))
         for form in ("gptq", "awq", "auto-round", "packed", "fp8")
     ),
-    Kind("method-torchao-unspecified", 6, "serves", "wants quant_type",
+    Kind("method-torchao-unspecified", 6, "faulty", "wants quant_type",
          BF16, config(lambda c: c.update(quantization_config={"quant_method": "torchao"}))),
-    Kind("method-deprecated", 6, "serves", "refuses fbgemm_fp8 without a flag",
+    Kind("method-deprecated", 6, "faulty", "refuses fbgemm_fp8 without a flag",
          FP8, quantization(quant_method="fbgemm_fp8")),
-    Kind("modelopt-nvfp4", 6, "faulty", "loads it", BF16, both(
+    Kind("modelopt-nvfp4", 6, "serves", "loads it", BF16, both(
         tensors(_nvfp4),
         config(lambda c: c.update(quantization_config={
             "quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16, "kv_cache_scheme": None,
@@ -429,11 +428,11 @@ ALARMS = (
          tensors(lambda t: [t.pop(name) for name in list(t) if name.endswith(".qzeros")])),
 )  # fmt: skip
 TO_MEND: tuple[Kind, ...] = (
-    *COUNT, *TIED, *ZERO, *METHODS, *CLASSES, *PREFIXES, *DEFAULTS, *FILES, *VALUES,
+    *COUNT, *TIED, *CLASSES, *PREFIXES, *DEFAULTS, *FILES, *VALUES,
 )  # fmt: skip
 # Suspects of which checker and vLLM think alike today; they have to go on doing so.
 AGREED: tuple[Kind, ...] = (
-    *NAMES, *PLACES, *GROUPS, *RULES, *ALARMS,
+    *NAMES, *ZERO, *PLACES, *METHODS, *GROUPS, *RULES, *ALARMS,
     Kind("mtp-count-0", 2, "faulty", "divides by zero", Made(count="text-0")),
     Kind("mtp-count-absent-no-head", 2, "faulty", "leaves the draft unwritten",
          Made(count="absent", head="absent", format="gptq")),
@@ -466,6 +465,10 @@ AGREED: tuple[Kind, ...] = (
     Kind("other-architecture-second", 16, "serves", "takes the first that it knows", BF16,
          config(lambda c: c["architectures"].append("LlamaForCausalLM"))),
     Kind("packed-scales-fp32", 17, "serves", _SCALES_LATE, PACKED, cast(".weight_scale", torch.float32)),
+    Kind("packed-words-int64", 17, "serves", "casts the words to int32", PACKED,
+         cast(".weight_packed", torch.int64)),
+    Kind("awq-words-int64", 17, "serves", "casts the words to int32", AWQ, cast(".qweight", torch.int64)),
+    Kind("awq-scales-fp32", 17, "serves", _SCALES_LATE, AWQ, cast(".scales", torch.float32)),
     Kind("gptq-no-g-idx", 17, "serves", "reads none", GPTQ,
          tensors(lambda t: [t.pop(name) for name in list(t) if name.endswith(".g_idx")])),
 )  # fmt: skip

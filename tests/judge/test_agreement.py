@@ -57,9 +57,7 @@ EXPLAINED = {
     "link-out": "the checker follows no link out of the folder unless told to; vLLM follows any",
 }
 # Cases of the corpus that are of a kind in TO_MEND.
-OF_A_KIND = {
-    "unknown-method": "method-torchao-unspecified",
-}
+OF_A_KIND = {}
 
 
 @dataclass(frozen=True)

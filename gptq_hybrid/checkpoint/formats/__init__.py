@@ -11,7 +11,7 @@ from typing import Any
 
 from gptq_hybrid.checkpoint.quantization import quant_method
 
-from ._base import FLOAT_DTYPES, WORDS, Format, Stored, dense_or_none, vllm_name
+from ._base import FLOAT_DTYPES, WORDS, Expected, Format, Stored, dense_or_none, vllm_name
 from ._modules import FUSED, Built, Module, module_of
 from .auto_round import AUTO_ROUND
 from .awq import AWQ
@@ -34,6 +34,7 @@ __all__ = [
     "UNQUANTIZED",
     "WORDS",
     "Built",
+    "Expected",
     "Format",
     "Module",
     "Stored",
@@ -48,7 +49,7 @@ __all__ = [
 def declared_format(quantization_config: Mapping[str, Any] | None) -> Format | None:
     """Return the format a ``quantization_config`` declares; None if it is unknown to this package."""
     method = quant_method(quantization_config)
-    if method is None:
+    if not method:  # without a method vLLM builds everything plain
         return UNQUANTIZED
     return next((declared for declared in FORMATS if method in declared.methods), None)
 

@@ -50,6 +50,7 @@ class Format:
             known.
         exclude_mtp: returns a copy of the config that leaves the named modules of the MTP head unquantized.
         unread: suffixes of expected tensors that no kernel needs.
+        misplaced: suffixes of tensors for which vLLM has no place unless they are expected.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Format:
     shapes: Callable[[Config, Built, LinearSpec], Expected | None]
     exclude_mtp: Callable[[Config, Sequence[str]], dict[str, Any]]
     unread: frozenset[str] = frozenset()
+    misplaced: frozenset[str] = frozenset()
 
     def declares(self, config: Config, module: str) -> bool | None:
         """Whether the config has a module of the checkpoint quantized; None where it leaves that open."""

@@ -121,10 +121,13 @@ def _shapes(config: Config, built: Built, linear: LinearSpec) -> Expected | None
         return None
     size = integer(weights, "group_size", -1)
     groups = group_count(linear.in_features, size if weights.get("strategy") == "group" else -1)
-    return {
+    shapes: Expected = {
         "weight_packed": (WORDS, (linear.out_features, linear.in_features * bits // 32)),
         "weight_scale": (FLOAT_DTYPES, (linear.out_features, groups)),
     }
+    if weights.get("symmetric") is False:
+        shapes["weight_zero_point"] = (WORDS, (-(-linear.out_features * bits // 32), groups))
+    return shapes
 
 
 def _exclude_mtp(config: Config, modules: Sequence[str]) -> dict[str, Any]:
@@ -142,4 +145,5 @@ COMPRESSED_TENSORS = Format(
     _builds,
     _shapes,
     _exclude_mtp,
+    misplaced=frozenset({"weight_zero_point"}),
 )

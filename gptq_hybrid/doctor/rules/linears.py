@@ -21,6 +21,12 @@ def is_gptq(inspection: Inspection) -> bool:
     return quant_method(inspection.checkpoint.quantization_config) in GPTQ_METHODS
 
 
+def unread_format(inspection: Inspection) -> bool:
+    """Whether the config declares a format that these rules do not look into."""
+    config = inspection.checkpoint.quantization_config
+    return config is not None and formats.declared_format(config) is None
+
+
 def linears(inspection: Inspection) -> Iterator[tuple[LinearSpec, Stored]]:
     """Yield the linears this family quantizes, with how each is stored; absent ones are left out."""
     for linear in inspection.layout.quantized:

@@ -97,6 +97,14 @@ def output_heads(inspection: Inspection) -> list[Construction]:
     return target + (construct(inspection, [head], draft=True) if inspection.drafting else [])
 
 
+def misplaced(inspection: Inspection, linear: LinearSpec, expected: formats.Expected) -> str | None:
+    """Return the name of a stored tensor for which vLLM has no place under the module's settings."""
+    declared = formats.declared_format(inspection.checkpoint.quantization_config)
+    suffixes = declared.misplaced - set(expected) if declared else set()
+    names = (f"{linear.name}.{suffix}" for suffix in sorted(suffixes))
+    return next((name for name in names if name in inspection.checkpoint.loaded), None)
+
+
 def unaligned(inspection: Inspection, owner: Construction) -> str | None:
     """Say which part of a fused FP8 module ends within a block of scales, for which vLLM has no place."""
     config = inspection.checkpoint.quantization_config or {}

@@ -10,7 +10,7 @@ from gptq_hybrid.doctor import vllm_releases
 from gptq_hybrid.doctor.findings import Fault, Inspection, Severity, rule, some
 
 from .linears import module_name
-from .modules import of_draft, unaligned
+from .modules import misplaced, of_draft, unaligned
 from .mtp import GRAFT, stored_as
 
 
@@ -31,7 +31,10 @@ def packed(inspection: Inspection) -> Iterator[Fault]:
     for owner, linear, stored in linears:
         if not stored.quantized or stored.form not in declared.forms:
             continue
-        for suffix, (dtypes, shape) in (declared.expected(config, linear, owner.module) or {}).items():
+        expected = declared.expected(config, linear, owner.module) or {}
+        if expected and (extra := misplaced(inspection, linear, expected)):
+            yield Fault(f"{extra} is stored, but the config has no zero points", tensor=extra)
+        for suffix, (dtypes, shape) in expected.items():
             info = loaded.get(f"{linear.name}.{suffix}")
             if info is None:
                 harmless = suffix in declared.unread and not config.get("desc_act")

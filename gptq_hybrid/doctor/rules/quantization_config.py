@@ -7,7 +7,7 @@ from itertools import chain
 
 from gptq_hybrid.checkpoint import formats
 from gptq_hybrid.checkpoint.json_files import fetch_json_object
-from gptq_hybrid.checkpoint.quantization import MTP_RULE
+from gptq_hybrid.checkpoint.quantization import MTP_RULE, quant_method
 from gptq_hybrid.common.errors import CheckpointError, TransferError
 from gptq_hybrid.doctor import vllm_releases
 from gptq_hybrid.doctor.findings import Fault, Inspection, Severity, rule, some
@@ -31,6 +31,13 @@ _AUTO_ROUND_PACKINGS = (
     "auto_round:llm_compressor",
 )
 
+# Engines with formats of their own: the suffix of a tensor and the `quant_method` that give one away.
+_FOREIGN = (
+    ("MLX", ".biases", "mlx"),
+    ("exllamav3 (EXL3)", ".trellis", "exl3"),
+    ("llama.cpp (GGUF)", ".gguf", "gguf"),
+)
+
 
 @rule(
     "quantization-undeclared",
@@ -39,29 +46,66 @@ _AUTO_ROUND_PACKINGS = (
     remedy="Put the quantization_config back into config.json; quantize_config.json may hold a copy.",
 )
 def undeclared(inspection: Inspection) -> Iterator[Fault]:
-    if inspection.checkpoint.quantization_config is None:
-        packed = [linear.name for linear, stored in linears(inspection) if stored.quantized]
-        if packed:
-            yield Fault(
-                f"{len(packed)} modules are quantized, but config.json has no quantization_config",
-                tensor=packed[0],
-                file="config.json",
-            )
+    config = inspection.checkpoint.quantization_config
+    if formats.declared_format(config) is not formats.UNQUANTIZED:
+        return
+    packed = [linear.name for linear, stored in linears(inspection) if stored.quantized]
+    if packed:
+        lacks = (
+            "config.json has no quantization_config" if config is None else "its config has no quant_method"
+        )
+        yield Fault(f"{len(packed)} modules are quantized, but {lacks}", tensor=packed[0], file="config.json")
 
 
 @rule(
     "quantization-unknown",
     scope="quantized",
     severity=Severity.WARNING,
-    explanation="The rules know GPTQ, AutoRound, AWQ, compressed-tensors and FP8.",
-    remedy="Nothing to do, if the method is one that vLLM knows.",
+    explanation="The rules know GPTQ, AutoRound, AWQ, compressed-tensors and FP8; vLLM has more methods, and each "
+    "other engine its own.",
+    remedy="Nothing to do, if the method is one that your vLLM knows.",
 )
 def unknown_method(inspection: Inspection) -> Iterator[Fault]:
-    config = inspection.checkpoint.quantization_config
-    if config is not None and formats.declared_format(config) is None:
+    config, names = inspection.checkpoint.quantization_config, inspection.checkpoint.loaded
+    method = quant_method(config)
+    for engine, suffix, own in _FOREIGN:
+        if method == own or any(name.endswith(suffix) for name in names):
+            yield Fault(
+                f"this is a checkpoint of {engine}; vLLM does not load it",
+                severity=Severity.ERROR,
+                remedy="Serve it with that engine, or fetch the original or a quantization for vLLM.",
+            )
+            return
+    if config is None or not method:
+        return
+    if method not in vllm_releases.METHODS:
+        # Other releases have other methods.
+        read = inspection.vllm is None or inspection.vllm.at_least(vllm_releases.METHODS_READ)
         yield Fault(
-            f"quant_method {config.get('quant_method')!r} is unknown here, so its modules are not checked",
+            f"vLLM {vllm_releases.METHODS_READ} knows no quant_method {method!r}; it knows "
+            f"{', '.join(sorted(vllm_releases.METHODS))}",
             file="config.json",
+            severity=Severity.ERROR if read else None,
+            remedy="Write the name that vLLM has, if the format is one of these: AutoRound's is auto-round, "
+            "gptqmodel's gptq.",
+        )
+    elif method in vllm_releases.DEPRECATED_METHODS:
+        yield Fault(
+            f"vLLM refuses the deprecated quant_method {method!r}",
+            file="config.json",
+            severity=Severity.ERROR,
+            remedy="Serve it with --allow-deprecated-quantization, or quantize again.",
+        )
+    elif method == "torchao" and "quant_type" not in config:
+        yield Fault(
+            "quantization_config lacks `quant_type`, which vLLM requires of torchao",
+            file="config.json",
+            severity=Severity.ERROR,
+            remedy="Fetch config.json again from where the checkpoint came from.",
+        )
+    elif formats.declared_format(config) is None:
+        yield Fault(
+            f"the rules do not know quant_method {method!r}; its modules are not checked", file="config.json"
         )
 
 
@@ -127,8 +171,8 @@ def copies(inspection: Inspection) -> Iterator[Fault]:
 def mismatch(inspection: Inspection) -> Iterator[Fault]:
     config = inspection.checkpoint.quantization_config
     declared = formats.declared_format(config)
-    if config is None or declared is None:
-        return
+    if config is None or declared is None or declared is formats.UNQUANTIZED:
+        return  # quantization-undeclared looks at one without a method
     packed: list[str] = []
     dense: list[str] = []
     alien: list[tuple[str, str]] = []

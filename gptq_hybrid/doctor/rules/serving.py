@@ -12,6 +12,8 @@ from gptq_hybrid.common.errors import CheckpointError, TransferError
 from gptq_hybrid.doctor import chat, vllm_releases
 from gptq_hybrid.doctor.findings import Fault, Inspection, Severity, rule, some
 
+from .linears import unread_format
+
 _COPY = "Copy it from the original checkpoint."
 _TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",))
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -312,7 +314,8 @@ def unknown(inspection: Inspection) -> Iterator[Fault]:
         if suffix == "weight" and f"{module}.weight" in dense and _packed_beside(inspection, module):
             strange.append(name)
             continue
-        if name in dense or (module in modules and suffix in suffixes) or name.endswith(_KNOWN_SUFFIXES):
+        known = suffix in suffixes or unread_format(inspection)
+        if name in dense or (module in modules and known) or name.endswith(_KNOWN_SUFFIXES):
             continue
         if name.startswith("mtp.") and not inspection.drafting:
             continue  # the target skips these, and there is no draft

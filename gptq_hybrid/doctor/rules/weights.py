@@ -9,8 +9,8 @@ from gptq_hybrid.checkpoint.formats import Stored
 from gptq_hybrid.checkpoint.headers import TensorInfo
 from gptq_hybrid.doctor.findings import Fault, Inspection, Severity, rule, some
 
-from .linears import SCALES, linears, quantized_output_head, unquantized_linears
-from .modules import Construction, of_body, output_heads, unaligned
+from .linears import SCALES, linears, quantized_output_head, unquantized_linears, unread_format
+from .modules import Construction, misplaced, of_body, output_heads, unaligned
 from .samples import has_non_finite, samples
 
 _REQUANTIZE = "Quantize again: qwen36 quantize ORIGINAL TARGET"
@@ -43,6 +43,9 @@ def missing(inspection: Inspection) -> Iterator[Fault]:
         for linear in inspection.layout.quantized
         if not _exists(loaded, linear.weight.name)
     ]
+    if unread_format(inspection):  # in whatever tensors the format has
+        owners = {name.rpartition(".")[0] for name in loaded}
+        absent = [name for name in absent if name.removesuffix(".weight") not in owners]
     unindexed = [name for name in absent if _exists(stray, name)]
     gone = [name for name in absent if name not in set(unindexed)]
     if unindexed:
@@ -87,6 +90,8 @@ def parts(inspection: Inspection) -> Iterator[Fault]:
             expected = declared.expected(config, linear, owner.module)
             if not present or expected is None:
                 continue
+            if extra := misplaced(inspection, linear, expected):
+                yield Fault(f"{extra} is stored, but the config has no zero points", tensor=extra)
             absent = [suffix for suffix in expected if f"{linear.name}.{suffix}" not in loaded]
             if absent:
                 harmless = declared.unread.issuperset(absent) and not config.get("desc_act")
@@ -128,8 +133,7 @@ def shapes(inspection: Inspection) -> Iterator[Fault]:
     remedy=_REQUANTIZE,
 )
 def extra(inspection: Inspection) -> Iterator[Fault]:
-    config = inspection.checkpoint.quantization_config
-    if config is not None and formats.declared_format(config) is None:
+    if unread_format(inspection):
         return
     buildable = {linear.name for linear in inspection.layout.quantized}
     buildable |= {linear.name for linear in unquantized_linears(inspection)}
@@ -151,6 +155,8 @@ def plain_shape(inspection: Inspection) -> Iterator[Fault]:
     dense = [linear.weight for linear, stored in linears(inspection) if not stored.quantized]
     for spec in (*inspection.layout.plain, *inspection.layout.vision, *dense):
         info = loaded.get(spec.name)
+        if info is not None and info.dtype not in formats.FLOAT_DTYPES and unread_format(inspection):
+            continue
         if info is not None and info.shape != spec.shape:
             yield Fault(
                 f"{spec.name} is {list(info.shape)}; config.json calls for {list(spec.shape)}",
@@ -166,6 +172,8 @@ def plain_shape(inspection: Inspection) -> Iterator[Fault]:
     remedy=_REFETCH,
 )
 def plain_dtype(inspection: Inspection) -> Iterator[Fault]:
+    if unread_format(inspection):
+        return
     loaded = inspection.checkpoint.loaded
     dense = [linear.weight for linear, stored in linears(inspection) if not stored.quantized]
     for spec in (*inspection.layout.plain, *inspection.layout.vision, *dense):

@@ -14,10 +14,10 @@ MTP_RULE = r"-:^mtp\."
 
 
 def quant_method(quantization_config: Mapping[str, Any] | None) -> str | None:
-    """``quant_method`` in lower case; None for an unquantized checkpoint."""
+    """``quant_method`` in lower case, empty where the config has none; None for an unquantized checkpoint."""
     if quantization_config is None:
         return None
-    return str(quantization_config.get("quant_method", "")).lower()
+    return str(quantization_config.get("quant_method") or "").lower()
 
 
 def dynamic_rule(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptq_hybrid.checkpoint import Checkpoint, TensorInfo, family_for
-from gptq_hybrid.checkpoint.files import open_files
+from gptq_hybrid.checkpoint.files import Files, open_files
 from gptq_hybrid.common.errors import CheckpointError, TransferError, UnsupportedArchitectureError
 from gptq_hybrid.hooks import contributions
 
@@ -62,10 +62,23 @@ def check(
     if plugin is None:
         plugin = vllm is None and release is not None and plugin_installed()
     try:
-        checkpoint = Checkpoint.read(open_files(path, follow_links=follow_links, timeout=timeout))
+        files = open_files(path, follow_links=follow_links, timeout=timeout)
+        if not any(name == "config.json" for name in files.names() or ("config.json",)):
+            _refuse_gguf(files)
+        checkpoint = Checkpoint.read(files)
         return inspect(checkpoint, mtp=mtp, vllm=release, plugin=plugin)
     except CheckpointError as error:
         return Report.unreadable(str(path), error, release)
+
+
+def _refuse_gguf(files: Files) -> None:
+    name = next((name for name in files.names() or () if name.endswith(".gguf")), None)
+    if name is not None:
+        raise CheckpointError(
+            files.location,
+            f"holds {name}, a checkpoint of llama.cpp (GGUF), and no config.json",
+            remedy="Serve it with llama.cpp, or fetch the original or a quantization for vLLM.",
+        )
 
 
 def inspect(

@@ -43,6 +43,17 @@ MTP_RULE_MEANS_ALL = "0.27.1"
 # From here on a stored lm_head counts although the config ties it to the embedding, if the root says so too.
 # 0.32.0 was read; releases a little older may do so as well.
 UNTIES_SINCE = "0.32"
+# The methods of `quantization_config` that vLLM has a class for, and the release in which they were read.
+METHODS_READ = "0.32"
+METHODS = frozenset({
+    "awq", "auto_awq", "awq_marlin", "auto_gptq", "gptq", "gptq_marlin", "inc", "auto-round", "compressed-tensors",
+    "fp8", "fbgemm_fp8", "fp_quant", "modelopt", "modelopt_fp4", "modelopt_mxfp8", "modelopt_mixed", "humming",
+    "experts_int8", "quark", "moe_wna16", "torchao", "mxfp4", "gpt_oss_mxfp4", "deepseek_v4_fp8", "online",
+    "fp8_per_tensor", "fp8_per_block", "fp8_per_channel", "int8_per_channel_weight_only", "nvfp4_per_token",
+    "mxfp8",
+})  # fmt: skip
+# It refuses these without --allow-deprecated-quantization.
+DEPRECATED_METHODS = frozenset({"fbgemm_fp8", "fp_quant"})
 # The plugin's name among vLLM's general plugins.
 PLUGIN = "qwen36"
 # vLLM's parsers, by the release that first had them.

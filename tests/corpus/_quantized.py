@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from .case import Tensors, Workshop, faulty, odd
@@ -57,16 +59,17 @@ def _drop(name: str) -> object:
     return lambda shop: shop.tensor(name, lambda t: None)
 
 
-def _vision_packed(shop: Workshop) -> None:
-    module = "model.visual.blocks.0.mlp.linear_fc1"
+def _pack(module: str) -> Callable[[Workshop], None]:
+    """Store a plain module as GPTQ does, in order."""
 
     def change(tensors: Tensors) -> None:
         n, k = tensors.pop(f"{module}.weight").shape
         tensors[f"{module}.qweight"] = torch.ones(k // 8, n, dtype=torch.int32)
         tensors[f"{module}.qzeros"] = torch.ones(k // 128, n // 8, dtype=torch.int32)
         tensors[f"{module}.scales"] = torch.ones(k // 128, n, dtype=torch.float16)
+        tensors[f"{module}.g_idx"] = (torch.arange(k) // 128).to(torch.int32)
 
-    shop.shard(shop.file_of(f"{module}.weight"), change)
+    return lambda shop: shop.shard(shop.file_of(f"{module}.weight"), change)
 
 
 def _config_copy(shop: Workshop) -> None:
@@ -95,7 +98,7 @@ QUANTIZED_CASES = (
         "quantization-values",
         lambda s: s.quantization(dynamic={r"-:^mtp\.": {}, "+:*o_proj": {"bits": 4}}),
     ),
-    odd(
+    faulty(
         "unknown-method",
         "bf16",
         "quantization-unknown",
@@ -111,7 +114,7 @@ QUANTIZED_CASES = (
     faulty("dynamic-list", "gptq", "quantization-settings", lambda s: s.quantization(dynamic=["-:mtp"])),
     odd("config-copies-differ", "gptq", "quantization-copies", _config_copy),
     faulty("scales-missing", "gptq", "quantized-parts weights-missing", _drop(f"{O_PROJ}.scales")),
-    faulty("qzeros-missing", "gptq", "quantized-parts", _drop(f"{O_PROJ}.qzeros")),
+    odd("qzeros-missing", "gptq", "quantized-parts", _drop(f"{O_PROJ}.qzeros")),
     odd("g-idx-missing", "gptq", "quantized-parts", _drop(f"{O_PROJ}.g_idx")),
     faulty(
         "module-missing", "gptq", "weights-missing", lambda s: [_drop(f"{DOWN}.{part}")(s) for part in PARTS]
@@ -120,12 +123,7 @@ QUANTIZED_CASES = (
     faulty(
         "scales-short", "gptq", "quantized-shape", lambda s: s.tensor(f"{O_PROJ}.scales", lambda t: t[:-1])
     ),
-    faulty(
-        "qweight-int64",
-        "gptq",
-        "quantized-shape",
-        lambda s: s.tensor(f"{O_PROJ}.qweight", lambda t: t.long()),
-    ),
+    odd("qweight-int64", "gptq", "", lambda s: s.tensor(f"{O_PROJ}.qweight", lambda t: t.long())),
     faulty(
         "excluded-but-packed",
         "gptq",
@@ -158,7 +156,13 @@ QUANTIZED_CASES = (
             )
         ),
     ),
-    faulty("vision-packed", "gptq", "quantized-extra", _vision_packed),
+    odd("vision-packed", "gptq", "", _pack("model.visual.blocks.0.mlp.linear_fc1")),
+    faulty(
+        "embedding-packed",
+        "gptq",
+        "quantized-extra",
+        _pack("model.language_model.embed_tokens"),
+    ),
     faulty("scales-nan", "gptq", "scales-values", _set(O_PROJ, "scales", 3, float("nan"))),
     faulty("scales-inf", "gptq", "scales-values", _set(QKV, "scales", 0, float("inf"))),
     faulty("scales-zero", "gptq", "scales-values", lambda s: s.tensor(f"{O_PROJ}.scales", torch.zeros_like)),

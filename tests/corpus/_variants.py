@@ -122,10 +122,10 @@ VARIANT_CASES = (
             _eight(r"+:.*\.0\.linear_attn\.in_proj_(qkv|z)$"),
         ),
     ),
-    faulty(
+    odd(
         "eight-bits-by-vllms-names-alone",
         "gptq",
-        "dynamic-names quantized-shape",
+        "dynamic-names",
         _also(
             _rebit(8, QKV, Z),
             _eight(r"+:.*\.0\.linear_attn\.in_proj_qkvz$"),
@@ -217,7 +217,7 @@ VARIANT_CASES = (
     faulty("packed-head-bits-undeclared", "gptq-compact", "mtp-packed", _rebit(8, DOWN, file=MTP_FILE)),
     faulty("packed-head-no-scales", "gptq-compact", "mtp-missing", _tensor(f"{DOWN}.scales", lambda t: None)),
     faulty("packed-head-no-qweight", "gptq-compact", "mtp-missing", _tensor(f"{FC}.qweight", lambda t: None)),
-    faulty("packed-head-no-qzeros", "gptq-compact", "mtp-packed", _tensor(f"{FC}.qzeros", lambda t: None)),
+    odd("packed-head-no-qzeros", "gptq-compact", "mtp-packed", _tensor(f"{FC}.qzeros", lambda t: None)),
     odd("packed-head-no-g-idx", "gptq-compact", "mtp-packed", _tensor(f"{FC}.g_idx", lambda t: None)),
     faulty("packed-head-short", "gptq-compact", "mtp-packed", _tensor(f"{FC}.qweight", lambda t: t[:-8])),
     faulty(

@@ -57,14 +57,7 @@ EXPLAINED = {
     "link-out": "the checker follows no link out of the folder unless told to; vLLM follows any",
 }
 # Cases of the corpus that are of a kind in TO_MEND.
-OF_A_KIND = {
-    "unknown-method": "method-torchao-unspecified",
-    "qzeros-missing": "gptq-no-qzeros",
-    "packed-head-no-qzeros": "gptq-no-qzeros",
-    "qweight-int64": "qweight-int64",
-    "vision-packed": "gptq-vision",
-    "eight-bits-by-vllms-names-alone": "dynamic-by-vllms-names",
-}
+OF_A_KIND = {}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Quantization formats: how each stores a linear, and how its config says which linears those are.
 
-Each format has a module. ``stored`` looks only at tensors, ``declares`` only at the config. The rules of the doctor
-compare the two.
+Each format has a module. ``stored`` looks only at tensors, ``builds`` only at the config: it says what vLLM builds
+for a module. The rules of the doctor compare the two.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import Any
 
 from gptq_hybrid.checkpoint.quantization import quant_method
 
-from ._base import FLOAT_DTYPES, Format, Stored, dense_or_none, vllm_name
+from ._base import FLOAT_DTYPES, WORDS, Expected, Format, Stored, dense_or_none, vllm_name
+from ._modules import FUSED, Built, Module, module_of
 from .auto_round import AUTO_ROUND
 from .awq import AWQ
 from .compressed_tensors import COMPRESSED_TENSORS
@@ -28,12 +29,18 @@ __all__ = [
     "FLOAT_DTYPES",
     "FORMATS",
     "FP8",
+    "FUSED",
     "GPTQ",
     "UNQUANTIZED",
+    "WORDS",
+    "Built",
+    "Expected",
     "Format",
+    "Module",
     "Stored",
     "declared_format",
     "dense_or_none",
+    "module_of",
     "stored",
     "vllm_name",
 ]
@@ -42,7 +49,7 @@ __all__ = [
 def declared_format(quantization_config: Mapping[str, Any] | None) -> Format | None:
     """Return the format a ``quantization_config`` declares; None if it is unknown to this package."""
     method = quant_method(quantization_config)
-    if method is None:
+    if not method:  # without a method vLLM builds everything plain
         return UNQUANTIZED
     return next((declared for declared in FORMATS if method in declared.methods), None)
 

@@ -9,7 +9,11 @@ from typing import Any
 from gptq_hybrid.checkpoint.headers import TensorInfo
 from gptq_hybrid.checkpoint.layout import LinearSpec
 
+from ._modules import Built, Module, module_of
+
 FLOAT_DTYPES = frozenset({"BF16", "F16", "F32"})
+# vLLM casts packed words to int32, whatever whole numbers they come in.
+WORDS = frozenset({"I32", "I64"})
 Tensors = Mapping[str, TensorInfo]
 Config = Mapping[str, Any]
 
@@ -41,9 +45,12 @@ class Format:
         forms: values of :attr:`Stored.form` that vLLM loads for it.
         suffixes: suffixes of all tensors a quantized linear may have, the format's own ones first.
         stored: recognises a linear stored in this format; None for any other.
-        declares: whether the config has a module quantized; None where it leaves that to what is stored.
-        expected: dtypes and shapes of a linear's required tensors by suffix; None where they are not known.
+        builds: what vLLM builds for a module under a config.
+        shapes: dtypes and shapes of a linear's tensors by suffix, in a module so built; None where they are not
+            known.
         exclude_mtp: returns a copy of the config that leaves the named modules of the MTP head unquantized.
+        unread: suffixes of expected tensors that no kernel needs.
+        misplaced: suffixes of tensors for which vLLM has no place unless they are expected.
     """
 
     name: str
@@ -51,9 +58,19 @@ class Format:
     forms: frozenset[str]
     suffixes: tuple[str, ...]
     stored: Callable[[Tensors, str], Stored | None]
-    declares: Callable[[Config, str], bool | None]
-    expected: Callable[[Config, LinearSpec], Expected | None]
+    builds: Callable[[Config, Module], Built]
+    shapes: Callable[[Config, Built, LinearSpec], Expected | None]
     exclude_mtp: Callable[[Config, Sequence[str]], dict[str, Any]]
+    unread: frozenset[str] = frozenset()
+    misplaced: frozenset[str] = frozenset()
+
+    def declares(self, config: Config, module: str) -> bool | None:
+        """Whether the config has a module of the checkpoint quantized; None where it leaves that open."""
+        return self.builds(config, module_of(module)).quantized
+
+    def expected(self, config: Config, linear: LinearSpec, module: Module | None = None) -> Expected | None:
+        """Return dtypes and shapes of a linear's tensors by suffix, as vLLM has them; None if unknown."""
+        return self.shapes(config, self.builds(config, module or module_of(linear.name)), linear)
 
 
 def vllm_name(module: str) -> str:

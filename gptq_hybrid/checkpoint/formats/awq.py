@@ -7,7 +7,20 @@ from typing import Any
 
 from gptq_hybrid.checkpoint.layout import LinearSpec
 
-from ._base import Config, Expected, Format, Stored, Tensors, find_parts, group_count, integer, strings
+from ._base import (
+    FLOAT_DTYPES,
+    WORDS,
+    Config,
+    Expected,
+    Format,
+    Stored,
+    Tensors,
+    find_parts,
+    group_count,
+    integer,
+    strings,
+)
+from ._modules import Built, Module, listed, parts_differ
 
 _SUFFIXES = ("qweight", "scales", "qzeros")
 
@@ -21,26 +34,32 @@ def _stored(tensors: Tensors, module: str) -> Stored | None:
     return Stored("awq", parts) if along_output else None
 
 
-def _declares(config: Config, module: str) -> bool | None:
-    excluded = strings(config.get("modules_to_not_convert"))
-    if excluded:
-        return not any(name in module for name in excluded)  # vLLM takes an entry as a substring
+def _builds(config: Config, module: Module) -> Built:
+    if module.output_head and not config.get("lm_head"):
+        return Built(False)
+    excluded = [module.renamed(name) for name in strings(config.get("modules_to_not_convert"))]
+    if excluded:  # vLLM takes an entry as a substring
+        plain = listed(module, lambda name: any(entry in name for entry in excluded))
+        return parts_differ(module, "modules_to_not_convert") if plain is None else Built(not plain)
     # Without a list vLLM leaves unquantized whatever owns tensors but no packed ones, by substring again. The
     # owner of A_log and dt_bias is `….linear_attn`, which takes in all projections of a Gated-DeltaNet.
-    return False if ".linear_attn." in module else None
+    return Built(False if ".linear_attn." in module.name else None)
 
 
-def _expected(config: Config, linear: LinearSpec) -> Expected | None:
-    bits = integer(config, "bits", integer(config, "w_bit", 4))
-    groups = group_count(
-        linear.in_features, integer(config, "group_size", integer(config, "q_group_size", 128))
-    )
+def expected(bits: int, group_size: int, linear: LinearSpec) -> Expected:
+    """Return dtypes and shapes by suffix; all words are packed along the output."""
+    groups = group_count(linear.in_features, group_size)
     packed = linear.out_features * bits // 32
     return {
-        "qweight": (frozenset({"I32"}), (linear.in_features, packed)),
-        "scales": (frozenset({"F16", "BF16"}), (groups, linear.out_features)),
-        "qzeros": (frozenset({"I32"}), (groups, packed)),
+        "qweight": (WORDS, (linear.in_features, packed)),
+        "scales": (FLOAT_DTYPES, (groups, linear.out_features)),
+        "qzeros": (WORDS, (groups, packed)),
     }
+
+
+def _shapes(config: Config, built: Built, linear: LinearSpec) -> Expected | None:
+    bits = integer(config, "bits", integer(config, "w_bit", 4))
+    return expected(bits, integer(config, "group_size", integer(config, "q_group_size", 128)), linear)
 
 
 def _exclude_mtp(config: Config, modules: Sequence[str]) -> dict[str, Any]:
@@ -57,7 +76,7 @@ AWQ = Format(
     frozenset({"awq"}),
     _SUFFIXES,
     _stored,
-    _declares,
-    _expected,
+    _builds,
+    _shapes,
     _exclude_mtp,
 )

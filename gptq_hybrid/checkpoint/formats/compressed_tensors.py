@@ -9,6 +9,8 @@ from gptq_hybrid.checkpoint._patterns import matches
 from gptq_hybrid.checkpoint.layout import LinearSpec
 
 from ._base import (
+    FLOAT_DTYPES,
+    WORDS,
     Config,
     Expected,
     Format,
@@ -18,8 +20,8 @@ from ._base import (
     group_count,
     integer,
     strings,
-    vllm_name,
 )
+from ._modules import Built, Module, listed, parts_differ
 
 _SUFFIXES = (
     "weight_packed",
@@ -44,37 +46,59 @@ def _stored(tensors: Tensors, module: str) -> Stored | None:
     return Stored("compressed-tensors", parts) if weight and weight.dtype in {"F8_E4M3", "I8", "U8"} else None
 
 
-def _named(patterns: list[str], module: str) -> bool:
-    return any(
-        # vLLM maps plain names to its own, but not patterns.
-        matches(pattern[3:], vllm_name(module)) if pattern.startswith("re:") else pattern == module
-        for pattern in patterns
-    )
+def _names(entry: str, name: str) -> bool:
+    """Whether an entry of a list, a name or a pattern, is about ``name``."""
+    return matches(entry[3:], name) if entry.startswith("re:") else entry == name
 
 
-def _declares(config: Config, module: str) -> bool | None:
-    if _named(strings(config.get("ignore")), module):
-        return False
+def _renamed(module: Module, entry: str) -> str:
+    """Return an entry as vLLM has it: it renames paths, but neither patterns nor classes."""
+    return entry if entry.startswith("re:") or "." not in entry else module.renamed(entry)
+
+
+def _groups(config: Config, module: Module) -> dict[str, Config]:
+    """Group by target; a later group replaces an earlier one with the same target."""
     groups = config.get("config_groups")
-    if not isinstance(groups, dict):
-        return None
-    targets = [
-        t for group in groups.values() if isinstance(group, dict) for t in strings(group.get("targets"))
-    ]
-    return "Linear" in targets or _named(targets, module)
-
-
-def _weights(config: Config, module: str) -> Config | None:
-    """Settings of a module's weights, from the first group whose targets name it."""
-    groups = config.get("config_groups")
+    by_target: dict[str, Config] = {}
     for group in groups.values() if isinstance(groups, dict) else ():
-        if not isinstance(group, dict) or not isinstance(group.get("weights"), dict):
+        if not isinstance(group, dict):
             continue
         targets = strings(group.get("targets"))
-        if "Linear" in targets or _named(targets, module):
-            weights: Config = group["weights"]
-            return weights
-    return None
+        if len(targets) == 1 and targets[0].endswith("Attention"):
+            continue  # about the KV cache
+        by_target |= dict.fromkeys(targets, group)
+    return {_renamed(module, target): group for target, group in by_target.items()}
+
+
+def _group(config: Config, module: Module) -> Config | None:
+    """Find the group of a module: by its name, then by those of all its parts, then by its class."""
+    groups = _groups(config, module)
+
+    def first(name: str) -> str | None:
+        return next((target for target in groups if _names(target, name)), None)
+
+    target = first(module.name)
+    if target is None and module.parts:
+        of_parts = [first(part) for part in module.parts]
+        target = of_parts[0] if all(of_parts) else None
+    if target is None:
+        kind = module.vllm_class
+        target = next(
+            (t for t in groups if (_names(t, kind) if t.startswith("re:") else t.lower() in kind.lower())),
+            None,
+        )
+    return None if target is None else groups[target]
+
+
+def _builds(config: Config, module: Module) -> Built:
+    ignore = [_renamed(module, entry) for entry in strings(config.get("ignore"))]
+    ignored = listed(module, lambda name: any(_names(entry, name) for entry in ignore))
+    if ignored is None:
+        return parts_differ(module, "ignore")
+    group = None if ignored else _group(config, module)
+    if group is None:
+        return Built(False)
+    return Built(True, {"format": config.get("format"), **{k: v for k, v in group.items() if v is not None}})
 
 
 def act_order(config: Config) -> str | None:
@@ -88,19 +112,22 @@ def act_order(config: Config) -> str | None:
     return None
 
 
-def _expected(config: Config, linear: LinearSpec) -> Expected | None:
-    weights = _weights(config, linear.name)
-    if weights is None or config.get("format") != "pack-quantized":
+def _shapes(config: Config, built: Built, linear: LinearSpec) -> Expected | None:
+    weights = built.settings.get("weights")
+    if not isinstance(weights, dict) or built.settings.get("format") != "pack-quantized":
         return None
     bits = integer(weights, "num_bits", 4)
     if bits not in {4, 8}:
         return None
     size = integer(weights, "group_size", -1)
     groups = group_count(linear.in_features, size if weights.get("strategy") == "group" else -1)
-    return {
-        "weight_packed": (frozenset({"I32"}), (linear.out_features, linear.in_features * bits // 32)),
-        "weight_scale": (frozenset({"BF16", "F16", "F32"}), (linear.out_features, groups)),
+    shapes: Expected = {
+        "weight_packed": (WORDS, (linear.out_features, linear.in_features * bits // 32)),
+        "weight_scale": (FLOAT_DTYPES, (linear.out_features, groups)),
     }
+    if weights.get("symmetric") is False:
+        shapes["weight_zero_point"] = (WORDS, (-(-linear.out_features * bits // 32), groups))
+    return shapes
 
 
 def _exclude_mtp(config: Config, modules: Sequence[str]) -> dict[str, Any]:
@@ -115,7 +142,8 @@ COMPRESSED_TENSORS = Format(
     frozenset({"pack-quantized", "compressed-tensors", "fp8"}),
     _SUFFIXES,
     _stored,
-    _declares,
-    _expected,
+    _builds,
+    _shapes,
     _exclude_mtp,
+    misplaced=frozenset({"weight_zero_point"}),
 )

@@ -7,7 +7,8 @@ from typing import Any
 
 from gptq_hybrid.checkpoint.layout import LinearSpec
 
-from ._base import Config, Expected, Format, Stored, Tensors, find_parts, strings
+from ._base import FLOAT_DTYPES, Config, Expected, Format, Stored, Tensors, find_parts, strings
+from ._modules import Built, Module, listed, parts_differ
 
 _SCALES = ("weight_scale_inv", "weight_scale")
 _SUFFIXES = ("weight", *_SCALES, "input_scale")
@@ -22,17 +23,28 @@ def _stored(tensors: Tensors, module: str) -> Stored | None:
     return Stored("fp8", parts)
 
 
-def _declares(config: Config, module: str) -> bool | None:
-    excluded = [name for key in _LISTS for name in strings(config.get(key))]
-    return module not in excluded
+def _builds(config: Config, module: Module) -> Built:
+    if module.output_head:
+        return Built(False)  # linears alone
+    key = next((key for key in ("ignored_layers", "modules_to_not_convert") if config.get(key)), _LISTS[0])
+    excluded = {module.renamed(name) for name in strings(config.get(key))}
+    plain = listed(module, excluded.__contains__)
+    return parts_differ(module, key) if plain is None else Built(not plain)
 
 
-def _expected(config: Config, linear: LinearSpec) -> Expected | None:
+def block_size(config: Config) -> tuple[int, int] | None:
+    """Return rows and columns of a block of weights that share a scale; None without blocks."""
     block = config.get("weight_block_size")
-    expected: Expected = {"weight": (frozenset({"F8_E4M3"}), (linear.out_features, linear.in_features))}
     if isinstance(block, list) and len(block) == 2 and all(type(n) is int and n > 0 for n in block):
+        return block[0], block[1]
+    return None
+
+
+def _shapes(config: Config, built: Built, linear: LinearSpec) -> Expected | None:
+    expected: Expected = {"weight": (frozenset({"F8_E4M3"}), (linear.out_features, linear.in_features))}
+    if block := block_size(config):
         scales = (-(-linear.out_features // block[0]), -(-linear.in_features // block[1]))
-        expected["weight_scale_inv"] = (frozenset({"F32", "BF16", "F16"}), scales)
+        expected["weight_scale_inv"] = (FLOAT_DTYPES, scales)
     return expected
 
 
@@ -49,7 +61,7 @@ FP8 = Format(
     frozenset({"fp8", "compressed-tensors"}),
     _SUFFIXES,
     _stored,
-    _declares,
-    _expected,
+    _builds,
+    _shapes,
     _exclude_mtp,
 )

@@ -9,11 +9,12 @@ from gptq_hybrid.checkpoint.layout import LinearSpec
 from gptq_hybrid.checkpoint.quantization import (
     GPTQ_METHODS,
     dynamic_rule,
-    excluded_by_dynamic,
     with_mtp_excluded,
 )
 
 from ._base import (
+    FLOAT_DTYPES,
+    WORDS,
     Config,
     Expected,
     Format,
@@ -23,8 +24,8 @@ from ._base import (
     group_count,
     integer,
     strings,
-    vllm_name,
 )
+from ._modules import Built, Module, all_or_none, parts_differ
 
 _SUFFIXES = ("qweight", "scales", "qzeros", "g_idx")
 
@@ -40,12 +41,23 @@ def _stored(tensors: Tensors, module: str) -> Stored | None:
     return Stored("gptq", parts)
 
 
-def _declares(config: Config, module: str) -> bool | None:
-    if excluded_by_dynamic(config, module) or excluded_by_dynamic(config, vllm_name(module)):
-        return False
-    listed = strings(config.get("modules_in_block_to_quantize"))
-    # vLLM takes a listed name as a substring; without a list it goes by what is stored.
-    return any(name in module for name in listed) if listed else None
+def _builds(config: Config, module: Module) -> Built:
+    if module.output_head and not config.get("lm_head"):
+        return Built(False)
+    # vLLM asks the rules about a fused module's name, and about no other.
+    rule = dynamic_rule(config, module.name)
+    if rule is False:
+        return Built(False)
+    bits, group_size = overridden(config, rule)
+    settings = {"bits": bits, "group_size": group_size}
+    names = [module.renamed(name) for name in strings(config.get("modules_in_block_to_quantize"))]
+    if not names:
+        return Built(None, settings)  # packed is whatever owns integers
+    # A listed name may be any piece of a module's.
+    quantized = all_or_none(module.parts or (module.name,), lambda part: any(n in part for n in names))
+    if quantized is None:
+        return parts_differ(module, "modules_in_block_to_quantize")
+    return Built(quantized, settings)
 
 
 def settings(config: Config, module: str) -> tuple[int, int]:
@@ -67,18 +79,17 @@ def expected(bits: int, group_size: int, linear: LinearSpec) -> Expected:
 
     qweight is packed along the input, qzeros along the output.
     """
-    words = {"I32"}
     groups = group_count(linear.in_features, group_size)
     return {
-        "qweight": (frozenset(words), (linear.in_features * bits // 32, linear.out_features)),
-        "scales": (frozenset({"F16", "BF16"}), (groups, linear.out_features)),
-        "qzeros": (frozenset(words), (groups, linear.out_features * bits // 32)),
-        "g_idx": (frozenset(words), (linear.in_features,)),
+        "qweight": (WORDS, (linear.in_features * bits // 32, linear.out_features)),
+        "scales": (FLOAT_DTYPES, (groups, linear.out_features)),
+        "qzeros": (WORDS, (groups, linear.out_features * bits // 32)),
+        "g_idx": (WORDS, (linear.in_features,)),
     }
 
 
-def _expected(config: Config, linear: LinearSpec) -> Expected | None:
-    bits, group_size = settings(config, linear.name)
+def _shapes(config: Config, built: Built, linear: LinearSpec) -> Expected | None:
+    bits, group_size = overridden(config, built.settings)
     return expected(bits, group_size, linear) if bits in {2, 3, 4, 8} else None
 
 
@@ -87,5 +98,15 @@ def _exclude_mtp(config: Config, modules: Sequence[str]) -> dict[str, Any]:
 
 
 GPTQ = Format(
-    "GPTQ", GPTQ_METHODS, frozenset({"gptq"}), _SUFFIXES, _stored, _declares, _expected, _exclude_mtp
+    "GPTQ",
+    GPTQ_METHODS,
+    frozenset({"gptq"}),
+    _SUFFIXES,
+    _stored,
+    _builds,
+    _shapes,
+    _exclude_mtp,
+    # g_idx is ignored unless desc_act is true, and from vLLM 0.30 on dropped unread. Symmetric kernels have the
+    # zero point built in.
+    frozenset({"g_idx", "qzeros"}),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ._base import Format
+from ._modules import Built
 
 UNQUANTIZED = Format(
     "unquantized",
@@ -10,7 +11,7 @@ UNQUANTIZED = Format(
     frozenset(),
     (),
     lambda tensors, module: None,
-    lambda config, module: False,
-    lambda config, linear: None,
+    lambda config, module: Built(False),
+    lambda config, built, linear: None,
     lambda config, modules: dict(config),
 )

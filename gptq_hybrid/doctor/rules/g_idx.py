@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gptq_hybrid.checkpoint import TensorInfo
+from gptq_hybrid.checkpoint import TensorInfo, formats
 from gptq_hybrid.checkpoint.formats.gptq import settings
 from gptq_hybrid.checkpoint.g_idx import natural_bytes
 from gptq_hybrid.doctor.findings import Inspection
@@ -13,7 +13,7 @@ from .linears import lookup_names, quantized_output_head
 
 # Over a network: the first 512 features of the modules of the first layers of each kind. By chance, act order
 # leaves those in place about once in 10^200.
-_FAR_BYTES, _FAR_MODULES = 2048, 10
+_FAR_FEATURES, _FAR_MODULES = 512, 10
 
 
 def g_idx(inspection: Inspection) -> dict[str, tuple[TensorInfo, bytes]]:
@@ -28,19 +28,30 @@ def _read_g_idx(inspection: Inspection) -> dict[str, tuple[TensorInfo, bytes]]:
         linear.name: info
         for linear in (*layout.quantized, *layout.mtp_linears, *([head[0]] if head else []))
         if (info := checkpoint.loaded.get(f"{linear.name}.g_idx")) is not None
-        and info.dtype == "I32"
+        and info.dtype in formats.WORDS
         and info.shape == (linear.in_features,)
     }
-    count = None
+    most = None
     if checkpoint.files.far:
         kinds: dict[str, str] = {}
         for name in infos:
             kinds.setdefault(name.rpartition(".")[2], name)
         infos = {name: infos[name] for name in list(kinds.values())[:_FAR_MODULES]}
-        count = _FAR_BYTES
-    parts = [(info, 0, info.nbytes if count is None else count) for info in infos.values()]
+        most = _FAR_FEATURES
+    parts = []
+    for info in infos.values():
+        features = info.shape[0] if most is None else min(most, info.shape[0])
+        parts.append((info, 0, features * (8 if info.dtype == "I64" else 4)))
     data = checkpoint.read_parts(parts)
-    return {name: (info, raw) for (name, info), raw in zip(infos.items(), data, strict=True)}
+    return {name: (info, _as_int32(info, raw)) for (name, info), raw in zip(infos.items(), data, strict=True)}
+
+
+def _as_int32(info: TensorInfo, raw: bytes) -> bytes:
+    """The low words of a ``g_idx`` in int64, as vLLM casts it."""
+    if info.dtype != "I64":
+        return raw
+    whole = memoryview(raw)
+    return b"".join(whole[at : at + 4] for at in range(0, len(raw), 8))
 
 
 def permuted(inspection: Inspection) -> list[str]:
@@ -52,7 +63,7 @@ def _find_permuted(inspection: Inspection) -> list[str]:
     config = inspection.checkpoint.quantization_config or {}
     out = []
     for name, (info, raw) in g_idx(inspection).items():
-        _, group_size = settings(config, name)
+        _, group_size = settings(config, loaded_as(inspection, name))
         if not natural_bytes(info.shape[0], group_size).startswith(raw):
             out.append(name)
     return out
@@ -103,7 +114,8 @@ def misgrouped(inspection: Inspection, module: str) -> str | None:
 
     info, raw = g_idx(inspection)[module]
     values = np.frombuffer(raw[: len(raw) // 4 * 4], dtype="<i4")
-    _, group_size = settings(inspection.checkpoint.quantization_config or {}, module)
+    config = inspection.checkpoint.quantization_config or {}
+    _, group_size = settings(config, loaded_as(inspection, module))
     size = info.shape[0] if group_size <= 0 else group_size
     groups = -(-info.shape[0] // size)
     low, high = int(values.min()), int(values.max())
@@ -111,7 +123,7 @@ def misgrouped(inspection: Inspection, module: str) -> str | None:
         return f"runs from {low} to {high}; there are {groups} groups"
     counts = np.bincount(values, minlength=groups)
     rows = np.minimum(size, info.shape[0] - size * np.arange(groups))
-    bad = np.flatnonzero(counts > rows if len(raw) < info.nbytes else counts != rows)
+    bad = np.flatnonzero(counts > rows if len(values) < info.shape[0] else counts != rows)
     if not len(bad):
         return None
     return f"puts {counts[bad[0]]} rows into group {bad[0]}, which has {rows[bad[0]]}"

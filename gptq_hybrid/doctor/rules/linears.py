@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gptq_hybrid.checkpoint import LinearSpec, TensorSpec, formats
-from gptq_hybrid.checkpoint.formats import Stored, vllm_name
+from gptq_hybrid.checkpoint.formats import Stored, module_of
 from gptq_hybrid.checkpoint.formats.gptq import overridden
 from gptq_hybrid.checkpoint.quantization import GPTQ_METHODS, dynamic_rule, quant_method
 from gptq_hybrid.doctor.findings import Inspection
@@ -14,13 +14,17 @@ from gptq_hybrid.doctor.findings import Inspection
 SCALES = ("scales", "weight_scale", "weight_scale_inv")
 # Two-dimensional weights of embeddings, and of the output head, for which each format has its own rule.
 _NOT_LINEAR = ("embed_tokens", "pos_embed", "lm_head")
-# What vLLM's draft loads as one.
-MTP_FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
 
 def is_gptq(inspection: Inspection) -> bool:
     """Whether the config declares GPTQ."""
     return quant_method(inspection.checkpoint.quantization_config) in GPTQ_METHODS
+
+
+def unread_format(inspection: Inspection) -> bool:
+    """Whether the config declares a format that these rules do not look into."""
+    config = inspection.checkpoint.quantization_config
+    return config is not None and formats.declared_format(config) is None
 
 
 def linears(inspection: Inspection) -> Iterator[tuple[LinearSpec, Stored]]:
@@ -31,15 +35,12 @@ def linears(inspection: Inspection) -> Iterator[tuple[LinearSpec, Stored]]:
             yield linear, stored
 
 
-def unquantized_linears(inspection: Inspection) -> Iterator[tuple[LinearSpec, Stored]]:
+def unquantized_linears(inspection: Inspection) -> Iterator[LinearSpec]:
     """Yield the linears of text and vision that this family keeps in BF16; vLLM looks them up in the config too."""
     for spec in (*inspection.layout.plain, *inspection.layout.vision):
         module = module_name(spec)
-        if len(spec.shape) != 2 or module == spec.name or module.endswith(_NOT_LINEAR):
-            continue
-        stored = formats.stored(inspection.checkpoint.loaded, module)
-        if stored is not None:
-            yield LinearSpec(module, *spec.shape), stored
+        if len(spec.shape) == 2 and module != spec.name and not module.endswith(_NOT_LINEAR):
+            yield LinearSpec(module, *spec.shape)
 
 
 def quantized_output_head(inspection: Inspection) -> tuple[LinearSpec, Stored] | None:
@@ -72,15 +73,7 @@ def lookup_names(inspection: Inspection, module: str) -> tuple[str, ...]:
         # The target's head lies below its language model, the draft's does not.
         both = ("language_model.lm_head", "lm_head")
         return both if inspection.checkpoint.multimodal else ("lm_head",)
-    if module.startswith("mtp."):
-        parent, _, leaf = module.rpartition(".")
-        fused = next((name for name, shards in MTP_FUSED.items() if leaf in shards), leaf)
-        return (f"{parent}.{fused}",)
-    return (vllm_name(inspection.once("fused_names", _fused_names).get(module, module)),)
-
-
-def _fused_names(inspection: Inspection) -> dict[str, str]:
-    return {shard: fused.name for fused in inspection.layout.fused for shard in fused.shards}
+    return (module_of(module).name,)
 
 
 def declared_settings(config: Mapping[str, Any], name: str) -> str:

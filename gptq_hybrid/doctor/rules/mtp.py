@@ -10,7 +10,7 @@ from gptq_hybrid.checkpoint.headers import TensorInfo
 from gptq_hybrid.doctor.findings import Fault, Inspection, rule, some
 from gptq_hybrid.doctor.head_place import Elsewhere, dropped_by_target, head_elsewhere
 
-from .linears import module_name
+from .linears import module_name, unread_format
 from .samples import all_alike, all_zero, has_non_finite, samples
 
 _GET_WHOLE = "Fetch it again from where it came from, or graft the head of the unquantized original"
@@ -123,6 +123,9 @@ def unindexed(inspection: Inspection) -> Iterator[Fault]:
 )
 def missing(inspection: Inspection) -> Iterator[Fault]:
     specs = _missing_by_file(inspection).get("", [])
+    if unread_format(inspection):  # in whatever tensors the format has
+        owners = {name.rpartition(".")[0] for name in inspection.checkpoint.loaded}
+        specs = [spec for spec in specs if module_name(spec) not in owners]
     if specs:
         index = inspection.checkpoint.index
         yield Fault(
@@ -158,6 +161,8 @@ def shapes(inspection: Inspection) -> Iterator[Fault]:
     remedy=f"{_GET_WHOLE} (BF16): qwen36 repair {{path}} --mtp-from ORIGINAL",
 )
 def dtypes(inspection: Inspection) -> Iterator[Fault]:
+    if unread_format(inspection):
+        return
     for spec, info in _dense(inspection):
         if info.dtype not in formats.FLOAT_DTYPES:
             yield Fault(

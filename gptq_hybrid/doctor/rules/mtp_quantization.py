@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gptq_hybrid.checkpoint import LinearSpec, formats
+from gptq_hybrid.checkpoint import formats
 from gptq_hybrid.checkpoint.quantization import GPTQ_METHODS, quant_method
 from gptq_hybrid.doctor import vllm_releases
 from gptq_hybrid.doctor.findings import Fault, Inspection, Severity, rule, some
 
-from .linears import MTP_FUSED, describe, lookup_names, module_name
+from .linears import module_name
+from .modules import misplaced, of_draft, unaligned
 from .mtp import GRAFT, stored_as
 
 
@@ -26,18 +27,17 @@ def packed(inspection: Inspection) -> Iterator[Fault]:
     if config is None or declared is None:
         return
     loaded = inspection.checkpoint.loaded
-    for linear in inspection.layout.mtp_linears:
-        stored = formats.stored(loaded, linear.name)
-        if stored is None or not stored.quantized or stored.form not in declared.forms:
+    linears = [(module, *part) for module in of_draft(inspection) for part in module.parts]
+    for owner, linear, stored in linears:
+        if not stored.quantized or stored.form not in declared.forms:
             continue
-        # Bits and group size as vLLM gets them, under the name it looks up.
-        name = lookup_names(inspection, linear.name)[0] if declared is formats.GPTQ else linear.name
-        expected = declared.expected(config, LinearSpec(name, *linear.weight.shape))
-        for suffix, (dtypes, shape) in (expected or {}).items():
+        expected = declared.expected(config, linear, owner.module) or {}
+        if expected and (extra := misplaced(inspection, linear, expected)):
+            yield Fault(f"{extra} is stored, but the config has no zero points", tensor=extra)
+        for suffix, (dtypes, shape) in expected.items():
             info = loaded.get(f"{linear.name}.{suffix}")
             if info is None:
-                # From vLLM 0.30 on g_idx is dropped unread; before, it is ignored unless desc_act is true.
-                harmless = suffix == "g_idx" and not config.get("desc_act")
+                harmless = suffix in declared.unread and not config.get("desc_act")
                 yield Fault(
                     f"{linear.name} of the head is packed, but has no {suffix}",
                     tensor=f"{linear.name}.{suffix}",
@@ -83,10 +83,13 @@ def quantized_consistently(inspection: Inspection) -> Iterator[Fault]:
         )
         return
     wrong: dict[bool, list[str]] = {}
-    for spec in inspection.layout.mtp:
-        stored, expected = stored_as(inspection, spec), declared.declares(config, module_name(spec))
-        if len(spec.shape) == 2 and stored and expected is not None and expected != stored.quantized:
-            wrong.setdefault(stored.quantized, []).append(module_name(spec))
+    for owner in of_draft(inspection):
+        if owner.built.problem:
+            yield Fault(owner.built.problem, tensor=owner.module.name, file="config.json")
+        elif owner.built.quantized is not None:
+            quantized = not owner.built.quantized
+            if modules := owner.parts_stored(quantized=quantized):
+                wrong.setdefault(quantized, []).extend(modules)
     for quantized, modules in wrong.items():
         actual = "quantized" if quantized else "in BF16"
         config_says = "leaves them unquantized" if quantized else f"has them as {declared.name}"
@@ -132,20 +135,12 @@ def _rule_that_means_all(inspection: Inspection, reported: set[str]) -> Iterator
     remedy=GRAFT,
 )
 def fused(inspection: Inspection) -> Iterator[Fault]:
-    by_parent: dict[str, dict[str, str]] = {}
-    for spec in inspection.layout.mtp:
-        if len(spec.shape) == 2 and (stored := stored_as(inspection, spec)):
-            parent, _, leaf = module_name(spec).rpartition(".")
-            by_parent.setdefault(parent, {})[leaf] = describe(stored)
-    for parent, forms in by_parent.items():
-        for group in MTP_FUSED.values():
-            parts = {leaf: forms[leaf] for leaf in group if leaf in forms}
-            if len(set(parts.values())) > 1:
-                each = ", ".join(f"{leaf} {description}" for leaf, description in parts.items())
-                yield Fault(
-                    f"{parent}: vLLM loads {', '.join(group)} as one, but they are stored as {each}",
-                    tensor=f"{parent}.{group[0]}.weight",
-                )
+    for owner in of_draft(inspection):
+        if each := owner.unlike or unaligned(inspection, owner):
+            yield Fault(
+                f"vLLM loads {owner.module.name} as one, but its parts are stored as {each}",
+                tensor=f"{owner.parts[0][0].name}.weight",
+            )
 
 
 @rule(

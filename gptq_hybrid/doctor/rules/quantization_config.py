@@ -7,7 +7,7 @@ from itertools import chain
 
 from gptq_hybrid.checkpoint import formats
 from gptq_hybrid.checkpoint.json_files import fetch_json_object
-from gptq_hybrid.checkpoint.quantization import MTP_RULE
+from gptq_hybrid.checkpoint.quantization import MTP_RULE, quant_method
 from gptq_hybrid.common.errors import CheckpointError, TransferError
 from gptq_hybrid.doctor import vllm_releases
 from gptq_hybrid.doctor.findings import Fault, Inspection, Severity, rule, some
@@ -18,8 +18,8 @@ from .linears import (
     linears,
     lookup_names,
     quantized_output_head,
-    unquantized_linears,
 )
+from .modules import of_body, of_draft, output_heads
 
 _REQUANTIZE = "Quantize again: qwen36 quantize ORIGINAL TARGET"
 # What gptqmodel's and vLLM's kernels take.
@@ -31,6 +31,13 @@ _AUTO_ROUND_PACKINGS = (
     "auto_round:llm_compressor",
 )
 
+# Engines with formats of their own: the suffix of a tensor and the `quant_method` that give one away.
+_FOREIGN = (
+    ("MLX", ".biases", "mlx"),
+    ("exllamav3 (EXL3)", ".trellis", "exl3"),
+    ("llama.cpp (GGUF)", ".gguf", "gguf"),
+)
+
 
 @rule(
     "quantization-undeclared",
@@ -39,29 +46,66 @@ _AUTO_ROUND_PACKINGS = (
     remedy="Put the quantization_config back; from a quantize_config.json: qwen36 repair {path}",
 )
 def undeclared(inspection: Inspection) -> Iterator[Fault]:
-    if inspection.checkpoint.quantization_config is None:
-        packed = [linear.name for linear, stored in linears(inspection) if stored.quantized]
-        if packed:
-            yield Fault(
-                f"{len(packed)} modules are quantized, but config.json has no quantization_config",
-                tensor=packed[0],
-                file="config.json",
-            )
+    config = inspection.checkpoint.quantization_config
+    if formats.declared_format(config) is not formats.UNQUANTIZED:
+        return
+    packed = [linear.name for linear, stored in linears(inspection) if stored.quantized]
+    if packed:
+        lacks = (
+            "config.json has no quantization_config" if config is None else "its config has no quant_method"
+        )
+        yield Fault(f"{len(packed)} modules are quantized, but {lacks}", tensor=packed[0], file="config.json")
 
 
 @rule(
     "quantization-unknown",
     scope="quantized",
     severity=Severity.WARNING,
-    explanation="The rules know GPTQ, AutoRound, AWQ, compressed-tensors and FP8.",
-    remedy="Nothing to do, if the method is one that vLLM knows.",
+    explanation="The rules know GPTQ, AutoRound, AWQ, compressed-tensors and FP8; vLLM has more methods, and each "
+    "other engine its own.",
+    remedy="Nothing to do, if the method is one that your vLLM knows.",
 )
 def unknown_method(inspection: Inspection) -> Iterator[Fault]:
-    config = inspection.checkpoint.quantization_config
-    if config is not None and formats.declared_format(config) is None:
+    config, names = inspection.checkpoint.quantization_config, inspection.checkpoint.loaded
+    method = quant_method(config)
+    for engine, suffix, own in _FOREIGN:
+        if method == own or any(name.endswith(suffix) for name in names):
+            yield Fault(
+                f"this is a checkpoint of {engine}; vLLM does not load it",
+                severity=Severity.ERROR,
+                remedy="Serve it with that engine, or fetch the original or a quantization for vLLM.",
+            )
+            return
+    if config is None or not method:
+        return
+    if method not in vllm_releases.METHODS:
+        # Other releases have other methods.
+        read = inspection.vllm is None or inspection.vllm.at_least(vllm_releases.METHODS_READ)
         yield Fault(
-            f"quant_method {config.get('quant_method')!r} is unknown here, so its modules are not checked",
+            f"vLLM {vllm_releases.METHODS_READ} knows no quant_method {method!r}; it knows "
+            f"{', '.join(sorted(vllm_releases.METHODS))}",
             file="config.json",
+            severity=Severity.ERROR if read else None,
+            remedy="Write the name that vLLM has, if the format is one of these: AutoRound's is auto-round, "
+            "gptqmodel's gptq.",
+        )
+    elif method in vllm_releases.DEPRECATED_METHODS:
+        yield Fault(
+            f"vLLM refuses the deprecated quant_method {method!r}",
+            file="config.json",
+            severity=Severity.ERROR,
+            remedy="Serve it with --allow-deprecated-quantization, or quantize again.",
+        )
+    elif method == "torchao" and "quant_type" not in config:
+        yield Fault(
+            "quantization_config lacks `quant_type`, which vLLM requires of torchao",
+            file="config.json",
+            severity=Severity.ERROR,
+            remedy="Fetch config.json again from where the checkpoint came from.",
+        )
+    elif formats.declared_format(config) is None:
+        yield Fault(
+            f"the rules do not know quant_method {method!r}; its modules are not checked", file="config.json"
         )
 
 
@@ -86,7 +130,7 @@ def settings(inspection: Inspection) -> Iterator[Fault]:
         if key not in config:
             yield Fault(f"quantization_config lacks `{key}`, which vLLM requires", file="config.json")
     bits, group, sym = config.get("bits", 4), config.get("group_size", 128), config.get("sym", True)
-    if bits not in _BITS or group not in _GROUPS or sym is not True:
+    if bits not in _BITS or group not in _GROUPS or sym not in (True,):
         yield Fault(f"bits={bits!r}, group_size={group!r}, sym={sym!r} cannot be served", file="config.json")
     if (layout := config.get("checkpoint_format", "gptq")) not in ("gptq", "gptq_v2"):
         yield Fault(f"checkpoint_format {layout!r} is not one that vLLM loads", file="config.json")
@@ -127,14 +171,23 @@ def copies(inspection: Inspection) -> Iterator[Fault]:
 def mismatch(inspection: Inspection) -> Iterator[Fault]:
     config = inspection.checkpoint.quantization_config
     declared = formats.declared_format(config)
-    if config is None or declared is None:
-        return
-    states = [
-        (linear.name, stored.quantized, declared.declares(config, linear.name))
-        for linear, stored in (*linears(inspection), *unquantized_linears(inspection))
-    ]
-    packed = [name for name, quantized, expected in states if quantized and expected is False]
-    dense = [name for name, quantized, expected in states if not quantized and expected is True]
+    if config is None or declared is None or declared is formats.UNQUANTIZED:
+        return  # quantization-undeclared looks at one without a method
+    packed: list[str] = []
+    dense: list[str] = []
+    alien: list[tuple[str, str]] = []
+    for owner in of_body(inspection):
+        if owner.built.problem:
+            yield Fault(owner.built.problem, tensor=owner.module.stored[0], file="config.json")
+        elif owner.built.quantized is False:
+            packed += owner.parts_stored(quantized=True)
+        elif owner.built.quantized:
+            dense += owner.parts_stored(quantized=False)
+        alien += [
+            (linear.name, stored.form)
+            for linear, stored in owner.parts
+            if stored.quantized and stored.form not in declared.forms
+        ]
     if packed:
         yield Fault(
             f"{len(packed)} modules are stored quantized, but the config leaves them unquantized: {some(packed)}",
@@ -147,7 +200,6 @@ def mismatch(inspection: Inspection) -> Iterator[Fault]:
             tensor=dense[0],
             file="config.json",
         )
-    alien = [(n.name, f.form) for n, f in linears(inspection) if f.quantized and f.form not in declared.forms]
     if alien:
         yield Fault(
             f"{len(alien)} modules are stored as {alien[0][1]}, but the config says {declared.name}: "
@@ -155,7 +207,9 @@ def mismatch(inspection: Inspection) -> Iterator[Fault]:
             tensor=alien[0][0],
             file="config.json",
         )
-    if any(linears(inspection)) and not any(quantized for _, quantized, _ in states):
+    if declared is formats.GPTQ and not any(
+        owner.parts_stored(quantized=True) for owner in (*of_body(inspection), *of_draft(inspection))
+    ):
         yield Fault(f"the config says {declared.name}, but no module is quantized", file="config.json")
 
 
@@ -180,9 +234,11 @@ def left_dense(inspection: Inspection) -> Iterator[Fault]:
 @rule(
     "dynamic-names",
     scope="quantized",
+    severity=Severity.WARNING,
     explanation=(
         "gptqmodel looks modules up in `dynamic` by the checkpoint's names, vLLM by its own, and once for what it "
-        "loads as one (language_model.model.layers.0.mlp.gate_up_proj): a rule must match both alike."
+        "loads as one (language_model.model.layers.0.mlp.gate_up_proj): a rule that matches one of them alone "
+        "means different things to the two."
     ),
     remedy="Write patterns that match both names; gptq_hybrid.recipes.dynamic_rules makes them.",
 )
@@ -228,32 +284,35 @@ def dynamic_names(inspection: Inspection) -> Iterator[Fault]:
 @rule(
     "lm-head-quantized",
     scope="quantized",
-    explanation="vLLM takes a packed output head if `lm_head` is true and no rule leaves it out.",
-    remedy="Set `lm_head` to true in both configs, with a rule of `dynamic` if its bits differ from the rest.",
+    explanation="vLLM builds the output head as the config says, once in the target and once in the draft.",
+    remedy="Make the config say how lm_head is stored. GPTQ and AWQ have `lm_head`: true; AutoRound an entry "
+    "lm_head in extra_config; compressed-tensors the target re:.*lm_head; FP8 heads cannot be loaded.",
 )
 def lm_head(inspection: Inspection) -> Iterator[Fault]:
-    config, head = inspection.checkpoint.quantization_config, quantized_output_head(inspection)
-    if config is None or head is None or not is_gptq(inspection):
-        return
-    if config.get("lm_head") is not True:
-        yield Fault(
-            f"lm_head is stored quantized, but quantization_config has `lm_head`: {config.get('lm_head')!r}",
-            tensor="lm_head.qweight",
-            file="config.json",
-        )
-    elif formats.GPTQ.declares(config, "lm_head") is False:
-        yield Fault(
-            "lm_head is stored quantized, but `dynamic` or the list of modules leaves it out",
-            tensor="lm_head.qweight",
-            file="config.json",
-        )
-    since = vllm_releases.LM_HEAD_MTP_SINCE
-    if inspection.drafting and inspection.older_than(since):
-        yield Fault(
-            f"vLLM {inspection.vllm} builds the draft's output head unquantized, and fails on this quantized one",
-            tensor="lm_head.qweight",
-            remedy=f"Serve it with vLLM {since} or newer, or without MTP.",
-        )
+    declared = formats.declared_format(inspection.checkpoint.quantization_config)
+    old = inspection.drafting and inspection.older_than(vllm_releases.LM_HEAD_MTP_SINCE)
+    for owner in output_heads(inspection):
+        for _, stored in owner.parts:
+            tensor = f"lm_head.{next(iter(stored.parts))}"
+            if stored.quantized and declared is not None and stored.form not in declared.forms:
+                yield Fault(
+                    f"lm_head is stored as {stored.form}, but the config says {declared.name}", tensor=tensor
+                )
+            elif stored.quantized and owner.draft and old:
+                yield Fault(
+                    f"vLLM {inspection.vllm} builds the draft's output head unquantized, and fails on this "
+                    "quantized one",
+                    tensor=tensor,
+                    remedy=f"Serve it with vLLM {vllm_releases.LM_HEAD_MTP_SINCE} or newer, or without MTP.",
+                )
+            elif not owner.built.suits(quantized=stored.quantized):
+                config_says = "unquantized" if stored.quantized else "quantized"
+                yield Fault(
+                    f"lm_head is stored {'quantized' if stored.quantized else 'plain'}, but by "
+                    f"quantization_config vLLM builds {owner.module.name} {config_says}",
+                    tensor=tensor,
+                    file="config.json",
+                )
 
 
 QUANTIZATION_CONFIG_RULES = (

@@ -13,6 +13,7 @@ from gptq_hybrid.doctor import chat, vllm_releases
 from gptq_hybrid.doctor.findings import Fault, Inspection, Severity, rule, some
 from gptq_hybrid.doctor.head_place import dropped_by_target
 
+from .linears import unread_format
 from .mtp import elsewhere
 
 _COPY = "Copy it from the original checkpoint."
@@ -279,7 +280,12 @@ def parsers(inspection: Inspection) -> Iterator[Fault]:
     remedy="Take the vision tensors from the original, or serve only text.",
 )
 def vision(inspection: Inspection) -> Iterator[Fault]:
-    absent = [spec.name for spec in inspection.layout.vision if spec.name not in inspection.checkpoint.loaded]
+    loaded = inspection.checkpoint.loaded
+    absent = [
+        spec.name
+        for spec in inspection.layout.vision
+        if spec.name not in loaded and formats.stored(loaded, spec.name.removesuffix(".weight")) is None
+    ]
     if not absent:
         return
     count = f"{len(absent)} of {len(inspection.layout.vision)} vision tensors"
@@ -320,7 +326,8 @@ def unknown(inspection: Inspection) -> Iterator[Fault]:
         if suffix == "weight" and f"{module}.weight" in dense and _packed_beside(inspection, module):
             strange.append(name)
             continue
-        if name in dense or (module in modules and suffix in suffixes) or name.endswith(_KNOWN_SUFFIXES):
+        known = suffix in suffixes or unread_format(inspection)
+        if name in dense or (module in modules and known) or name.endswith(_KNOWN_SUFFIXES):
             continue
         if name.startswith("lm_head.") and inspection.layout.output_head is None:
             continue  # the rule embeddings-tied looks at it

@@ -5,24 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from gptq_hybrid.checkpoint import LinearSpec, formats
+from gptq_hybrid.checkpoint.formats import Stored
 from gptq_hybrid.checkpoint.headers import TensorInfo
 from gptq_hybrid.doctor.findings import Fault, Inspection, Severity, rule, some
 
-from .linears import SCALES, describe, is_gptq, linears, quantized_output_head
+from .linears import SCALES, linears, quantized_output_head, unquantized_linears, unread_format
+from .modules import Construction, misplaced, of_body, output_heads, unaligned
 from .samples import has_non_finite, samples
 
 _REQUANTIZE = "Quantize again: qwen36 quantize ORIGINAL TARGET"
 _REFETCH = "Fetch the checkpoint again, or quantize again: qwen36 quantize ORIGINAL TARGET"
 # The suffixes that mark a quantized linear; its other tensors come with one of these.
-_PACKED = (".qweight", ".weight_packed")
+_PACKED = (".qweight", ".weight_packed", ".weight_scale", ".weight_scale_inv")
 # Linears whose scales are sampled over a network.
 _FAR_SCALES = 8
 
 
-def _quantizable(inspection: Inspection) -> list[LinearSpec]:
-    """The linears that may be quantized: this family's, and the output head if it is."""
-    head = quantized_output_head(inspection)
-    return [*inspection.layout.quantized, *([head[0]] if head else [])]
+def _packed(inspection: Inspection) -> Iterator[tuple[Construction, LinearSpec, Stored]]:
+    """Yield the linears that are stored packed and may be, with what vLLM builds for them."""
+    for owner in (*of_body(inspection), *output_heads(inspection)):
+        for linear, stored in owner.parts:
+            if stored.quantized:
+                yield owner, linear, stored
 
 
 @rule(
@@ -39,6 +43,9 @@ def missing(inspection: Inspection) -> Iterator[Fault]:
         for linear in inspection.layout.quantized
         if not _exists(loaded, linear.weight.name)
     ]
+    if unread_format(inspection):  # in whatever tensors the format has
+        owners = {name.rpartition(".")[0] for name in loaded}
+        absent = [name for name in absent if name.removesuffix(".weight") not in owners]
     unindexed = [name for name in absent if _exists(stray, name)]
     gone = [name for name in absent if name not in set(unindexed)]
     if unindexed:
@@ -77,20 +84,22 @@ def parts(inspection: Inspection) -> Iterator[Fault]:
     if config is None or declared is None:
         return
     loaded = inspection.checkpoint.loaded
-    for linear in _quantizable(inspection):
-        present = [s for s in declared.suffixes if s != "weight" and f"{linear.name}.{s}" in loaded]
-        expected = declared.expected(config, linear)
-        if not present or expected is None:
-            continue
-        absent = [suffix for suffix in expected if f"{linear.name}.{suffix}" not in loaded]
-        if absent:
-            # From vLLM 0.30 on g_idx is dropped unread; before, it is ignored unless desc_act is true.
-            harmless = absent == ["g_idx"] and not config.get("desc_act")
-            yield Fault(
-                f"{linear.name} has {', '.join(present)}, but no {', '.join(absent)}",
-                tensor=f"{linear.name}.{absent[0]}",
-                severity=Severity.WARNING if harmless else None,
-            )
+    for owner in (*of_body(inspection), *output_heads(inspection)):
+        for linear in owner.linears:
+            present = [s for s in declared.suffixes if s != "weight" and f"{linear.name}.{s}" in loaded]
+            expected = declared.expected(config, linear, owner.module)
+            if not present or expected is None:
+                continue
+            if extra := misplaced(inspection, linear, expected):
+                yield Fault(f"{extra} is stored, but the config has no zero points", tensor=extra)
+            absent = [suffix for suffix in expected if f"{linear.name}.{suffix}" not in loaded]
+            if absent:
+                harmless = declared.unread.issuperset(absent) and not config.get("desc_act")
+                yield Fault(
+                    f"{linear.name} has {', '.join(present)}, but no {', '.join(absent)}",
+                    tensor=f"{linear.name}.{absent[0]}",
+                    severity=Severity.WARNING if harmless else None,
+                )
 
 
 @rule(
@@ -104,9 +113,8 @@ def shapes(inspection: Inspection) -> Iterator[Fault]:
     declared = formats.declared_format(config)
     if config is None or declared is None:
         return
-    for linear in _quantizable(inspection):
-        stored = formats.stored(inspection.checkpoint.loaded, linear.name)
-        expected = declared.expected(config, linear) if stored and stored.quantized else None
+    for owner, linear, _ in _packed(inspection):
+        expected = declared.expected(config, linear, owner.module)
         for suffix, (dtypes, shape) in (expected or {}).items():
             info = inspection.checkpoint.loaded.get(f"{linear.name}.{suffix}")
             if info is not None and (info.shape != shape or info.dtype not in dtypes):
@@ -121,27 +129,19 @@ def shapes(inspection: Inspection) -> Iterator[Fault]:
 @rule(
     "quantized-extra",
     scope="quantized",
-    explanation="This family keeps the vision tower and the small Gated-DeltaNet projections in BF16.",
+    explanation="vLLM has packed forms of linears and of the output head; all else it builds plain.",
     remedy=_REQUANTIZE,
 )
 def extra(inspection: Inspection) -> Iterator[Fault]:
-    allowed = {linear.name for linear in inspection.layout.quantized}
-    # The rule lm-head-quantized looks at what a GPTQ config says about the output head.
-    if is_gptq(inspection) or (inspection.checkpoint.quantization_config or {}).get("lm_head"):
-        allowed.add("lm_head")
-    allowed |= {name.removesuffix(".weight") for name in inspection.mtp_names}
+    if unread_format(inspection):
+        return
+    buildable = {linear.name for linear in inspection.layout.quantized}
+    buildable |= {linear.name for linear in unquantized_linears(inspection)}
+    buildable |= {"lm_head"} | {name.removesuffix(".weight") for name in inspection.mtp_names}
     for name, info in inspection.checkpoint.loaded.items():
         suffix = next((s for s in _PACKED if name.endswith(s)), None)
-        module = name.removesuffix(suffix) if suffix else ""
-        if suffix and module not in allowed:
-            declared = formats.declared_format(inspection.checkpoint.quantization_config)
-            other_format = declared is not None and declared is not formats.GPTQ
-            yield Fault(
-                f"{module} is quantized; this family keeps it in BF16",
-                tensor=name,
-                file=info.file,
-                severity=Severity.WARNING if other_format else None,
-            )
+        if suffix and (module := name.removesuffix(suffix)) not in buildable:
+            yield Fault(f"{module} is quantized, but vLLM builds it plain", tensor=name, file=info.file)
 
 
 @rule(
@@ -155,6 +155,8 @@ def plain_shape(inspection: Inspection) -> Iterator[Fault]:
     dense = [linear.weight for linear, stored in linears(inspection) if not stored.quantized]
     for spec in (*inspection.layout.plain, *inspection.layout.vision, *dense):
         info = loaded.get(spec.name)
+        if info is not None and info.dtype not in formats.FLOAT_DTYPES and unread_format(inspection):
+            continue
         if info is not None and info.shape != spec.shape:
             yield Fault(
                 f"{spec.name} is {list(info.shape)}; config.json calls for {list(spec.shape)}",
@@ -170,6 +172,8 @@ def plain_shape(inspection: Inspection) -> Iterator[Fault]:
     remedy=_REFETCH,
 )
 def plain_dtype(inspection: Inspection) -> Iterator[Fault]:
+    if unread_format(inspection):
+        return
     loaded = inspection.checkpoint.loaded
     dense = [linear.weight for linear, stored in linears(inspection) if not stored.quantized]
     for spec in (*inspection.layout.plain, *inspection.layout.vision, *dense):
@@ -188,15 +192,11 @@ def plain_dtype(inspection: Inspection) -> Iterator[Fault]:
     remedy=_REQUANTIZE,
 )
 def fused(inspection: Inspection) -> Iterator[Fault]:
-    forms = {linear.name: stored for linear, stored in linears(inspection)}
-    for module in inspection.layout.fused:
-        parts = {shard: describe(forms[shard]) for shard in module.shards if shard in forms}
-        if len(set(parts.values())) > 1:
-            each = ", ".join(
-                f"{shard.rpartition('.')[2]} {description}" for shard, description in parts.items()
-            )
+    for owner in of_body(inspection):
+        if each := owner.unlike or unaligned(inspection, owner):
             yield Fault(
-                f"vLLM loads {module.name} as one, but its parts differ: {each}", tensor=module.shards[0]
+                f"vLLM loads {owner.module.name} as one, but its parts are stored as {each}",
+                tensor=owner.parts[0][0].name,
             )
 
 

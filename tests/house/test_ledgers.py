@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from vllm_qwen36_plugin.features import FEATURES
+
 from .pages import LEDGERS, ROOT
 
 LABELS = ("Changes", "Why", "Versions", "Checks", "Reference", "May go")
@@ -48,6 +50,13 @@ def test_entries_are_counted_and_whole(ledger: str) -> None:
         lacking = [label for label in LABELS[1:] if f"{label}: " not in text]
         assert (heading, lacking) == (heading, [])
         assert text.strip().startswith(tuple(f"* {verb}: " for verb in VERBS)), heading
+
+
+def test_the_plugins_ledger_lists_its_features() -> None:
+    text = (ROOT / "vllm_qwen36_plugin/upstream/README.md").read_text(encoding="utf-8")
+    platforms = {"any": "all", "cpu": "CPU", "cuda": "CUDA"}
+    listed = re.findall(r"^\| (.+) \| (all|CPU|CUDA) \|", text, re.MULTILINE)
+    assert listed == [(feature.name, platforms[feature.platform]) for feature in FEATURES]
 
 
 def test_a_header_is_seen(tmp_path: Path) -> None:

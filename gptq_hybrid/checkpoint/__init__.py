@@ -3,7 +3,7 @@
 Imports no torch, gptqmodel, numpy or HTTP library.
 """
 
-from ._checkpoint import CALIBRATION_FILE, INDEX_NAME, MTP_FILE, Checkpoint
+from ._checkpoint import CALIBRATION_FILE, INDEX_NAME, MTP_FILE, Checkpoint, is_weight_file
 from .draft_vocab_file import (
     DRAFT_VOCAB_FILE,
     DraftVocab,
@@ -33,6 +33,7 @@ __all__ = [
     "TensorSpec",
     "family_for",
     "find_draft_vocab",
+    "is_weight_file",
     "layout_for",
     "read_draft_vocab",
     "read_header",

@@ -5,8 +5,7 @@ from __future__ import annotations
 import glob
 from collections.abc import Iterator
 
-from gptq_hybrid.checkpoint import INDEX_NAME
-from gptq_hybrid.checkpoint._checkpoint import is_weight_file
+from gptq_hybrid.checkpoint import INDEX_NAME, is_weight_file
 from gptq_hybrid.checkpoint.headers import TensorInfo
 from gptq_hybrid.doctor.findings import Fault, Inspection, Severity, rule, some
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from gptq_hybrid.demo.builder import DemoCheckpoint
@@ -37,7 +37,7 @@ pytestmark = [
 ]
 
 EXAMPLES = int(os.environ.get("QWEN36_JUDGE_EXAMPLES", "0"))
-BY_DEFAULT = 120
+BY_DEFAULT = 60
 
 # What the checker calls an error and a loader cannot see, by rule.
 UNSEEN = {
@@ -221,6 +221,8 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     database=None,
     deadline=None,
     suppress_health_check=list(HealthCheck),
+    # Shrinking judges hundreds more: minutes, in which a hunt can look for the next kind.
+    phases=[Phase.explicit, Phase.generate],
     print_blob=True,
 )
 @given(made=CHECKPOINTS, mtp=st.sampled_from([True, True, True, False]))
@@ -230,4 +232,6 @@ def test_checkpoints_drawn_at_random(
     folder = build(made, drawn / str(len(list(drawn.iterdir()))), original.path)
     opinion = ask(folder, mtp=mtp)
     excused = [kind.id for kind in TO_MEND if kind.says == opinion.report.verdict and kind.may_be(made)]
-    assert opinion.difference is None or excused
+    if opinion.difference and not excused:
+        # Reports hold whole checkpoints: what pytest shows of a failed assert would fill the screen.
+        pytest.fail(f"{made}, MTP {'on' if mtp else 'off'}: {opinion.difference}", pytrace=False)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import import_module
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from .architectures import MTP_DRAFT, TARGETS
 from .log import logger
@@ -13,8 +12,7 @@ from .log import logger
 _warned: set[str] = set()
 
 
-@dataclass(frozen=True, slots=True)
-class Feature:
+class Feature(NamedTuple):
     """One line of :data:`FEATURES`. ``install`` is idempotent and may raise anything."""
 
     name: str

@@ -41,10 +41,12 @@ def serve_once(
     log: Path,
     pythonpath: Path | None = None,
     extra: Sequence[str] = (),
+    speculative: bool = True,
     timeout: float = 420,
 ) -> Outcome:
     """Serve ``model``; ``plugins`` becomes ``VLLM_PLUGINS`` ("" is stock vLLM)."""
-    arguments = [str(model), *FLAGS, "--speculative-config", SPECULATIVE, *extra]
+    drafts = ("--speculative-config", SPECULATIVE) if speculative else ()
+    arguments = [str(model), *FLAGS, *drafts, *extra]
     environment = cpu_environment() | {
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",

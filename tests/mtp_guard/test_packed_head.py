@@ -77,9 +77,7 @@ def test_eight_bits_pass_where_the_config_says_so(tmp_path: Path) -> None:
     [
         (without(f"{FC}.qweight"), f"in no file of the checkpoint: {FC}.weight"),
         (without(f"{UP}.scales"), f"in no file of the checkpoint: {UP}.weight"),
-        (without(f"{DOWN}.qzeros"), f"{DOWN} of the head is packed, but has no qzeros"),
         (changed(f"{FC}.qweight", lambda t: t[:-2]), f"{FC}.qweight in mtp.safetensors is I32 [6, 32]"),
-        (changed(f"{FC}.qweight", lambda t: t.long()), "is I64 [8, 32]; the config calls for I32 [8, 32]"),
         (changed(f"{UP}.scales", lambda t: t.repeat_interleave(2, dim=0)), f"{UP}.scales"),
         (changed(f"{UP}.scales", lambda t: t * torch.nan), f"{UP}.scales in mtp.safetensors holds NaN"),
         (changed(f"{UP}.scales", torch.zeros_like), f"{UP}.scales in mtp.safetensors holds only zeros"),
@@ -91,11 +89,11 @@ def test_eight_bits_pass_where_the_config_says_so(tmp_path: Path) -> None:
         (
             {**without(*(f"{GATE}.{p}" for p in ("qweight", "scales", "qzeros", "g_idx"))),
              f"{GATE}.weight": random_head()[f"{GATE}.weight"]},
-            "vLLM loads gate_proj, up_proj as one",
+            "vLLM loads mtp.layers.0.mlp.gate_up_proj as one",
         ),
     ],
     ids=[
-        "no-qweight", "no-scales", "no-qzeros", "short", "int64", "more-groups", "nan", "zero-scales", "zeros",
+        "no-qweight", "no-scales", "short", "more-groups", "nan", "zero-scales", "zeros",
         "zero-weights", "half-fused",
     ],
 )  # fmt: skip

@@ -95,7 +95,7 @@ def chain(original: DemoCheckpoint, tmp_path_factory: pytest.TempPathFactory) ->
     dice = random.Random(SEED)
 
     run = start(original.path, target)
-    kill_when(run, lambda: state.layers() >= 1, dice.uniform(0.0, 1.5))
+    kill_when(run, lambda: state.layers() >= 1, dice.uniform(0.0, 0.3))
     observed.before_kill.append(state.layers())
 
     run = start(original.path, target)
@@ -115,7 +115,7 @@ def chain(original: DemoCheckpoint, tmp_path_factory: pytest.TempPathFactory) ->
     observed.before_kill.append(state.layers())
 
     run = start(original.path, target)
-    kill_when(run, lambda: any(folder.glob(".resumed.partial-*")), dice.uniform(0.0, 0.1))
+    kill_when(run, lambda: any(folder.glob(".resumed.partial-*")))
     observed.before_kill.append(state.layers())
     observed.half_target = any(folder.glob(".resumed.partial-*"))
     observed.target_before_last = target.exists()

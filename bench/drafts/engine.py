@@ -83,7 +83,8 @@ def _list_of_any_tokens() -> None:
         size = vllm_config.model_config.hf_text_config.vocab_size
         return DraftVocab("0" * 64, size, tuple(range(0, size, 7)), {}, {})
 
-    model.list_for = any_tokens
+    assert hasattr(model, "draft_list"), "the draft head reads its list by another name"
+    model.draft_list = any_tokens
 
 
 def measure(llm: Any, variant: str, args: argparse.Namespace) -> Json:

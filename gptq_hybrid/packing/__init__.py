@@ -13,11 +13,12 @@ from .gptq_layout import (
     natural_g_idx,
     pack,
 )
-from .rounding import quantize_rtn
+from .rounding import SEARCH, quantize_rtn
 from .words import pack_words, unpack_words
 
 __all__ = [
     "BITS",
+    "SEARCH",
     "CheckpointFormat",
     "dequantize",
     "dequantize_symmetric",

@@ -42,6 +42,8 @@ import math
 
 import torch
 
+# Counts the searches so far. Kept results of rounding are those of one search; raise it when numbers change.
+SEARCH = 2
 # Divisors of ``w / h`` that are tried: powers of `_STEP`, from `_BELOW` steps below 1 to `_BEYOND` times the best
 # for a single large weight. Below 1 nothing is clipped and the steps of the grid are wider, which fits one in ten
 # groups of 32 normal weights best (4 bits).

@@ -29,6 +29,7 @@ from gptq_hybrid.evaluate.inputs import (
     refuse_quantized_reference,
 )
 from gptq_hybrid.evaluate.states import state_key
+from gptq_hybrid.packing import SEARCH
 from gptq_hybrid.streaming import Batch, CheckpointWeights
 
 from ._passes import HeadVariant, Passes
@@ -220,5 +221,6 @@ def _store_settings(
         "batches": [list(batch.numbers) for batch in batches],
         "dtype": request.dtype,
         "drafts": request.drafts,
+        "rounding": SEARCH,
         "environment": environment(str(device)),
     }

@@ -153,6 +153,14 @@ MODULES = {
 }
 LAYERS = {name: layers for name, (_, _, layers) in MODULES.items()}
 _NAMES = {"stock": "stock", "plugin": "plugin, exact", "plugin_fp8": "plugin, fp8", "cublas": "dense"}
+# Kernels of `humming-kernels`, by their activations; those of 8 bits are quantized within the call.
+HUMMING = {
+    "humming": "Humming",
+    "humming_e4m3": "e4m3",
+    "humming_e4m3_groups": "e4m3, groups",
+    "humming_int8": "int8",
+    "humming_int8_groups": "int8, groups",
+}
 
 
 def us(row: Json, name: str) -> float | None:
@@ -174,7 +182,7 @@ def passes(result: Json) -> dict[str, dict[int, dict[str, float]]]:
         by_m = [{row["m"]: row for row in shape["rows"]} for shape in shapes]
         for m in sorted(set.intersection(*map(set, by_m))):
             rows = [rows[m] for rows in by_m]
-            for name in _NAMES:
+            for name in (*_NAMES, *HUMMING):
                 each = [us(row, name) for row in rows]
                 if None not in each:
                     total = sum(

@@ -12,9 +12,11 @@ from gptq_hybrid.checkpoint import DRAFT_VOCAB_FILE, Checkpoint, DraftVocab
 from gptq_hybrid.common.errors import CheckpointError
 from gptq_hybrid.common.tables import plain
 from gptq_hybrid.doctor import Report, check, check_rules
-from gptq_hybrid.doctor.serve_line import DRAFTS, serve_line
+from gptq_hybrid.doctor.place import Place, place_named, this_place
+from gptq_hybrid.doctor.serve_line import DRAFTS, serve_command
 
 from ._findings import findings_table, rules_table
+from ._serve import print_serving
 
 
 def _list_rules(show: bool) -> None:
@@ -42,6 +44,13 @@ def check_command(
             show_default=False,
         ),
     ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CARD",
+            help="Card to make the serve line for: 'RTX 4090', 24GiB, or cpu.  [default: what is in this machine]",
+        ),
+    ] = None,
     mtp: Annotated[bool, typer.Option("--mtp/--no-mtp", help="Whether to serve it with MTP.")] = True,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for warnings too.")] = False,
     follow_symlinks: Annotated[
@@ -59,17 +68,18 @@ def check_command(
 
     Exit code 0: it serves. 1: errors were found. 2: it could not be read.
     """
+    place = None if gpu is None else place_named(gpu)
     report = check(path, mtp=mtp, vllm=vllm, plugin=plugin, follow_links=follow_symlinks, timeout=timeout)
     if json_output:
         typer.echo(json.dumps(report.as_json(), indent=2))
     else:
-        _print(report)
+        _print(report, place)
     code = report.exit_code(strict=strict)
     if code:
         raise typer.Exit(code)
 
 
-def _print(report: Report) -> None:
+def _print(report: Report, place: Place | None) -> None:
     if report.verdict == "unreadable":
         console = Console(stderr=True)
         finding = report.findings[0]
@@ -83,8 +93,9 @@ def _print(report: Report) -> None:
         console.print(plain(line), highlight=False, soft_wrap=True)
     console.print(plain(_summary(report)), highlight=False, soft_wrap=True)
     if report.verdict == "serves" and report.checkpoint is not None:
-        line = serve_line(report.checkpoint, drafts=DRAFTS if report.mtp else 0)
-        console.print(plain(line), highlight=False, soft_wrap=True)
+        drafts = DRAFTS if report.mtp else 0
+        command = serve_command(report.checkpoint, place or this_place(), drafts=drafts)
+        print_serving(console, command, report.path)
 
 
 def _draft_vocab(checkpoint: Checkpoint) -> str | None:

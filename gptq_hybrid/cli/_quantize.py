@@ -15,12 +15,14 @@ from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.common.progress import counting_bars
 from gptq_hybrid.common.quiet import output_to_log
 from gptq_hybrid.common.tables import plain
-from gptq_hybrid.doctor.serve_line import profile_for, serve_line
+from gptq_hybrid.doctor.place import this_place
+from gptq_hybrid.doctor.serve_line import serve_command
 from gptq_hybrid.recipes import DEFAULT_RECIPE, load_recipe, recipe_names
 from gptq_hybrid.writer import Limits
 
+from ._serve import print_serving
+
 if TYPE_CHECKING:
-    from gptq_hybrid.hooks import GpuProfile
     from gptq_hybrid.quantize import QuantizeResult
 
 
@@ -141,13 +143,7 @@ def quantize_command(
         )
     print_summary(console, result)
     console.print("\nServe it:", highlight=False)
-    console.print(serve_line(target, _this_gpu()), highlight=False, soft_wrap=True)
-
-
-def _this_gpu() -> GpuProfile | None:
-    import torch
-
-    return profile_for(torch.cuda.get_device_name(0)) if torch.cuda.is_available() else None
+    print_serving(console, serve_command(target, this_place()), str(target))
 
 
 def resolve_source(source: str) -> Path:

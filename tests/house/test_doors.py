@@ -31,6 +31,7 @@ FLOORS = {
         ("recipes",),
         ("upstream",),
         ("doctor", "calibration", "streaming", "draft_vocab", "losses"),
+        ("memory",),
         ("checkpoint",),
         ("hooks", "common", "packing"),
     ),
@@ -46,7 +47,7 @@ FLOORS = {
     ),
 }
 # Rooms of the other distribution that the plugin may import; the producer imports nothing of the plugin.
-OPEN_TO_THE_PLUGIN = {"common", "hooks", "checkpoint", "doctor", "packing"}
+OPEN_TO_THE_PLUGIN = {"common", "hooks", "checkpoint", "doctor", "memory", "packing"}
 OPEN_TO_TUNE = {"calibration"}
 
 _NAME = rf"(?:{'|'.join(PACKAGES)})(?:\.[A-Za-z_]\w*)+"

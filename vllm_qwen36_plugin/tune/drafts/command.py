@@ -20,7 +20,7 @@ from gptq_hybrid.common.outputs import refuse_unwritable
 from gptq_hybrid.common.progress import counting_bars
 from gptq_hybrid.common.tables import plain
 from gptq_hybrid.doctor.chat import readable_template
-from gptq_hybrid.doctor.serve_line import profile_for
+from gptq_hybrid.doctor.place import profile_for
 
 from .choose import Recommendation, recommend
 from .grid import BATCHES, CONTEXTS, COUNTS, Context, Grid, open_checkpoint, serve_flags, token_limits
@@ -215,6 +215,7 @@ def make_grid(workload: Workload) -> tuple[Grid, dict[str, str]]:
         workload.vllm_args or "",
         profile=profile_for(environment["device"]) if on_gpu else None,
         batches=batches,
+        counts=counts,
         length=length,
         on_cpu=not on_gpu,
     )

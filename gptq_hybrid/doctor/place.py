@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-from contextlib import suppress
 from typing import Literal
 
 from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.common.machine import gpus
 from gptq_hybrid.common.versions import find_version
 from gptq_hybrid.hooks import GpuProfile, contributions
 from gptq_hybrid.memory import parse_size
 
 Place = GpuProfile | Literal["cpu"]
 _GIB = 1 << 30
-_MIB_A_GIB = 1024
-# nvidia-smi wakes a sleeping driver, which can take seconds.
-_SMI_SECONDS = 20
 _UNKNOWN = (0, 0)
 
 
@@ -65,17 +60,9 @@ def this_place() -> Place | None:
     """Return where vLLM would run on this machine: the CPU build, else the first GPU; None without either."""
     if cpu_build():
         return "cpu"
-    smi = shutil.which("nvidia-smi")
-    if smi is None:
-        return None
-    command = [smi, "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
-    with suppress(OSError, subprocess.SubprocessError, ValueError, IndexError):
-        run = subprocess.run(command, capture_output=True, text=True, timeout=_SMI_SECONDS, check=True)
-        name, mib, capability = (part.strip() for part in run.stdout.splitlines()[0].rsplit(",", 2))
-        major, minor = capability.split(".")
-        known = profile_for(name)
-        own = GpuProfile(name, (name,), (int(major), int(minor)), int(mib) / _MIB_A_GIB, (), "nvidia-smi")
-        return known or own
+    for gpu in gpus():
+        known = profile_for(gpu.name)
+        return known or GpuProfile(gpu.name, (gpu.name,), gpu.capability, gpu.memory_gib, (), "the driver")
     return None
 
 

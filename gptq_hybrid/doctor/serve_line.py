@@ -12,7 +12,7 @@ from gptq_hybrid.checkpoint import Checkpoint, layout_for
 from gptq_hybrid.common.errors import CheckpointError
 from gptq_hybrid.common.vllm_server import cpu_arguments
 from gptq_hybrid.hooks import GpuProfile
-from gptq_hybrid.memory import Fit, cache_layout, fit
+from gptq_hybrid.memory import CPU_ALIGNMENT, Fit, cache_layout, fit
 
 from .chat import readable_template, reasoning_parser, tool_call_parser
 from .place import Place
@@ -194,7 +194,7 @@ def _cpu_flags(checkpoint: Checkpoint, drafts: int) -> tuple[tuple[tuple[str, st
     tokens = min(limit, _CPU_TOKENS) if isinstance(limit, int) and limit > 0 else _CPU_TOKENS
     try:
         # Without prefix caching no state is kept beside those in use.
-        layout = cache_layout(checkpoint, drafts=drafts, prefix_caching=False, alignment=32)
+        layout = cache_layout(checkpoint, drafts=drafts, prefix_caching=False, alignment=CPU_ALIGNMENT)
         space = -(-layout.bytes_for(tokens, _CPU_SEQUENCES) // _GIB)
     except CheckpointError:
         space = 4

@@ -23,6 +23,8 @@ from gptq_hybrid.common.errors import CheckpointError
 _WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2, "auto": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
 # Tokens by which kernels of attention want a block's to be divisible.
 GPU_ALIGNMENT = 16
+# The CPU build starts from blocks of 128 (seen in 0.32.0: blocks of 256 for a page of 199 tokens).
+CPU_ALIGNMENT = 128
 # If one kind has fewer than so many times the layers of the other, groups are of the larger size.
 _NEARLY_EQUAL = 1.5
 _KEY_HEAD_DIM = 128

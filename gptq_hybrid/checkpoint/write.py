@@ -47,18 +47,8 @@ def write_verbatim(
     Raises:
         CheckpointError: a source ended early, or the file read back differs from its sources.
     """
-    # Widest first, as the reference implementation does: torch cannot view a misaligned element.
-    ordered = sorted(sources, key=lambda item: (-DTYPE_BITS[item[1].dtype], item[1].name))
     describe = metadata if callable(metadata) else lambda digests: metadata
-    entries: dict[str, Any] = {}
-    offset = 0
-    for _, info in ordered:
-        entries[info.name] = {
-            "dtype": info.dtype,
-            "shape": list(info.shape),
-            "data_offsets": [offset, offset + info.nbytes],
-        }
-        offset += info.nbytes
+    ordered, entries = _lay_out(sources)
     placeholder = "0" * sha256().digest_size * 2
     raw = _header(describe({info.name: placeholder for _, info in ordered}), entries)
     digests: dict[str, str] = {}
@@ -81,6 +71,35 @@ def write_verbatim(
         os.fsync(out.fileno())
     _verify(target, digests)
     return digests
+
+
+def planned_header(
+    sources: Iterable[tuple[Files, TensorInfo]],
+) -> tuple[bytes, list[tuple[Files, TensorInfo]]]:
+    """Return how :func:`write_verbatim` begins a file with little metadata, and its tensors in their order.
+
+    The bytes are those up to the first tensor's; the tensors follow without gaps.
+    """
+    ordered, entries = _lay_out(sources)
+    raw = _header({"format": "pt"}, entries)
+    return struct.pack("<Q", len(raw)) + raw, ordered
+
+
+def _lay_out(
+    sources: Iterable[tuple[Files, TensorInfo]],
+) -> tuple[list[tuple[Files, TensorInfo]], dict[str, Any]]:
+    # Widest first, as the reference implementation does: torch cannot view a misaligned element.
+    ordered = sorted(sources, key=lambda item: (-DTYPE_BITS[item[1].dtype], item[1].name))
+    entries: dict[str, Any] = {}
+    offset = 0
+    for _, info in ordered:
+        entries[info.name] = {
+            "dtype": info.dtype,
+            "shape": list(info.shape),
+            "data_offsets": [offset, offset + info.nbytes],
+        }
+        offset += info.nbytes
+    return ordered, entries
 
 
 def _header(metadata: dict[str, str], entries: dict[str, Any]) -> bytes:

@@ -37,7 +37,10 @@ def demo_command(
         bool, typer.Option("--json", help="Print the report as JSON and nothing else.")
     ] = False,
 ) -> None:
-    """Build a small checkpoint, quantize, serve with MTP, report acceptance."""
+    """Build, quantize and serve a small checkpoint with MTP.
+
+    Reports the acceptance of its drafts. Needs no GPU and downloads no model.
+    """
     from gptq_hybrid.demo.run import run_demo
 
     if folder is not None and folder.exists() and any(folder.iterdir()):

@@ -37,10 +37,12 @@ def draft_vocab_command(
     max_length: Annotated[int, typer.Option(min=16, help="Tokens counted of each document.")] = 4096,
     as_json: AsJson = False,
 ) -> None:
-    """Rank tokens by how often replies use them, for drafts over few tokens.
+    """Rank tokens by how often replies use them.
 
-    Counts the tokens of replies in conversations, and all tokens of plain text. Prints what share of held-out
-    documents the first N tokens hold. Exit code 2: nothing could be read, or nothing was written.
+    Drafts over the first of them are cheaper. Counts the tokens of replies in conversations, and all tokens of
+    plain text. Prints what share of held-out documents the first N tokens hold.
+
+    Exit code 2: nothing could be read, or nothing was written.
     """
     vocab = _count(checkpoint, data or [DEFAULT_CALIBRATION], samples, max_length, quiet=as_json)
     target = out or checkpoint / DRAFT_VOCAB_FILE

@@ -115,9 +115,9 @@ def eval_command(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how far quantized checkpoints are from their original, by domain.
+    """Measure how far checkpoints are from their original.
 
-    Prints KL divergence, top-1 agreement, perplexity ratio and MTP acceptance, with 95 % intervals over documents.
+    Prints KL divergence, top-1 agreement, perplexity ratio and MTP acceptance by domain.
     Several QUANT are also compared with each other. Layers run one at a time, so a 27B pair fits a 24 GB GPU.
     Accuracy on tasks needs the whole model on the GPU.
     """

@@ -23,10 +23,10 @@ def losses_command(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say which modules were quantized badly, from quant_log.csv alone.
+    """Say which modules were quantized badly.
 
-    Fallbacks, NaN losses, Hessians that were not positive definite, dead inputs, losses that stand out among the
-    layers. Logs that gptqmodel wrote itself are read too; they say less.
+    Reads quant_log.csv alone. Looks for fallbacks, NaN losses, Hessians that were not positive definite, dead
+    inputs, losses that stand out among the layers. Logs that gptqmodel wrote itself are read too; they say less.
     """
     from gptq_hybrid.losses import as_json as to_json
     from gptq_hybrid.losses import kinds_table, plot_losses, read_log, summary

@@ -15,12 +15,13 @@ from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.common.progress import counting_bars
 from gptq_hybrid.common.quiet import output_to_log
 from gptq_hybrid.common.tables import plain
+from gptq_hybrid.common.terminal import out, print_next
 from gptq_hybrid.doctor.place import this_place
 from gptq_hybrid.doctor.serve_line import serve_command
 from gptq_hybrid.recipes import DEFAULT_RECIPE, load_recipe, recipe_names
 from gptq_hybrid.writer import Limits
 
-from ._serve import print_serving
+from ._serve import print_memory, serving_steps
 
 if TYPE_CHECKING:
     from gptq_hybrid.quantize import QuantizeResult
@@ -142,8 +143,9 @@ def quantize_command(
             on_stop=on_stop,
         )
     print_summary(console, result)
-    console.print("\nServe it:", highlight=False)
-    print_serving(console, serve_command(target, this_place()), str(target))
+    command = serve_command(target, this_place())
+    print_memory(out(), command, str(target))
+    print_next(*serving_steps(command))
 
 
 def resolve_source(source: str) -> Path:

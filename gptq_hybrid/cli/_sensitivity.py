@@ -86,7 +86,7 @@ def sensitivity_command(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Measure which modules cost most when they are quantized, one at a time.
+    """Measure which modules cost most when quantized.
 
     The cost is the KL divergence at the output with one module replaced and all else as in REF. Modules that vLLM
     loads as one count as one. Results are kept in DIR/work: an interrupted run continues, and another --budget

@@ -2,6 +2,19 @@
 
 from .advice import advise
 from .reading import Counters, PathState, Reading, read
+from .report import as_json, facts, summary
 from .scrape import Scrape, base_url, scrape
 
-__all__ = ["Counters", "PathState", "Reading", "Scrape", "advise", "base_url", "read", "scrape"]
+__all__ = [
+    "Counters",
+    "PathState",
+    "Reading",
+    "Scrape",
+    "advise",
+    "as_json",
+    "base_url",
+    "facts",
+    "read",
+    "scrape",
+    "summary",
+]

@@ -58,8 +58,12 @@ def test_errors_come_first_and_exit_with_one(shop: Workshop) -> None:
     shop.delete("tokenizer.json")
     ended = qwen36("check", shop.folder)
     assert ended.returncode == 1
-    assert ended.stdout.index("tokenizer-missing") < ended.stdout.index("index-total-size")
-    assert "1 error, 1 warning" in ended.stdout
+    verdict, *findings = ended.stdout.splitlines()
+    assert verdict.startswith(f"{shop.folder}: will not serve")
+    assert "1 error, 1 warning" in verdict
+    assert findings[0].startswith(f"error[tokenizer-missing] {shop.folder}/tokenizer.json: ")
+    assert findings[1].startswith("  help: ")
+    assert findings[2].startswith(f"warning[index-total-size] {shop.folder}/{INDEX_NAME}: declares")
     assert "vllm serve" not in ended.stdout
 
 
@@ -81,11 +85,13 @@ def test_json_is_all_that_is_printed(shop: Workshop, fault: str) -> None:
     ended = qwen36("check", path, "--json", columns=40)
     content = json.loads(ended.stdout)
     assert ended.stderr == ""
-    assert set(content) == {"path", "findings", "verdict"}
-    assert content["path"] == str(path)
+    result, [checkpoint] = content["result"], content["result"]["checkpoints"]
+    assert checkpoint["path"] == str(path)
     expected = {"none": ("serves", 0), "warning": ("serves", 0), "error": ("faulty", 1)}
-    assert (content["verdict"], ended.returncode) == expected.get(fault, ("unreadable", 2))
-    assert bool(content["findings"]) is (fault != "none")
+    assert (result["verdict"], ended.returncode) == expected.get(fault, ("unreadable", 2))
+    assert checkpoint["verdict"] == result["verdict"]
+    assert bool(checkpoint["findings"]) is (fault != "none")
+    assert (content["serve"] is not None) is (result["verdict"] == "serves")
 
 
 @pytest.mark.parametrize(("vllm", "code"), [("0.29", 0), ("0.30.0", 1), ("0.33", 1)])
@@ -93,7 +99,10 @@ def test_the_release_decides(shop: Workshop, vllm: str, code: int) -> None:
     quantization = {"quant_method": "compressed-tensors", "config_groups": {}, "ignore": []}
     weights = {"weights": {"actorder": "group"}, "targets": []}
     shop.config(lambda c: c.update(quantization_config=quantization | {"config_groups": {"g": weights}}))
-    findings = json.loads(qwen36("check", shop.folder, "--vllm", vllm, "--json").stdout)["findings"]
+    [checkpoint] = json.loads(qwen36("check", shop.folder, "--vllm", vllm, "--json").stdout)["result"][
+        "checkpoints"
+    ]
+    findings = checkpoint["findings"]
     severity = {f["rule"]: f["severity"] for f in findings}["act-order-packed"]
     assert severity == ("error" if code else "warning")
 
@@ -158,6 +167,54 @@ def test_every_rule_is_listed(shop: Workshop) -> None:
     listed = qwen36("check", "--rules", columns=200)
     assert listed.returncode == 0
     assert all(rule.id in listed.stdout for rule in check_rules())
+
+
+def test_rules_are_listed_as_json() -> None:
+    listed = json.loads(qwen36("check", "--rules", "--json").stdout)["result"]["rules"]
+    assert [rule["id"] for rule in listed] == [rule.id for rule in check_rules()]
+
+
+def test_several_checkpoints_are_judged_each_and_together(
+    shop: Workshop, quantized: Callable[..., Any]
+) -> None:
+    good, bad = quantized("static").path, shop.folder
+    shop.delete("tokenizer.json")
+    ended = qwen36("check", good, bad, "nowhere", "--json")
+    content = json.loads(ended.stdout)
+    assert ended.returncode == 2
+    assert content["result"]["verdict"] == "unreadable"
+    verdicts = [(c["path"], c["verdict"]) for c in content["result"]["checkpoints"]]
+    assert verdicts == [(str(good), "serves"), (str(bad), "faulty"), ("nowhere", "unreadable")]
+    assert content["serve"] is None
+    assert [step["command"].split()[:3] for step in content["next"]] == [["vllm", "serve", str(good)]]
+    told = qwen36("check", good, bad)
+    assert told.returncode == 1
+    assert told.stdout.splitlines()[-1] == "2 checkpoints: 1 serve, 1 faulty, 0 unreadable."
+
+
+def test_github_shows_findings_beside_the_file(shop: Workshop) -> None:
+    shop.delete("tokenizer.json")
+    shop.json(INDEX_NAME, lambda i: i["metadata"].update(total_size=1))
+    lines = qwen36("check", shop.folder, "--output-format", "github").stdout.splitlines()
+    assert lines[0].startswith(f"::error file={shop.folder}/tokenizer.json,title=tokenizer-missing::")
+    assert lines[1].startswith(f"::warning file={shop.folder}/{INDEX_NAME},title=index-total-size::")
+    assert "%0Ahelp: " in lines[0]
+    assert len(lines) == 2
+
+
+def test_sarif_names_each_rule_it_refers_to(shop: Workshop) -> None:
+    shop.delete("tokenizer.json")
+    ended = qwen36("check", shop.folder, "nowhere", "--output-format", "sarif")
+    log = json.loads(ended.stdout)
+    [run] = log["runs"]
+    rules = run["tool"]["driver"]["rules"]
+    assert (log["version"], ended.returncode) == ("2.1.0", 2)
+    assert [(rules[r["ruleIndex"]]["id"], r["level"]) for r in run["results"]] == [
+        ("tokenizer-missing", "error"),
+        ("unreadable", "error"),
+    ]
+    uris = [r["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] for r in run["results"]]
+    assert uris == [(shop.folder / "tokenizer.json").as_uri(), "nowhere"]
 
 
 @pytest.mark.parametrize("columns", [40, 80, 200])

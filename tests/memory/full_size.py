@@ -1,4 +1,4 @@
-"""A 27B of which there are headers alone: names, shapes and dtypes of a recipe's output, over holes in the files."""
+"""A 27B of which there are headers alone: what a recipe writes, over holes in the files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write_27b(folder: Path, recipe: str | None) -> Path:
         settings = None
     else:
         chosen = load_recipe(recipe)
-        packed = {linear: 4 for linear in layout.quantized}
+        packed = dict.fromkeys(layout.quantized, 4)
         if chosen.packaging.lm_head_bits < 16 and layout.output_head is not None:
             packed[layout.output_head] = chosen.packaging.lm_head_bits
         if chosen.packaging.mtp_bits < 16:

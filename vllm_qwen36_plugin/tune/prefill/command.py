@@ -74,11 +74,11 @@ def tune_prefill(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time the linears of a model on this GPU; vllm serve then takes the fastest route.
+    """Time the linears of a model on this GPU.
 
-    Times every quantized linear three ways, with random weights, by number of tokens: vLLM's own kernel, unpacking
-    first (exact), and 8-bit activations too (fp8). Without a profile vllm serve measures a little at its start.
-    Takes one to two minutes.
+    Serving then takes the fastest route. Times every quantized linear three ways, with random weights, by
+    number of tokens: vLLM's own kernel, unpacking first (exact), and 8-bit activations too (fp8). Without a
+    profile vllm serve measures a little at its start. Takes one to two minutes.
 
     Exit code 2: bad input, no vLLM, or no GPU.
     """

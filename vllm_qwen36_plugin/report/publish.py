@@ -34,13 +34,17 @@ class NotesCollector(Collector):
         self.info: Mapping[str, str] = {}
         self.file: Path | None = None
 
+    def notes(self) -> list[Note]:
+        """Read what was noted so far."""
+        return [] if self.file is None else read_notes(self.file)
+
     def collect(self) -> Iterable[GaugeMetricFamily]:
         """Yield both gauges."""
         info = GaugeMetricFamily(INFO, _INFO_HELP, labels=INFO_LABELS)
         info.add_metric([self.info.get(label, "") for label in INFO_LABELS], 1)
         yield info
         paths = GaugeMetricFamily(PATH, _PATH_HELP, labels=PATH_LABELS)
-        for made in [] if self.file is None else read_notes(self.file):
+        for made in self.notes():
             paths.add_metric([made.path, made.state, made.detail], 1)
         yield paths
 

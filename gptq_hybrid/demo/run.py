@@ -74,7 +74,7 @@ class DemoReport:
         }
 
 
-def run_demo(folder: Path, *, recipe: str, on_stage: Callable[[str], None]) -> DemoReport:
+def run_demo(folder: str | Path, *, recipe: str, on_stage: Callable[[str], None]) -> DemoReport:
     """Run the demo in an empty ``folder``.
 
     Leaves the two checkpoints there, the server's log and ``report.json``. ``on_stage`` is called with what
@@ -83,6 +83,7 @@ def run_demo(folder: Path, *, recipe: str, on_stage: Callable[[str], None]) -> D
     Raises:
         HybridError: a stage failed.
     """
+    folder = Path(folder)
     seconds: dict[str, float] = {}
 
     @contextmanager

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+# Of NVIDIA's driver, of WSL's, of Tegra's and of AMD's.
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvhost-gpu", "/dev/kfd")
 _LIBRARIES = ("torch", "transformers", "flash-linear-attention", "gptqmodel", "vllm", "vllm-qwen36-plugin")
 
 
@@ -40,3 +43,11 @@ def _cpu_model() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def may_have_gpu() -> bool:
+    """Whether this machine may have a GPU that torch can use; False only where asking torch is certain to fail.
+
+    Importing torch takes seconds. A Linux machine whose driver made no device file has none.
+    """
+    return "torch" in sys.modules or sys.platform != "linux" or any(map(os.path.exists, _GPU_DEVICES))

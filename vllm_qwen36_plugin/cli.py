@@ -1,4 +1,4 @@
-"""The plugin's commands of ``qwen36``: ``tune prefill`` and ``tune drafts``."""
+"""The plugin's commands of ``qwen36``: ``env``, ``tune prefill`` and ``tune drafts``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class TuneGroup(LazyGroup):
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Add ``tune prefill`` and ``tune drafts``."""
+    """Add ``env``, ``tune prefill`` and ``tune drafts``."""
+    add_command(app, "env", f"{__package__}.report.command:env_command", "Print what a bug report needs.")
     tune = typer.Typer(
         cls=TuneGroup,
         help="Measure this machine: kernels, or how many drafts pay.",

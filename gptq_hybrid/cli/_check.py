@@ -13,10 +13,12 @@ from gptq_hybrid.common.envelope import print_json
 from gptq_hybrid.common.errors import CheckpointError, HybridError
 from gptq_hybrid.common.terminal import SETTINGS, Screen, Step, out, plain, print_error, print_next
 from gptq_hybrid.doctor import Report, check, check_rules
-from gptq_hybrid.doctor.serve_line import DRAFTS, serve_line
+from gptq_hybrid.doctor.place import Place, place_named, this_place
+from gptq_hybrid.doctor.serve_line import DRAFTS, ServeCommand, serve_command
 
 from ._annotations import github_lines, sarif_log
 from ._findings import print_findings, rules_table
+from ._serve import print_memory, serving_steps
 
 
 class CheckFormat(StrEnum):
@@ -50,6 +52,13 @@ def check_command(
             metavar="VERSION", help="Release of vLLM to serve it with.  [default: the installed one]"
         ),
     ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CARD",
+            help="Where to serve it: 'RTX 4090', an amount of memory (24GiB), or cpu.  [default: here]",
+        ),
+    ] = None,
     plugin: Annotated[
         bool | None,
         typer.Option(
@@ -81,13 +90,14 @@ def check_command(
         return
     if not paths:
         raise HybridError("no checkpoint was named", remedy="Run: qwen36 check FOLDER, or OWNER/NAME")
+    place = this_place() if gpu is None else place_named(gpu)
     reports = [
         check(path, mtp=mtp, vllm=vllm, plugin=plugin, follow_links=follow_symlinks, timeout=timeout)
         for path in paths
     ]
     match shape:
         case CheckFormat.JSON:
-            _print_json(reports)
+            _print_json(reports, place)
         case CheckFormat.SARIF:
             screen = out()
             screen.say(sarif_log(reports, check_rules()))
@@ -97,7 +107,7 @@ def check_command(
                 for line in github_lines(report):
                     screen.say(line)
         case _:
-            _print(reports)
+            _print(reports, place)
     if code := max(report.exit_code(strict=strict) for report in reports):
         raise typer.Exit(code)
 
@@ -122,10 +132,11 @@ def _list_rules() -> None:
     )
 
 
-def _print_json(reports: Sequence[Report]) -> None:
+def _print_json(reports: Sequence[Report], place: Place | None) -> None:
     first = reports[0]
     single = len(reports) == 1
-    serves = [_serve(report) for report in reports]
+    commands = [_serving(report, place) for report in reports]
+    serves = [None if command is None else command.line for command in commands]
     print_json(
         {
             "verdict": _worst(reports),
@@ -136,13 +147,14 @@ def _print_json(reports: Sequence[Report]) -> None:
                     "packed": round(report.packed, 6),
                     "mtp": report.mtp,
                     "serve": serve,
+                    "serving": None if command is None else command.as_json(),
                 }
-                for report, serve in zip(reports, serves, strict=True)
+                for report, serve, command in zip(reports, serves, commands, strict=True)
             ],
         },
         format=first.format if single else None,
         serve=serves[0] if single else None,
-        steps=[step for report in reports for step in next_steps(report)],
+        steps=[step for report in reports for step in next_steps(report, place)],
         vllm=first.vllm,
         plugin=first.plugin,
     )
@@ -153,20 +165,19 @@ def _worst(reports: Sequence[Report]) -> str:
     return next(verdict for verdict in ("unreadable", "faulty", "serves") if verdict in verdicts)
 
 
-def _serve(report: Report) -> str | None:
+def _serving(report: Report, place: Place | None) -> ServeCommand | None:
     if report.verdict != "serves" or report.checkpoint is None:
         return None
-    return serve_line(report.checkpoint, drafts=DRAFTS if report.mtp else 0)
+    return serve_command(report.checkpoint, place, drafts=DRAFTS if report.mtp else 0)
 
 
-def next_steps(report: Report) -> list[Step]:
-    """What to do about a checkpoint that was checked: serve it, or take the findings' own help."""
-    if serve := _serve(report):
-        return [Step("serve it", serve)]
-    return []
+def next_steps(report: Report, place: Place | None = None) -> list[Step]:
+    """What to do about a checkpoint that was checked: serve it and ask it, or take the findings' own help."""
+    command = _serving(report, place)
+    return [] if command is None else serving_steps(command)
 
 
-def _print(reports: Sequence[Report]) -> None:
+def _print(reports: Sequence[Report], place: Place | None) -> None:
     screen = out()
     for number, report in enumerate(reports):
         if number and not SETTINGS.quiet:
@@ -182,7 +193,9 @@ def _print(reports: Sequence[Report]) -> None:
             screen.say(line)
         if report.verdict == "faulty":
             print_next(Step("do what `help` says, and check it again", f"qwen36 check {report.path}"))
-        print_next(*next_steps(report))
+        if (command := _serving(report, place)) is not None:
+            print_memory(screen, command, report.path)
+        print_next(*next_steps(report, place))
     if len(reports) > 1 and not SETTINGS.quiet:
         counts = [sum(r.verdict == v for r in reports) for v in ("serves", "faulty", "unreadable")]
         serve, faulty, unreadable = counts

@@ -18,12 +18,14 @@ from gptq_hybrid.common.quiet import output_to_log
 from gptq_hybrid.common.tables import report_table
 from gptq_hybrid.common.terminal import SETTINGS, Screen, Step, err, out, print_next, warn
 from gptq_hybrid.common.units import duration_text, size_text
-from gptq_hybrid.doctor.serve_line import profile_for, serve_line
+from gptq_hybrid.doctor.place import this_place
+from gptq_hybrid.doctor.serve_line import serve_command
 from gptq_hybrid.recipes import DEFAULT_RECIPE, load_recipe, recipe_names
 from gptq_hybrid.writer import Limits
 
+from ._serve import print_memory, serving_steps
+
 if TYPE_CHECKING:
-    from gptq_hybrid.hooks import GpuProfile
     from gptq_hybrid.quantize import QuantizeResult, RunPlan
 
 
@@ -91,7 +93,7 @@ def quantize_command(
     Checks the head, calibration data, disk, memory and versions before the model is loaded. Killed, it goes on when
     the same command is given again.
 
-    Exit code 0: the checkpoint is written. 2: refused, or too many modules failed; nothing is written. 130: stopped.
+    Exit code 0: the checkpoint is written. 2: refused, or too many modules failed; none is written. 130: stopped.
     """
     recipe_loaded = load_recipe(recipe)
     from gptq_hybrid.quantize import QuantizeRequest, plan_run, quantize
@@ -151,19 +153,15 @@ def quantize_command(
             on_layer=on_layer,
             on_stop=on_stop,
         )
-    serve = serve_line(target, _this_gpu())
-    steps = [Step("serve it", serve), Step("see what quantizing cost", f"qwen36 eval {source} {target}")]
+    command = serve_command(target, this_place())
+    steps = [*serving_steps(command), Step("see what quantizing cost", f"qwen36 eval {source} {target}")]
     if as_json:
-        print_json(_as_json(result), format="GPTQ", serve=serve, steps=steps)
+        print_json(_as_json(result), format="GPTQ", serve=command.line, steps=steps)
         return
-    print_summary(out(), result)
+    screen = out()
+    print_summary(screen, result)
+    print_memory(screen, command, str(target))
     print_next(*steps)
-
-
-def _this_gpu() -> GpuProfile | None:
-    import torch
-
-    return profile_for(torch.cuda.get_device_name(0)) if torch.cuda.is_available() else None
 
 
 def _print_plan(screen: Screen, plan: RunPlan) -> None:
@@ -205,7 +203,7 @@ def _print_dry_run(plan: RunPlan) -> None:
 
 
 def _as_json(result: QuantizeResult) -> dict[str, Any]:
-    from gptq_hybrid.losses import find_flags, count_flags
+    from gptq_hybrid.losses import count_flags, find_flags
 
     return {
         "dry_run": False,

@@ -14,6 +14,7 @@ import torch
 from vllm_qwen36_plugin.errors import CompatError
 from vllm_qwen36_plugin.hookspecs import shipped_profiles
 from vllm_qwen36_plugin.log import logger
+from vllm_qwen36_plugin.report import note
 from vllm_qwen36_plugin.upstream import scaled_mm
 from vllm_qwen36_plugin.upstream.cublas import release_workspaces
 
@@ -337,4 +338,6 @@ def _log_table() -> None:
     preparation = latest()
     if preparation is not None:
         linears = preparation.linears.values()
-        logger.info("%s", table_line(linears, preparation.settings, preparation.source))
+        line = table_line(linears, preparation.settings, preparation.source)
+        logger.info("%s", line)
+        note("prefill", preparation.settings.mode, line.partition(": ")[2])

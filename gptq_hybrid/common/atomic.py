@@ -38,6 +38,32 @@ def building_file(path: Path) -> Iterator[Path]:
     fsync_path(path.parent)
 
 
+def keep_previous(path: Path, content: str | None = None) -> Path | None:
+    """Keep a file that is about to be replaced as ``NAME.bak``, or the first of ``NAME.bak.1``, … that is free.
+
+    Args:
+        path: the file.
+        content: what it will hold; a file that holds it already is not kept.
+
+    Returns:
+        What it is kept as; None where there is nothing to keep.
+    """
+    if not path.is_file() or (content is not None and path.read_bytes() == content.encode()):
+        return None
+    backup, number = path.with_name(f"{path.name}.bak"), 0
+    while backup.exists():
+        number += 1
+        backup = path.with_name(f"{path.name}.bak.{number}")
+    with building_file(backup) as temporary:
+        shutil.copy2(path, temporary)
+    return backup
+
+
+def json_text(value: Any) -> str:
+    """Return what :func:`write_json_atomic` writes."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
 def write_text_atomic(path: Path, text: str) -> None:
     """Replace ``path`` by ``text`` in UTF-8, as :func:`building_file` does."""
     with building_file(path) as temporary:
@@ -46,7 +72,7 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 def write_json_atomic(path: Path, value: Any) -> None:
     """Replace ``path`` by indented JSON with a final newline, as :func:`building_file` does."""
-    write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text_atomic(path, json_text(value))
 
 
 @contextmanager

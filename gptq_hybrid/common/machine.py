@@ -6,12 +6,15 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 # nvidia-smi wakes a sleeping driver, which can take seconds.
 _SMI_SECONDS = 20
+# Of NVIDIA's driver, of WSL's, of Tegra's and of AMD's.
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvhost-gpu", "/dev/kfd")
 _LIBRARIES = ("torch", "transformers", "flash-linear-attention", "gptqmodel", "vllm", "vllm-qwen36-plugin")
 
 
@@ -78,3 +81,11 @@ def _cpu_model() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def may_have_gpu() -> bool:
+    """Whether this machine may have a GPU that torch can use; False only where asking torch is certain to fail.
+
+    Importing torch takes seconds. A Linux machine whose driver made no device file has none.
+    """
+    return "torch" in sys.modules or sys.platform != "linux" or any(map(os.path.exists, _GPU_DEVICES))

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def keep_paths(instance: Any, *names: str) -> None:
-    """Turn fields of a frozen dataclass into ``Path``s, in its ``__post_init__``; None stays, a tuple's items turn."""
+    """Turn fields of a frozen dataclass into ``Path``s, in its ``__post_init__``; None stays."""
     for name in names:
         value = getattr(instance, name)
         if isinstance(value, str):

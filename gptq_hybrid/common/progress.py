@@ -52,12 +52,26 @@ class CountingBars(Progress):
         if self._lines:
             self._write(task_id)
 
+    def begin(self, task_id: TaskID, what: str, *, completed: float) -> None:
+        """Say what a task does next; off a terminal in a line of its own, with how far the task is."""
+        super().update(task_id, description=what, completed=completed)
+        if self._lines:
+            task = self._task(task_id)
+            text = f"{completed:,.0f}/{task.total or 0:,.0f}: {what}"
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     def finish(self, task_id: TaskID) -> None:
         """End a count that may have come to less than its total, such as of documents that ran out."""
         done = self._task(task_id).completed
         super().update(task_id, total=done, completed=done)
         if self._lines and done:
             self._write(task_id)
+
+    def wait(self, seconds: float, what: str) -> None:
+        """Off a terminal, say that something is still being waited for; on one the bar's clock says so."""
+        if self._lines:
+            text = f"  {duration_text(seconds)}: {what}"
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _task(self, task_id: TaskID) -> Any:
         return next(task for task in self.tasks if task.id == task_id)

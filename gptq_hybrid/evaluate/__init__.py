@@ -17,7 +17,13 @@ from .compare import Comparison, Difference, DomainComparison, compare
 from .documents import DocumentScores, ScoresError
 from .inputs import checkpoint_name
 from .summary import Acceptance, CheckpointSummary, Summary, summarize
-from .table import comparison_table, drafts_table, evaluation_tables, quality_table
+from .table import (
+    comparison_table,
+    drafts_table,
+    evaluation_summary,
+    evaluation_tables,
+    quality_table,
+)
 from .tasks import (
     BACKENDS,
     TaskDifference,
@@ -56,6 +62,7 @@ __all__ = [
     "drafts_table",
     "evaluate",
     "evaluate_tasks",
+    "evaluation_summary",
     "evaluation_tables",
     "from_json",
     "plot_evaluation",

@@ -9,9 +9,12 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from gptq_hybrid.calibration import refuse_bad_calibration
 from gptq_hybrid.checkpoint import Checkpoint, TensorInfo, TensorLayout, layout_for
 from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.common.machine import may_have_gpu
 from gptq_hybrid.common.memory import free_memory
+from gptq_hybrid.common.outputs import refuse_unwritable_folder
 from gptq_hybrid.common.units import size_text
 from gptq_hybrid.common.versions import find_version
 from gptq_hybrid.doctor import Severity, run_rules
@@ -137,6 +140,8 @@ class MemoryPlan:
     @classmethod
     def of_this_machine(cls, request: QuantizeRequest, sizes: RunSizes) -> MemoryPlan:
         """Look at the GPUs, and decide what stays in main memory."""
+        if not may_have_gpu():
+            return cls(None, 0, None, hidden_on_cpu=False)
         import torch
 
         if not torch.cuda.is_available():
@@ -206,12 +211,14 @@ def plan_run(request: QuantizeRequest) -> RunPlan:
     """
     gptqmodel = installed_version()
     refuse_existing(request.target)
+    refuse_unwritable_folder("DST", request.target.absolute().parent)
     checkpoint = Checkpoint.open(request.source)
     layout = layout_for(checkpoint.config)
     _refuse_quantized(checkpoint)
     _refuse_faulty(checkpoint, layout)
     head = tuple(find_mtp_in(checkpoint)) if request.keep_mtp else ()
     settings, packaging = request.recipe.settings, request.recipe.packaging
+    refuse_bad_calibration(request.calibration, request.exclude)
     refuse_impossible(layout, packaging, request.group_size, keep_mtp=request.keep_mtp)
     sizes = RunSizes.estimate(checkpoint, layout, request)
     memory = MemoryPlan.of_this_machine(request, sizes)

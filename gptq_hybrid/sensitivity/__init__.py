@@ -15,7 +15,7 @@ from ._result import (
     write_sensitivity,
 )
 from ._scan import BITS, Scan, ScanRequest, scan
-from ._table import rank_modules, sensitivity_tables
+from ._table import rank_modules, sensitivity_summary, sensitivity_tables
 from ._units import Unit, list_units
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "recipe_bits",
     "refuse_base",
     "scan",
+    "sensitivity_summary",
     "sensitivity_tables",
     "summarize_scan",
     "write_recipe",

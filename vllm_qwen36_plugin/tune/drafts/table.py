@@ -71,8 +71,7 @@ def meaning(grid: Grid, recommendation: Recommendation) -> list[str]:
             f"{count_of_drafts(overall.against)}."
         )
     flags = speculative_flags(overall.count)
-    lines.append(f"Use: {shlex.join(flags)}" if flags else "Serve without --speculative-config:")
-    lines.append(shlex.join(["vllm", "serve", *grid.recommended, *flags]))
+    lines.append(f"Use: {shlex.join(flags)}" if flags else "Serve without --speculative-config.")
     return lines
 
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY, generate_latest
 
 from gptq_hybrid.live import Scrape, read
 from vllm_qwen36_plugin import features
-from vllm_qwen36_plugin.report import env, note, notes, probe, publish
+from vllm_qwen36_plugin.report import note, notes, noting, publish
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +22,7 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No notes of other tests, no file, and nothing left in the registry."""
     monkeypatch.setattr(notes, "_kept", {})
     monkeypatch.delenv(notes.FILE, raising=False)
-    monkeypatch.delenv(notes.MULTIPROCESS, raising=False)
+    monkeypatch.delenv(noting.MULTIPROCESS, raising=False)
     collector = publish.NotesCollector()
     monkeypatch.setattr(publish, "_collector", collector)
     yield
@@ -87,7 +85,7 @@ def test_the_file_ends_with_the_process_that_made_it() -> None:
 
 
 def test_several_api_servers_show_the_notes_of_all_processes(tmp_path: Path) -> None:
-    variables = {notes.MULTIPROCESS: str(tmp_path)}
+    variables = {noting.MULTIPROCESS: str(tmp_path)}
     in_another_process(
         "from vllm_qwen36_plugin.report import publish\npublish.publish({'version': '9'})", **variables
     )
@@ -158,37 +156,3 @@ def test_a_feature_that_cannot_be_installed_is_told_and_noted(monkeypatch: pytes
     assert installed[1].why == "vLLM moved"
     assert other.upper() in installed[2].why
     assert [(made.path, made.state) for made in notes.own_notes()] == [("bad", "off")]
-
-
-@pytest.mark.parametrize(("allowed", "loaded"), [(None, True), ("qwen36,x", True), ("", False), ("x", False)])
-def test_env_says_why_the_plugin_is_not_loaded(
-    monkeypatch: pytest.MonkeyPatch, allowed: str | None, loaded: bool
-) -> None:
-    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
-    if allowed is not None:
-        monkeypatch.setenv("VLLM_PLUGINS", allowed)
-    assert (probe.not_loaded() == "") is loaded
-    if not loaded:
-        assert "VLLM_PLUGINS" in probe.not_loaded()
-
-
-def test_env_prints_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HF_TOKEN", "VLLM_API_KEY", "OPENAI_API_KEY"):
-        monkeypatch.setenv(name, "hunter2")
-    monkeypatch.setenv("TRITON_CACHE_DIR", "/kept")
-    monkeypatch.setattr(env, "_probed", lambda: ("", "cpu", (("prefill", False, "for CUDA"),)))
-    found = env.look()
-    text = "\n".join(found.lines()) + json.dumps(found.as_json())
-    assert "hunter2" not in text
-    assert "TRITON_CACHE_DIR=/kept" in text
-    assert "off prefill: for CUDA" in text
-
-
-def test_env_survives_a_vllm_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    def died(*args: Any, **options: Any) -> SimpleNamespace:
-        return SimpleNamespace(stdout="", stderr="Traceback\nOSError: no libtorch", returncode=1)
-
-    monkeypatch.setattr(subprocess, "run", died)
-    why, platform, listed = env._probed()
-    assert (platform, listed) == (None, ())
-    assert "OSError: no libtorch" in why

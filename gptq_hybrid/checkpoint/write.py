@@ -23,7 +23,7 @@ _FAR_CHUNK = 1 << 22
 
 
 def write_verbatim(
-    target: Path,
+    target: str | Path,
     sources: Iterable[tuple[Files, TensorInfo]],
     metadata: dict[str, str] | Callable[[dict[str, str]], dict[str, str]],
     *,
@@ -47,6 +47,7 @@ def write_verbatim(
     Raises:
         CheckpointError: a source ended early, or the file read back differs from its sources.
     """
+    target = Path(target)
     describe = metadata if callable(metadata) else lambda digests: metadata
     ordered, entries = _lay_out(sources)
     placeholder = "0" * sha256().digest_size * 2
@@ -137,22 +138,26 @@ def _verify(path: Path, digests: dict[str, str]) -> None:
             raise CheckpointError(path, f"{name} differs from its source after writing: a failing disk?")
 
 
-def write_mtp(folder: Path, source: str | Path, tensors: list[TensorInfo], *, name: str = MTP_FILE) -> None:
+def write_mtp(
+    folder: str | Path, source: str | Path, tensors: list[TensorInfo], *, name: str = MTP_FILE
+) -> None:
     """Write the MTP head's file byte for byte from the checkpoint ``source``, and read it back.
 
     Raises:
         CheckpointError: the source ended early, or the bytes read back differ (a failing disk).
     """
+    folder = Path(folder)
     files = Checkpoint.open(source).files
     write_verbatim(folder / name, [(files, info) for info in tensors], metadata={"format": "pt"})
 
 
-def write_index(folder: Path) -> None:
+def write_index(folder: str | Path) -> None:
     """Write an index of every tensor of every safetensors file in ``folder``, those of the MTP head included.
 
     Raises:
         HybridError: a tensor lies in two files.
     """
+    folder = Path(folder)
     weight_map: dict[str, str] = {}
     total = 0
     for path in sorted(folder.glob("*.safetensors")):

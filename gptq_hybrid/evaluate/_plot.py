@@ -20,7 +20,7 @@ _BAND = 0.72
 GetEstimate = Callable[[Summary], Estimate | None]
 
 
-def plot_evaluation(evaluation: Evaluation, path: Path, *, title: str | None = None) -> None:
+def plot_evaluation(evaluation: Evaluation, path: str | Path, *, title: str | None = None) -> None:
     """Draw ``evaluation`` into the PNG file ``path``, which appears only once it is complete.
 
     There is one row per domain and one panel per figure: mean KLD (logarithmic), top-1 agreement, perplexity
@@ -29,6 +29,7 @@ def plot_evaluation(evaluation: Evaluation, path: Path, *, title: str | None = N
     Raises:
         HybridError: matplotlib is not installed.
     """
+    path = Path(path)
     need("matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -46,6 +46,8 @@ OnNote = Callable[[str], None]
 class EvalRequest(RunOptions):
     """The request of ``qwen36 eval``; the fields of :class:`RunOptions` are keywords.
 
+    Paths may be given as text.
+
     Attributes:
         reference: the BF16 original.
         quantized: one or more checkpoints of it, BF16 or GPTQ.
@@ -59,6 +61,11 @@ class EvalRequest(RunOptions):
     data: tuple[str, ...]
     work: Path | None = None
     save_every: float = 60.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reference", Path(self.reference))
+        object.__setattr__(self, "quantized", tuple(map(Path, self.quantized)))
+        object.__setattr__(self, "work", None if self.work is None else Path(self.work))
 
 
 @dataclass(frozen=True, slots=True)

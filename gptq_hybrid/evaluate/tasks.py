@@ -34,7 +34,7 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class TaskRequest:
-    """Which tasks to run, and how.
+    """Which tasks to run, and how. Paths may be given as text.
 
     Attributes:
         reference: the BF16 original, as in ``EvalRequest``.
@@ -58,6 +58,13 @@ class TaskRequest:
     chat: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
     work: Path | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reference", Path(self.reference))
+        object.__setattr__(self, "quantized", tuple(map(Path, self.quantized)))
+        for name in ("include_path", "work"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else Path(value))
 
 
 @dataclass(frozen=True, slots=True)

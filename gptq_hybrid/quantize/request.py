@@ -14,6 +14,8 @@ from gptq_hybrid.writer import Limits
 class QuantizeRequest:
     """The arguments of a quantization run, named as the options of ``qwen36 quantize``.
 
+    Paths may be given as text.
+
     Attributes:
         source: folder of the BF16 original.
         target: folder to create.
@@ -47,6 +49,10 @@ class QuantizeRequest:
     restart: bool = False
     state_every: int | None = None
     limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        for name in ("source", "target"):
+            object.__setattr__(self, name, Path(getattr(self, name)))
 
     @property
     def group_size(self) -> int:

@@ -49,6 +49,8 @@ OnProgress = Callable[[int, int], None]
 class ScanRequest(RunOptions):
     """The request of ``qwen36 sensitivity``; the fields of :class:`RunOptions` are keywords.
 
+    Paths may be given as text.
+
     Attributes:
         reference: the BF16 original.
         work: folder for finished variants.
@@ -68,6 +70,11 @@ class ScanRequest(RunOptions):
     group_size: int = 128
     memory: int | None = None
     max_length: int = field(default=512, kw_only=True)
+
+    def __post_init__(self) -> None:
+        for name in ("reference", "work", "quantized"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else Path(value))
 
 
 @dataclass(frozen=True)

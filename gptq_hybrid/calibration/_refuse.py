@@ -62,7 +62,7 @@ def _refuse(spec: str) -> None:
         return
     path = Path(spec)
     if path_kind(spec) is None:
-        raise HybridError(f"calibration file {path} does not exist", remedy=FORMATS)
+        raise HybridError(f"file {path} does not exist", remedy=FORMATS)
     files = [*row_files(path), *([] if path.is_file() else text_files(path))]
     if sum(file.stat().st_size for file in files) <= _READ_THROUGH:
         for _ in source_rows(spec, 1, 0):

@@ -276,8 +276,9 @@ def print_summary(screen: Screen, result: QuantizeResult) -> None:
         f"tokens, {size_text(result.source_bytes)} → {size_text(result.target_bytes)}, in "
         f"{duration_text(result.seconds)}{after}"
     )
-    if not SETTINGS.quiet:
-        screen.print(kinds_table(records))
     screen.print(summary(records))
+    if not SETTINGS.quiet:
+        screen.say("")
+        screen.print(kinds_table(records))
     if result.draft_vocab is not None and not SETTINGS.quiet:
         screen.say(f"Draft vocabulary: {result.draft_vocab.summary}.")

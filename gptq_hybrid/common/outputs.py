@@ -47,7 +47,9 @@ def refuse_unwritable_folder(option: str, folder: str | Path) -> None:
     while not place.exists():
         place = place.parent
     if reason := _why_not(place):
-        raise HybridError(f"{folder} cannot be written: {reason}", remedy=f"Give another place as {option}.")
+        raise HybridError(
+            f"{folder} cannot be made or written into: {reason}", remedy=f"Give another folder: {option}"
+        )
 
 
 def _why_not(folder: Path) -> str | None:
@@ -62,4 +64,4 @@ def _why_not(folder: Path) -> str | None:
         with tempfile.TemporaryFile(dir=folder):
             return None
     except OSError as error:
-        return f"{folder}: {error.strerror or error}"
+        return f"{error.strerror or error} ({folder})"

@@ -19,10 +19,10 @@ from rich.progress import (
 from .terminal import SETTINGS
 from .units import duration_text
 
-# Off a terminal every step of a short count gets a line, such as the layers of a model; of a longer one, such as
-# documents, a line each so many seconds.
-EVERY_STEP = 128
-SECONDS_BETWEEN_LINES = 10.0
+# Off a terminal every step of a short count gets a line, such as the layers of a model, unless it takes less than a
+# second; of a longer count, such as documents, there is a line each ten seconds.
+SHORT_COUNT = 128
+SECONDS_SHORT, SECONDS_LONG = 1.0, 10.0
 
 
 class CountingBars(Progress):
@@ -85,7 +85,8 @@ class CountingBars(Progress):
         last, step = self._written.get(task_id, (begun, first if done else -1.0))
         if done == step and task_id in self._written:
             return
-        if done < total and total > EVERY_STEP and now - last < SECONDS_BETWEEN_LINES:
+        pause = SECONDS_SHORT if total <= SHORT_COUNT else SECONDS_LONG
+        if done < total and now - last < pause and (done or task_id in self._written):
             return
         self._written[task_id] = now, done
         spent = now - begun

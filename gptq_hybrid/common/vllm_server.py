@@ -143,7 +143,7 @@ def vllm_command() -> list[str]:
 def vllm_server(
     arguments: Sequence[str],
     *,
-    log: Path,
+    log: str | Path,
     environment: Mapping[str, str] | None = None,
     timeout: float = 600.0,
     on_wait: Callable[[float, str], None] | None = None,
@@ -163,6 +163,7 @@ def vllm_server(
         ServerExitedError: the server exited; the message quotes its last lines.
         HybridError: the server was not ready after ``timeout`` seconds; the message quotes its last lines.
     """
+    log = Path(log)
     port = _free_port()
     command = [*vllm_command(), "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)]
     with log.open("wb") as output:

@@ -150,7 +150,7 @@ def _quantize(
     )
 
 
-def refuse_faulty(target: Path) -> None:
+def refuse_faulty(target: str | Path) -> None:
     """Check the quantized checkpoint before it is served.
 
     Warnings are accepted: act order costs one, and ``--recipe reference`` asks for it.
@@ -158,6 +158,7 @@ def refuse_faulty(target: Path) -> None:
     Raises:
         CheckpointError: it has faults, or its index does not name the MTP head's file.
     """
+    target = Path(target)
     checkpoint = Checkpoint.open(target)
     errors = inspect(checkpoint, vllm=installed_vllm(), plugin=plugin_installed()).errors
     if errors:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,13 +32,12 @@ from .grid import (
     Grid,
     open_checkpoint,
     serve_flags,
-    speculative_flags,
     token_limits,
 )
 from .prompts import read_prompts
 from .result import Results
 from .run import describe_progress, log_path, measure_grid, probe_machine, servers_end_on_signal
-from .table import cells_table, meaning
+from .table import cells_table, meaning, serve_line
 
 _MOST_DRAFTS, _MOST_BATCH = 16, 1024
 
@@ -176,8 +174,7 @@ def measure_drafts(workload: Workload, *, out: Path, plot: Path | None, as_json:
             "vLLM's CPU build has been seen to accept no draft at a temperature above 0; a GPU may accept some"
         )
     if as_json:
-        flags = speculative_flags(recommendation.overall.count)
-        serve = shlex.join(["vllm", "serve", *grid.recommended, *flags])
+        serve = serve_line(grid, recommendation)
         print_json(
             {
                 "path": str(out),
@@ -324,5 +321,4 @@ def _show(
     screen.say(f"Written: {', '.join(written)}; the servers' logs: {', '.join(logs)}")
     if picture is None:
         screen.say("For a picture: pip install 'vllm-qwen36-plugin[eval]'")
-    flags = speculative_flags(recommendation.overall.count)
-    print_next(Step("serve it", shlex.join(["vllm", "serve", *grid.recommended, *flags])))
+    print_next(Step("serve it", serve_line(grid, recommendation)))

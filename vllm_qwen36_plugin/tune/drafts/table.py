@@ -75,6 +75,12 @@ def meaning(grid: Grid, recommendation: Recommendation) -> list[str]:
     return lines
 
 
+def serve_line(grid: Grid, recommendation: Recommendation) -> str:
+    """Return the shell line that serves with the count of drafts to use."""
+    flags = speculative_flags(recommendation.overall.count)
+    return shlex.join(["vllm", "serve", *grid.recommended, *flags])
+
+
 def _reason(grid: Grid, overall: Choice, parts: int) -> str:
     over = (
         "in the one case measured" if parts == 1 else f"over the {parts} cases (geometric mean, each alike)"

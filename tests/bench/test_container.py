@@ -1,4 +1,4 @@
-"""The container file names the newest vLLM that was read, and folders that exist in the words of vLLM and Triton."""
+"""The container file names the newest vLLM that was read, and caches where they stay."""
 
 from __future__ import annotations
 

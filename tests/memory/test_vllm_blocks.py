@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 from unittest.mock import MagicMock
@@ -20,8 +18,8 @@ GIB = 1 << 30
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkpoint]:
-    yield Checkpoint.open(write_27b(tmp_path_factory.mktemp("27b") / "static-mse", "static-mse"))
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return Checkpoint.open(write_27b(tmp_path_factory.mktemp("27b") / "static-mse", "static-mse"))
 
 
 def planning() -> ModuleType:

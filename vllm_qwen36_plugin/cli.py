@@ -25,7 +25,7 @@ class TuneGroup(LazyGroup):
 
 def add_commands(app: typer.Typer) -> None:
     """Add ``env``, ``tune prefill`` and ``tune drafts``."""
-    add_command(app, "env", f"{__package__}.report.command:env_command", "Print what a bug report needs.")
+    add_command(app, "env", f"{__package__}.env.command:env_command", "Print what a bug report needs.")
     tune = typer.Typer(
         cls=TuneGroup,
         help="Measure this machine: kernels, or how many drafts pay.",

@@ -66,7 +66,7 @@ def eval_command(
         ),
     ] = None,
     out_folder: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Where evaluation.json and evaluation.png go.")
+        Path, typer.Option("--out", metavar="DIR", help="Where evaluation.json, .png and .html go.")
     ] = Path("qwen36-eval"),
     limit: Limit = None,
     max_length: MaxLength = 2048,
@@ -147,6 +147,7 @@ def eval_command(
         evaluation_tables,
         plot_evaluation,
         write_evaluation,
+        write_evaluation_page,
     )
     from gptq_hybrid.evaluate import as_json as to_json
 
@@ -190,9 +191,15 @@ def eval_command(
             write_evaluation(written[0], evaluation)
             written.append(out_folder / "evaluation.png")
             plot_evaluation(evaluation, written[1])
+        picture = written[1] if len(written) > 1 else None
+        page = out_folder / "evaluation.html"
+        if picture is not None:
+            write_evaluation_page(evaluation, page, picture=picture)
         if names:
             evaluation = _add_tasks(evaluation, task_request, on_progress)
             write_evaluation(written[0], evaluation)
+            write_evaluation_page(evaluation, page, picture=picture)
+        written.append(page)
     steps = _next_steps(evaluation, reference, sources)
     if as_json:
         print_json(to_json(evaluation), steps=steps)

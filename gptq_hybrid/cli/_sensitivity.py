@@ -58,7 +58,7 @@ def sensitivity_command(
         ),
     ] = None,
     out_folder: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Where sensitivity.json and sensitivity.png go.")
+        Path, typer.Option("--out", metavar="DIR", help="Where sensitivity.json, .png and .html go.")
     ] = Path("qwen36-sensitivity"),
     bits: Annotated[
         list[int] | None,
@@ -122,6 +122,7 @@ def sensitivity_command(
         sensitivity_summary,
         sensitivity_tables,
         write_sensitivity,
+        write_sensitivity_page,
     )
     from gptq_hybrid.sensitivity import as_json as to_json
 
@@ -149,6 +150,7 @@ def sensitivity_command(
     kept = keep_previous(out_folder / "sensitivity.json", json_text(to_json(result)))
     write_sensitivity(out_folder / "sensitivity.json", result)
     plot_sensitivity(result, out_folder / "sensitivity.png")
+    write_sensitivity_page(result, out_folder / "sensitivity.html", picture=out_folder / "sensitivity.png")
     written = ""
     if recipe is not None and recipe_out is not None and budget is not None:
         written = _write_recipe(result, request, recipe, recipe_out, budget)
@@ -165,7 +167,9 @@ def sensitivity_command(
         screen.say(written)
     if not SETTINGS.quiet:
         screen.print(sensitivity_tables(result, wide=wide))
-        screen.say(f"\nWritten: {out_folder}/sensitivity.json and {out_folder}/sensitivity.png")
+        screen.say(
+            f"\nWritten: {out_folder}/sensitivity.json, sensitivity.png and sensitivity.html in the same folder"
+        )
         if kept is not None:
             screen.say(f"The scan that was there before is in {kept}.")
     print_next(*steps)

@@ -1,5 +1,6 @@
 """How far a quantized checkpoint is from its original, by domain and with intervals."""
 
+from ._page import write_evaluation_page
 from ._plot import plot_evaluation
 from ._result import (
     Evaluation,
@@ -72,4 +73,5 @@ __all__ = [
     "summarize",
     "task_tables",
     "write_evaluation",
+    "write_evaluation_page",
 ]

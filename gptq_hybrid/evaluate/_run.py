@@ -16,6 +16,7 @@ from gptq_hybrid.checkpoint.fingerprint import checkpoint_fingerprint
 from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.common.extras import need
 from gptq_hybrid.common.machine import environment
+from gptq_hybrid.common.paths import keep_paths
 from gptq_hybrid.streaming import Batch, CheckpointWeights, OutputHead, TextStack
 
 from ._result import Evaluation, build_evaluation
@@ -46,8 +47,6 @@ OnNote = Callable[[str], None]
 class EvalRequest(RunOptions):
     """The request of ``qwen36 eval``; the fields of :class:`RunOptions` are keywords.
 
-    Paths may be given as text.
-
     Attributes:
         reference: the BF16 original.
         quantized: one or more checkpoints of it, BF16 or GPTQ.
@@ -63,9 +62,7 @@ class EvalRequest(RunOptions):
     save_every: float = 60.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "reference", Path(self.reference))
-        object.__setattr__(self, "quantized", tuple(map(Path, self.quantized)))
-        object.__setattr__(self, "work", None if self.work is None else Path(self.work))
+        keep_paths(self, "reference", "quantized", "work")
 
 
 @dataclass(frozen=True, slots=True)

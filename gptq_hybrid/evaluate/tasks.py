@@ -21,6 +21,7 @@ from gptq_hybrid.checkpoint import Checkpoint, read_json_object
 from gptq_hybrid.common.atomic import write_json_atomic
 from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.common.extras import need
+from gptq_hybrid.common.paths import keep_paths
 
 from ._task_worker import absolute_path, run_tasks
 from .bootstrap import LEVEL, Estimate
@@ -34,7 +35,7 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class TaskRequest:
-    """Which tasks to run, and how. Paths may be given as text.
+    """Which tasks to run, and how.
 
     Attributes:
         reference: the BF16 original, as in ``EvalRequest``.
@@ -60,11 +61,7 @@ class TaskRequest:
     work: Path | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "reference", Path(self.reference))
-        object.__setattr__(self, "quantized", tuple(map(Path, self.quantized)))
-        for name in ("include_path", "work"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, None if value is None else Path(value))
+        keep_paths(self, "reference", "quantized", "include_path", "work")
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,8 +112,8 @@ def _drafts(reading: Reading) -> Iterator[Finding]:
         yield _warning(
             "low-acceptance",
             f"{rates[0]:.0%} of the first drafts are accepted, where trained heads reach 76 to 91 %",
-            "Usual reasons: random or synthetic prompts, a high temperature, a language that the list of "
-            "`draft_vocab` was not counted from, a head of another model. Measure your own prompts: "
+            "Usual reasons: random prompts, no plugin on vLLM's CPU build, a high temperature, a language that "
+            "the list of `draft_vocab` was not counted from, a head of another model. Measure your own prompts: "
             f"qwen36 tune drafts {name} PROMPTS.jsonl",
         )
     elif counters.drafts >= _SOME_DRAFTS and len(rates) > 1 and rates[-1] < _LOW_LAST:

@@ -42,9 +42,10 @@ def base_url(text: str) -> str:
     Raises:
         HybridError: it is no address.
     """
-    url = text.strip().rstrip("/")
+    url = text.strip()
     if "://" not in url:
         url = f"http://{url}"
+    url = url.rstrip("/")
     for page in _PAGES:
         url = url.removesuffix(page)
     try:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gptq_hybrid.calibration import DEFAULT_CALIBRATION, DEFAULT_PACK
+from gptq_hybrid.common.paths import keep_paths
 from gptq_hybrid.recipes import DEFAULT_RECIPE, Recipe, load_recipe
 from gptq_hybrid.writer import Limits
 
@@ -13,8 +14,6 @@ from gptq_hybrid.writer import Limits
 @dataclass(frozen=True, slots=True)
 class QuantizeRequest:
     """The arguments of a quantization run, named as the options of ``qwen36 quantize``.
-
-    Paths may be given as text.
 
     Attributes:
         source: folder of the BF16 original.
@@ -51,8 +50,7 @@ class QuantizeRequest:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        for name in ("source", "target"):
-            object.__setattr__(self, name, Path(getattr(self, name)))
+        keep_paths(self, "source", "target")
 
     @property
     def group_size(self) -> int:

@@ -1,6 +1,7 @@
 """Which modules cost most when they are quantized: each by itself, measured at the output."""
 
 from ._budget import DENSE, Choice, budget_bytes, choose_bits, recipe_bits
+from ._page import write_sensitivity_page
 from ._plot import plot_sensitivity
 from ._recipe import refuse_base, write_recipe
 from ._result import (
@@ -45,4 +46,5 @@ __all__ = [
     "summarize_scan",
     "write_recipe",
     "write_sensitivity",
+    "write_sensitivity_page",
 ]

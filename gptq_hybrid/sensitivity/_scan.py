@@ -17,6 +17,7 @@ from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.common.extras import need
 from gptq_hybrid.common.machine import environment
 from gptq_hybrid.common.memory import free_memory
+from gptq_hybrid.common.paths import keep_paths
 from gptq_hybrid.evaluate.inputs import (
     RunOptions,
     batch_documents,
@@ -49,8 +50,6 @@ OnProgress = Callable[[int, int], None]
 class ScanRequest(RunOptions):
     """The request of ``qwen36 sensitivity``; the fields of :class:`RunOptions` are keywords.
 
-    Paths may be given as text.
-
     Attributes:
         reference: the BF16 original.
         work: folder for finished variants.
@@ -72,9 +71,7 @@ class ScanRequest(RunOptions):
     max_length: int = field(default=512, kw_only=True)
 
     def __post_init__(self) -> None:
-        for name in ("reference", "work", "quantized"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, None if value is None else Path(value))
+        keep_paths(self, "reference", "work", "quantized")
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,18 @@ def shop(build: Callable[..., DemoCheckpoint], tmp_path: Path) -> Workshop:
     return Workshop(build(mtp="separate").path, tmp_path / "case")
 
 
-def test_a_good_checkpoint_ends_with_the_line_to_serve_it(shop: Workshop) -> None:
+def serve_words(stdout: str) -> list[str]:
+    """The command that serves, without the variables before it."""
+    (line,) = [line for line in stdout.splitlines() if " vllm serve " in f" {line}"]
+    words = shlex.split(line)
+    return words[words.index("vllm") :]
+
+
+def test_a_good_checkpoint_ends_with_the_lines_to_serve_and_to_ask_it(shop: Workshop) -> None:
     ended = qwen36("check", shop.folder, "--vllm", "0.32")
     assert ended.returncode == 0
-    words = shlex.split(ended.stdout.splitlines()[-1])
+    assert shlex.split(ended.stdout.splitlines()[-1])[0] == "curl"
+    words = serve_words(ended.stdout)
     assert words[:3] == ["vllm", "serve", str(shop.folder)]
     assert json.loads(words[words.index("--speculative-config") + 1]) == {
         "method": "mtp",
@@ -186,7 +194,8 @@ def test_several_checkpoints_are_judged_each_and_together(
     verdicts = [(c["path"], c["verdict"]) for c in content["result"]["checkpoints"]]
     assert verdicts == [(str(good), "serves"), (str(bad), "faulty"), ("nowhere", "unreadable")]
     assert content["serve"] is None
-    assert [step["command"].split()[:3] for step in content["next"]] == [["vllm", "serve", str(good)]]
+    assert serve_words(content["next"][0]["command"])[:3] == ["vllm", "serve", str(good)]
+    assert [step["what"] for step in content["next"]] == ["serve it", "ask it"]
     told = qwen36("check", good, bad)
     assert told.returncode == 1
     assert told.stdout.splitlines()[-1] == "2 checkpoints: 1 serve, 1 faulty, 0 unreadable."
@@ -220,4 +229,24 @@ def test_sarif_names_each_rule_it_refers_to(shop: Workshop) -> None:
 @pytest.mark.parametrize("columns", [40, 80, 200])
 def test_the_serve_line_is_never_broken_by_a_narrow_terminal(shop: Workshop, columns: int) -> None:
     ended = qwen36("check", shop.folder, columns=columns)
-    assert shlex.split(ended.stdout.splitlines()[-1])[0] == "vllm"
+    assert serve_words(ended.stdout)[2] == str(shop.folder)
+
+
+def test_a_card_s_memory_decides_the_flags_of_the_line(shop: Workshop) -> None:
+    ended = qwen36("check", shop.folder, "--gpu", "RTX 4090", "--json")
+    content = json.loads(ended.stdout)
+    (serving,) = [checkpoint["serving"] for checkpoint in content["result"]["checkpoints"]]
+    assert serving["memory"]["fits"]
+    assert serving["environment"] == {}
+    words = serve_words(content["serve"])
+    assert words[words.index("--max-model-len") + 1] == str(serving["memory"]["context"])
+    told = qwen36("check", shop.folder, "--gpu", "RTX 4090").stdout
+    assert "derived, not measured: 22.3 GiB usable" in told
+
+
+def test_an_unknown_card_is_refused_before_anything_is_read() -> None:
+    ended = qwen36("check", "nowhere", "--gpu", "Voodoo 2")
+    assert ended.returncode == 2
+    assert "RTX 4090" in ended.stderr
+    assert "--gpu 24GiB" in ended.stderr
+    assert "nowhere" not in ended.stderr

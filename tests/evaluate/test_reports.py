@@ -26,6 +26,7 @@ from gptq_hybrid.evaluate import (
     plot_evaluation,
     read_evaluation,
     write_evaluation,
+    write_evaluation_page,
 )
 from gptq_hybrid.evaluate.table import choose_decimals
 from tests.evaluate.made import random_scores, scores, shifted
@@ -204,3 +205,18 @@ def test_without_matplotlib_the_error_names_the_extra(
         plot_evaluation(result, tmp_path / "never.png")
     assert caught.value.remedy == "Run: pip install 'vllm-qwen36-plugin[eval]'"
     assert not list(tmp_path.iterdir())
+
+
+def test_the_page_has_the_result_and_its_picture(result: Evaluation, tmp_path: Path) -> None:
+    plot_evaluation(result, tmp_path / "evaluation.png")
+    write_evaluation_page(result, tmp_path / "evaluation.html", picture=tmp_path / "evaluation.png")
+    text = (tmp_path / "evaluation.html").read_text()
+    raw = text.partition('id="result">')[2].partition("</script>")[0]
+    assert json.loads(raw) == json.loads(json.dumps(as_json(result)))
+    assert "plain [rounding] $x$" in text
+    assert text.count("data:image/png;base64,") == 1
+    for domain in DOMAINS:
+        assert f"<td>{domain}</td>" in text
+    assert "<dt>fingerprint of reference</dt><dd>00ff</dd>" in text
+    write_evaluation_page(result, tmp_path / "bare.html", picture=None)
+    assert "data:image" not in (tmp_path / "bare.html").read_text()

@@ -38,6 +38,7 @@ FLOORS = {
     "vllm_qwen36_plugin": (
         ("plugin",),  # what the distribution contributes to the hooks; loaded by name
         ("cli",),
+        ("env",),
         ("tune", "features", "models", "profiles"),
         ("draft_head",),
         ("act_order", "mtp_guard", "prefill", "cpu"),

@@ -16,6 +16,7 @@ from gptq_hybrid.sensitivity import (
     read_sensitivity,
     sensitivity_tables,
     write_sensitivity,
+    write_sensitivity_page,
 )
 from gptq_hybrid.sensitivity._plot import _grid
 from gptq_hybrid.streaming import CheckpointWeights
@@ -83,3 +84,13 @@ def test_the_picture_places_modules_by_layer_and_kind(weights: CheckpointWeights
 def test_a_precision_that_changed_nothing_can_be_drawn(weights: CheckpointWeights, tmp_path: Path) -> None:
     plot_sensitivity(result(weights.layout, {}, otherwise={4: 0.0}), tmp_path / "map.png")
     assert (tmp_path / "map.png").is_file()
+
+
+def test_the_page_has_every_module(weights: CheckpointWeights, tmp_path: Path) -> None:
+    made = result(weights.layout, {DOWN: {4: 0.01, 8: 0.001}}, otherwise=CHEAP)
+    plot_sensitivity(made, tmp_path / "sensitivity.png")
+    write_sensitivity_page(made, tmp_path / "sensitivity.html", picture=tmp_path / "sensitivity.png")
+    text = (tmp_path / "sensitivity.html").read_text()
+    first_table = text.partition("<tbody>")[2].partition("</tbody>")[0]
+    assert first_table.count("<tr>") == len(rank_modules(made))
+    assert "data:image/png;base64," in text

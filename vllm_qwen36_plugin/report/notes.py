@@ -8,15 +8,11 @@ notes go there.
 from __future__ import annotations
 
 import json
-import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 FILE = "QWEN36_NOTES"
-MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
-# What a label may hold; a line of routes for all shapes of a 27B has 400 characters.
-_MOST_TEXT = 1000
 _kept: dict[str, Note] = {}
 
 
@@ -35,19 +31,16 @@ class Note:
     detail: str = ""
 
 
-def note(path: str, state: str, detail: object = "") -> None:
-    """Note what became of a path; a later note on the same path counts. Never raises."""
-    made = Note(path, state, str(detail)[:_MOST_TEXT])
-    _kept[path] = made
-    with suppress(Exception):  # a note is no reason to disturb a server
-        if os.environ.get(MULTIPROCESS):
-            from .publish import publish_path
+def keep(made: Note) -> None:
+    """Remember a note in this process."""
+    _kept[made.path] = made
 
-            publish_path(made)
-        elif name := os.environ.get(FILE):
-            # One write of one line: appends of several processes do not mix.
-            with Path(name).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(made)) + "\n")
+
+def append(made: Note, file: Path) -> None:
+    """Add a note to a file of notes."""
+    # One write of one line: appends of several processes do not mix.
+    with file.open("a", encoding="utf-8") as opened:
+        opened.write(json.dumps(asdict(made)) + "\n")
 
 
 def own_notes() -> list[Note]:

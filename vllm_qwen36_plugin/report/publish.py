@@ -8,11 +8,10 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import REGISTRY, Gauge
+from prometheus_client import REGISTRY
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -21,10 +20,9 @@ from gptq_hybrid.live.names import INFO, INFO_LABELS, PATH, PATH_LABELS
 from vllm_qwen36_plugin.log import logger
 from vllm_qwen36_plugin.options import SECTION
 
-from .notes import FILE, MULTIPROCESS, Note, note, own_notes, read_notes
-
-_INFO_HELP = "vllm-qwen36-plugin is in this server."
-_PATH_HELP = "What vllm-qwen36-plugin does in this server, and why."
+from .gauges import INFO_HELP, PATH_HELP, set_info
+from .notes import FILE, Note, own_notes, read_notes
+from .noting import MULTIPROCESS, note
 
 
 class NotesCollector(Collector):
@@ -34,13 +32,17 @@ class NotesCollector(Collector):
         self.info: Mapping[str, str] = {}
         self.file: Path | None = None
 
+    def notes(self) -> list[Note]:
+        """Read what was noted so far."""
+        return [] if self.file is None else read_notes(self.file)
+
     def collect(self) -> Iterable[GaugeMetricFamily]:
         """Yield both gauges."""
-        info = GaugeMetricFamily(INFO, _INFO_HELP, labels=INFO_LABELS)
+        info = GaugeMetricFamily(INFO, INFO_HELP, labels=INFO_LABELS)
         info.add_metric([self.info.get(label, "") for label in INFO_LABELS], 1)
         yield info
-        paths = GaugeMetricFamily(PATH, _PATH_HELP, labels=PATH_LABELS)
-        for made in [] if self.file is None else read_notes(self.file):
+        paths = GaugeMetricFamily(PATH, PATH_HELP, labels=PATH_LABELS)
+        for made in self.notes():
             paths.add_metric([made.path, made.state, made.detail], 1)
         yield paths
 
@@ -57,8 +59,7 @@ def publish(info: Mapping[str, str]) -> None:
         info: values of :data:`gptq_hybrid.live.names.INFO_LABELS`.
     """
     if os.environ.get(MULTIPROCESS):
-        # prometheus_client then shows files of all processes, and no collectors.
-        _gauge(INFO, _INFO_HELP, INFO_LABELS).labels(*(info.get(label, "") for label in INFO_LABELS)).set(1)
+        set_info(info)
         return
     first = _collector.file is None
     _remove(_collector.file)
@@ -70,16 +71,6 @@ def publish(info: Mapping[str, str]) -> None:
     if first:
         REGISTRY.register(_collector)
         atexit.register(_remove_own, os.getpid())
-
-
-def publish_path(made: Note) -> None:
-    """Publish one note through Prometheus's folder of all processes."""
-    _gauge(PATH, _PATH_HELP, PATH_LABELS).labels(made.path, made.state, made.detail).set(1)
-
-
-@cache
-def _gauge(name: str, text: str, labels: tuple[str, ...]) -> Gauge:
-    return Gauge(name, text, labelnames=labels, multiprocess_mode="mostrecent")
 
 
 def _remove(file: Path | None) -> None:

@@ -13,12 +13,12 @@ def env_command(as_json: AsJson = False) -> None:
     Versions, GPU, settings that matter, whether vLLM loads the plugin here, and which of its features are on or off
     and why. vLLM is imported in a process of its own, which takes some seconds. No token or key is printed.
     """
-    from .env import look
+    from .look import look_around
 
     SETTINGS.as_json = as_json
     if not as_json:
         note("Loading the plugin as vLLM would ...")
-    found = look()
+    found = look_around()
     if as_json:
         print_json(found.as_json())
         return

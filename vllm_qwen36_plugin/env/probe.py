@@ -1,6 +1,6 @@
 """Program: load the plugin as vLLM would in this environment, and print as JSON what became of it.
 
-A process of its own, as importing vLLM takes seconds and says much: ``python -m vllm_qwen36_plugin.report.probe``.
+A process of its own, as importing vLLM takes seconds and says much: ``python -m vllm_qwen36_plugin.env.probe``.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ class Environment:
         ]
 
 
-def look() -> Environment:
+def look_around() -> Environment:
     """Look at this machine; starts one process that imports vLLM, which takes some seconds."""
     why_not, vllm_platform, features = _probed()
     return Environment(

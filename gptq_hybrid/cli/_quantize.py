@@ -16,7 +16,7 @@ from gptq_hybrid.common.options import AsJson
 from gptq_hybrid.common.progress import counting_bars
 from gptq_hybrid.common.quiet import output_to_log
 from gptq_hybrid.common.tables import report_table
-from gptq_hybrid.common.terminal import SETTINGS, Screen, Step, err, out, print_next, warn
+from gptq_hybrid.common.terminal import SETTINGS, Screen, Step, err, note, out, print_next, warn
 from gptq_hybrid.common.units import duration_text, size_text
 from gptq_hybrid.doctor.place import this_place
 from gptq_hybrid.doctor.serve_line import serve_command
@@ -161,6 +161,9 @@ def quantize_command(
     screen = out()
     print_summary(screen, result)
     print_memory(screen, command, str(target))
+    note(
+        "vLLM warns of each module whose float16 scales it loads as bfloat16. That is expected, and does no harm."
+    )
     print_next(*steps)
 
 

@@ -61,6 +61,8 @@ def plot_evaluation(evaluation: Evaluation, path: str | Path, *, title: str | No
         ax.set_xlabel(label)
         _style_axes(ax, names)
     _set_log_scale(axes[0], checkpoints)
+    # Matplotlib's margin would run past what a share can be.
+    axes[1].set_xlim(right=min(100.0, axes[1].get_xlim()[1]))
     axes[2].axvline(1, color="0.35", linewidth=0.9, zorder=1)
     labelled = [(line, line.get_gid()) for line in axes[-1].get_lines() if line.get_gid()]
     figure.legend(

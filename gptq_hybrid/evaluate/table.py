@@ -37,9 +37,21 @@ _MEASURES = {
 }
 
 
+def kld_unit(largest: float) -> tuple[float, str]:
+    """Return the factor from nats to the unit in which ``largest`` has a digit before the point, and its name.
+
+    That is m-nats, thousandths of a nat, for all that quantizing a trained model costs.
+    """
+    for factor, name in ((MILLI, "m-nats"), (1e6, "µ-nats")):
+        if largest * factor >= 0.1:
+            return factor, name
+    return (1e9, "n-nats") if largest > 0 else (MILLI, "m-nats")
+
+
 def evaluation_summary(evaluation: Evaluation) -> list[str]:
     """Return what the figures say: a sentence for each checkpoint, for each pair, and for what looks broken."""
-    lines = [_standing(checkpoint, evaluation.reference) for checkpoint in evaluation.checkpoints]
+    unit = _unit(evaluation)
+    lines = [_standing(checkpoint, evaluation.reference, unit) for checkpoint in evaluation.checkpoints]
     lines += [_closer(comparison, evaluation.reference) for comparison in evaluation.comparisons]
     if evaluation.checkpoints:
         lines.append(f"({USUAL} m-nats per token is about what 4-bit GPTQ costs.)")
@@ -59,12 +71,16 @@ def evaluation_summary(evaluation: Evaluation) -> list[str]:
     return lines
 
 
-def _standing(checkpoint: CheckpointSummary, reference: str) -> str:
+def _unit(evaluation: Evaluation) -> tuple[float, str]:
+    return kld_unit(max((c.overall.kld_mean.value for c in evaluation.checkpoints), default=0.0))
+
+
+def _standing(checkpoint: CheckpointSummary, reference: str, unit: tuple[float, str]) -> str:
     overall = checkpoint.overall
-    kld, ends = format_estimate(overall.kld_mean, MILLI)
+    kld, ends = format_estimate(overall.kld_mean, unit[0])
     top1, _ = format_estimate(overall.top1, 100)
     return (
-        f"{checkpoint.name} is {kld} m-nats per token from {reference}{f' {ends}' if ends else ''} "
+        f"{checkpoint.name} is {kld} {unit[1]} per token from {reference}{f' {ends}' if ends else ''} "
         f"and agrees with it on the likeliest token in {top1} % of places."
     )
 
@@ -93,13 +109,13 @@ def evaluation_tables(evaluation: Evaluation, *, wide: bool = False) -> Group:
     """
     parts: list[RenderableType] = []
     for checkpoint in evaluation.checkpoints:
-        parts.append(quality_table(checkpoint, evaluation.reference, wide=wide))
+        parts.append(quality_table(checkpoint, evaluation.reference, wide=wide, unit=_unit(evaluation)))
         if checkpoint.overall.acceptance or checkpoint.overall.acceptance_ref:
             parts.append(drafts_table(checkpoint, evaluation.reference, wide=wide))
-        parts += _notes((checkpoint.overall, *checkpoint.domains))
+        parts += _notes((checkpoint.overall, *checkpoint.domains), wide=wide)
     for comparison in evaluation.comparisons:
         parts.append(comparison_table(comparison, wide=wide))
-        parts += _notes((comparison.overall, *comparison.domains))
+        parts += _notes((comparison.overall, *comparison.domains), wide=wide)
     if left_out := evaluation.settings.get("left_out"):
         reasons = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in left_out.items())
         parts.append(Text(f"! rows of the data left out: {reasons}", style="yellow"))
@@ -113,31 +129,47 @@ def _spaced(parts: list[RenderableType]) -> list[RenderableType]:
     return [piece for part in parts for piece in (("", part) if isinstance(part, Table) else (part,))]
 
 
-def quality_table(checkpoint: CheckpointSummary, reference: str, *, wide: bool = False) -> Table:
-    """Return one row per domain: KLD, top-1 agreement, perplexity; if ``wide``, with intervals below them."""
+def quality_table(
+    checkpoint: CheckpointSummary,
+    reference: str,
+    *,
+    wide: bool = False,
+    unit: tuple[float, str] = (MILLI, "m-nats"),
+) -> Table:
+    """Return one row per domain: KLD, top-1 agreement, perplexity; if ``wide``, with intervals below them.
+
+    ``unit`` is that of KLD, as :func:`kld_unit` gives it.
+    """
+    factor, name = unit
     table = report_table(
         f"{checkpoint.name} against {reference}",
-        "KLD in thousandths of a nat per token; all: domains weigh alike"
+        f"KLD in {name} per token, {1 / factor:g} of a nat; all: domains weigh alike"
         + ("; 95 % intervals over documents" if wide else "; intervals: --wide"),
         padding=0 if wide else (0, 1),
     )
     table.add_column("domain", overflow="fold")
-    headers = ["docs\ntokens", "KLD\nm-nats", "top-1\n%", "perplexity\nfrom → to", "perplexity\nratio"]
+    headers = [
+        "docs\ntokens" if wide else "docs,\ntokens",
+        "KLD\nm-nats",
+        "top-1\n%",
+        "perplexity\nfrom → to",
+        "perplexity\nratio",
+    ]
     if wide:
         headers[2:2] = ["KLD\nmedian", "KLD\n99 %", "KLD\n99.9 %"]
     for header in headers:
         table.add_column(header, justify="right")
     for row in (checkpoint.overall, *checkpoint.domains):
-        kld = [_cell(row.kld_mean, MILLI, wide=wide)]
+        kld = [_cell(row.kld_mean, factor, wide=wide)]
         if wide:
-            kld += [_cell(e, MILLI, wide=True) for e in (row.kld_median, row.kld_p99, row.kld_p999)]
-        gap = "\n" if wide else "  "
+            kld += [_cell(e, factor, wide=True) for e in (row.kld_median, row.kld_p99, row.kld_p999)]
+        gap = "\n" if wide else ", "
         table.add_row(
             _name(row),
             f"{row.documents:,}{gap}{row.tokens:,}",
             *kld,
             _cell(row.top1, 100, wide=wide),
-            f"{row.perplexity_ref.value:.4g}{gap[0]}→ {row.perplexity.value:.4g}",
+            f"{row.perplexity_ref.value:.4g}{gap[-1]}→ {row.perplexity.value:.4g}",
             _cell(row.perplexity_ratio, wide=wide),
             end_section=row is checkpoint.overall,
         )
@@ -208,11 +240,16 @@ def comparison_table(comparison: Comparison, *, wide: bool = False) -> Table:
     return table
 
 
-def _notes(rows: Sequence[Summary | DomainComparison]) -> list[RenderableType]:
-    """Return each warning once, with the domains it is about; tables mark those with !."""
+def _notes(rows: Sequence[Summary | DomainComparison], *, wide: bool) -> list[RenderableType]:
+    """Return each warning once, with the domains it is about; tables mark those with !.
+
+    Percentiles are shown only if ``wide``, and so are warnings about them.
+    """
     notes: dict[str, list[str]] = {}
     for row in rows:
         for warning in row.warnings:
+            if "percentile" in warning and not wide:
+                continue
             notes.setdefault(warning, []).append(row.domain)
     return [Text(f"! {', '.join(domains)}: {note}", style="yellow") for note, domains in notes.items()]
 

@@ -8,13 +8,13 @@ from rich.text import Text
 
 from gptq_hybrid.common.tables import report_table
 from gptq_hybrid.evaluate import Estimate
-from gptq_hybrid.evaluate.table import format_estimate
+from gptq_hybrid.evaluate.table import choose_decimals, format_estimate, kld_unit
 
 from ._result import Measured, Module, Sensitivity
 
 WORST = 20
-# KLD is shown in thousandths of a nat: single modules cost between 0.001 and 10 of them.
-_MILLI = 1000.0
+# Digits after the point: smaller figures are a matter of rounding, and would widen every column.
+_DECIMALS = 3
 
 
 def sensitivity_summary(result: Sensitivity) -> list[str]:
@@ -25,14 +25,16 @@ def sensitivity_summary(result: Sensitivity) -> list[str]:
     costs = [m.kld.value if m.kld else 0.0 for _, m in rows]
     total = sum(costs)
     module, form = rows[0][0], result.forms[0]
+    factor, unit = _unit(result)
     where = module.kind if module.layer is None else f"{module.kind} of layer {module.layer}"
-    lines = [f"Costliest at {form}: {where}, with {_MILLI * costs[0]:.3g} m-nats per token by itself."]
+    lines = [f"Costliest at {form}: {where}, with {factor * costs[0]:.3g} {unit} per token by itself."]
     if total > 0:
         half, running = 0, 0.0
         while running < total / 2:
             running += costs[half]
             half += 1
-        lines[0] += f" {half} of {len(rows)} modules make half of the sum of {_MILLI * total:.3g}."
+        makes = "module makes" if half == 1 else "modules make"
+        lines[0] += f" {half} {makes} half of the sum of {factor * total:.3g} over {len(rows)}."
     heads = sorted({module.kind for module, _ in rows if module.layer is None})
     if heads:
         lines.append(
@@ -71,13 +73,19 @@ def rank_modules(result: Sensitivity, form: str | None = None) -> list[tuple[Mod
     return sorted(measured, key=lambda pair: (-pair[1].kld.value if pair[1].kld else 0.0, pair[0].name))
 
 
+def _unit(result: Sensitivity) -> tuple[float, str]:
+    rows = rank_modules(result)
+    return kld_unit(rows[0][1].kld.value if rows and rows[0][1].kld else 0.0)
+
+
 def _module_table(result: Sensitivity, worst: int, *, wide: bool) -> Table:
+    factor, unit = _unit(result)
     first, *others = result.forms
     rows = rank_modules(result)
     of = f" of {result.quantized}" if result.quantized else ""
     table = report_table(
         f"Costliest modules{of}, each by itself in {result.reference}: {min(worst, len(rows))} of {len(rows)}",
-        f"KLD in m-nats per token, thousandths of a nat; {_intervals(wide)}; share: of the sum over all; "
+        f"KLD in {unit} per token, {1 / factor:g} of a nat; {_intervals(wide)}; share: of the sum over all; "
         "MB: saved against BF16",
     )
     table.add_column("layer", justify="right")
@@ -93,19 +101,20 @@ def _module_table(result: Sensitivity, worst: int, *, wide: bool) -> Table:
         table.add_row(
             "" if module.layer is None else str(module.layer),
             module.kind,
-            _cell(m.kld, wide=wide),
+            _cell(m.kld, factor, wide=wide),
             f"{100 * m.kld.value / total:.1f}",
             f"{100 * m.top1.value:.2f}",
             _mb(m.bytes_saved),
-            *(_value(o.kld) if (o := module.measured_in(form)) and o.kld else "–" for form in others),
+            *(_value(o.kld, factor) if (o := module.measured_in(form)) and o.kld else "–" for form in others),
         )
     return table
 
 
 def _kind_table(result: Sensitivity, *, wide: bool) -> Table:
+    factor, unit = _unit(result)
     table = report_table(
         "Sums by kind of module",
-        "KLD in m-nats per token, of each module by itself, added up; together: all of them at once",
+        f"KLD in {unit} per token, of each module by itself, added up; together: all of them at once",
     )
     first = result.forms[0]
     table.add_column("kind", no_wrap=True)
@@ -121,13 +130,13 @@ def _kind_table(result: Sensitivity, *, wide: bool) -> Table:
             kind,
             str(max(k.count for k in sums if k)),
             _mb(sums[0].bytes_saved) if sums[0] else "–",
-            *(_cell(k.kld_sum, wide=wide) if k else "–" for k in sums),
+            *(_cell(k.kld_sum, factor, wide=wide) if k else "–" for k in sums),
             end_section=kind == kinds[-1],
         )
     together = {t.form: t for t in result.together}
     rows = [together.get(form) for form in result.forms]
-    table.add_row("sum", "", "", *(_cell(t.kld_sum, wide=wide) if t else "–" for t in rows))
-    table.add_row("together", "", "", *(_cell(t.kld, wide=wide) if t else "–" for t in rows))
+    table.add_row("sum", "", "", *(_cell(t.kld_sum, factor, wide=wide) if t else "–" for t in rows))
+    table.add_row("together", "", "", *(_cell(t.kld, factor, wide=wide) if t else "–" for t in rows))
     table.add_row("sum / together", "", "", *(_cell(t.ratio, 1.0, wide=wide) if t else "–" for t in rows))
     return table
 
@@ -156,15 +165,21 @@ def _mb(size: int) -> str:
     return f"{size / 1e6:,.0f}" if size >= 1e8 else f"{size / 1e6:.3g}"
 
 
-def _value(estimate: Estimate) -> str:
-    return format_estimate(estimate, _MILLI)[0]
+def _value(estimate: Estimate, factor: float) -> str:
+    """The figure, with no more digits than a column has room for."""
+    if choose_decimals(estimate, factor) <= _DECIMALS:
+        return format_estimate(estimate, factor)[0]
+    value = estimate.value * factor
+    return f"<{10**-_DECIMALS}" if 0 < value < 10**-_DECIMALS else f"{value:z.{_DECIMALS}f}"
 
 
 def _intervals(wide: bool) -> str:
     return "95 % intervals over documents" if wide else "intervals: --wide"
 
 
-def _cell(estimate: Estimate, factor: float = _MILLI, *, signed: bool = False, wide: bool) -> Text:
-    """The figure; if ``wide``, with its interval beside it."""
+def _cell(estimate: Estimate, factor: float, *, signed: bool = False, wide: bool) -> Text:
+    """The figure; if ``wide``, with all of its digits and its interval beside it."""
+    if not wide and not signed:
+        return Text(_value(estimate, factor))
     value, ends = format_estimate(estimate, factor, signed=signed)
     return Text(value) if ends is None or not wide else Text.assemble(value, " ", (ends, "dim"))

@@ -1,7 +1,4 @@
-"""The page's tables and transcript. No torch here.
-
-python -m bench.pages first_hour
-"""
+"""The page's table and transcript: ``python -m bench.pages first_hour``."""
 
 from __future__ import annotations
 
@@ -9,36 +6,25 @@ from pathlib import Path
 
 from bench.pages import Page
 from bench.results import Json
-from bench.tables import table
+from bench.tables import table, where
 
 HERE = Path(__file__).parent
+RESULT = HERE / "transcript.json"
 
 
 def transcript(result: Json) -> str:
     """Every command with what it printed."""
-    parts = []
-    for step in result["hour"]:
-        status = f", exit {step['code']}" if step["code"] else ""
-        shown = "\n".join([f"$ {step['command']}", *step["lines"]])
-        parts.append(f"{step['seconds']} s{status}, {step['watched']}:\n\n```text\n{shown}\n```\n")
-    return "\n".join(parts)
+    head = "{watched}, {seconds} s, exit {code}:\n\n```text\n$ {command}\n"
+    return "\n".join(head.format(**s) + "\n".join(s["lines"]) + "\n```\n" for s in result["hour"])
 
 
 def mistakes(result: Json) -> str:
     """A row a mistake: its cost and its first line."""
     rows = [
-        [
-            f"`{step['command']}`",
-            f"{step['seconds']:.1f} s",
-            str(step["code"]),
-            (step["lines"] or [""])[0].replace("|", "\\|"),
-        ]
-        for step in result["mistakes"]
+        [f"`{s['command']}`", f"{s['seconds']:.1f} s", str(s["code"]), s["lines"][0]]
+        for s in result["mistakes"]
     ]
-    machine = result["machine"]
-    note = f"{machine['device']}; vLLM {machine.get('vllm')}, gptqmodel {machine.get('gptqmodel')}"
-    return table(["typed", "after", "exit", "first line"], rows, note)
+    return table(["typed", "after", "exit", "first line"], rows, where(result["machine"]))
 
 
-RESULT = HERE / "transcript.json"
 PAGE = Page(HERE / "README.md", tables={"mistakes": (mistakes, RESULT), "transcript": (transcript, RESULT)})

@@ -2,132 +2,81 @@
 
     python -m bench.first_hour.run REPOSITORY FOLDER bench/first_hour/transcript.json
 
-Clones REPOSITORY (its last commit) into FOLDER, installs it as README.md says, and types what the output of each
-command tells to type next. Takes a quarter of an hour and 7 GB. Then the mistakes: what each of them costs.
+Clones REPOSITORY into FOLDER, types commands.toml there, and what `check` says to type. A quarter of an hour, 7 GB.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 import re
-import shutil
 import subprocess
 import time
+import tomllib
 from pathlib import Path
 
 from bench.arguments import command_line
 from bench.results import Json, save
 from gptq_hybrid.common.machine import environment
 
-UV = ".cache/uv/bin/uv"
-INSTALL = f"python3 -m venv .cache/uv && .cache/uv/bin/pip install -q uv && {UV} sync --locked -q"
-QUANTIZE = "qwen36 quantize demo/original mine --calibration demo --samples 16 --max-length 128"
-EVAL = "qwen36 eval demo/original mine demo/quantized --data replies.jsonl --limit 20 --out eval"
-# Command, and who watches.
-BEFORE = [
-    (INSTALL, "pipe"),
-    ("qwen36 --version", "terminal pipe"),
-    ("qwen36 --help", "terminal pipe"),
-    ("qwen36 demo --keep demo", "pipe"),
-    (f"{QUANTIZE} --dry-run", "terminal pipe"),
-    (QUANTIZE, "pipe"),
-    ("qwen36 check mine", "terminal pipe"),
-    ("qwen36 check mine --gpu 'RTX 4090'", "pipe"),
-    ("qwen36 losses mine", "terminal pipe"),
-    (EVAL, "pipe"),
-    (EVAL, "terminal"),
-    ("qwen36 env", "terminal pipe"),
-]
-DURING = [
-    ("qwen36 doctor localhost:8000", "terminal pipe"),
-    ("qwen36 doctor localhost:8000 --json | head -12", "pipe"),
-]
-MISTAKES = [
-    "qwen36 check nowhere",
-    "qwen36 check mine --gpu Voodoo",
-    "qwen36 doctor localhost:1",
-    "qwen36 demo --recipe none",
-    "qwen36 tune prefill",
-    "qwen36 quantize demo/original other --calibration missing.jsonl",
-    "qwen36 quantize demo/original /proc/other --calibration demo",
-    "qwen36 quantize nowhere other",
-    "qwen36 eval demo/original mine --data missing.jsonl",
-    "qwen36 eval demo/original mine --data replies.jsonl --out /proc/eval",
-    "qwen36 sensitivity demo/original --data replies.jsonl --out /proc/s",
-    "qwen36 losses mine --plot /proc/l.png",
-    "qwen36 draft-vocab mine --data missing.jsonl",
-]
+TYPED = tomllib.loads(Path(__file__).with_name("commands.toml").read_text(encoding="utf-8"))
 _MOST = 60
-_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_FIELDS = ("command", "watched", "code", "seconds", "lines")
+# Escapes of terminals, and what is this machine's alone: a mirror of pip's, the kernel.
+_NOT_SHOWN = re.compile(
+    rf"\x1b\[[0-9;?]*[A-Za-z]|^WARNING: Location.*\n|{re.escape(platform.release())} ", re.M
+)
+_NEXT = "import json, sys; [print(step['command']) for step in json.load(sys.stdin)['next']]"
 
 
 def shell(command: str, folder: Path, watched: str = "pipe") -> Json:
     """Run one command: the lines that it printed, its status, and how long it took."""
-    typed = f"stty cols 80 rows 24; {command}" if watched == "terminal" else command
-    program = ["script", "-qec", typed, "/dev/null"] if watched == "terminal" else ["bash", "-c", typed]
-    path = f"{folder}/.venv/bin:{os.environ['PATH']}"
-    variables = {**os.environ, "HF_HUB_OFFLINE": "1", "TERM": "dumb", "PATH": path}
+    program = ["bash", "-c", command]
+    if watched == "terminal":
+        program = ["script", "-qec", f"stty cols 80 rows 24; {command}", "/dev/null"]
+    own = {"HF_HUB_OFFLINE": "1", "TERM": "dumb", "PATH": f"{folder}/.venv/bin:{os.environ['PATH']}"}
     begun = time.perf_counter()
-    run = subprocess.run(
-        program, cwd=folder, env=variables, stdin=subprocess.DEVNULL, stdout=-1, stderr=subprocess.STDOUT
-    )
+    run = subprocess.run(program, cwd=folder, env=os.environ | own, stdin=-3, stdout=-1, stderr=-2)
     seconds = round(time.perf_counter() - begun, 1)
-    text = _ANSI.sub("", run.stdout.decode(errors="replace")).replace(str(folder), "~/clone")
+    text = _NOT_SHOWN.sub("", run.stdout.decode(errors="replace")).replace(str(folder), "~/clone")
     lines = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in text.rstrip().split("\n")]
     if len(lines) > _MOST:
-        cut = f"… {len(lines) - _MOST} lines …"
-        lines = [*lines[: _MOST // 2], cut, *lines[-_MOST // 2 :]]
-    return {
-        "command": command,
-        "watched": watched,
-        "code": run.returncode,
-        "seconds": seconds,
-        "lines": lines,
-    }
+        lines[_MOST // 2 : -_MOST // 2] = [f"… {len(lines) - _MOST} lines …"]
+    print(seconds, run.returncode, command, flush=True)
+    return dict(zip(_FIELDS, (command, watched, run.returncode, seconds, lines), strict=True))
 
 
-def steps(commands: list[tuple[str, str]], folder: Path) -> list[Json]:
+def steps(commands: list[list[str]], folder: Path) -> list[Json]:
     """Run commands as those who watch see them."""
-    made = []
-    for command, watched in commands:
-        for who in watched.split():
-            made.append(shell(command, folder, who))
-            print(made[-1]["seconds"], made[-1]["code"], command, flush=True)
-    return made
+    return [shell(command, folder, who) for command, watched in commands for who in watched.split()]
 
 
 def serve_and_ask(folder: Path) -> list[Json]:
     """Serve the checkpoint with the line that `check` prints, and ask it with the line after that."""
-    read = "import json, sys; [print(step['command']) for step in json.load(sys.stdin)['next']]"
-    line, curl = shell(f'qwen36 check mine --json | python -c "{read}"', folder)["lines"]
-    # One command: the server lives as long as the shell waits for it.
+    line, curl = shell(f'qwen36 check mine --json | python -c "{_NEXT}"', folder)["lines"]
     wait = "until curl -sf localhost:8000/health; do kill -0 $! || exit 1; sleep 1; done"
     alone = line.replace("vllm serve", "setsid vllm serve", 1)
     started = shell(f"{alone} > vllm.log 2>&1 & echo $! > pid; {wait}", folder)
     try:
-        return [{**started, "command": f"{line} &"}, *steps([(f"{curl} -s", "pipe"), *DURING], folder)]
+        asked = steps([[f"{curl} -s", "pipe"], *TYPED["served"]], folder)
     finally:
         shell("kill -- -$(cat pid)", folder)
+    return [{**started, "command": f"{line} &"}, *asked]
 
 
 def main() -> None:
     """Command line."""
     given = command_line(__doc__, "repository", "folder", "out").parse_args()
     folder = given.folder.resolve() / "clone"
-    shutil.rmtree(folder, ignore_errors=True)
-    given.folder.mkdir(parents=True, exist_ok=True)
-    clone = shell(f"git clone -q {given.repository.resolve()} {folder}", given.folder)
-    text = [f"Answer {number}: drafts of tokens." for number in range(20)]
-    rows = [{"messages": [{"role": "assistant", "content": answer}]} for answer in text]
+    subprocess.run(["git", "clone", "-q", given.repository.resolve(), folder], check=True)
+    rows = [
+        {"messages": [{"role": "assistant", "content": f"Answer {n}: drafts of tokens."}]} for n in range(20)
+    ]
     (folder / "replies.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    hour = [clone, *steps(BEFORE, folder), *serve_and_ask(folder)]
-    result = {
-        "machine": environment("cpu"),
-        "hour": hour,
-        "mistakes": [shell(c, folder) for c in MISTAKES],
-    }
-    save(given.out, result)
+    hour = [*steps(TYPED["hour"], folder), *serve_and_ask(folder)]
+    mistakes = [shell(command, folder) for command in TYPED["mistakes"]]
+    save(given.out, {"machine": environment("cpu"), "hour": hour, "mistakes": mistakes})
 
 
 if __name__ == "__main__":

@@ -59,6 +59,9 @@ class ServeCommand:
         else:
             body["prompt"] = "Hello"
         body["max_tokens"] = 64
+        if "--reasoning-parser" in self.arguments:
+            # Else the first tokens are all thoughts, and the reply is empty.
+            body["chat_template_kwargs"] = {"enable_thinking": False}
         path = "chat/completions" if self.chat else "completions"
         words = ["curl", f"http://localhost:{_PORT}/v1/{path}", "-H", "Content-Type: application/json"]
         return shlex.join([*words, "-d", json.dumps(body)])

@@ -30,7 +30,7 @@ def refuse_bad_calibration(spec: str, exclude: Sequence[str | Path] = ()) -> Non
             names something else than a file of rows.
     """
     for source in _parts(spec):
-        _refuse(source)
+        _refuse(source, f"calibration {source!r} has no rows")
     for file in excluded_files(exclude):
         if path_kind(file) is None:
             raise HybridError(
@@ -46,7 +46,7 @@ def refuse_bad_documents(specs: Sequence[str]) -> None:
     """
     for spec in specs:
         for source in evaluation_sources(spec):
-            _refuse(source)
+            _refuse(source, f"{source!r} has no documents")
 
 
 def _parts(spec: str) -> Iterator[str]:
@@ -56,7 +56,7 @@ def _parts(spec: str) -> Iterator[str]:
         yield spec
 
 
-def _refuse(spec: str) -> None:
+def _refuse(spec: str, empty: str) -> None:
     source = find_source(spec)
     if source.name not in _FILE_SOURCES:
         return
@@ -67,4 +67,4 @@ def _refuse(spec: str) -> None:
     if sum(file.stat().st_size for file in files) <= _READ_THROUGH:
         for _ in source_rows(spec, 1, 0):
             return
-        raise HybridError(f"calibration {spec!r} has no rows", remedy="Give a file or data set with text.")
+        raise HybridError(empty, remedy="Give a file or data set with text.")

@@ -147,10 +147,10 @@ def print_report(screen: Screen, report: DemoReport) -> None:
         return
     table = report_table("", "")
     table.add_column("prompt", overflow="fold")
-    table.add_column("reply", no_wrap=True, max_width=_REPLY_WIDTH)
+    table.add_column("reply", no_wrap=True)
     table.add_column("as constructed", no_wrap=True)
     for reply in report.replies:
-        shown = shorten(reply.text, _REPLY_WIDTH, placeholder=" …")
+        shown = shorten(reply.text, _REPLY_WIDTH, placeholder=" …") if screen.is_terminal else reply.text
         table.add_row(plain(reply.prompt), plain(shown), "yes" if reply.as_constructed else "[red]no[/]")
     screen.print(table)
     screen.say(

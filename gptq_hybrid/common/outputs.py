@@ -47,9 +47,7 @@ def refuse_unwritable_folder(option: str, folder: str | Path) -> None:
     while not place.exists():
         place = place.parent
     if reason := _why_not(place):
-        raise HybridError(
-            f"{folder} cannot be made or written into: {reason}", remedy=f"Give another folder: {option}"
-        )
+        raise HybridError(f"{folder} cannot be written: {reason}", remedy=f"Give another folder: {option}")
 
 
 def _why_not(folder: Path) -> str | None:

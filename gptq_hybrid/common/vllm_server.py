@@ -250,7 +250,7 @@ def _free_port() -> int:
 def _last_line(log: Path) -> str:
     """The last line of the log that says something, without the process and time that vLLM puts before it."""
     lines = [line.strip() for line in _tail(log).splitlines() if line.strip()]
-    return _LOG_PREFIX.sub("", lines[-1]) if lines else ""
+    return _LOG_PREFIX.sub("", lines[-1]) if lines else "its log is empty yet"
 
 
 def _tail(log: Path, lines: int = 25) -> str:

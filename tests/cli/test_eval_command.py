@@ -110,7 +110,8 @@ def test_json_is_all_that_is_printed(here: Path, copy: Path, data: Path) -> None
     assert content == json.loads((here / "results" / "evaluation.json").read_text())
     assert content["checkpoints"][0]["overall"]["acceptance"] is None
     assert "mini-W4: layers" in err, "progress goes where it disturbs nobody"
-    assert sorted(file.name for file in (here / "results").iterdir()) == ["evaluation.json", "evaluation.png"]
+    written = sorted(file.name for file in (here / "results").iterdir())
+    assert written == ["evaluation.html", "evaluation.json", "evaluation.png"]
 
 
 def test_damaged_states_are_named_in_one_line_and_the_figures_stay(

@@ -84,6 +84,7 @@ def words(text: str) -> str:
 def test_figures_from_a_server(qwen36: Run, fake: Callable[..., None], here: Path) -> None:
     """Steps of 8 ms whatever the drafts, of which 0, 1, 2, 0, … are accepted: two drafts nearly halve the time."""
     fake(step_ms=8)
+    (here / "r").mkdir()
     code, out, err = qwen36(MINI, "prompts.jsonl", "--numbers", "2,0", *QUICK, "--out", "r/d.json")
     assert code == 0, err
     assert sorted(p.name for p in (here / "r").iterdir()) == [

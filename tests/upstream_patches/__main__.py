@@ -1,6 +1,6 @@
 """Apply proposals to copies of vLLM and gptqmodel, and run each one's test before and after.
 
-python -m tests.upstream_patches [NAME ...] [--source vllm=FOLDER] [--each] [--json]
+python -m tests.upstream_patches [NAME ...] [--source vllm=FOLDER] [--each] [--json] [--record]
 
 Exit code 0: every test fails before and passes after, or passes before because the defect is gone. 1: one does not.
 """
@@ -17,6 +17,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from .overlay import installed
+from .pages import record
 from .proof import Proof, prove
 from .proposals import ROOMS, Proposal, all_proposals
 
@@ -28,14 +30,33 @@ def main() -> int:
                         help="an unpacked package in place of the installed one")  # fmt: skip
     parser.add_argument("--each", action="store_true", help="one patch at a time, each in its own process")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--record", action="store_true", help="keep the outcomes, and write them into the pages"
+    )
+    parser.add_argument(
+        "--diff", action="store_true", help="print the unified diffs, to be sent, and run nothing"
+    )
     arguments = parser.parse_args()
     proposals = all_proposals()
     unknown = set(arguments.names) - {proposal.name for proposal in proposals}
     if unknown:
-        parser.error(f"no proposal {', '.join(sorted(unknown))}; there are: {', '.join(p.name for p in proposals)}")
+        parser.error(
+            f"no proposal {', '.join(sorted(unknown))}; there are: {', '.join(p.name for p in proposals)}"
+        )
     chosen = [p for p in proposals if not arguments.names or p.name in arguments.names]
-    proofs = prove(chosen, _sources(parser, arguments.source), each=arguments.each, jobs=os.cpu_count() or 1)
-    sys.stdout.write(json.dumps([as_json(proof) for proof in proofs], indent=1) + "\n") if arguments.json else show(proofs)
+    sources = _sources(parser, arguments.source)
+    if arguments.diff:
+        for proposal in chosen:
+            root = (sources.get(proposal.package) or installed(proposal.package)).parent
+            sys.stdout.write(proposal.diff(root))
+        return 0
+    proofs = prove(chosen, sources, each=arguments.each, jobs=os.cpu_count() or 1)
+    if arguments.record:
+        record(proofs)
+    if arguments.json:
+        sys.stdout.write(json.dumps([as_json(proof) for proof in proofs], indent=1) + "\n")
+    else:
+        show(proofs)
     return 0 if all(proof.good for proof in proofs) else 1
 
 
@@ -78,7 +99,9 @@ def show(proofs: list[Proof]) -> None:
         outcomes = (str(proof.before), str(proof.after)) if proof.proposal.patch else ("", "")
         if proof.verdict in ("does not apply", "fixed upstream"):
             outcomes = (outcomes[0], proof.refused)
-        table.add_row(proof.proposal.name, f"{proof.proposal.package} {proof.version}", lines, *outcomes, proof.verdict)
+        table.add_row(
+            proof.proposal.name, f"{proof.proposal.package} {proof.version}", lines, *outcomes, proof.verdict
+        )
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 

@@ -46,7 +46,9 @@ def installed(package: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations))).resolve()
 
 
-def make_overlay(target: Path, package: str, source: Path, diffs: Iterable[str], files: Iterable[str]) -> None:
+def make_overlay(
+    target: Path, package: str, source: Path, diffs: Iterable[str], files: Iterable[str]
+) -> None:
     """Lay ``source`` out as ``target/package`` and apply patches to it.
 
     Args:
@@ -62,16 +64,21 @@ def make_overlay(target: Path, package: str, source: Path, diffs: Iterable[str],
     target.mkdir(parents=True)
     (target / "sitecustomize.py").write_text(_GUARD, encoding="utf-8")
     changed = {str(PurePosixPath(name).relative_to(package)) for name in files}
-    extra: dict[str, Path] = {}
-    if source != installed(package):
-        library = installed(package)
-        extra = {str(path.relative_to(library)): path for path in library.rglob("*.so")}
+    library = installed(package)
+    compiled = () if source == library else library.rglob("*.so")
+    extra = {str(path.relative_to(library)): path for path in compiled}
     _link(source, target / package, "", changed, extra)
     # Outside any repository: git would otherwise look for these paths in it.
     env = {**os.environ, "GIT_CEILING_DIRECTORIES": str(target.parent)}
     for diff in diffs:
         done = subprocess.run(
-            ["git", "apply", "-"], cwd=target, env=env, input=diff, capture_output=True, text=True, check=False
+            ["git", "apply", "-"],
+            cwd=target,
+            env=env,
+            input=diff,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode:
             raise PatchError(done.stderr.strip().splitlines()[-1])
@@ -80,7 +87,9 @@ def make_overlay(target: Path, package: str, source: Path, diffs: Iterable[str],
 def _link(source: Path, target: Path, place: str, changed: set[str], extra: dict[str, Path]) -> None:
     """Fill ``target``: folders with changed files below them are made, all else is linked."""
     target.mkdir()
-    inside = {name.removeprefix(place).partition("/") for name in {*changed, *extra} if name.startswith(place)}
+    inside = {
+        name.removeprefix(place).partition("/") for name in {*changed, *extra} if name.startswith(place)
+    }
     folders = {first for first, slash, _ in inside if slash}
     own = {first for first, slash, _ in inside if not slash}
     for path in sorted(source.iterdir()):

@@ -73,7 +73,9 @@ class Proposal:
             after = program["edit"](before)
         except (AssertionError, ValueError) as error:
             raise ValueError(f"{self.patch.name} does not know this source: {error}") from error
-        lines = difflib.unified_diff(before.splitlines(), after.splitlines(), f"a/{name}", f"b/{name}", "", "", 1, "")
+        lines = difflib.unified_diff(
+            before.splitlines(), after.splitlines(), f"a/{name}", f"b/{name}", "", "", 1, ""
+        )
         return "\n".join(lines) + "\n"
 
 

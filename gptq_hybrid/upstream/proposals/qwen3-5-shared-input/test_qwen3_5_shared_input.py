@@ -42,16 +42,25 @@ def test_projections_of_one_input_share_a_hessian(model_type):
 def test_tagged_projections_get_the_same_tensor():
     for layer_type, names in (("full_attention", FUSED[0] + FUSED[2]), ("linear_attention", FUSED[1] + FUSED[2])):
         config = Qwen3_5TextConfig(
-            hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
-            head_dim=16, linear_num_key_heads=1, linear_num_value_heads=2, linear_key_head_dim=16,
-            linear_value_head_dim=16, vocab_size=16, layer_types=[layer_type],
+            hidden_size=32,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=16,
+            linear_num_key_heads=1,
+            linear_num_value_heads=2,
+            linear_key_head_dim=16,
+            linear_value_head_dim=16,
+            vocab_size=16,
+            layer_types=[layer_type],
         )
         config._attn_implementation = "sdpa"
         layer = Qwen3_5DecoderLayer(config, 0).eval()
         seen = {}
         for name in names:
             layer.get_submodule(name).register_forward_pre_hook(
-                lambda module, args, name=name: seen.__setitem__(name, args[0])
+                lambda module, args, name=name, seen=seen: seen.__setitem__(name, args[0])
             )
         rotation = (torch.ones(1, 4, 4), torch.zeros(1, 4, 4))
         layer(torch.randn(1, 4, 32), position_embeddings=rotation)

@@ -57,7 +57,9 @@ def test_natural_order_loads(load, config):
 
 
 @pytest.mark.parametrize(
-    "config", [{}, {"desc_act": True, "static_groups": True}], ids=["no_order", "static"]
+    "config",
+    [{}, {"desc_act": True, "static_groups": True}],
+    ids=["no_order", "static"],
 )
 def test_permuting_g_idx_is_refused_whatever_the_config_says(load, config):
     permuted = NATURAL[torch.randperm(128, generator=torch.Generator().manual_seed(0))]

@@ -42,7 +42,9 @@ def load(monkeypatch):
 
 
 def test_missing_weight_of_a_quantized_draft_is_an_error(load):
-    with pytest.raises(ValueError, match=r"not initialized from checkpoint.*fc\.weight"):
+    with pytest.raises(
+        ValueError, match=r"not initialized from checkpoint.*fc\.weight"
+    ):
         load(["norm.weight"], runner_type="draft")
 
 

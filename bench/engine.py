@@ -26,15 +26,19 @@ _NAMED = 24
 Prompts = list[dict[str, list[int]]]
 
 
-def set_up(*, machete: bool = False) -> None:
-    """Set vLLM's environment, before it is imported: no plugins but those installed by hand, one process.
+# Kernels that vLLM may not choose, so that a Hopper card runs Marlin as an Ada card does, or Humming; ``any``: all.
+_DISABLED = {
+    "marlin": "MacheteLinearKernel,HummingLinearKernel",
+    "humming": "MacheteLinearKernel",
+    "any": "",
+}
 
-    Machete is turned off unless asked for, so that a Hopper card runs Marlin as an Ada card would.
-    """
+
+def set_up(kernel: str = "marlin") -> None:
+    """Set vLLM's environment, before it is imported: no plugins but those installed by hand, one process."""
     os.environ |= {"VLLM_PLUGINS": "", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    if not machete:
-        os.environ["VLLM_DISABLED_KERNELS"] = "MacheteLinearKernel"
+    os.environ["VLLM_DISABLED_KERNELS"] = _DISABLED[kernel]
 
 
 def start(

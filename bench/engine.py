@@ -50,13 +50,14 @@ def start(
     tokens: int = 2048,
     context: int | None = None,
     drafts: int = 0,
+    drafting: Json | None = None,
     log_stats: bool = False,
 ) -> Any:
     """Start the engine in this process.
 
     ``options`` is vLLM's ``additional_config``. It is part of the key of compiled graphs, which knows nothing
     of kernels or linear methods: name the variant in it. ``args``: those of `bench.variants.engine_arguments`.
-    ``graphs``: numbers of tokens recorded as CUDA graphs.
+    ``graphs``: numbers of tokens recorded as CUDA graphs. ``drafting``: more of vLLM's ``speculative_config``.
     """
     import torch
     from vllm import LLM
@@ -72,7 +73,7 @@ def start(
     if args.tiny:
         extra["enforce_eager"] = True
     if drafts:
-        extra["speculative_config"] = {"method": "mtp", "num_speculative_tokens": drafts}
+        extra["speculative_config"] = {"method": "mtp", "num_speculative_tokens": drafts} | (drafting or {})
     if log_stats:
         extra["disable_log_stats"] = False
     return LLM(

@@ -447,16 +447,18 @@ def test_humming_is_measured_and_serves_inside_a_cuda_graph(
         assert same(result, expected[number // 8])
 
 
+@pytest.mark.parametrize("module", LARGE)
 def test_machetes_weight_is_compared_with_humming_and_right_either_way(
-    serve: Serve, shown: Shown, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, shown: Shown, monkeypatch: pytest.MonkeyPatch, module: str
 ) -> None:
     wants_humming(monkeypatch)
-    server = serve()
-    loaded = server.load(5120, 6144, "machete")
+    server = serve(prefill="exact")
+    loaded = server.load(*LARGE[module], "machete")
     assert "not compared" not in shown()
+    dense = loaded.dense().float().t()
     for count in TOKENS:
         x = activations_for(count, loaded)
-        assert off(loaded(x), x.float() @ loaded.dense().float().t()) < 0.006, count
+        assert off(loaded(x), x.float() @ dense) < 0.006, count
 
 
 def test_a_slow_host_leaves_passes_outside_graphs_to_the_stock_kernel(serve: Serve) -> None:

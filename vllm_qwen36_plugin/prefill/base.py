@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from vllm_qwen36_plugin.log import logger
 from vllm_qwen36_plugin.upstream.linear_kernels import copy_of_parameters
 
 from . import humming, measure
@@ -88,4 +89,8 @@ def marlin_is_faster(
         took = measure.in_turns(calls)
         times["stock"][tokens] = took["stock"]
         times["marlin"][tokens] = min(took["marlin"], took["humming"])
-    return load.microseconds(times["marlin"]) < load.microseconds(times["stock"]) * (1 - measure.MARGIN)
+    ours, theirs = (load.microseconds(times[name]) for name in ("marlin", "stock"))
+    logger.debug(
+        "vllm-qwen36-plugin: %s: %.2f of Machete's time for the load: %s", shape.key, ours / theirs, times
+    )
+    return ours < theirs * (1 - measure.MARGIN)

@@ -50,6 +50,7 @@ class Linear:
         routes: routes that may be taken, the most wanted first.
         gemms: GEMMs that ``fp8`` may multiply with.
         humming: Humming's kernel for these weights, if it may take calls from the stock one.
+        moved: whether vLLM would have had Machete hold these weights.
         layers: linears of this shape in the model.
         served: calls by way, ``"stock"`` and ``"humming"`` among them.
         attributes: what the stock kernel has asked of the layer besides tensors.
@@ -67,6 +68,7 @@ class Linear:
     routes: tuple[Route, ...] = ()
     gemms: tuple[GemmName, ...] = ("vllm",)
     humming: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+    moved: bool = False
     layers: int = 0
     served: Counter[str] = field(default_factory=Counter)
     attributes: dict[str, Any] = field(default_factory=dict)
@@ -93,12 +95,15 @@ class Linear:
 
     def way_for(self, tokens: int) -> Way:
         """Choose what is fastest on the GPU for so many tokens: a route, Humming's kernel or the stock one."""
-        route = self.route_for(tokens)
-        if route is None and self.humming is not None:
+        return self.route_for(tokens) or self.base_for(tokens)
+
+    def base_for(self, tokens: int) -> Way:
+        """Choose between the two kernels that read the packed weight."""
+        if self.humming is not None:
             for first, last in self.starts.humming:
                 if first <= tokens and (last is None or tokens <= last):
                     return "humming"
-        return route or "stock"
+        return "stock"
 
     def weight(self, tensors: Sequence[torch.Tensor], fp8_scales: torch.Tensor | None) -> Weight:
         """Pick the packed weight from a layer's tensors."""
@@ -209,7 +214,8 @@ def _chosen(key: str, x: torch.Tensor) -> tuple[Linear, Way]:
         host.saw(key, tokens, _with_requests)
     way = linear.way_for(tokens)
     if tokens < host.eager_from and way != "stock" and x.is_cuda and not _recorded():
-        return linear, "stock"
+        # In place of Machete neither is the stock kernel, and Humming's takes the host no longer than Machete.
+        return linear, linear.base_for(tokens) if linear.moved else "stock"
     return linear, way
 
 

@@ -88,6 +88,7 @@ class PrefillLinearKernel(MPLinearKernel):  # type: ignore[misc]
         self.shape = _shape(c, stock)
         # What could serve a weight that vLLM would have Machete hold.
         self._marlin: Any = None
+        self._moved = False
         self._prepare_humming(c, *args, **kwargs)
         # Kept here: when vLLM loads weights again, it has no current config with the user's options.
         self._preparation = Preparation.current()
@@ -116,7 +117,7 @@ class PrefillLinearKernel(MPLinearKernel):  # type: ignore[misc]
         preparation = self._preparation
         if self._marlin is not None and preparation.holds_in_marlin(self, self._marlin, layer):
             self.stock, self.shape = self._marlin, replace(self.shape, layout="marlin")
-            self._key = self.shape.key
+            self._key, self._moved = self.shape.key, True
         self._marlin = None
         first = preparation.is_new(self.shape)
         original = None
@@ -138,6 +139,7 @@ class PrefillLinearKernel(MPLinearKernel):  # type: ignore[misc]
             self.names.index(words),
             self.names.index(scales),
             weakref.ref(layer),
+            moved=self._moved,
         )
         self._plain = linear.plain
         fp8 = preparation.fp8_scales(linear, [getattr(layer, name) for name in self.names])

@@ -1,16 +1,16 @@
-"""The plugin's commands of ``qwen36``: ``tune prefill`` and ``tune drafts``."""
+"""The plugin's commands of ``qwen36``: ``env``, ``tune prefill`` and ``tune drafts``."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
+from gptq_hybrid.common.commands import LazyGroup, add_command
 from gptq_hybrid.common.errors import HybridError
 
 
-class TuneGroup(TyperGroup):
+class TuneGroup(LazyGroup):
     """The two instruments; points at them when the word after ``tune`` is neither."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -24,18 +24,27 @@ class TuneGroup(TyperGroup):
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Add ``tune prefill`` and ``tune drafts``."""
-    from .tune.drafts.command import tune_drafts
-    from .tune.prefill.command import tune_prefill
-
+    """Add ``env``, ``tune prefill`` and ``tune drafts``."""
+    add_command(app, "env", f"{__package__}.env.command:env_command", "Print what a bug report needs.")
     tune = typer.Typer(
         cls=TuneGroup,
-        help="Measure this machine: kernels for prefill, or how many drafts pay.",
+        help="Measure this machine: kernels, or how many drafts pay.",
         no_args_is_help=True,
         rich_markup_mode=None,
         # An option where a command belongs gets the same answer as any other word.
         context_settings={"ignore_unknown_options": True},
     )
-    tune.command("prefill")(tune_prefill)
-    tune.command("drafts")(tune_drafts)
+    package = f"{__package__}.tune"
+    add_command(
+        tune,
+        "prefill",
+        f"{package}.prefill.command:tune_prefill",
+        "Time the linears of a model on this GPU.",
+    )
+    add_command(
+        tune,
+        "drafts",
+        f"{package}.drafts.command:tune_drafts",
+        "Find how many MTP drafts serve your prompts fastest.",
+    )
     app.add_typer(tune, name="tune")

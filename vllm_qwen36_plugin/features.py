@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 from .architectures import MTP_DRAFT, TARGETS
 from .log import logger
+from .report import note
 
 _warned: set[str] = set()
 
@@ -20,16 +21,33 @@ class Feature(NamedTuple):
     platform: Literal["any", "cpu", "cuda"] = "any"
 
 
-def install_features() -> None:
-    """Install every feature of this platform; skip one that fails, with one warning a process."""
+class Installed(NamedTuple):
+    """What became of a feature in this process; ``why`` it is off is for people."""
+
+    name: str
+    on: bool
+    why: str = ""
+
+
+def install_features() -> list[Installed]:
+    """Install every feature of this platform; skip one that fails, with one warning and a note for /metrics."""
+    installed = []
     for feature in FEATURES:
+        on, why = False, ""
         try:
             if feature.platform == "any" or feature.platform == _platform():
                 feature.install()
+                on = True
+            else:
+                why = f"it is for vLLM on {feature.platform.upper()}, and this is on {_platform().upper()}"
         except Exception as error:  # noqa: BLE001 - whatever it is, it disables one feature and no more
+            why = str(error or repr(error))
+            note(feature.name, "off", why)
             if feature.name not in _warned:
                 _warned.add(feature.name)
-                logger.warning("vllm-qwen36-plugin: %s is off because %s", feature.name, error or repr(error))
+                logger.warning("vllm-qwen36-plugin: %s is off because %s", feature.name, why)
+        installed.append(Installed(feature.name, on, why))
+    return installed
 
 
 def _platform() -> str:
@@ -80,6 +98,8 @@ def _mend_sampling() -> None:
 
 
 FEATURES = (
+    # First: what the others note has to go somewhere.
+    Feature("the report in /metrics", _check_before_start("report", ".report.publish", "before_start")),
     Feature("the MTP check before start", _check_before_start("mtp", ".mtp_guard.front")),
     Feature("the MTP check in the worker", _replace_draft_class),
     Feature("the options for drafts", _check_before_start("drafts", ".draft_head.front")),

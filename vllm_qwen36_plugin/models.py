@@ -12,6 +12,7 @@ from vllm.platforms import current_platform
 
 from .architectures import MTP_DRAFT, TARGETS
 from .log import logger
+from .report import note
 
 if current_platform.is_cpu():
     from .cpu.packed_weights import offer
@@ -43,6 +44,7 @@ def _draft_class() -> type:
         from .mtp_guard.worker import Qwen3_5MTP
 
         logger.warning("vllm-qwen36-plugin: drafts stay as vLLM makes them because %s", error or repr(error))
+        note("drafts", "stock", error or repr(error))
     return Qwen3_5MTP
 
 

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 @hookimpl
 def qwen36_gpu_profiles() -> list[GpuProfile]:
-    from .profiles import ADA_PROFILES
+    from .profiles import CARDS
 
-    return list(ADA_PROFILES)
+    return list(CARDS)
 
 
 # Last for pluggy is first in `shipped_profiles`: whatever the order of distributions, a third party's profile of

@@ -5,6 +5,7 @@ from ._files import jsonl_files, read_jsonl
 from ._load import Calibration, load_calibration
 from ._mix import mix_names
 from ._pack import DEFAULT_PACK
+from ._refuse import refuse_bad_calibration, refuse_bad_documents
 from ._sources import BUILTIN_SOURCES, DEFAULT_CALIBRATION, load_rows
 from .encode import encode_rows
 from .rows import LeftOut
@@ -25,4 +26,6 @@ __all__ = [
     "load_rows",
     "mix_names",
     "read_jsonl",
+    "refuse_bad_calibration",
+    "refuse_bad_documents",
 ]

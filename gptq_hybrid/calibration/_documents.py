@@ -123,6 +123,26 @@ def _read(
             yield _document(row, row.get("domain", source.name))
 
 
+def evaluation_sources(spec: str) -> list[str]:
+    """The sources that documents of ``spec`` are read from.
+
+    Raises:
+        HybridError: it names a mix that is not there or is none, or a part that keeps nothing for evaluation.
+    """
+    parts = _mix_parts(spec)
+    for part in parts:
+        _refuse_unheld(part)
+    return [part.evaluation or part.source for part in parts] or [spec]
+
+
+def _refuse_unheld(part: Part) -> None:
+    if part.evaluation is None and not part.hold_out:
+        raise HybridError(
+            f"part {part.name!r} of the mix keeps nothing for evaluation",
+            remedy="Give it `evaluation`, another source, or `hold_out`, such as 0.1; or evaluate on files.",
+        )
+
+
 def _mix_parts(spec: str) -> Sequence[Part]:
     """The parts of the mix that ``spec`` names, or the one part of the default mix called ``spec``."""
     if is_mix(spec):
@@ -138,16 +158,12 @@ def _read_part(
     """Read what a part of a mix keeps for evaluation: its other source, or the rows it holds out."""
     # Enough rows that the share held out gives ``count`` of them, with a wide margin for an unlucky draw.
     most = int(16 * count / (part.hold_out or 1)) + 1024
+    _refuse_unheld(part)
     if part.evaluation is not None:
         rows: Iterator[Row] = source_rows(part.evaluation, most, seed, on_left_out)
-    elif part.hold_out:
+    else:
         all_rows = source_rows(part.source, most, seed, on_left_out)
         rows = (row for row in all_rows if is_held_out(row, part.hold_out))
-    else:
-        raise HybridError(
-            f"part {part.name!r} of the mix keeps nothing for evaluation",
-            remedy="Give it `evaluation`, another source, or `hold_out`, such as 0.1; or evaluate on files.",
-        )
     for row in islice(filter(part.accepts, rows), count):
         yield _document(row, part.name)
 

@@ -47,8 +47,9 @@ def path_kind(spec: str) -> Literal["file", "folder"] | None:
         return None
 
 
-def jsonl_files(path: Path) -> list[Path]:
+def jsonl_files(path: str | Path) -> list[Path]:
     """Return ``path`` itself, or the JSONL files of a folder, sorted by name."""
+    path = Path(path)
     return _files_of(path, JSONL_ENDINGS)
 
 
@@ -108,8 +109,9 @@ def read_rows(path: Path, on_left_out: Callable[[LeftOut], None] = lambda _: Non
     return (_read_parquet if path.suffix == PARQUET_ENDING else read_jsonl)(path, on_left_out)
 
 
-def read_jsonl(path: Path, on_left_out: Callable[[LeftOut], None] = lambda _: None) -> Iterator[Row]:
+def read_jsonl(path: str | Path, on_left_out: Callable[[LeftOut], None] = lambda _: None) -> Iterator[Row]:
     """Read the rows of a JSONL file, as :func:`read_rows` does."""
+    path = Path(path)
     domain = _domain(path)
     try:
         with _open(path) as handle:

@@ -96,16 +96,27 @@ def _no_rows_error(spec: str, selection: Selection) -> HybridError:
     )
 
 
-def _index_excluded(files: Sequence[str | Path]) -> TextIndex | None:
-    if not files:
-        return None
-    index = TextIndex(NEAR_EXCLUDED, _EXCLUDED_WORDS)
-    for file in map(str, files):
+def excluded_files(files: Sequence[str | Path]) -> list[str]:
+    """Return the names of files of evaluation documents.
+
+    Raises:
+        HybridError: one is neither a JSONL or Parquet file nor a folder of them, by its name.
+    """
+    names = [str(file) for file in files]
+    for file in names:
         if not file.endswith(ROW_ENDINGS) and not is_row_folder(file):
             raise HybridError(
                 f"{file} cannot be excluded: it is neither a JSONL or Parquet file nor a folder of them",
                 remedy="Give the file or folder that is evaluated on.",
             )
+    return names
+
+
+def _index_excluded(files: Sequence[str | Path]) -> TextIndex | None:
+    if not files:
+        return None
+    index = TextIndex(NEAR_EXCLUDED, _EXCLUDED_WORDS)
+    for file in excluded_files(files):
         for document in load_documents([file]):
             index.add(document.row)
     return index

@@ -90,8 +90,9 @@ class DraftVocab:
         return text + ',\n  "ids": [\n' + ",\n".join(lines) + "\n  ]\n}\n"
 
 
-def write_draft_vocab(path: Path, vocab: DraftVocab) -> None:
+def write_draft_vocab(path: str | Path, vocab: DraftVocab) -> None:
     """Write ``vocab`` to the file ``path``, whole or not at all."""
+    path = Path(path)
     write_text_atomic(path, vocab.as_text())
 
 

@@ -72,7 +72,7 @@ class Header:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_header(path: Path, *, file: str | None = None) -> dict[str, TensorInfo]:
+def read_header(path: str | Path, *, file: str | None = None) -> dict[str, TensorInfo]:
     """Read the tensors of one safetensors file on this machine, from its header alone.
 
     Args:
@@ -83,6 +83,7 @@ def read_header(path: Path, *, file: str | None = None) -> dict[str, TensorInfo]
         CheckpointError: unreadable, not safetensors, truncated (declared data past the end of the file), or with
             offsets that contradict shape and dtype.
     """
+    path = Path(path)
     header = read_headers(LocalFiles(path.parent), [path.name])[path.name]
     if isinstance(header, CheckpointError):
         raise header

@@ -14,12 +14,13 @@ from .files import Files, Range, file_label
 MAX_JSON_BYTES = 32 << 20
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: str | Path) -> dict[str, Any]:
     """Read the JSON object in ``path``.
 
     Raises:
         CheckpointError: absent, unreadable, or not a JSON object.
     """
+    path = Path(path)
     try:
         raw = path.read_bytes()
     except FileNotFoundError as error:

@@ -23,7 +23,7 @@ _FAR_CHUNK = 1 << 22
 
 
 def write_verbatim(
-    target: Path,
+    target: str | Path,
     sources: Iterable[tuple[Files, TensorInfo]],
     metadata: dict[str, str] | Callable[[dict[str, str]], dict[str, str]],
     *,
@@ -47,18 +47,9 @@ def write_verbatim(
     Raises:
         CheckpointError: a source ended early, or the file read back differs from its sources.
     """
-    # Widest first, as the reference implementation does: torch cannot view a misaligned element.
-    ordered = sorted(sources, key=lambda item: (-DTYPE_BITS[item[1].dtype], item[1].name))
+    target = Path(target)
     describe = metadata if callable(metadata) else lambda digests: metadata
-    entries: dict[str, Any] = {}
-    offset = 0
-    for _, info in ordered:
-        entries[info.name] = {
-            "dtype": info.dtype,
-            "shape": list(info.shape),
-            "data_offsets": [offset, offset + info.nbytes],
-        }
-        offset += info.nbytes
+    ordered, entries = _lay_out(sources)
     placeholder = "0" * sha256().digest_size * 2
     raw = _header(describe({info.name: placeholder for _, info in ordered}), entries)
     digests: dict[str, str] = {}
@@ -81,6 +72,35 @@ def write_verbatim(
         os.fsync(out.fileno())
     _verify(target, digests)
     return digests
+
+
+def planned_header(
+    sources: Iterable[tuple[Files, TensorInfo]],
+) -> tuple[bytes, list[tuple[Files, TensorInfo]]]:
+    """Return how :func:`write_verbatim` begins a file with little metadata, and its tensors in their order.
+
+    The bytes are those up to the first tensor's; the tensors follow without gaps.
+    """
+    ordered, entries = _lay_out(sources)
+    raw = _header({"format": "pt"}, entries)
+    return struct.pack("<Q", len(raw)) + raw, ordered
+
+
+def _lay_out(
+    sources: Iterable[tuple[Files, TensorInfo]],
+) -> tuple[list[tuple[Files, TensorInfo]], dict[str, Any]]:
+    # Widest first, as the reference implementation does: torch cannot view a misaligned element.
+    ordered = sorted(sources, key=lambda item: (-DTYPE_BITS[item[1].dtype], item[1].name))
+    entries: dict[str, Any] = {}
+    offset = 0
+    for _, info in ordered:
+        entries[info.name] = {
+            "dtype": info.dtype,
+            "shape": list(info.shape),
+            "data_offsets": [offset, offset + info.nbytes],
+        }
+        offset += info.nbytes
+    return ordered, entries
 
 
 def _header(metadata: dict[str, str], entries: dict[str, Any]) -> bytes:
@@ -118,22 +138,26 @@ def _verify(path: Path, digests: dict[str, str]) -> None:
             raise CheckpointError(path, f"{name} differs from its source after writing: a failing disk?")
 
 
-def write_mtp(folder: Path, source: str | Path, tensors: list[TensorInfo], *, name: str = MTP_FILE) -> None:
+def write_mtp(
+    folder: str | Path, source: str | Path, tensors: list[TensorInfo], *, name: str = MTP_FILE
+) -> None:
     """Write the MTP head's file byte for byte from the checkpoint ``source``, and read it back.
 
     Raises:
         CheckpointError: the source ended early, or the bytes read back differ (a failing disk).
     """
+    folder = Path(folder)
     files = Checkpoint.open(source).files
     write_verbatim(folder / name, [(files, info) for info in tensors], metadata={"format": "pt"})
 
 
-def write_index(folder: Path) -> None:
+def write_index(folder: str | Path) -> None:
     """Write an index of every tensor of every safetensors file in ``folder``, those of the MTP head included.
 
     Raises:
         HybridError: a tensor lies in two files.
     """
+    folder = Path(folder)
     weight_map: dict[str, str] = {}
     total = 0
     for path in sorted(folder.glob("*.safetensors")):

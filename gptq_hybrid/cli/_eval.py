@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from collections.abc import Callable, Iterator
+import shlex
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import TaskID
 
-from gptq_hybrid.calibration import DEFAULT_CALIBRATION
+from gptq_hybrid.calibration import DEFAULT_CALIBRATION, refuse_bad_documents
+from gptq_hybrid.checkpoint import Checkpoint
+from gptq_hybrid.common.atomic import json_text, keep_previous
+from gptq_hybrid.common.envelope import print_json
 from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.common.extras import refuse_missing
 from gptq_hybrid.common.options import AsJson
+from gptq_hybrid.common.outputs import refuse_unwritable_folder
 from gptq_hybrid.common.progress import counting_bars
 from gptq_hybrid.common.quiet import output_to_log
+from gptq_hybrid.common.terminal import SETTINGS, Step, out, print_next
+from gptq_hybrid.common.units import size_text
 
 from ._options import (
     BatchTokens,
@@ -28,6 +34,7 @@ from ._options import (
     MaxLength,
     Reference,
     Seed,
+    Wide,
 )
 from ._quantize import resolve_source
 
@@ -35,6 +42,7 @@ if TYPE_CHECKING:
     from gptq_hybrid.evaluate import EvalRequest, Evaluation, TaskRequest
 
 _WORK = "work"
+DTYPES = ("float32", "bfloat16")
 _TASKS = "Tasks (lm-eval)"
 
 OnProgress = Callable[[str, int, int], None]
@@ -57,8 +65,8 @@ def eval_command(
             "Repeatable.  [default: mix:broad, or none with --tasks]",
         ),
     ] = None,
-    out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where evaluation.json and evaluation.png go.")
+    out_folder: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Where evaluation.json, .png and .html go.")
     ] = Path("qwen36-eval"),
     limit: Limit = None,
     max_length: MaxLength = 2048,
@@ -113,28 +121,38 @@ def eval_command(
             rich_help_panel=_TASKS,
         ),
     ] = None,
+    wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how far quantized checkpoints are from their original, by domain.
+    """Measure how far checkpoints are from their original.
 
-    Prints KL divergence, top-1 agreement, perplexity ratio and MTP acceptance, with 95 % intervals over documents.
+    Prints KL divergence, top-1 agreement, perplexity ratio and MTP acceptance by domain.
     Several QUANT are also compared with each other. Layers run one at a time, so a 27B pair fits a 24 GB GPU.
     Accuracy on tasks needs the whole model on the GPU.
     """
-    _refuse_unwritable(out)
+    sources = tuple(data or (() if tasks else (DEFAULT_CALIBRATION,)))
+    refuse_unwritable_folder("--out", out_folder)
+    refuse_missing("torch", "transformers", "scipy", "matplotlib")
+    if dtype not in DTYPES:
+        raise HybridError(f"dtype {dtype!r} is not known", remedy=f"One of: {', '.join(DTYPES)}.")
+    refuse_bad_documents(sources)
+    original, others = resolve_source(reference), tuple(resolve_source(q) for q in quantized)
+    for folder in (original, *others):
+        Checkpoint.open(folder)
     from gptq_hybrid.evaluate import (
         EvalRequest,
         TaskRequest,
         check_tasks,
+        evaluation_summary,
         evaluation_tables,
         plot_evaluation,
         write_evaluation,
+        write_evaluation_page,
     )
     from gptq_hybrid.evaluate import as_json as to_json
 
     names = tuple(name for name in (part.strip() for part in (tasks or "").split(",")) if name)
-    original, others = resolve_source(reference), tuple(resolve_source(q) for q in quantized)
-    work = out / _WORK if keep_states else None
+    work = out_folder / _WORK if keep_states else None
     task_request = TaskRequest(
         reference=original,
         quantized=others,
@@ -150,7 +168,7 @@ def eval_command(
     request = EvalRequest(
         reference=original,
         quantized=others,
-        data=tuple(data or (() if tasks else (DEFAULT_CALIBRATION,))),
+        data=sources,
         limit=limit,
         max_length=max_length,
         drafts=drafts,
@@ -160,33 +178,55 @@ def eval_command(
         work=work,
         batch_tokens=batch_tokens,
     )
-    written = [out / "evaluation.json"]
-    with _progress_bars(to_stderr=as_json) as (on_progress, on_note):
+    written = [out_folder / "evaluation.json"]
+    kept: Path | None = None
+    with _progress_bars() as (on_progress, on_note):
         if names:
             check_tasks(task_request)
         evaluation = _evaluate(request, on_progress, on_note)
-        out.mkdir(parents=True, exist_ok=True)
+        out_folder.mkdir(parents=True, exist_ok=True)
         if evaluation.checkpoints:
             # Written before the tasks, which may fail after hours of work.
+            kept = keep_previous(written[0], json_text(to_json(evaluation)))
             write_evaluation(written[0], evaluation)
-            written.append(out / "evaluation.png")
+            written.append(out_folder / "evaluation.png")
             plot_evaluation(evaluation, written[1])
+        picture = written[1] if len(written) > 1 else None
+        page = out_folder / "evaluation.html"
+        if picture is not None:
+            write_evaluation_page(evaluation, page, picture=picture)
         if names:
             evaluation = _add_tasks(evaluation, task_request, on_progress)
             write_evaluation(written[0], evaluation)
+            write_evaluation_page(evaluation, page, picture=picture)
+        written.append(page)
+    steps = _next_steps(evaluation, reference, sources)
     if as_json:
-        typer.echo(json.dumps(to_json(evaluation)))
+        print_json(to_json(evaluation), steps=steps)
         return
-    console = Console()
-    console.print(evaluation_tables(evaluation))
-    console.print("\n" + " and ".join(map(str, written)), highlight=False, soft_wrap=True)
-    if work is not None and (size := _states_size(work)):
-        console.print(
-            f"{work}: {size / 1e6:,.0f} MB of the reference's hidden states, for its next checkpoint. Remove the "
-            "folder if there is none.",
-            highlight=False,
-            soft_wrap=True,
-        )
+    screen = out()
+    for line in evaluation_summary(evaluation):
+        screen.say(line)
+    if not SETTINGS.quiet:
+        screen.print(evaluation_tables(evaluation, wide=wide))
+        screen.say("\nWritten: " + " and ".join(map(str, written)))
+        if kept is not None:
+            screen.say(f"The evaluation that was there before is in {kept}.")
+        if work is not None and (size := _states_size(work)):
+            screen.say(
+                f"{work}: {size_text(size)} of the reference's hidden states, for its next checkpoint. Remove the "
+                "folder if there is none."
+            )
+    print_next(*steps)
+
+
+def _next_steps(evaluation: Evaluation, reference: str, sources: Sequence[str]) -> list[Step]:
+    if not evaluation.checkpoints:
+        return []
+    data = " ".join(f"--data {shlex.quote(source)}" for source in sources)
+    return [
+        Step("see which modules cost most", f"qwen36 sensitivity {shlex.quote(reference)} {data} --limit 4")
+    ]
 
 
 def _evaluate(request: EvalRequest, on_progress: OnProgress, on_note: OnNote) -> Evaluation:
@@ -222,26 +262,15 @@ def _parse_arguments(text: str | None) -> dict[str, Any]:
     return arguments
 
 
-def _refuse_unwritable(out: Path) -> None:
-    """Make sure, before hours of work, that results can be written."""
-    place = out.absolute()
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir():
-        raise HybridError(f"{place} is a file, not a folder", remedy="Give another folder with --out.")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise HybridError(f"{place} cannot be written to", remedy="Give another folder with --out.")
-
-
 def _states_size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("states-*"))
 
 
 @contextmanager
-def _progress_bars(*, to_stderr: bool) -> Iterator[tuple[OnProgress, OnNote]]:
+def _progress_bars() -> Iterator[tuple[OnProgress, OnNote]]:
     """Show a bar for each thing that is reported; everything else that is printed goes to a log."""
     with (
-        output_to_log("eval", stderr=to_stderr) as terminal,
+        output_to_log("eval") as terminal,
         counting_bars(terminal) as progress,
     ):
         bars: dict[str, TaskID] = {}
@@ -252,6 +281,6 @@ def _progress_bars(*, to_stderr: bool) -> Iterator[tuple[OnProgress, OnNote]]:
             progress.update(bars[what], completed=done, total=total)
 
         def on_note(line: str) -> None:
-            progress.console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+            terminal.say(line, style="yellow")
 
         yield on_progress, on_note

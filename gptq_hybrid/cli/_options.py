@@ -15,3 +15,4 @@ BatchTokens = Annotated[
     int | None, typer.Option(min=16, help="Tokens run at once.  [default: 8192 on a GPU, 4096 on a CPU]")
 ]
 Seed = Annotated[int, typer.Option(help="Seed for drawing documents and for the intervals.")]
+Wide = Annotated[bool, typer.Option("--wide", help="Print 95 % intervals and percentiles too.")]

@@ -7,21 +7,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from gptq_hybrid.calibration import DEFAULT_CALIBRATION, DEFAULT_PACK, mix_names
+from gptq_hybrid.common.envelope import print_json
 from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.common.options import AsJson
 from gptq_hybrid.common.progress import counting_bars
 from gptq_hybrid.common.quiet import output_to_log
-from gptq_hybrid.common.tables import plain
-from gptq_hybrid.doctor.serve_line import profile_for, serve_line
+from gptq_hybrid.common.tables import report_table
+from gptq_hybrid.common.terminal import SETTINGS, Screen, Step, err, note, out, print_next, warn
+from gptq_hybrid.common.units import duration_text, size_text
+from gptq_hybrid.doctor.place import this_place
+from gptq_hybrid.doctor.serve_line import serve_command
 from gptq_hybrid.recipes import DEFAULT_RECIPE, load_recipe, recipe_names
 from gptq_hybrid.writer import Limits
 
+from ._serve import print_memory, serving_steps
+
 if TYPE_CHECKING:
-    from gptq_hybrid.hooks import GpuProfile
-    from gptq_hybrid.quantize import QuantizeResult
+    from gptq_hybrid.quantize import QuantizeResult, RunPlan
 
 
 def quantize_command(
@@ -77,16 +82,27 @@ def quantize_command(
             min=0, max=1, help="Share of modules that may fall back to plain rounding before the run fails."
         ),
     ] = Limits().fallback_fraction,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, estimate the time, and stop: write nothing.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show what gptqmodel prints.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Quantize a checkpoint to W4A16 GPTQ, MTP head included."""
+    """Quantize a checkpoint to W4A16 GPTQ, MTP head included.
+
+    Checks the head, calibration data, disk, memory and versions before the model is loaded. Killed, it goes on when
+    the same command is given again.
+
+    Exit code 0: the checkpoint is written. 2: refused, or too many modules failed; none is written. 130: stopped.
+    """
+    recipe_loaded = load_recipe(recipe)
     from gptq_hybrid.quantize import QuantizeRequest, plan_run, quantize
 
     plan = plan_run(
         QuantizeRequest(
             source=resolve_source(source),
             target=target,
-            recipe=load_recipe(recipe),
+            recipe=recipe_loaded,
             calibration=calibration,
             samples=samples,
             max_length=max_length,
@@ -101,13 +117,11 @@ def quantize_command(
             limits=Limits(fallback_fraction=max_fallbacks),
         )
     )
-    console = Console()
-    table = Table("plan", "", show_header=False, box=None)
-    for name, value in plan.facts:
-        table.add_row(name, value)
-    console.print(table)
-    for warning in plan.warnings:
-        console.print(f"[yellow]warning:[/] {warning}")
+    if dry_run:
+        _print_dry_run(plan)
+        return
+    # With --json stdout has the result alone; the plan of a run is for those who watch it.
+    _print_plan(err(), plan)
     with output_to_log("quantize", enabled=not verbose) as terminal, counting_bars(terminal) as progress:
         drawing = progress.add_task("calibration", total=None)
         layers = progress.add_task("layers", total=None, visible=False)
@@ -116,20 +130,20 @@ def quantize_command(
             progress.update(drawing, completed=done, total=total)
 
         def on_manifest(manifest: Mapping[str, Any]) -> None:
+            progress.finish(drawing)
             progress.remove_task(drawing)
-            terminal.print(calibration_table(manifest))
-            progress.update(layers, visible=True)
+            if not SETTINGS.quiet:
+                terminal.print(calibration_table(manifest))
+            progress.update(layers, completed=0, total=plan.sizes.layers, visible=True)
 
         def on_slower(reason: str) -> None:
-            terminal.print(slower_line(reason), highlight=False, soft_wrap=True)
+            terminal.say(slower_line(reason), style="yellow")
 
         def on_layer(done: int, total: int) -> None:
             progress.update(layers, completed=done, total=total)
 
         def on_stop() -> None:
-            terminal.print(
-                "Stopping after this layer, to keep it; Ctrl-C again stops at once.", highlight=False
-            )
+            terminal.say("Stopping after this layer, to keep it; Ctrl-C again stops at once.")
 
         result = quantize(
             plan,
@@ -139,15 +153,72 @@ def quantize_command(
             on_layer=on_layer,
             on_stop=on_stop,
         )
-    print_summary(console, result)
-    console.print("\nServe it:", highlight=False)
-    console.print(serve_line(target, _this_gpu()), highlight=False, soft_wrap=True)
+    command = serve_command(target, this_place())
+    steps = [*serving_steps(command), Step("see what quantizing cost", f"qwen36 eval {source} {target}")]
+    if as_json:
+        print_json(_as_json(result), format="GPTQ", serve=command.line, steps=steps)
+        return
+    screen = out()
+    print_summary(screen, result)
+    print_memory(screen, command, str(target))
+    note(
+        "vLLM warns of each module whose float16 scales it loads as bfloat16. That is expected, and does no harm."
+    )
+    print_next(*steps)
 
 
-def _this_gpu() -> GpuProfile | None:
-    import torch
+def _print_plan(screen: Screen, plan: RunPlan) -> None:
+    if not SETTINGS.quiet:
+        table = Table("plan", "", show_header=False, box=None, pad_edge=False)
+        for name, value in plan.facts:
+            table.add_row(name, value)
+        screen.print(table)
+    for warning in plan.warnings:
+        warn(warning)
 
-    return profile_for(torch.cuda.get_device_name(0)) if torch.cuda.is_available() else None
+
+def _print_dry_run(plan: RunPlan) -> None:
+    from gptq_hybrid.quantize import estimate_seconds
+
+    estimate = estimate_seconds(plan)
+    step = Step("quantize it with the same command, without --dry-run")
+    if SETTINGS.as_json:
+        result = {
+            "dry_run": True,
+            "source": str(plan.request.source),
+            "target": str(plan.request.target),
+            "recipe": plan.request.recipe.name,
+            "bytes": plan.sizes.output,
+            "seconds": round(estimate.seconds),
+            "seconds_from": estimate.source,
+            "warnings": list(plan.warnings),
+        }
+        print_json(result, steps=[step])
+        return
+    screen = out()
+    screen.say(
+        f"{plan.request.source} can be quantized here: about {duration_text(estimate.seconds)}, "
+        f"{size_text(plan.sizes.output)} in {plan.request.target}. Nothing was written."
+    )
+    screen.say(f"The time is a guess, good to a factor of two: {estimate.source}.")
+    _print_plan(screen, plan)
+    print_next(step, screen=screen)
+
+
+def _as_json(result: QuantizeResult) -> dict[str, Any]:
+    from gptq_hybrid.losses import count_flags, find_flags
+
+    return {
+        "dry_run": False,
+        "target": str(result.target),
+        "modules": len(result.records),
+        "flags": count_flags(find_flags(list(result.records.values()))),
+        "calibration": dict(result.calibration),
+        "source_bytes": result.source_bytes,
+        "target_bytes": result.target_bytes,
+        "seconds": round(result.seconds, 1),
+        "continued_layers": result.continued,
+    }
 
 
 def resolve_source(source: str) -> Path:
@@ -173,41 +244,44 @@ def resolve_source(source: str) -> Path:
 
 def slower_line(reason: str) -> str:
     """Say in one line that gptqmodel runs at its own speed, and why."""
-    return f"[yellow]warning:[/] the speed-ups are off and gptqmodel runs at its own speed: {plain(reason)}"
+    return f"warning: the speed-ups are off and gptqmodel runs at its own speed: {reason}"
 
 
 def calibration_table(manifest: Mapping[str, Any]) -> Table:
     """Tabulate documents and tokens by domain, and what was left out."""
-    table = Table("domain", "documents", "tokens", "share", "left out")
-    for column in table.columns[1:4]:
-        column.justify = "right"
-    table.title = f"Calibration: {manifest['rows']} rows, {manifest['tokens']} tokens"
+    table = report_table(f"Calibration: {manifest['rows']:,} rows, {manifest['tokens']:,} tokens", "")
+    table.add_column("domain", overflow="fold")
+    for column in ("documents", "tokens", "share"):
+        table.add_column(column, justify="right")
+    table.add_column("left out", overflow="fold")
     domains = manifest["domains"]
     total = sum(domain["tokens"] for domain in domains.values())
     for name, domain in domains.items():
         dropped = ", ".join(f"{count} {why.replace('_', ' ')}" for why, count in domain["dropped"].items())
         share = f"{domain['tokens'] / total:.0%}"
-        table.add_row(name, str(domain["documents"]), str(domain["tokens"]), share, dropped)
+        table.add_row(name, f"{domain['documents']:,}", f"{domain['tokens']:,}", share, dropped)
     exhausted = [
         source.get("domain", source["source"]) for source in manifest["sources"] if "exhausted" in source
     ]
     if exhausted:
-        table.caption = f"Fewer rows than --samples: {', '.join(exhausted)} had no more."
+        table.caption_line = f"Fewer rows than --samples: {', '.join(exhausted)} had no more."
     return table
 
 
-def print_summary(console: Console, result: QuantizeResult) -> None:
-    """Print errors by kind of module, what is worth a look, sizes and time."""
+def print_summary(screen: Screen, result: QuantizeResult) -> None:
+    """Print what was written, errors by kind of module, what is worth a look."""
     from gptq_hybrid.losses import kinds_table, summary
 
     records = list(result.records.values())
-    console.print(kinds_table(records))
-    console.print(summary(records))
-    console.print(
-        f"{len(records)} modules, {result.calibration['tokens']} calibration tokens, "
-        f"{result.source_bytes / 2**20:.1f} → {result.target_bytes / 2**20:.1f} MiB, {result.seconds:.0f} s"
-        + (f" after {result.continued} layers done before" if result.continued else ""),
-        highlight=False,
+    after = f" after {result.continued} layers done before" if result.continued else ""
+    screen.say(
+        f"{result.target}: {len(records)} modules quantized with {result.calibration['tokens']:,} calibration "
+        f"tokens, {size_text(result.source_bytes)} → {size_text(result.target_bytes)}, in "
+        f"{duration_text(result.seconds)}{after}"
     )
-    if result.draft_vocab is not None:
-        console.print(f"Draft vocabulary: {result.draft_vocab.summary}.", highlight=False)
+    screen.print(summary(records))
+    if not SETTINGS.quiet:
+        screen.say("")
+        screen.print(kinds_table(records))
+    if result.draft_vocab is not None and not SETTINGS.quiet:
+        screen.say(f"Draft vocabulary: {result.draft_vocab.summary}.")

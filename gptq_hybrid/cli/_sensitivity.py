@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from gptq_hybrid.calibration import refuse_bad_documents
 from gptq_hybrid.checkpoint import Checkpoint, layout_for
+from gptq_hybrid.common.atomic import json_text, keep_previous
+from gptq_hybrid.common.envelope import print_json
 from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.common.extras import refuse_missing
 from gptq_hybrid.common.options import AsJson
+from gptq_hybrid.common.outputs import refuse_unwritable, refuse_unwritable_folder
 from gptq_hybrid.common.progress import counting_bars
 from gptq_hybrid.common.quiet import output_to_log
+from gptq_hybrid.common.terminal import SETTINGS, Step, err, out, print_next
 from gptq_hybrid.recipes import DEFAULT_RECIPE
 
+from ._eval import DTYPES
 from ._options import (
     BatchTokens,
     Device,
@@ -24,6 +30,7 @@ from ._options import (
     MaxLength,
     Reference,
     Seed,
+    Wide,
 )
 from ._quantize import resolve_source
 
@@ -50,8 +57,8 @@ def sensitivity_command(
             help="JSONL file, folder of DOMAIN.jsonl files, or a calibration source. Repeatable. Required.",
         ),
     ] = None,
-    out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where sensitivity.json and sensitivity.png go.")
+    out_folder: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Where sensitivity.json, .png and .html go.")
     ] = Path("qwen36-sensitivity"),
     bits: Annotated[
         list[int] | None,
@@ -84,33 +91,47 @@ def sensitivity_command(
     ] = "float32",
     batch_tokens: BatchTokens = None,
     seed: Seed = 0,
+    wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure which modules cost most when they are quantized, one at a time.
+    """Measure which modules cost most when quantized.
 
     The cost is the KL divergence at the output with one module replaced and all else as in REF. Modules that vLLM
     loads as one count as one. Results are kept in DIR/work: an interrupted run continues, and another --budget
     takes seconds.
     """
-    from gptq_hybrid.sensitivity import (
-        BITS,
-        ScanRequest,
-        plot_sensitivity,
-        sensitivity_tables,
-        write_sensitivity,
-    )
-    from gptq_hybrid.sensitivity import as_json as to_json
-
     if not data:
         raise HybridError(
             "no documents to measure on", remedy="Give --data, a JSONL file or a folder of them."
         )
+    refuse_unwritable_folder("--out", out_folder)
+    refuse_unwritable("--recipe-out", recipe_out)
+    refuse_missing("torch", "transformers", "scipy", "matplotlib")
+    if dtype not in DTYPES:
+        raise HybridError(f"dtype {dtype!r} is not known", remedy=f"One of: {', '.join(DTYPES)}.")
+    refuse_bad_documents(data)
+    original = resolve_source(reference)
+    copy = None if quantized is None else resolve_source(quantized)
+    for folder in (original, copy):
+        if folder is not None:
+            Checkpoint.open(folder)
+    from gptq_hybrid.sensitivity import (
+        BITS,
+        ScanRequest,
+        plot_sensitivity,
+        sensitivity_summary,
+        sensitivity_tables,
+        write_sensitivity,
+        write_sensitivity_page,
+    )
+    from gptq_hybrid.sensitivity import as_json as to_json
+
     recipe = _load_base(recipe_out, budget, base)
     rounded_bits = tuple(bits) if bits else BITS if quantized is None else BITS[1:]
     request = ScanRequest(
-        reference=resolve_source(reference),
-        quantized=None if quantized is None else resolve_source(quantized),
-        work=out / _WORK,
+        reference=original,
+        quantized=copy,
+        work=out_folder / _WORK,
         data=tuple(data),
         bits=rounded_bits,
         group_size=group_size,
@@ -125,17 +146,44 @@ def sensitivity_command(
     )
     if recipe is not None and budget is not None:
         _refuse_budget(budget, request, recipe)
-    console = Console(stderr=as_json)
-    result = _summarize(_scan(request, to_stderr=as_json), request)
-    write_sensitivity(out / "sensitivity.json", result)
-    plot_sensitivity(result, out / "sensitivity.png")
+    result = _summarize(_scan(request), request)
+    kept = keep_previous(out_folder / "sensitivity.json", json_text(to_json(result)))
+    write_sensitivity(out_folder / "sensitivity.json", result)
+    plot_sensitivity(result, out_folder / "sensitivity.png")
+    write_sensitivity_page(result, out_folder / "sensitivity.html", picture=out_folder / "sensitivity.png")
+    written = ""
     if recipe is not None and recipe_out is not None and budget is not None:
-        _write_recipe(result, request, recipe, recipe_out, budget, console)
+        written = _write_recipe(result, request, recipe, recipe_out, budget)
+    steps = [_next_step(reference, data, recipe_out)]
     if as_json:
-        typer.echo(json.dumps(to_json(result)))
+        if written:
+            err().say(written)
+        print_json(to_json(result), steps=steps)
         return
-    console.print(sensitivity_tables(result))
-    console.print(f"\n{out}/sensitivity.json and {out}/sensitivity.png", highlight=False)
+    screen = out()
+    for line in sensitivity_summary(result):
+        screen.say(line)
+    if written:
+        screen.say(written)
+    if not SETTINGS.quiet:
+        screen.print(sensitivity_tables(result, wide=wide))
+        screen.say(
+            f"\nWritten: {out_folder}/sensitivity.json, sensitivity.png and sensitivity.html in the same folder"
+        )
+        if kept is not None:
+            screen.say(f"The scan that was there before is in {kept}.")
+    print_next(*steps)
+
+
+def _next_step(reference: str, data: list[str], recipe_out: Path | None) -> Step:
+    source = shlex.quote(reference)
+    if recipe_out is not None:
+        return Step("quantize with the recipe", f"qwen36 quantize {source} DST --recipe {recipe_out}")
+    again = f"qwen36 sensitivity {source} {' '.join(f'--data {shlex.quote(d)}' for d in data)}"
+    return Step(
+        "have a recipe written that spares the costliest modules; give the same options again, and add",
+        f"{again} --recipe-out spared.toml --budget 3%",
+    )
 
 
 def _load_base(recipe_out: Path | None, budget: str | None, base: str) -> Recipe | None:
@@ -181,27 +229,27 @@ def _summarize(scan: Scan, request: ScanRequest) -> Sensitivity:
     )
 
 
-def _write_recipe(
-    result: Sensitivity, request: ScanRequest, recipe: Recipe, path: Path, budget: str, console: Console
-) -> None:
+def _write_recipe(result: Sensitivity, request: ScanRequest, recipe: Recipe, path: Path, budget: str) -> str:
+    """Write the recipe; return what it holds, in a sentence."""
     from gptq_hybrid.sensitivity import budget_bytes, choose_bits, write_recipe
 
     layout = layout_for(Checkpoint.open(request.reference).config)
     choice = choose_bits(result, layout, recipe, budget_bytes(budget, layout, recipe))
+    kept = keep_previous(path)
     write_recipe(path, recipe, choice, layout)
-    console.print(
+    before = "" if kept is None else f". The recipe that was there before is in {kept}"
+    return (
         f"{path}: {len(choice.raised)} modules with more bits than in {recipe.name!r}, "
-        f"{choice.extra_bytes / 1e6:,.4g} MB more; sum of single costs {choice.kld_before:.4g} → "
-        f"{choice.kld_after:.4g} nats per token (that costs add up is assumed)",
-        highlight=False,
+        f"{choice.extra_bytes / 1e6:,.4g} MB more; sum of single costs {1000 * choice.kld_before:.4g} → "
+        f"{1000 * choice.kld_after:.4g} m-nats per token (that costs add up is assumed){before}"
     )
 
 
-def _scan(request: ScanRequest, *, to_stderr: bool) -> Scan:
+def _scan(request: ScanRequest) -> Scan:
     from gptq_hybrid.sensitivity import scan
 
     with (
-        output_to_log("sensitivity", stderr=to_stderr) as terminal,
+        output_to_log("sensitivity") as terminal,
         counting_bars(terminal) as progress,
     ):
         task = progress.add_task("layers × variants", total=None)

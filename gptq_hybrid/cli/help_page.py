@@ -40,9 +40,16 @@ def help_text(command: Any, words: tuple[str, ...]) -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().strip().splitlines())
 
 
+def whole_command() -> Any:
+    """Return the whole program as one command, every member loaded."""
+    root: Any = typer.main.get_command(build_app())
+    root.load_all()
+    return root
+
+
 def help_page() -> str:
     """Return the page: a section a command, with its help in a fenced block."""
-    root = typer.main.get_command(build_app())
+    root = whole_command()
     parts = [_HEAD]
     for words in commands(root):
         line = " ".join((PROGRAM, *words))

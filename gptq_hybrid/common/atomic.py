@@ -12,8 +12,9 @@ from typing import Any
 from uuid import uuid4
 
 
-def fsync_path(path: Path) -> None:
+def fsync_path(path: str | Path) -> None:
     """Flush one file or folder entry to disk."""
+    path = Path(path)
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -22,12 +23,13 @@ def fsync_path(path: Path) -> None:
 
 
 @contextmanager
-def building_file(path: Path) -> Iterator[Path]:
+def building_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; the file written there becomes ``path`` when the block ends.
 
     The file is fsynced before the rename, and its folder after. An exception removes it and leaves ``path`` as it
     was. A killed process leaves it behind under a hidden name (``.NAME.….tmp``) that no loader takes for a file.
     """
+    path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
     try:
         yield temporary
@@ -38,19 +40,48 @@ def building_file(path: Path) -> Iterator[Path]:
     fsync_path(path.parent)
 
 
-def write_text_atomic(path: Path, text: str) -> None:
+def keep_previous(path: str | Path, content: str | None = None) -> Path | None:
+    """Keep a file that is about to be replaced as ``NAME.bak``, or the first of ``NAME.bak.1``, … that is free.
+
+    Args:
+        path: the file.
+        content: what it will hold; a file that holds it already is not kept.
+
+    Returns:
+        What it is kept as; None where there is nothing to keep.
+    """
+    path = Path(path)
+    if not path.is_file() or (content is not None and path.read_bytes() == content.encode()):
+        return None
+    backup, number = path.with_name(f"{path.name}.bak"), 0
+    while backup.exists():
+        number += 1
+        backup = path.with_name(f"{path.name}.bak.{number}")
+    with building_file(backup) as temporary:
+        shutil.copy2(path, temporary)
+    return backup
+
+
+def json_text(value: Any) -> str:
+    """Return what :func:`write_json_atomic` writes."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def write_text_atomic(path: str | Path, text: str) -> None:
     """Replace ``path`` by ``text`` in UTF-8, as :func:`building_file` does."""
+    path = Path(path)
     with building_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json_atomic(path: Path, value: Any) -> None:
+def write_json_atomic(path: str | Path, value: Any) -> None:
     """Replace ``path`` by indented JSON with a final newline, as :func:`building_file` does."""
-    write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    path = Path(path)
+    write_text_atomic(path, json_text(value))
 
 
 @contextmanager
-def building_directory(target: Path) -> Iterator[Path]:
+def building_directory(target: str | Path) -> Iterator[Path]:
     """Yield a folder beside ``target`` that becomes ``target`` when the block ends.
 
     Every file in it is fsynced before the rename. An exception removes the folder, and ``target`` never appears.
@@ -60,6 +91,7 @@ def building_directory(target: Path) -> Iterator[Path]:
     Raises:
         FileExistsError: ``target`` exists and is not an empty folder.
     """
+    target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} exists already")
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import Any
 
 from .errors import HybridError
+
+
+def refuse_missing(*modules: str) -> None:
+    """Refuse to go on without optional libraries; none is imported.
+
+    Raises:
+        HybridError: one is not installed.
+    """
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise _missing(module, module)
 
 
 def need(module: str) -> Any:
@@ -17,7 +29,10 @@ def need(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise HybridError(
-            f"{module.split('.')[0]} is not installed ({error.name}).",
-            remedy="Run: pip install 'vllm-qwen36-plugin[eval]'",
-        ) from error
+        raise _missing(module.split(".")[0], error.name) from error
+
+
+def _missing(library: str, module: str | None) -> HybridError:
+    return HybridError(
+        f"{library} is not installed ({module}).", remedy="Run: pip install 'vllm-qwen36-plugin[eval]'"
+    )

@@ -9,19 +9,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
+from .terminal import Screen, err
 
 
 @contextmanager
-def output_to_log(name: str, *, enabled: bool = True, stderr: bool = False) -> Iterator[Console]:
+def output_to_log(name: str, *, enabled: bool = True) -> Iterator[Screen]:
     """Send all output to stdout and stderr, of any thread or C library, to a log file until the block ends.
 
-    Yields a console that still writes to the terminal: to its stdout, or with ``stderr`` to its stderr. If the
-    block succeeds, or the log is empty, the log is removed; otherwise its path is printed. gptqmodel writes some
+    Yields a screen that still writes to stderr: what is said while something runs is no result. If the block
+    succeeds, or the log is empty, the log is removed; otherwise its path is printed. gptqmodel writes some
     200 KB of carriage returns for a four-layer toy.
     """
     if not enabled:
-        yield Console(stderr=stderr)
+        yield err()
         return
     sys.stdout.flush()
     sys.stderr.flush()
@@ -30,15 +30,15 @@ def output_to_log(name: str, *, enabled: bool = True, stderr: bool = False) -> I
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.close(handle)
-    terminal = os.fdopen(os.dup(saved[1 if stderr else 0]), "w", encoding=sys.stdout.encoding)
-    console = Console(file=terminal)
+    terminal = os.fdopen(os.dup(saved[1]), "w", encoding=sys.stderr.encoding)
+    console = Screen(terminal)
     try:
         yield console
     except BaseException:
         sys.stdout.flush()
         sys.stderr.flush()
         if Path(log).stat().st_size:
-            console.print(f"The libraries' own output is in {log}", highlight=False, soft_wrap=True)
+            console.say(f"The libraries' own output is in {log}")
         else:
             Path(log).unlink()
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ from .errors import HybridError
 
 _METRIC = "vllm:spec_decode_num_"
 _TERM_SECONDS = 20.0
+_TELL_SECONDS = 15.0
+# "(EngineCore pid=1) INFO 11-30 16:27:47 [utils.py:333] " and the like; or the rest of a progress bar.
+_LOG_PREFIX = re.compile(r"^(?:\([^)]*\)\s*)?(?:[A-Z]+ \d\d-\d\d [\d:]+ \[[^\]]*\]\s*)?")
 # Process groups of the running servers, for kill_servers().
 _running: set[int] = set()
 
@@ -139,9 +143,10 @@ def vllm_command() -> list[str]:
 def vllm_server(
     arguments: Sequence[str],
     *,
-    log: Path,
+    log: str | Path,
     environment: Mapping[str, str] | None = None,
     timeout: float = 600.0,
+    on_wait: Callable[[float, str], None] | None = None,
 ) -> Iterator[Server]:
     """Run ``vllm serve`` on a free port of the loopback interface until the block ends.
 
@@ -152,11 +157,13 @@ def vllm_server(
         log: the file for the server's output.
         environment: variables to set beside this process's own.
         timeout: seconds until the server must be ready.
+        on_wait: called every 15 s until it is, with the seconds so far and the last line of its log.
 
     Raises:
         ServerExitedError: the server exited; the message quotes its last lines.
         HybridError: the server was not ready after ``timeout`` seconds; the message quotes its last lines.
     """
+    log = Path(log)
     port = _free_port()
     command = [*vllm_command(), "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)]
     with log.open("wb") as output:
@@ -171,7 +178,7 @@ def vllm_server(
     _running.add(process.pid)
     try:
         url = f"http://127.0.0.1:{port}"
-        _wait_ready(process, url, log, timeout)
+        _wait_ready(process, url, log, timeout, on_wait)
         yield Server(url, arguments[0])
     finally:
         _end_group(process)
@@ -185,9 +192,19 @@ def kill_servers() -> None:
             os.killpg(group, signal.SIGKILL)
 
 
-def _wait_ready(process: subprocess.Popen[bytes], url: str, log: Path, timeout: float) -> None:
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
+def _wait_ready(
+    process: subprocess.Popen[bytes],
+    url: str,
+    log: Path,
+    timeout: float,
+    on_wait: Callable[[float, str], None] | None,
+) -> None:
+    begun = time.monotonic()
+    deadline, told = begun + timeout, begun
+    while (now := time.monotonic()) < deadline:
+        if on_wait is not None and now - told >= _TELL_SECONDS:
+            told = now
+            on_wait(now - begun, _last_line(log))
         code = process.poll()
         if code is not None:
             raise ServerExitedError(code, log)
@@ -228,6 +245,12 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
     return port
+
+
+def _last_line(log: Path) -> str:
+    """The last line of the log that says something, without the process and time that vLLM puts before it."""
+    lines = [line.strip() for line in _tail(log).splitlines() if line.strip()]
+    return _LOG_PREFIX.sub("", lines[-1]) if lines else "its log is empty yet"
 
 
 def _tail(log: Path, lines: int = 25) -> str:

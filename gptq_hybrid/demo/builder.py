@@ -37,8 +37,9 @@ class DemoCheckpoint:
     spec: DemoSpec | None = None
 
     @classmethod
-    def open(cls, path: Path) -> DemoCheckpoint:
+    def open(cls, path: str | Path) -> DemoCheckpoint:
         """Read the map back from the folder of a demo checkpoint, or of a quantized copy of one."""
+        path = Path(path)
         config = read_json_object(path / "config.json")
         tokenizer = read_json_object(path / "tokenizer.json")
         loop = loop_ids(tokenizer["model"]["vocab"])
@@ -59,7 +60,7 @@ class DemoCheckpoint:
         return "".join(pieces[token] for token in self.expected_ids(prompt_ids, n))
 
 
-def build_demo_checkpoint(path: Path, spec: DemoSpec | None = None) -> DemoCheckpoint:
+def build_demo_checkpoint(path: str | Path, spec: DemoSpec | None = None) -> DemoCheckpoint:
     """Write the checkpoint into ``path``, which is created if need be.
 
     The files are those of the real model: BF16 shards with an index, tokenizer, chat template, generation and
@@ -69,6 +70,7 @@ def build_demo_checkpoint(path: Path, spec: DemoSpec | None = None) -> DemoCheck
     Raises:
         FileExistsError: ``path`` is not empty.
     """
+    path = Path(path)
     spec = spec or DemoSpec()
     path.mkdir(parents=True, exist_ok=True)
     if any(path.iterdir()):

@@ -74,15 +74,29 @@ class DemoReport:
         }
 
 
-def run_demo(folder: Path, *, recipe: str, on_stage: Callable[[str], None]) -> DemoReport:
+def run_demo(
+    folder: str | Path,
+    *,
+    recipe: str,
+    on_stage: Callable[[str], None],
+    on_layer: Callable[[int, int], None] | None = None,
+    on_wait: Callable[[float, str], None] | None = None,
+) -> DemoReport:
     """Run the demo in an empty ``folder``.
 
-    Leaves the two checkpoints there, the server's log and ``report.json``. ``on_stage`` is called with what
-    begins.
+    Leaves the two checkpoints there, the server's log and ``report.json``.
+
+    Args:
+        folder: where to work.
+        recipe: the recipe's name, or the path of its file.
+        on_stage: called with what begins.
+        on_layer: called with (done, total) as layers are quantized.
+        on_wait: called with the seconds so far and the last line of the server's log, while it starts.
 
     Raises:
         HybridError: a stage failed.
     """
+    folder = Path(folder)
     seconds: dict[str, float] = {}
 
     @contextmanager
@@ -95,13 +109,13 @@ def run_demo(folder: Path, *, recipe: str, on_stage: Callable[[str], None]) -> D
     with stage("build", "Building a checkpoint of the true architecture, with an MTP head"):
         original = build_demo_checkpoint(folder / "original")
     with stage("quantize", "Quantizing to W4A16 GPTQ g128 with gptqmodel"):
-        result = _quantize(original, folder / "quantized", recipe, on_stage)
+        result = _quantize(original, folder / "quantized", recipe, on_stage, on_layer)
         refuse_faulty(result.target)
     arguments = _serve_arguments(result.target)
     with ExitStack() as serving:
         with stage("start", "Starting `vllm serve` with MTP speculative decoding"):
             server = serving.enter_context(
-                vllm_server(arguments, log=folder / "vllm.log", environment=_environment())
+                vllm_server(arguments, log=folder / "vllm.log", environment=_environment(), on_wait=on_wait)
             )
         with stage("complete", "Asking for chat completions"):
             replies = tuple(_ask(server, original, prompt) for prompt in PROMPTS)
@@ -115,7 +129,11 @@ def run_demo(folder: Path, *, recipe: str, on_stage: Callable[[str], None]) -> D
 
 
 def _quantize(
-    original: DemoCheckpoint, target: Path, recipe: str, on_stage: Callable[[str], None]
+    original: DemoCheckpoint,
+    target: Path,
+    recipe: str,
+    on_stage: Callable[[str], None],
+    on_layer: Callable[[int, int], None] | None,
 ) -> QuantizeResult:
     request = QuantizeRequest(
         source=original.path,
@@ -126,11 +144,13 @@ def _quantize(
         max_length=256,
     )
     return quantize(
-        plan_run(request), on_slower=lambda reason: on_stage(f"gptqmodel runs at its own speed: {reason}")
+        plan_run(request),
+        on_slower=lambda reason: on_stage(f"gptqmodel runs at its own speed: {reason}"),
+        on_layer=on_layer,
     )
 
 
-def refuse_faulty(target: Path) -> None:
+def refuse_faulty(target: str | Path) -> None:
     """Check the quantized checkpoint before it is served.
 
     Warnings are accepted: act order costs one, and ``--recipe reference`` asks for it.
@@ -138,6 +158,7 @@ def refuse_faulty(target: Path) -> None:
     Raises:
         CheckpointError: it has faults, or its index does not name the MTP head's file.
     """
+    target = Path(target)
     checkpoint = Checkpoint.open(target)
     errors = inspect(checkpoint, vllm=installed_vllm(), plugin=plugin_installed()).errors
     if errors:

@@ -15,7 +15,7 @@ from ._check import (
 )
 from .findings import Fault, Finding, Inspection, Rule, Severity, rule
 from .mtp_head import find_mtp
-from .report import Report
+from .report import Report, finding_json
 from .vllm_releases import VllmRelease, installed_vllm
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "check_quantized",
     "check_rules",
     "find_mtp",
+    "finding_json",
     "inspect",
     "installed_vllm",
     "rule",

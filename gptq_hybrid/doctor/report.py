@@ -101,7 +101,7 @@ class Report:
         """Return ``{"path", "findings", "verdict"}``; a finding has ``tensor`` and ``file`` where they apply."""
         return {
             "path": self.path,
-            "findings": [_as_json(finding) for finding in self.findings],
+            "findings": [finding_json(finding) for finding in self.findings],
             "verdict": self.verdict,
         }
 
@@ -121,7 +121,8 @@ def _packed_share(checkpoint: Checkpoint) -> float:
     return done / total if total else 0.0
 
 
-def _as_json(finding: Finding) -> dict[str, str]:
+def finding_json(finding: Finding) -> dict[str, str]:
+    """Return a finding as a JSON object; ``tensor`` and ``file`` are there where they apply."""
     place = {"tensor": finding.tensor, "file": finding.file}
     return {
         "rule": finding.rule,

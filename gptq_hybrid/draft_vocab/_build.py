@@ -34,12 +34,13 @@ def count_documents(rows: Iterable[Sequence[int]], tokenizer: Any, vocab_size: i
     return counts
 
 
-def first_tokens(folder: Path) -> list[int]:
+def first_tokens(folder: str | Path) -> list[int]:
     """Return the ids that go before all counted ones: those that end a reply, and those of ``_WRITTEN``.
 
     Raises:
         CheckpointError: the tokenizer or config cannot be read.
     """
+    folder = Path(folder)
     files = LocalFiles(folder)
     return _first_tokens(files, read_vocabulary(files), read_vocab_size(files))
 
@@ -51,7 +52,7 @@ def _first_tokens(files: LocalFiles, vocabulary: Vocabulary, size: int) -> list[
 
 
 def draft_vocab_from_rows(
-    folder: Path,
+    folder: str | Path,
     tokenizer: Any,
     rows: Iterable[Mapping[str, Sequence[int]]],
     manifests: Sequence[Mapping[str, Any]],
@@ -70,6 +71,7 @@ def draft_vocab_from_rows(
     Raises:
         CheckpointError: the tokenizer or config cannot be read.
     """
+    folder = Path(folder)
     size = read_vocab_size(LocalFiles(folder))
     counts = count_documents((row["input_ids"] for row in rows), tokenizer, size)
     if not counts.tokens:
@@ -78,7 +80,7 @@ def draft_vocab_from_rows(
 
 
 def make_draft_vocab(
-    folder: Path,
+    folder: str | Path,
     counts: Counts,
     source: Mapping[str, Any],
     *,
@@ -97,6 +99,7 @@ def make_draft_vocab(
     Raises:
         CheckpointError: the tokenizer or config cannot be read.
     """
+    folder = Path(folder)
     files = LocalFiles(folder)
     vocabulary, size = read_vocabulary(files), read_vocab_size(files)
     first = _first_tokens(files, vocabulary, size)

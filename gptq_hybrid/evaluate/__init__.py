@@ -1,5 +1,6 @@
 """How far a quantized checkpoint is from its original, by domain and with intervals."""
 
+from ._page import write_evaluation_page
 from ._plot import plot_evaluation
 from ._result import (
     Evaluation,
@@ -17,7 +18,13 @@ from .compare import Comparison, Difference, DomainComparison, compare
 from .documents import DocumentScores, ScoresError
 from .inputs import checkpoint_name
 from .summary import Acceptance, CheckpointSummary, Summary, summarize
-from .table import comparison_table, drafts_table, evaluation_tables, quality_table
+from .table import (
+    comparison_table,
+    drafts_table,
+    evaluation_summary,
+    evaluation_tables,
+    quality_table,
+)
 from .tasks import (
     BACKENDS,
     TaskDifference,
@@ -56,6 +63,7 @@ __all__ = [
     "drafts_table",
     "evaluate",
     "evaluate_tasks",
+    "evaluation_summary",
     "evaluation_tables",
     "from_json",
     "plot_evaluation",
@@ -65,4 +73,5 @@ __all__ = [
     "summarize",
     "task_tables",
     "write_evaluation",
+    "write_evaluation_page",
 ]

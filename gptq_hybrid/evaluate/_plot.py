@@ -20,7 +20,7 @@ _BAND = 0.72
 GetEstimate = Callable[[Summary], Estimate | None]
 
 
-def plot_evaluation(evaluation: Evaluation, path: Path, *, title: str | None = None) -> None:
+def plot_evaluation(evaluation: Evaluation, path: str | Path, *, title: str | None = None) -> None:
     """Draw ``evaluation`` into the PNG file ``path``, which appears only once it is complete.
 
     There is one row per domain and one panel per figure: mean KLD (logarithmic), top-1 agreement, perplexity
@@ -29,6 +29,7 @@ def plot_evaluation(evaluation: Evaluation, path: Path, *, title: str | None = N
     Raises:
         HybridError: matplotlib is not installed.
     """
+    path = Path(path)
     need("matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -60,6 +61,8 @@ def plot_evaluation(evaluation: Evaluation, path: Path, *, title: str | None = N
         ax.set_xlabel(label)
         _style_axes(ax, names)
     _set_log_scale(axes[0], checkpoints)
+    # Matplotlib's margin would run past what a share can be.
+    axes[1].set_xlim(right=min(100.0, axes[1].get_xlim()[1]))
     axes[2].axvline(1, color="0.35", linewidth=0.9, zorder=1)
     labelled = [(line, line.get_gid()) for line in axes[-1].get_lines() if line.get_gid()]
     figure.legend(

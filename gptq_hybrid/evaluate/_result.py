@@ -124,16 +124,18 @@ def from_json(content: Mapping[str, Any], *, source: str = "This JSON") -> Evalu
     return evaluation
 
 
-def write_evaluation(path: Path, evaluation: Evaluation) -> None:
+def write_evaluation(path: str | Path, evaluation: Evaluation) -> None:
     """Write the JSON file, which appears only once it is complete."""
+    path = Path(path)
     write_json_atomic(path, as_json(evaluation))
 
 
-def read_evaluation(path: Path) -> Evaluation:
+def read_evaluation(path: str | Path) -> Evaluation:
     """Read what :func:`write_evaluation` wrote.
 
     Raises:
         CheckpointError: the file is unreadable, or not a JSON object.
         FormatError: it is not an evaluation.
     """
+    path = Path(path)
     return from_json(read_json_object(path), source=str(path))

@@ -16,6 +16,7 @@ from gptq_hybrid.checkpoint.fingerprint import checkpoint_fingerprint
 from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.common.extras import need
 from gptq_hybrid.common.machine import environment
+from gptq_hybrid.common.paths import keep_paths
 from gptq_hybrid.streaming import Batch, CheckpointWeights, OutputHead, TextStack
 
 from ._result import Evaluation, build_evaluation
@@ -59,6 +60,9 @@ class EvalRequest(RunOptions):
     data: tuple[str, ...]
     work: Path | None = None
     save_every: float = 60.0
+
+    def __post_init__(self) -> None:
+        keep_paths(self, "reference", "quantized", "work")
 
 
 @dataclass(frozen=True, slots=True)

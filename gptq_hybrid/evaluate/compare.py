@@ -81,12 +81,17 @@ class DomainComparison:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Checkpoint ``a`` minus checkpoint ``b``: a negative difference of KLD means that ``a`` is closer."""
+    """Checkpoint ``a`` minus checkpoint ``b``: a negative difference of KLD means that ``a`` is closer.
+
+    Attributes:
+        kld_ratio: mean KLD of ``a`` over that of ``b``, with its paired interval; None in files of older versions.
+    """
 
     a: str
     b: str
     overall: DomainComparison
     domains: tuple[DomainComparison, ...]
+    kld_ratio: Estimate | None = None
 
 
 def compare(
@@ -130,7 +135,7 @@ def compare(
         )
         for domain, (estimates, p) in tested.items()
     )
-    return Comparison(*names, _overall(parts, resamples, seed), results)
+    return Comparison(*names, _overall(parts, resamples, seed), results, _kld_ratio(parts, resamples, seed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +145,7 @@ class _Parts:
     measures: tuple[str, ...]
     differences: Array  # [n, measures]
     counts: Array  # [n, measures]
+    kld: Array  # [n, 2]: sums of A and of B
 
     @property
     def documents(self) -> int:
@@ -162,7 +168,8 @@ class _Parts:
             difference = np.column_stack([difference, accepted[0] - accepted[1]])
             counts = np.column_stack([counts, positions[0]])
             measures.append("acceptance_length")
-        return cls(tuple(measures), difference, counts.astype(np.float64))
+        kld = np.column_stack([s.numerators[:, KLD] for s in sums])
+        return cls(tuple(measures), difference, counts.astype(np.float64), kld)
 
     def estimates(self, draws: Draws) -> dict[str, Estimate]:
         rows = ratio(draws.weights @ self.differences, draws.weights @ self.counts)
@@ -189,6 +196,17 @@ def _overall(parts: dict[str, _Parts], resamples: int, seed: int) -> DomainCompa
         p_value = float(sign_flip(shares[:, None], np.random.default_rng([seed, len(parts)]))[0])
         differences.append(_difference(measure, interval(rows, draws), p_value, p_value))
     return DomainComparison(OVERALL, draws.documents, tuple(differences), _warnings(draws.documents, 1))
+
+
+def _kld_ratio(parts: dict[str, _Parts], resamples: int, seed: int) -> Estimate | None:
+    """Mean KLD of A over that of B, domains alike; None where B has none."""
+    draws = build_draws([resample(domain, p.documents, resamples, seed) for domain, p in parts.items()])
+    means = np.zeros((len(draws.weights), 2))
+    for columns, p in zip(draws.slices(), parts.values(), strict=True):
+        weights = draws.weights[:, columns]
+        means += ratio(weights @ p.kld, weights @ p.counts[:, :1]) / len(parts)
+    rows = ratio(means[:, 0], means[:, 1])
+    return interval(rows, draws) if np.isfinite(rows[0]) else None
 
 
 def sign_flip(differences: Array, rng: np.random.Generator) -> Array:

@@ -105,11 +105,12 @@ def label_checkpoints(paths: Sequence[Path]) -> dict[str, Path]:
     raise AssertionError("different paths differ in a part")
 
 
-def checkpoint_name(path: Path, depth: int = 1) -> str:
+def checkpoint_name(path: str | Path, depth: int = 1) -> str:
     """Return ``OWNER/NAME`` for a folder in the hub's cache, otherwise the last ``depth`` parts of the path.
 
     From depth 2 on, a hub id also has its commit.
     """
+    path = Path(path)
     path = path.resolve()
     match = re.fullmatch(r"models--(.+?)--(.+)", path.parent.parent.name)
     if match and path.parent.name == "snapshots":

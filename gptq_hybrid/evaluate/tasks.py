@@ -21,6 +21,7 @@ from gptq_hybrid.checkpoint import Checkpoint, read_json_object
 from gptq_hybrid.common.atomic import write_json_atomic
 from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.common.extras import need
+from gptq_hybrid.common.paths import keep_paths
 
 from ._task_worker import absolute_path, run_tasks
 from .bootstrap import LEVEL, Estimate
@@ -58,6 +59,9 @@ class TaskRequest:
     chat: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
     work: Path | None = None
+
+    def __post_init__(self) -> None:
+        keep_paths(self, "reference", "quantized", "include_path", "work")
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,15 +31,15 @@ class CalibrationSource:
 
 @dataclass(frozen=True, slots=True)
 class GpuProfile:
-    """A GPU model, and the flags of ``vllm serve`` for a 27B checkpoint on it.
+    """A GPU model. Its memory decides the flags of memory that ``vllm serve`` should get for a checkpoint.
 
     Attributes:
         name: for people.
         device_names: parts of the name that the driver reports; any of them identifies the model.
         compute_capability: such as ``(8, 9)`` for Ada.
-        memory_gib: memory of the card in GiB.
-        serve_flags: arguments of ``vllm serve``.
-        source: where the flags come from, ``measured: …`` or ``derived: …``.
+        memory_gib: memory of the card in GiB, as the driver shows it.
+        serve_flags: further arguments of ``vllm serve``; one that is given here goes before the computed one.
+        source: where all this comes from, ``measured: …`` or ``derived: …``.
     """
 
     name: str

@@ -6,7 +6,7 @@ Works from the log alone, gptqmodel's own as far as its columns go. Needs neithe
 from ._flags import FLAGS, STARVED_BELOW, find_flags, find_outliers
 from ._plot import plot_losses
 from ._record import ModuleRecord
-from ._report import as_json, kinds_table, summary
+from ._report import as_json, count_flags, kinds_table, summary
 from .quant_log import LOG_NAME, LossLog, extend_log, read_log, write_log
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "LossLog",
     "ModuleRecord",
     "as_json",
+    "count_flags",
     "extend_log",
     "find_flags",
     "find_outliers",

@@ -24,7 +24,7 @@ _WIDTH = 9.0
 _COLUMNS = 120  # characters of a title across that width
 
 
-def plot_losses(log: LossLog, path: Path) -> None:
+def plot_losses(log: LossLog, path: str | Path) -> None:
     """Draw ``log`` into the PNG file ``path``, which appears once it is whole.
 
     Losses are on a logarithmic scale. Panels share it if the losses are relative errors, which compare across
@@ -33,6 +33,7 @@ def plot_losses(log: LossLog, path: Path) -> None:
     Raises:
         HybridError: matplotlib is not installed, or no module has a loss above zero.
     """
+    path = Path(path)
     measure, flags = common_measure(log.modules), find_flags(log.modules)
     drawn = [record for record in log.modules if record.layer is not None]
     if not any((measured(record, measure) or 0.0) > 0 for record in drawn):

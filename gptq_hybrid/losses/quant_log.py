@@ -54,7 +54,7 @@ class LossLog:
     lacking: tuple[str, ...]
 
 
-def read_log(path: Path) -> LossLog:
+def read_log(path: str | Path) -> LossLog:
     """Read ``path``, a CSV file or a folder with ``quant_log.csv``.
 
     gptqmodel 6.0.3 writes six headers over five values, without the samples; both forms are read.
@@ -62,6 +62,7 @@ def read_log(path: Path) -> LossLog:
     Raises:
         HybridError: there is no log, or it is not one.
     """
+    path = Path(path)
     file = path / LOG_NAME if path.is_dir() else path
     if not file.is_file():
         raise HybridError(
@@ -88,11 +89,12 @@ def read_log(path: Path) -> LossLog:
     return LossLog(str(path), tuple(modules), tuple(name for name in _READ if name not in header))
 
 
-def extend_log(path: Path, records: Sequence[ModuleRecord]) -> None:
+def extend_log(path: str | Path, records: Sequence[ModuleRecord]) -> None:
     """Add this project's columns to the log that gptqmodel wrote; nothing happens where there is none.
 
     6.0.3 writes six headers over five values, of which the samples are missing; they come from ``records``.
     """
+    path = Path(path)
     if not path.exists():
         return
     with path.open(newline="", encoding="utf-8") as handle:
@@ -112,8 +114,9 @@ def extend_log(path: Path, records: Sequence[ModuleRecord]) -> None:
     _write(path, lines)
 
 
-def write_log(path: Path, records: Sequence[ModuleRecord]) -> None:
+def write_log(path: str | Path, records: Sequence[ModuleRecord]) -> None:
     """Write a log of ``records`` alone, without times: for a run that failed and is not saved."""
+    path = Path(path)
     flags = find_flags(records)
     lines = []
     for record in records:

@@ -9,9 +9,12 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from gptq_hybrid.calibration import refuse_bad_calibration
 from gptq_hybrid.checkpoint import Checkpoint, TensorInfo, TensorLayout, layout_for
 from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.common.machine import may_have_gpu
 from gptq_hybrid.common.memory import free_memory
+from gptq_hybrid.common.outputs import refuse_unwritable_folder
 from gptq_hybrid.common.units import size_text
 from gptq_hybrid.common.versions import find_version
 from gptq_hybrid.doctor import Severity, run_rules
@@ -42,6 +45,8 @@ _SHARD = 4 * _GIB
 # Of main memory whatever the calibration: libraries, a layer's weights, and those that are being packed. 4.7 GiB
 # were seen on a slice of the 27B with nothing else in main memory (bench/quantize/run.json).
 _PROCESS = 6 * _GIB
+# The same on a CPU, where nothing is loaded ahead: 1.23 GiB were seen at most for the demo's model of 15 MiB.
+_CPU_PROCESS = int(1.2 * _GIB)
 # The share of a GPU that a run may plan with; the rest is for kernels, the CUDA context and fragmentation.
 _USABLE = 0.9
 # --samples and --max-length bound the tokens from above; most documents are shorter. If not even a quarter of the
@@ -137,6 +142,8 @@ class MemoryPlan:
     @classmethod
     def of_this_machine(cls, request: QuantizeRequest, sizes: RunSizes) -> MemoryPlan:
         """Look at the GPUs, and decide what stays in main memory."""
+        if not may_have_gpu():
+            return cls(None, 0, None, hidden_on_cpu=False)
         import torch
 
         if not torch.cuda.is_available():
@@ -157,7 +164,7 @@ class MemoryPlan:
     def run_memory(self, sizes: RunSizes) -> int:
         """Bytes of main memory that the run takes, without those for writing a state."""
         if self.gpu is None:
-            return sizes.hidden + sizes.projection + sizes.working
+            return _CPU_PROCESS + sizes.hidden + sizes.projection + sizes.working
         hidden = sizes.hidden if self.hidden_on_cpu else 0
         projection = 0 if self.keeps_on_gpu(sizes.projection) else sizes.projection
         return _PROCESS + sizes.dense + hidden + projection
@@ -206,12 +213,16 @@ def plan_run(request: QuantizeRequest) -> RunPlan:
     """
     gptqmodel = installed_version()
     refuse_existing(request.target)
+    refuse_unwritable_folder(
+        "DST", request.target.absolute().parent if request.target.exists() else request.target
+    )
     checkpoint = Checkpoint.open(request.source)
     layout = layout_for(checkpoint.config)
     _refuse_quantized(checkpoint)
     _refuse_faulty(checkpoint, layout)
     head = tuple(find_mtp_in(checkpoint)) if request.keep_mtp else ()
     settings, packaging = request.recipe.settings, request.recipe.packaging
+    refuse_bad_calibration(request.calibration, request.exclude)
     refuse_impossible(layout, packaging, request.group_size, keep_mtp=request.keep_mtp)
     sizes = RunSizes.estimate(checkpoint, layout, request)
     memory = MemoryPlan.of_this_machine(request, sizes)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gptq_hybrid.calibration import DEFAULT_CALIBRATION, DEFAULT_PACK
+from gptq_hybrid.common.paths import keep_paths
 from gptq_hybrid.recipes import DEFAULT_RECIPE, Recipe, load_recipe
 from gptq_hybrid.writer import Limits
 
@@ -47,6 +48,9 @@ class QuantizeRequest:
     restart: bool = False
     state_every: int | None = None
     limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        keep_paths(self, "source", "target")
 
     @property
     def group_size(self) -> int:

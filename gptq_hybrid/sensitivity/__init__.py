@@ -1,6 +1,7 @@
 """Which modules cost most when they are quantized: each by itself, measured at the output."""
 
 from ._budget import DENSE, Choice, budget_bytes, choose_bits, recipe_bits
+from ._page import write_sensitivity_page
 from ._plot import plot_sensitivity
 from ._recipe import refuse_base, write_recipe
 from ._result import (
@@ -15,7 +16,7 @@ from ._result import (
     write_sensitivity,
 )
 from ._scan import BITS, Scan, ScanRequest, scan
-from ._table import rank_modules, sensitivity_tables
+from ._table import rank_modules, sensitivity_summary, sensitivity_tables
 from ._units import Unit, list_units
 
 __all__ = [
@@ -40,8 +41,10 @@ __all__ = [
     "recipe_bits",
     "refuse_base",
     "scan",
+    "sensitivity_summary",
     "sensitivity_tables",
     "summarize_scan",
     "write_recipe",
     "write_sensitivity",
+    "write_sensitivity_page",
 ]

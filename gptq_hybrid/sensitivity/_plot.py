@@ -17,7 +17,7 @@ _SMALLEST_SHARE = 1e-4
 _LABELS = 16  # layers that are numbered, at most
 
 
-def plot_sensitivity(result: Sensitivity, path: Path) -> None:
+def plot_sensitivity(result: Sensitivity, path: str | Path) -> None:
     """Draw the mean KLD of every module into the PNG file ``path``, which appears only once it is complete.
 
     Colours are logarithmic. Each panel has its own scale, because 8 bits cost some hundred times less than 4. Grey
@@ -26,6 +26,7 @@ def plot_sensitivity(result: Sensitivity, path: Path) -> None:
     Raises:
         HybridError: matplotlib is not installed.
     """
+    path = Path(path)
     np = need("numpy")
     need("matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -31,7 +31,7 @@ def refuse_base(base: Recipe) -> None:
             )
 
 
-def write_recipe(path: Path, base: Recipe, choice: Choice, layout: TensorLayout) -> Recipe:
+def write_recipe(path: str | Path, base: Recipe, choice: Choice, layout: TensorLayout) -> Recipe:
     """Write ``base`` with the bits of ``choice`` as a recipe file, and read it back.
 
     Returns:
@@ -40,6 +40,7 @@ def write_recipe(path: Path, base: Recipe, choice: Choice, layout: TensorLayout)
     Raises:
         HybridError: a rule of ``base`` sets more than bits.
     """
+    path = Path(path)
     refuse_base(base)
     default = int(base.settings["bits"])
     rules = dynamic_rules(layout, choice.bits, bits=default)

@@ -120,19 +120,21 @@ def as_json(result: Sensitivity) -> dict[str, Any]:
     return {"schema": SCHEMA, **dataclasses.asdict(result)}
 
 
-def write_sensitivity(path: Path, result: Sensitivity) -> None:
+def write_sensitivity(path: str | Path, result: Sensitivity) -> None:
     """Write the JSON file, which appears only once it is complete."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json_atomic(path, as_json(result))
 
 
-def read_sensitivity(path: Path) -> Sensitivity:
+def read_sensitivity(path: str | Path) -> Sensitivity:
     """Read what :func:`write_sensitivity` wrote.
 
     Raises:
         CheckpointError: the file is unreadable, or not a JSON object.
         FormatError: another schema, or a field that is missing or of the wrong kind.
     """
+    path = Path(path)
     content: Mapping[str, Any] = read_json_object(path)
     if content.get("schema") != SCHEMA or "together" not in content:
         raise FormatError(

@@ -17,6 +17,7 @@ from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.common.extras import need
 from gptq_hybrid.common.machine import environment
 from gptq_hybrid.common.memory import free_memory
+from gptq_hybrid.common.paths import keep_paths
 from gptq_hybrid.evaluate.inputs import (
     RunOptions,
     batch_documents,
@@ -68,6 +69,9 @@ class ScanRequest(RunOptions):
     group_size: int = 128
     memory: int | None = None
     max_length: int = field(default=512, kw_only=True)
+
+    def __post_init__(self) -> None:
+        keep_paths(self, "reference", "work", "quantized")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A scan as tables of at most 110 columns."""
+"""A scan as a sentence, and as tables: of at most 80 columns, or with intervals of at most 110."""
 
 from __future__ import annotations
 
@@ -8,20 +8,57 @@ from rich.text import Text
 
 from gptq_hybrid.common.tables import report_table
 from gptq_hybrid.evaluate import Estimate
-from gptq_hybrid.evaluate.table import format_estimate
+from gptq_hybrid.evaluate.table import choose_decimals, format_estimate, kld_unit
 
 from ._result import Measured, Module, Sensitivity
 
 WORST = 20
-# KLD is shown in thousandths of a nat: single modules cost between 0.001 and 10 of them.
-_MILLI = 1000.0
+# Digits after the point: smaller figures are a matter of rounding, and would widen every column.
+_DECIMALS = 3
 
 
-def sensitivity_tables(result: Sensitivity, *, worst: int = WORST) -> Group:
-    """Return the modules that cost most, sums by kind of module, and the MTP head."""
-    parts: list[RenderableType] = [_module_table(result, worst), _kind_table(result)]
+def sensitivity_summary(result: Sensitivity) -> list[str]:
+    """Return what the scan says: which module costs most, and how few make half of the cost."""
+    rows = rank_modules(result)
+    if not rows:
+        return ["No module was measured."]
+    costs = [m.kld.value if m.kld else 0.0 for _, m in rows]
+    total = sum(costs)
+    module, form = rows[0][0], result.forms[0]
+    factor, unit = _unit(result)
+    where = module.kind if module.layer is None else f"{module.kind} of layer {module.layer}"
+    lines = [f"Costliest at {form}: {where}, with {factor * costs[0]:.3g} {unit} per token by itself."]
+    if total > 0:
+        half, running = 0, 0.0
+        while running < total / 2:
+            running += costs[half]
+            half += 1
+        makes = "module makes" if half == 1 else "modules make"
+        lines[0] += f" {half} {makes} half of the sum of {factor * total:.3g} over {len(rows)}."
+    heads = sorted({module.kind for module, _ in rows if module.layer is None})
+    if heads:
+        lines.append(
+            f"({', '.join(heads)}: most recipes leave it in 16 bits, and then it costs nothing. compact packs it.)"
+        )
+    return lines
+
+
+def sensitivity_tables(result: Sensitivity, *, worst: int = WORST, wide: bool = False) -> Group:
+    """Return the modules that cost most, sums by kind of module, and the MTP head.
+
+    Args:
+        result: the scan.
+        worst: most modules in the first table.
+        wide: show intervals too.
+    """
+    parts: list[RenderableType] = [
+        "",
+        _module_table(result, worst, wide=wide),
+        "",
+        _kind_table(result, wide=wide),
+    ]
     if any(m.acceptance_change for module in result.modules for m in module.measured):
-        parts.append(_mtp_table(result))
+        parts += ["", _mtp_table(result, wide=wide)]
     return Group(*parts)
 
 
@@ -36,17 +73,23 @@ def rank_modules(result: Sensitivity, form: str | None = None) -> list[tuple[Mod
     return sorted(measured, key=lambda pair: (-pair[1].kld.value if pair[1].kld else 0.0, pair[0].name))
 
 
-def _module_table(result: Sensitivity, worst: int) -> Table:
+def _unit(result: Sensitivity) -> tuple[float, str]:
+    rows = rank_modules(result)
+    return kld_unit(rows[0][1].kld.value if rows and rows[0][1].kld else 0.0)
+
+
+def _module_table(result: Sensitivity, worst: int, *, wide: bool) -> Table:
+    factor, unit = _unit(result)
     first, *others = result.forms
     rows = rank_modules(result)
     of = f" of {result.quantized}" if result.quantized else ""
     table = report_table(
         f"Costliest modules{of}, each by itself in {result.reference}: {min(worst, len(rows))} of {len(rows)}",
-        "KLD in thousandths of a nat per token, 95 % intervals over documents; share: of the sum over all; "
+        f"KLD in {unit} per token, {1 / factor:g} of a nat; {_intervals(wide)}; share: of the sum over all; "
         "MB: saved against BF16",
     )
     table.add_column("layer", justify="right")
-    table.add_column("module", no_wrap=True)
+    table.add_column("module", overflow="fold")
     for header in (f"KLD\n{first}", "share\n%", f"top-1\n{first}, %", f"MB\n{first}"):
         table.add_column(header, justify="right")
     for form in others:
@@ -58,19 +101,20 @@ def _module_table(result: Sensitivity, worst: int) -> Table:
         table.add_row(
             "" if module.layer is None else str(module.layer),
             module.kind,
-            _cell(m.kld),
+            _cell(m.kld, factor, wide=wide),
             f"{100 * m.kld.value / total:.1f}",
             f"{100 * m.top1.value:.2f}",
             _mb(m.bytes_saved),
-            *(_value(o.kld) if (o := module.measured_in(form)) and o.kld else "–" for form in others),
+            *(_value(o.kld, factor) if (o := module.measured_in(form)) and o.kld else "–" for form in others),
         )
     return table
 
 
-def _kind_table(result: Sensitivity) -> Table:
+def _kind_table(result: Sensitivity, *, wide: bool) -> Table:
+    factor, unit = _unit(result)
     table = report_table(
         "Sums by kind of module",
-        "KLD in thousandths of a nat per token, of each module by itself, added up; together: all of them at once",
+        f"KLD in {unit} per token, of each module by itself, added up; together: all of them at once",
     )
     first = result.forms[0]
     table.add_column("kind", no_wrap=True)
@@ -86,18 +130,18 @@ def _kind_table(result: Sensitivity) -> Table:
             kind,
             str(max(k.count for k in sums if k)),
             _mb(sums[0].bytes_saved) if sums[0] else "–",
-            *(_cell(k.kld_sum) if k else "–" for k in sums),
+            *(_cell(k.kld_sum, factor, wide=wide) if k else "–" for k in sums),
             end_section=kind == kinds[-1],
         )
     together = {t.form: t for t in result.together}
     rows = [together.get(form) for form in result.forms]
-    table.add_row("sum", "", "", *(_cell(t.kld_sum) if t else "–" for t in rows))
-    table.add_row("together", "", "", *(_cell(t.kld) if t else "–" for t in rows))
-    table.add_row("sum / together", "", "", *(_cell(t.ratio, 1.0) if t else "–" for t in rows))
+    table.add_row("sum", "", "", *(_cell(t.kld_sum, factor, wide=wide) if t else "–" for t in rows))
+    table.add_row("together", "", "", *(_cell(t.kld, factor, wide=wide) if t else "–" for t in rows))
+    table.add_row("sum / together", "", "", *(_cell(t.ratio, 1.0, wide=wide) if t else "–" for t in rows))
     return table
 
 
-def _mtp_table(result: Sensitivity) -> Table:
+def _mtp_table(result: Sensitivity, *, wide: bool) -> Table:
     length = "–" if result.acceptance_length is None else f"{result.acceptance_length.value:.3f}"
     table = report_table(
         f"MTP head: change of its acceptance length, {length} tokens per step in {result.reference}",
@@ -110,7 +154,7 @@ def _mtp_table(result: Sensitivity) -> Table:
         measured = [module.measured_in(form) for form in result.forms]
         if any(m and m.acceptance_change for m in measured):
             cells = [
-                _cell(m.acceptance_change, 1.0, signed=True) if m and m.acceptance_change else "–"
+                _cell(m.acceptance_change, 1.0, signed=True, wide=wide) if m and m.acceptance_change else "–"
                 for m in measured
             ]
             table.add_row(module.kind, *cells)
@@ -121,11 +165,21 @@ def _mb(size: int) -> str:
     return f"{size / 1e6:,.0f}" if size >= 1e8 else f"{size / 1e6:.3g}"
 
 
-def _value(estimate: Estimate) -> str:
-    return format_estimate(estimate, _MILLI)[0]
+def _value(estimate: Estimate, factor: float) -> str:
+    """The figure, with no more digits than a column has room for."""
+    if choose_decimals(estimate, factor) <= _DECIMALS:
+        return format_estimate(estimate, factor)[0]
+    value = estimate.value * factor
+    return f"<{10**-_DECIMALS}" if 0 < value < 10**-_DECIMALS else f"{value:z.{_DECIMALS}f}"
 
 
-def _cell(estimate: Estimate, factor: float = _MILLI, *, signed: bool = False) -> Text:
-    """Put the figure and its interval side by side."""
+def _intervals(wide: bool) -> str:
+    return "95 % intervals over documents" if wide else "intervals: --wide"
+
+
+def _cell(estimate: Estimate, factor: float, *, signed: bool = False, wide: bool) -> Text:
+    """The figure; if ``wide``, with all of its digits and its interval beside it."""
+    if not wide and not signed:
+        return Text(_value(estimate, factor))
     value, ends = format_estimate(estimate, factor, signed=signed)
-    return Text(value) if ends is None else Text.assemble(value, " ", (ends, "dim"))
+    return Text(value) if ends is None or not wide else Text.assemble(value, " ", (ends, "dim"))

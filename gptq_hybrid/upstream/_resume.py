@@ -64,7 +64,7 @@ def can_resume() -> bool:
     )
 
 
-def checkpoint_config(folder: Path, interval: int) -> Any:
+def checkpoint_config(folder: str | Path, interval: int) -> Any:
     """Return gptqmodel's ``CheckpointConfig`` that keeps its state in ``folder``, every ``interval`` layers.
 
     Two generations are kept, upstream's least: the older is left when the newer is damaged. A continuation may use
@@ -77,12 +77,13 @@ def checkpoint_config(folder: Path, interval: int) -> Any:
     )
 
 
-def finished_layers(folder: Path) -> int:
+def finished_layers(folder: str | Path) -> int:
     """Count the layers in the newest published state of ``folder``; 0 if there is none.
 
     Raises:
         HybridError: what is there is no state, or a damaged one.
     """
+    folder = Path(folder)
     current = folder / "CURRENT"
     if not current.exists():
         return 0

@@ -48,7 +48,9 @@ class CheckpointSpec:
     packaging: Packaging = field(default_factory=Packaging)
 
 
-def write_checkpoint(spec: CheckpointSpec, target: Path, save_shards: Callable[[Path], None]) -> Verdict:
+def write_checkpoint(
+    spec: CheckpointSpec, target: str | Path, save_shards: Callable[[Path], None]
+) -> Verdict:
     """Write a checkpoint to ``target``, all of it or nothing.
 
     Args:
@@ -61,6 +63,7 @@ def write_checkpoint(spec: CheckpointSpec, target: Path, save_shards: Callable[[
         FileExistsError: ``target`` holds files.
         HybridError: the MTP head is not in the source, or the result fails the checks that serving relies on.
     """
+    target = Path(target)
     verdict = judge(spec.records.values(), spec.limits)
     if not verdict.ok:
         raise QuantizationFailedError(

@@ -31,10 +31,18 @@ def shop(build: Callable[..., DemoCheckpoint], tmp_path: Path) -> Workshop:
     return Workshop(build(mtp="separate").path, tmp_path / "case")
 
 
-def test_a_good_checkpoint_ends_with_the_line_to_serve_it(shop: Workshop) -> None:
+def serve_words(stdout: str) -> list[str]:
+    """The command that serves, without the variables before it."""
+    (line,) = [line for line in stdout.splitlines() if " vllm serve " in f" {line}"]
+    words = shlex.split(line)
+    return words[words.index("vllm") :]
+
+
+def test_a_good_checkpoint_ends_with_the_lines_to_serve_and_to_ask_it(shop: Workshop) -> None:
     ended = qwen36("check", shop.folder, "--vllm", "0.32")
     assert ended.returncode == 0
-    words = shlex.split(ended.stdout.splitlines()[-1])
+    assert shlex.split(ended.stdout.splitlines()[-1])[0] == "curl"
+    words = serve_words(ended.stdout)
     assert words[:3] == ["vllm", "serve", str(shop.folder)]
     assert json.loads(words[words.index("--speculative-config") + 1]) == {
         "method": "mtp",
@@ -58,8 +66,12 @@ def test_errors_come_first_and_exit_with_one(shop: Workshop) -> None:
     shop.delete("tokenizer.json")
     ended = qwen36("check", shop.folder)
     assert ended.returncode == 1
-    assert ended.stdout.index("tokenizer-missing") < ended.stdout.index("index-total-size")
-    assert "1 error, 1 warning" in ended.stdout
+    verdict, *findings = ended.stdout.splitlines()
+    assert verdict.startswith(f"{shop.folder}: will not serve")
+    assert "1 error, 1 warning" in verdict
+    assert findings[0].startswith(f"error[tokenizer-missing] {shop.folder}/tokenizer.json: ")
+    assert findings[1].startswith("  help: ")
+    assert findings[2].startswith(f"warning[index-total-size] {shop.folder}/{INDEX_NAME}: declares")
     assert "vllm serve" not in ended.stdout
 
 
@@ -81,11 +93,13 @@ def test_json_is_all_that_is_printed(shop: Workshop, fault: str) -> None:
     ended = qwen36("check", path, "--json", columns=40)
     content = json.loads(ended.stdout)
     assert ended.stderr == ""
-    assert set(content) == {"path", "findings", "verdict"}
-    assert content["path"] == str(path)
+    result, [checkpoint] = content["result"], content["result"]["checkpoints"]
+    assert checkpoint["path"] == str(path)
     expected = {"none": ("serves", 0), "warning": ("serves", 0), "error": ("faulty", 1)}
-    assert (content["verdict"], ended.returncode) == expected.get(fault, ("unreadable", 2))
-    assert bool(content["findings"]) is (fault != "none")
+    assert (result["verdict"], ended.returncode) == expected.get(fault, ("unreadable", 2))
+    assert checkpoint["verdict"] == result["verdict"]
+    assert bool(checkpoint["findings"]) is (fault != "none")
+    assert (content["serve"] is not None) is (result["verdict"] == "serves")
 
 
 @pytest.mark.parametrize(("vllm", "code"), [("0.29", 0), ("0.30.0", 1), ("0.33", 1)])
@@ -93,7 +107,10 @@ def test_the_release_decides(shop: Workshop, vllm: str, code: int) -> None:
     quantization = {"quant_method": "compressed-tensors", "config_groups": {}, "ignore": []}
     weights = {"weights": {"actorder": "group"}, "targets": []}
     shop.config(lambda c: c.update(quantization_config=quantization | {"config_groups": {"g": weights}}))
-    findings = json.loads(qwen36("check", shop.folder, "--vllm", vllm, "--json").stdout)["findings"]
+    [checkpoint] = json.loads(qwen36("check", shop.folder, "--vllm", vllm, "--json").stdout)["result"][
+        "checkpoints"
+    ]
+    findings = checkpoint["findings"]
     severity = {f["rule"]: f["severity"] for f in findings}["act-order-packed"]
     assert severity == ("error" if code else "warning")
 
@@ -160,7 +177,76 @@ def test_every_rule_is_listed(shop: Workshop) -> None:
     assert all(rule.id in listed.stdout for rule in check_rules())
 
 
+def test_rules_are_listed_as_json() -> None:
+    listed = json.loads(qwen36("check", "--rules", "--json").stdout)["result"]["rules"]
+    assert [rule["id"] for rule in listed] == [rule.id for rule in check_rules()]
+
+
+def test_several_checkpoints_are_judged_each_and_together(
+    shop: Workshop, quantized: Callable[..., Any]
+) -> None:
+    good, bad = quantized("static").path, shop.folder
+    shop.delete("tokenizer.json")
+    ended = qwen36("check", good, bad, "nowhere", "--json")
+    content = json.loads(ended.stdout)
+    assert ended.returncode == 2
+    assert content["result"]["verdict"] == "unreadable"
+    verdicts = [(c["path"], c["verdict"]) for c in content["result"]["checkpoints"]]
+    assert verdicts == [(str(good), "serves"), (str(bad), "faulty"), ("nowhere", "unreadable")]
+    assert content["serve"] is None
+    assert serve_words(content["next"][0]["command"])[:3] == ["vllm", "serve", str(good)]
+    assert [step["what"] for step in content["next"]] == ["serve it", "ask it"]
+    told = qwen36("check", good, bad)
+    assert told.returncode == 1
+    assert told.stdout.splitlines()[-1] == "2 checkpoints: 1 serve, 1 faulty, 0 unreadable."
+
+
+def test_github_shows_findings_beside_the_file(shop: Workshop) -> None:
+    shop.delete("tokenizer.json")
+    shop.json(INDEX_NAME, lambda i: i["metadata"].update(total_size=1))
+    lines = qwen36("check", shop.folder, "--output-format", "github").stdout.splitlines()
+    assert lines[0].startswith(f"::error file={shop.folder}/tokenizer.json,title=tokenizer-missing::")
+    assert lines[1].startswith(f"::warning file={shop.folder}/{INDEX_NAME},title=index-total-size::")
+    assert "%0Ahelp: " in lines[0]
+    assert len(lines) == 2
+
+
+def test_sarif_names_each_rule_it_refers_to(shop: Workshop) -> None:
+    shop.delete("tokenizer.json")
+    ended = qwen36("check", shop.folder, "nowhere", "--output-format", "sarif")
+    log = json.loads(ended.stdout)
+    [run] = log["runs"]
+    rules = run["tool"]["driver"]["rules"]
+    assert (log["version"], ended.returncode) == ("2.1.0", 2)
+    assert [(rules[r["ruleIndex"]]["id"], r["level"]) for r in run["results"]] == [
+        ("tokenizer-missing", "error"),
+        ("unreadable", "error"),
+    ]
+    uris = [r["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] for r in run["results"]]
+    assert uris == [(shop.folder / "tokenizer.json").as_uri(), "nowhere"]
+
+
 @pytest.mark.parametrize("columns", [40, 80, 200])
 def test_the_serve_line_is_never_broken_by_a_narrow_terminal(shop: Workshop, columns: int) -> None:
     ended = qwen36("check", shop.folder, columns=columns)
-    assert shlex.split(ended.stdout.splitlines()[-1])[0] == "vllm"
+    assert serve_words(ended.stdout)[2] == str(shop.folder)
+
+
+def test_a_card_s_memory_decides_the_flags_of_the_line(shop: Workshop) -> None:
+    ended = qwen36("check", shop.folder, "--gpu", "RTX 4090", "--json")
+    content = json.loads(ended.stdout)
+    (serving,) = [checkpoint["serving"] for checkpoint in content["result"]["checkpoints"]]
+    assert serving["memory"]["fits"]
+    assert serving["environment"] == {}
+    words = serve_words(content["serve"])
+    assert words[words.index("--max-model-len") + 1] == str(serving["memory"]["context"])
+    told = qwen36("check", shop.folder, "--gpu", "RTX 4090").stdout
+    assert "derived, not measured: 22.3 GiB usable" in told
+
+
+def test_an_unknown_card_is_refused_before_anything_is_read() -> None:
+    ended = qwen36("check", "nowhere", "--gpu", "Voodoo 2")
+    assert ended.returncode == 2
+    assert "RTX 4090" in ended.stderr
+    assert "--gpu 24GiB" in ended.stderr
+    assert "nowhere" not in ended.stderr

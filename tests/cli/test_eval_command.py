@@ -81,7 +81,8 @@ def test_from_end_to_end(here: Path, copy: Path, data: Path) -> None:
         "eval", CHECKPOINT, copy, "--data", data, "--limit", 3, "--max-length", 96, "--device", "cpu"
     )
     assert code == 0, err
-    assert err == ""
+    assert "Traceback" not in err
+    assert "mini-W4: layers: 8/8" in err
     evaluation = read_evaluation(here / "qwen36-eval" / "evaluation.json")
     assert [row.domain for row in evaluation.checkpoints[0].domains] == ["en", "python"]
     assert evaluation.checkpoints[0].name == "mini-W4"
@@ -89,8 +90,11 @@ def test_from_end_to_end(here: Path, copy: Path, data: Path) -> None:
     overall = evaluation.checkpoints[0].overall
     assert 0.001 < overall.kld_mean.value < 0.5
     assert overall.acceptance is not None
+    assert out.startswith("mini-W4 is ")
+    assert "m-nats per token from checkpoint" in out.splitlines()[0]
     assert "mini-W4 against checkpoint" in out
     assert "evaluation.json and" in out
+    assert out.splitlines()[-2].startswith("Next: ")
     assert "hidden states" in out
     assert (here / "qwen36-eval" / "evaluation.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(file.name for file in here.iterdir()) == ["qwen36-eval"]
@@ -102,11 +106,12 @@ def test_json_is_all_that_is_printed(here: Path, copy: Path, data: Path) -> None
         *("--device", "cpu", "--drafts", 0, "--no-keep-states", "--out", "results", "--json"),
     )
     assert code == 0, err
-    content = json.loads(out)
+    content = json.loads(out)["result"]
     assert content == json.loads((here / "results" / "evaluation.json").read_text())
     assert content["checkpoints"][0]["overall"]["acceptance"] is None
     assert "mini-W4: layers" in err, "progress goes where it disturbs nobody"
-    assert sorted(file.name for file in (here / "results").iterdir()) == ["evaluation.json", "evaluation.png"]
+    written = sorted(file.name for file in (here / "results").iterdir())
+    assert written == ["evaluation.html", "evaluation.json", "evaluation.png"]
 
 
 def test_damaged_states_are_named_in_one_line_and_the_figures_stay(

@@ -6,12 +6,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 
 from gptq_hybrid.cli import build_app
-from gptq_hybrid.cli.help_page import PAGE, commands, help_page, help_text
+from gptq_hybrid.cli.help_page import PAGE, commands, help_page, help_text, whole_command
 
 
 def test_the_page_shows_the_current_help() -> None:
@@ -52,5 +53,18 @@ def test_members_of_groups_have_sections_of_their_own() -> None:
 
 def test_the_page_names_every_command_once() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    for words in commands(typer.main.get_command(build_app())):
+    for words in commands(whole_command()):
         assert text.count(f"\n## {' '.join(('qwen36', *words))}\n") == 1
+
+
+def test_the_list_of_commands_says_what_each_says_of_itself() -> None:
+    lazy: Any = typer.main.get_command(build_app())
+    for words in commands(whole_command()):
+        if len(words) == 1 and words != ("tune",):
+            whole = whole_command().commands[words[0]]
+            assert lazy.commands[words[0]].help == whole.help.split("\n")[0]
+
+
+def test_the_list_of_commands_is_cut_nowhere() -> None:
+    assert "..." not in help_text(whole_command(), ()).partition("Commands:")[2]
+    assert "..." not in help_text(whole_command(), ("tune",)).partition("Commands:")[2]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gptq_hybrid.common.atomic import building_directory, building_file, write_text_atomic
+from gptq_hybrid.common.atomic import building_directory, building_file, keep_previous, write_text_atomic
 
 
 def test_a_finished_block_appears_under_its_name(tmp_path: Path) -> None:
@@ -93,3 +93,16 @@ def test_a_killed_process_leaves_the_old_file(tmp_path: Path) -> None:
     (temporary,) = (p.name for p in tmp_path.iterdir() if p != path)
     assert temporary.startswith(".config.json.")
     assert temporary.endswith(".tmp")
+
+
+def test_what_is_replaced_is_kept_unless_it_is_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "list.json"
+    assert keep_previous(path, "new") is None
+    path.write_text("old")
+    assert keep_previous(path, "old") is None
+    assert [keep_previous(path, "new"), keep_previous(path)] == [
+        tmp_path / "list.json.bak",
+        tmp_path / "list.json.bak.1",
+    ]
+    assert (tmp_path / "list.json.bak").read_text() == "old"
+    assert path.read_text() == "old"

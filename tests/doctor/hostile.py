@@ -77,7 +77,7 @@ def refused(folder: Path, *more: str, run: Callable[..., Ended] = run_here) -> l
     """Return the findings of a checkpoint that must be called bad, without a traceback."""
     ended = run(folder, "--json", *more)
     assert "Traceback" not in ended.err, ended.err[-600:]
-    content = json.loads(ended.out)
+    [content] = json.loads(ended.out)["result"]["checkpoints"]
     assert ended.code == {"faulty": 1, "unreadable": 2}[content["verdict"]]
     findings: list[dict[str, str]] = content["findings"]
     assert any(finding["severity"] == "error" for finding in findings)

@@ -247,9 +247,18 @@ def test_a_dry_run_says_the_same_and_writes_nothing(bases: Bases, case_id: str, 
     path = broken(bases, case_id, tmp_path)
     before = snapshot(path)
     promised = repair(path, mtp_from=bases["bf16"], dry_run=True)
-    assert promised.left
     assert snapshot(path) == before
-    assert repair(path, mtp_from=bases["bf16"]).done == promised.done
+    kept = repair(path, mtp_from=bases["bf16"])
+    assert (promised.done, promised.left) == (kept.done, kept.left)
+
+
+def test_a_dry_run_lists_what_stays_broken(bases: Bases, tmp_path: Path) -> None:
+    path = broken(bases, "head-absent", tmp_path)
+    (path / "tokenizer.json").unlink()
+    promised = repair(path, mtp_from=bases["bf16"], dry_run=True)
+    assert promised.done
+    assert "tokenizer-missing" in {finding.rule for finding in promised.left}
+    assert not any(finding.rule.startswith("mtp") for finding in promised.left)
 
 
 class TestCopies:

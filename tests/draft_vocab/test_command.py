@@ -66,7 +66,7 @@ def test_only_what_was_replied_is_in_the_list(folder: Path, texts: Path, tmp_pat
 
     out = tmp_path / "elsewhere.json"
     done = qwen36("draft-vocab", folder, "--data", texts, "--out", out, "--json")
-    printed = json.loads(done.stdout)
+    printed = json.loads(done.stdout)["result"]
     assert printed["file"] == str(out)
     assert not (folder / DRAFT_VOCAB_FILE).exists()
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
@@ -84,7 +84,7 @@ def test_only_what_was_replied_is_in_the_list(folder: Path, texts: Path, tmp_pat
 def test_text_of_two_sources_is_counted_together(folder: Path, texts: Path, tmp_path: Path) -> None:
     (tmp_path / "more.txt").write_text("Every token of this tiny hybrid model has a successor. " * 9)
     done = qwen36("draft-vocab", folder, "--data", texts, "--data", tmp_path / "more.txt", "--json")
-    source = json.loads(done.stdout)["source"]
+    source = json.loads(done.stdout)["result"]["source"]
     assert [text["text"] for text in source["texts"]] == ["texts.jsonl", "more.txt"]
     assert source["counted"]["documents"] == 13
     assert source["counted"]["tokens_of_texts_without_roles"] > 0
@@ -95,7 +95,7 @@ def test_rows_that_are_no_text_stop_nothing_and_are_counted_in_the_list(folder: 
     bad = texts.with_name("bad.jsonl")
     bad.write_text(texts.read_text() + json.dumps({"text": "cut: \ud83d"}) + "\n" + json.dumps(image) + "\n")
     done = qwen36("draft-vocab", folder, "--data", bad, "--json")
-    [text] = json.loads(done.stdout)["source"]["texts"]
+    [text] = json.loads(done.stdout)["result"]["source"]["texts"]
     assert text["left_out"].items() >= {"with_broken_text": 1, "with_images": 1}.items()
 
 

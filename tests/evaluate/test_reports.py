@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,13 +22,15 @@ from gptq_hybrid.evaluate import (
     ScoresError,
     as_json,
     build_evaluation,
+    evaluation_summary,
     evaluation_tables,
     from_json,
     plot_evaluation,
     read_evaluation,
     write_evaluation,
+    write_evaluation_page,
 )
-from gptq_hybrid.evaluate.table import choose_decimals
+from gptq_hybrid.evaluate.table import choose_decimals, kld_unit
 from tests.evaluate.made import random_scores, scores, shifted
 
 DOMAINS = ("en", "de", "python", "a-domain-of-a-long-name")
@@ -54,10 +57,14 @@ def result() -> Evaluation:
     )
 
 
-def printed(evaluation: Evaluation, width: int = 110) -> str:
+def printed(evaluation: Evaluation, width: int = 110, *, wide: bool = True) -> str:
     output = io.StringIO()
-    Console(width=width, file=output).print(evaluation_tables(evaluation))
+    Console(width=width, file=output).print(evaluation_tables(evaluation, wide=wide))
     return output.getvalue()
+
+
+def numbers(text: str) -> list[str]:
+    return re.findall(r"\d[\d.,]*", text)
 
 
 def test_json_comes_back_equal(result: Evaluation, tmp_path: Path) -> None:
@@ -139,6 +146,54 @@ def test_tables_fit_in_110_columns_and_lose_no_digit(result: Evaluation) -> None
     assert "better" in text
 
 
+def test_80_columns_are_enough_without_intervals(result: Evaluation) -> None:
+    # What the constructor of the fixture calls a domain of a long name is folded; no figure is.
+    text, roomy = (printed(result, width, wide=False) for width in (80, 200))
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+    assert "…" not in text
+    cells = [line for line in roomy.splitlines() if line.startswith(("all", "en", "de", "python"))]
+    assert len(cells) > 10
+    for line in cells:
+        figures = numbers(line)
+        assert any(numbers(other) == figures for other in text.splitlines()), line
+    assert "99.9" not in text
+
+
+def test_the_summary_says_who_is_closer_and_by_how_much(result: Evaluation) -> None:
+    lines = evaluation_summary(result)
+    assert lines[0].startswith("static is ")
+    assert "m-nats per token from Qwen3.6-27B [" in lines[0]
+    [line] = [line for line in lines if "closer" in line and "plain" in line and "static" in line]
+    # Every document's KLD is three times the other's.
+    assert line.startswith("static is 67 % closer to Qwen3.6-27B than plain [rounding] $x$ [67, 67].")
+    ratio = result.comparisons[0].kld_ratio
+    assert ratio is not None
+    assert ratio.value == pytest.approx(1 / 3)
+
+
+def test_the_summary_does_not_call_alike_what_it_cannot_tell_apart() -> None:
+    documents = random_scores(np.random.default_rng(4), "en", 12)
+    evaluation = build_evaluation({"a": documents, "b": documents}, reference="r", resamples=100)
+    assert any(
+        line.startswith("No difference between a and b is shown") for line in evaluation_summary(evaluation)
+    )
+
+
+@pytest.mark.parametrize(("shift", "said"), [(1.0, False), (400.0, True)])
+def test_what_is_broken_is_remarked(shift: float, said: bool) -> None:
+    documents = shifted(random_scores(np.random.default_rng(5), "en", 12), shift)
+    lines = evaluation_summary(build_evaluation({"q": documents}, reference="r", resamples=100))
+    assert any("broken rather than rounded" in line for line in lines) is said
+
+
+@pytest.mark.parametrize(
+    ("largest", "unit"),
+    [(0.02, "m-nats"), (2e-4, "m-nats"), (2e-5, "µ-nats"), (1.6e-8, "n-nats"), (0.0, "m-nats")],
+)
+def test_the_unit_fits_the_figures(largest: float, unit: str) -> None:
+    assert kld_unit(largest)[1] == unit
+
+
 def test_warnings_stand_below_the_table_once(result: Evaluation) -> None:
     text = printed(result)
     assert "single !" in text
@@ -204,3 +259,18 @@ def test_without_matplotlib_the_error_names_the_extra(
         plot_evaluation(result, tmp_path / "never.png")
     assert caught.value.remedy == "Run: pip install 'vllm-qwen36-plugin[eval]'"
     assert not list(tmp_path.iterdir())
+
+
+def test_the_page_has_the_result_and_its_picture(result: Evaluation, tmp_path: Path) -> None:
+    plot_evaluation(result, tmp_path / "evaluation.png")
+    write_evaluation_page(result, tmp_path / "evaluation.html", picture=tmp_path / "evaluation.png")
+    text = (tmp_path / "evaluation.html").read_text()
+    raw = text.partition('id="result">')[2].partition("</script>")[0]
+    assert json.loads(raw) == json.loads(json.dumps(as_json(result)))
+    assert "plain [rounding] $x$" in text
+    assert text.count("data:image/png;base64,") == 1
+    for domain in DOMAINS:
+        assert f"<td>{domain}</td>" in text
+    assert "<dt>fingerprint of reference</dt><dd>00ff</dd>" in text
+    write_evaluation_page(result, tmp_path / "bare.html", picture=None)
+    assert "data:image" not in (tmp_path / "bare.html").read_text()

@@ -16,7 +16,7 @@ from gptq_hybrid.checkpoint.families.qwen3_5 import QWEN3_5
 from gptq_hybrid.cli import build_app
 from gptq_hybrid.demo.builder import DemoCheckpoint
 from gptq_hybrid.doctor import Fault, Finding, Inspection, Rule, Severity, check_mtp
-from gptq_hybrid.doctor.serve_line import gpu_profiles, profile_for
+from gptq_hybrid.doctor.place import gpu_profiles, profile_for
 from gptq_hybrid.hooks import CalibrationSource, GpuProfile, get_plugin_manager, hookimpl
 
 

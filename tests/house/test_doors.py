@@ -27,26 +27,28 @@ FLOORS = {
         ("demo", "sensitivity"),
         ("quantize",),
         ("definition",),
-        ("writer", "evaluate"),
+        ("writer", "evaluate", "live"),
         ("recipes",),
         ("upstream",),
         ("doctor", "calibration", "streaming", "draft_vocab", "losses"),
+        ("memory",),
         ("checkpoint",),
         ("hooks", "common", "packing"),
     ),
     "vllm_qwen36_plugin": (
         ("plugin",),  # what the distribution contributes to the hooks; loaded by name
         ("cli",),
+        ("env",),
         ("tune", "features", "models", "profiles"),
         ("draft_head",),
         ("act_order", "mtp_guard", "prefill", "cpu"),
-        ("start", "upstream"),
+        ("start", "upstream", "report"),
         ("options", "hookspecs", "log"),
         ("architectures", "errors"),
     ),
 }
 # Rooms of the other distribution that the plugin may import; the producer imports nothing of the plugin.
-OPEN_TO_THE_PLUGIN = {"common", "hooks", "checkpoint", "doctor", "packing"}
+OPEN_TO_THE_PLUGIN = {"common", "hooks", "checkpoint", "doctor", "live", "memory", "packing"}
 OPEN_TO_TUNE = {"calibration"}
 
 _NAME = rf"(?:{'|'.join(PACKAGES)})(?:\.[A-Za-z_]\w*)+"

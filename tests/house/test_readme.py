@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
-from gptq_hybrid.cli import build_app
+from gptq_hybrid.cli.help_page import whole_command
 
 from .pages import (
     LEDGERS,
@@ -91,7 +90,7 @@ def test_page_has_the_length_of_a_page(room: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_command_lines_are_the_programs(page: str) -> None:
-    root = typer.main.get_command(build_app())
+    root = whole_command()
     wrong = {
         " ".join(line): unknown
         for line in command_lines(read(PAGES[page]), "qwen36")
@@ -101,7 +100,7 @@ def test_command_lines_are_the_programs(page: str) -> None:
 
 
 def test_command_lines_that_the_program_lacks_are_seen() -> None:
-    root = typer.main.get_command(build_app())
+    root = whole_command()
     text = "```bash\nqwen36 check X --jsno \\\n  --mtp  # no --such\nqwen36 chek X\n```\n`qwen36 repair --outt D`"
     assert [unknown_words(root, line) for line in command_lines(text, "qwen36")] == [
         ["--jsno"],

@@ -83,7 +83,7 @@ def test_many_faults_stay_few_lines(command: Command, tmp_path: Path) -> None:
 
 
 def test_json_has_every_module_with_its_flags(command: Command, faulty: Path) -> None:
-    report = json.loads(command(str(faulty), "--json"))
+    report = json.loads(command(str(faulty), "--json"))["result"]
     assert (report["schema"], report["measure"], report["lacking"]) == (1, "relative_error", [])
     flags = {f"{m['layer']}.{m['kind']}": m["flags"] for m in report["modules"] if m["flags"]}
     assert flags == {
@@ -132,6 +132,10 @@ def test_the_plot_has_a_panel_a_block_a_line_a_kind_and_marks_what_stands_out(
 
 def test_the_plot_is_a_picture(command: Command, faulty: Path, tmp_path: Path) -> None:
     picture = tmp_path / "new" / "losses.png"
+    with pytest.raises(HybridError, match="there is no folder"):
+        command(str(faulty), "--plot", str(picture))
+    assert not picture.parent.exists()
+    picture.parent.mkdir()
     assert "losses.png" in command(str(faulty), "--plot", str(picture))
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert [p.name for p in picture.parent.iterdir()] == ["losses.png"]

@@ -132,6 +132,8 @@ def test_it_compiles_spills_nothing_and_moves_sixteen_bytes_at_a_time(
     compiled = launch.compiled(gpu)
     used = resources(compiled.asm["cubin"], tmp_path)
     assert used["STACK"] == used["LOCAL"] == 0
+    # Six blocks of 128 threads a multiprocessor. Triton 3.6 was measured with longer runs, and has fewer blocks.
+    assert used["REG"] <= (80 if expand.BLOCK_K == 128 else 168)
     assert compiled.metadata.shared <= 48 << 10  # what every GPU grants unasked
     stores = re.findall(r"st\.global[\w.:]*", compiled.asm["ptx"])
     assert stores

@@ -42,9 +42,8 @@ def test_json_picture_and_recipe_are_written(command: Command, tmp_path: Path) -
     recipe = tmp_path / "mine.toml"
     printed = command("--json", "--recipe-out", str(recipe), "--budget", "3%")
     scanned = read_sensitivity(tmp_path / "out" / "sensitivity.json")
-    assert json.loads(printed) == json.loads((tmp_path / "out" / "sensitivity.json").read_text())
+    assert json.loads(printed)["result"] == json.loads((tmp_path / "out" / "sensitivity.json").read_text())
     assert scanned.forms == ("rtn4", "rtn8")
-    assert str(tmp_path) not in printed
     assert (tmp_path / "out" / "sensitivity.png").is_file()
     assert load_recipe(recipe).settings["bits"] == 4
 

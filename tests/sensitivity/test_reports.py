@@ -14,8 +14,10 @@ from gptq_hybrid.sensitivity import (
     plot_sensitivity,
     rank_modules,
     read_sensitivity,
+    sensitivity_summary,
     sensitivity_tables,
     write_sensitivity,
+    write_sensitivity_page,
 )
 from gptq_hybrid.sensitivity._plot import _grid
 from gptq_hybrid.streaming import CheckpointWeights
@@ -53,16 +55,27 @@ def test_modules_are_ranked_by_what_they_cost(weights: CheckpointWeights) -> Non
     assert [module.name for module, _ in rank_modules(made, "rtn8")[:2]] == [DOWN, QKV]
 
 
-def test_tables_fit_110_columns_and_name_the_costliest(weights: CheckpointWeights) -> None:
+@pytest.mark.parametrize(("width", "wide"), [(110, True), (80, False)])
+def test_tables_fit_and_name_the_costliest(weights: CheckpointWeights, width: int, wide: bool) -> None:
     made = result(weights.layout, {DOWN: {4: 0.01, 8: 0.001}}, otherwise=CHEAP)
     out = StringIO()
-    Console(file=out, width=110).print(sensitivity_tables(made, worst=1))
+    Console(file=out, width=width).print(sensitivity_tables(made, worst=1, wide=wide))
     lines = out.getvalue().splitlines()
     costliest = next(i for i, line in enumerate(lines) if "Costliest" in line)
     shown = [line for line in lines[costliest:] if "mlp.down_proj" in line]
     assert shown[0].split()[0] == "4"
     assert all("…" not in line for line in lines)
     assert any(line.strip().startswith("sum / together") for line in lines)
+    assert "0.0000" not in out.getvalue()
+
+
+def test_the_summary_names_the_costliest_and_explains_the_head(weights: CheckpointWeights) -> None:
+    made = result(weights.layout, {DOWN: {4: 0.01, 8: 0.001}}, otherwise=CHEAP)
+    first, *others = sensitivity_summary(made)
+    assert first.startswith(
+        "Costliest at rtn4: mlp.down_proj of layer 4, with 10 m-nats per token by itself."
+    )
+    assert any(line.startswith("(lm_head: most recipes leave it in 16 bits") for line in others)
 
 
 def test_the_picture_places_modules_by_layer_and_kind(weights: CheckpointWeights, tmp_path: Path) -> None:
@@ -83,3 +96,13 @@ def test_the_picture_places_modules_by_layer_and_kind(weights: CheckpointWeights
 def test_a_precision_that_changed_nothing_can_be_drawn(weights: CheckpointWeights, tmp_path: Path) -> None:
     plot_sensitivity(result(weights.layout, {}, otherwise={4: 0.0}), tmp_path / "map.png")
     assert (tmp_path / "map.png").is_file()
+
+
+def test_the_page_has_every_module(weights: CheckpointWeights, tmp_path: Path) -> None:
+    made = result(weights.layout, {DOWN: {4: 0.01, 8: 0.001}}, otherwise=CHEAP)
+    plot_sensitivity(made, tmp_path / "sensitivity.png")
+    write_sensitivity_page(made, tmp_path / "sensitivity.html", picture=tmp_path / "sensitivity.png")
+    text = (tmp_path / "sensitivity.html").read_text()
+    first_table = text.partition("<tbody>")[2].partition("</tbody>")[0]
+    assert first_table.count("<tr>") == len(rank_modules(made))
+    assert "data:image/png;base64," in text

@@ -17,6 +17,8 @@ from gptq_hybrid.checkpoint import Checkpoint
 from gptq_hybrid.common.vllm_server import Acceptance, cpu_arguments, cpu_environment, vllm_server
 from gptq_hybrid.demo.builder import DemoCheckpoint
 from gptq_hybrid.doctor.serve_line import serve_arguments
+from gptq_hybrid.live import Reading, advise, read, scrape
+from gptq_hybrid.memory import CPU_ALIGNMENT, cache_layout
 
 pytestmark = pytest.mark.engine
 
@@ -36,6 +38,7 @@ class Served:
     acceptance: Acceptance
     sampled: list[list[int]]
     accepted_of_sampled: int
+    reading: Reading
     log: str
     processes_left: list[str]
 
@@ -55,6 +58,7 @@ def serve(path: Path, log: Path, drafts: int) -> Served:
             for prompt in PROMPTS[:4]
         ]
         accepted = server.acceptance().accepted - acceptance.accepted
+        reading = read(scrape(server.url))
     left = subprocess.run(
         ["ps", "-eo", "args"], capture_output=True, text=True, check=True
     ).stdout.splitlines()
@@ -64,6 +68,7 @@ def serve(path: Path, log: Path, drafts: int) -> Served:
         acceptance=acceptance,
         sampled=[reply["choices"][0]["token_ids"] for reply in sampled],
         accepted_of_sampled=accepted,
+        reading=reading,
         log=log.read_text(errors="replace"),
         processes_left=[line for line in left if str(path) in line],
     )
@@ -98,6 +103,32 @@ def test_every_draft_of_an_intact_head_is_accepted(with_mtp: Served) -> None:
     assert acceptance.accepted == acceptance.proposed
     assert acceptance.per_position == (acceptance.drafts, acceptance.drafts)
     assert acceptance.length == 3.0
+
+
+def test_the_server_shows_the_plugin_and_what_it_does(with_mtp: Served, without_mtp: Served) -> None:
+    look = with_mtp.reading
+    assert look.plugin is not None
+    assert (look.plugin["drafts"], look.plugin["device"]) == ("2", "cpu")
+    assert {state.path: state.state for state in look.paths} == {
+        "MTP head": "verified",
+        "act order": "none",
+        "drafts": "bf16",
+    }
+    assert look.counters.accepted >= with_mtp.acceptance.accepted > 0
+    assert [finding for finding in advise(look) if finding.severity == "error"] == []
+    bare = without_mtp.reading
+    assert bare.plugin is not None
+    assert bare.path("MTP head") is None
+    assert [finding.rule for finding in advise(bare)] == ["no-drafts"]
+
+
+def test_the_cache_is_as_large_as_computed(
+    with_mtp: Served, without_mtp: Served, quantized: Callable[..., Any]
+) -> None:
+    checkpoint = Checkpoint.open(quantized("static").path)
+    for served, drafts in ((with_mtp, 2), (without_mtp, 0)):
+        layout = cache_layout(checkpoint, drafts=drafts, prefix_caching=False, alignment=CPU_ALIGNMENT)
+        assert served.reading.number("kv_cache_size_tokens") == layout.reported_tokens(1 << 30, 512)
 
 
 def test_sampled_replies_are_the_models_with_and_without_drafts(

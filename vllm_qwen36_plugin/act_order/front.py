@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_qwen36_plugin.errors import ActOrderError
 from vllm_qwen36_plugin.log import logger
 from vllm_qwen36_plugin.options import PluginOptions
+from vllm_qwen36_plugin.report import note
 from vllm_qwen36_plugin.start import (
     INDEXED_FORMATS,
     enter_salt,
@@ -80,6 +81,7 @@ def _problems(vllm_config: Any, options: PluginOptions) -> list[tuple[str, str]]
         return []
     if options.act_order_check == "off":
         logger.info("vllm-qwen36-plugin: act-order check is off (act_order_check=off)")
+        note("act order", "unchecked", "act_order_check is off")
         return []
     name = str(model.model)
     if passed_in_parent(_PASSED, name):
@@ -108,6 +110,10 @@ def _problems(vllm_config: Any, options: PluginOptions) -> list[tuple[str, str]]
     if not problems:
         _log_cost(report, lora=getattr(vllm_config, "lora_config", None) is not None)
         note_passed(_PASSED, name)
+        if report.permuted:
+            note("act order", "served", f"{len(report.permuted)} modules have a permuted g_idx")
+        else:
+            note("act order", "none", "every g_idx is in natural order")
     return problems
 
 

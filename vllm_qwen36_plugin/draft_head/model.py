@@ -11,6 +11,7 @@ from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMetho
 from vllm_qwen36_plugin.log import logger
 from vllm_qwen36_plugin.mtp_guard.worker import Qwen3_5MTP as _CheckedQwen3_5MTP
 from vllm_qwen36_plugin.options import PluginOptions
+from vllm_qwen36_plugin.report import note
 from vllm_qwen36_plugin.start import enter_salt
 
 from .banner import DraftReport
@@ -46,6 +47,7 @@ class Qwen3_5MTP(_CheckedQwen3_5MTP):  # noqa: N801 - vLLM's name for it
             logger.warning(
                 "vllm-qwen36-plugin: drafts stay as vLLM makes them because %s", error or repr(error)
             )
+            note("drafts", "stock", error or repr(error))
             return
         self._settings = settings
 
@@ -85,7 +87,9 @@ class Qwen3_5MTP(_CheckedQwen3_5MTP):  # noqa: N801 - vLLM's name for it
                     "vllm-qwen36-plugin: drafts use the model's own output head because %s",
                     error or repr(error),
                 )
-        logger.info("%s", self._report.line(settings.precision, self.model, self.draft_head))
+        line = self._report.line(settings.precision, self.model, self.draft_head)
+        logger.info("%s", line)
+        note("drafts", settings.precision, line.partition(": ")[2])
 
     def _draft_head(self, lm_head: torch.nn.Module, settings: DraftSettings) -> DraftHead | None:
         if get_tensor_model_parallel_world_size() > 1:

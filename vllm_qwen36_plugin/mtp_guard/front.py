@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_qwen36_plugin.errors import MtpHeadError
 from vllm_qwen36_plugin.log import logger
 from vllm_qwen36_plugin.options import PluginOptions
+from vllm_qwen36_plugin.report import note
 from vllm_qwen36_plugin.start import (
     INDEXED_FORMATS,
     note_passed,
@@ -70,6 +71,7 @@ def _problems(draft: MtpDraft, options: PluginOptions) -> list[tuple[str, str]] 
 
     if options.mtp_check == "off":
         logger.info("vllm-qwen36-plugin: MTP check is off (mtp_check=off)")
+        note("MTP head", "unchecked", "mtp_check is off")
         return None
     banner = f"vllm-qwen36-plugin {version('vllm-qwen36-plugin')} active: mtp hard check"
     if draft.load_format not in INDEXED_FORMATS:
@@ -95,6 +97,7 @@ def _problems(draft: MtpDraft, options: PluginOptions) -> list[tuple[str, str]] 
     problems = [(finding.message, finding.remedy) for finding in findings if _refuses(finding)]
     if not problems:
         logger.info("%s (files in order, %.0f ms)", banner, (time.perf_counter() - begun) * 1e3)
+        note("MTP head", "checked", "its files are in order")
         note_passed(_PASSED, draft.model)
     return problems
 

@@ -11,6 +11,7 @@ from vllm.model_executor.models.qwen3_5_mtp import Qwen3_5MTP as _StockQwen3_5MT
 from vllm_qwen36_plugin.errors import MtpHeadError
 from vllm_qwen36_plugin.log import logger
 from vllm_qwen36_plugin.options import PluginOptions
+from vllm_qwen36_plugin.report import note
 from vllm_qwen36_plugin.upstream.vllm_config import draft_load_config, load_format, quantization_config
 
 from .front import head_refusal
@@ -63,6 +64,7 @@ class Qwen3_5MTP(_StockQwen3_5MTP):  # type: ignore[misc]  # noqa: N801 - vLLM's
             raise self._logged_error(problems)
         if _first_rank():
             logger.info("MTP head verified: %d tensors loaded", len(expected) or len(arrived))
+            note("MTP head", "verified", f"{len(expected) or len(arrived)} tensors arrived in the worker")
         return loaded
 
     def _problems(

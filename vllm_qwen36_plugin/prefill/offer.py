@@ -6,6 +6,7 @@ Not from ``register()``: that would import vLLM's kernels into every command.
 from __future__ import annotations
 
 from vllm_qwen36_plugin.log import logger
+from vllm_qwen36_plugin.report import note
 
 
 def offer_kernel() -> None:
@@ -27,3 +28,4 @@ def offer() -> None:
         offer_kernel()
     except Exception as error:  # noqa: BLE001 - the model serves without it
         logger.warning("vllm-qwen36-plugin: prefill is off because %s", error or repr(error))
+        note("prefill", "off", error or repr(error))

@@ -1,5 +1,5 @@
-"""Shipped profiles of GPUs: serve flags (``ada``) and starts of prefill routes (``ada_prefill``)."""
+"""Shipped profiles of GPUs: cards by name (``cards``) and starts of prefill routes (``ada_prefill``)."""
 
-from .ada import ADA_PROFILES
+from .cards import CARDS
 
-__all__ = ["ADA_PROFILES"]
+__all__ = ["CARDS"]

@@ -18,6 +18,7 @@ from ._changes import Changes
 from ._config import correct_config
 from ._head import bring_head, graft_head, merge_head, split_head
 from ._index import correct_index
+from ._planned import PlannedFiles
 
 # Findings about a head that only another head cures; the others are a matter of index and config.
 _LOST = frozenset({"mtp-missing", "mtp-shape", "mtp-dtype", "mtp-values", "mtp-fused"})
@@ -29,7 +30,7 @@ class Repair:
 
     Attributes:
         done: a sentence for each change; empty if there was nothing to repair.
-        left: findings on the resulting checkpoint; in a dry run, on the present one.
+        left: findings on the resulting checkpoint; in a dry run, on the one that would result.
         path: where the result is: the checkpoint itself, or the copy.
         backups: names of files that hold what was replaced.
     """
@@ -92,7 +93,11 @@ def repair(
                 f"{error.filename or out or path}: cannot be written: {error.strerror or error}",
                 remedy="Nothing is lost. Make it writable, and run the same command again.",
             ) from error
-    return Repair(tuple(changes.sentences), tuple(_findings(Checkpoint.open(result))), result, backups)
+    if dry_run and changes.sentences:
+        after = Checkpoint.read(PlannedFiles(checkpoint.path, changes, copy=out is not None))
+    else:
+        after = Checkpoint.open(result)
+    return Repair(tuple(changes.sentences), tuple(_findings(after)), result, backups)
 
 
 def _findings(checkpoint: Checkpoint) -> list[Finding]:

@@ -84,6 +84,7 @@ def words(text: str) -> str:
 def test_figures_from_a_server(qwen36: Run, fake: Callable[..., None], here: Path) -> None:
     """Steps of 8 ms whatever the drafts, of which 0, 1, 2, 0, … are accepted: two drafts nearly halve the time."""
     fake(step_ms=8)
+    (here / "r").mkdir()
     code, out, err = qwen36(MINI, "prompts.jsonl", "--numbers", "2,0", *QUICK, "--out", "r/d.json")
     assert code == 0, err
     assert sorted(p.name for p in (here / "r").iterdir()) == [
@@ -165,7 +166,7 @@ def test_no_drafts_may_be_best(qwen36: Run, fake: Callable[..., None], here: Pat
 def test_json_is_all_that_is_printed(qwen36: Run, fake: Callable[..., None], here: Path) -> None:
     code, out, _ = qwen36(MINI, "prompts.jsonl", "--numbers", "0", *QUICK, "--json")
     assert code == 0
-    printed = json.loads(out)
+    printed = json.loads(out)["result"]
     assert (printed["path"], printed["plot"]) == ("qwen36-drafts.json", "qwen36-drafts.png")
     content = json.loads((here / "qwen36-drafts.json").read_text())
     assert {key: printed[key] for key in content} == content

@@ -17,7 +17,7 @@ from vllm_qwen36_plugin.tune.drafts import picture
 from vllm_qwen36_plugin.tune.drafts.choose import recommend
 from vllm_qwen36_plugin.tune.drafts.grid import Cell, Grid
 from vllm_qwen36_plugin.tune.drafts.result import CellResult, Results, percentile
-from vllm_qwen36_plugin.tune.drafts.table import cells_table, meaning
+from vllm_qwen36_plugin.tune.drafts.table import cells_table, meaning, serve_line
 
 
 def shown(grid: Grid, times: dict[tuple[int, int], list[float]]) -> str:
@@ -48,7 +48,7 @@ def test_the_flag_and_the_command_to_use() -> None:
         in text.replace("\n", " ")
     )
     assert "best by itself: 2 drafts at batch 1 (short), batch 1 (long)." in text
-    command = shlex.split(text.splitlines()[-1])
+    command = shlex.split(serve_line(grid(), recommend(grid(), all_cells(grid(), MIXED))))
     assert command[:2] == ["vllm", "serve"]
     assert command[-4:-2] == ["--kv-cache-dtype", "fp8"]
     assert json.loads(command[-1]) == {"method": "mtp", "num_speculative_tokens": 1}
@@ -65,7 +65,7 @@ def test_no_drafts_means_no_flag() -> None:
     text = paragraphs(grid(), slow)
     assert "No drafts: no more drafts are faster" in text
     assert "Serve without --speculative-config" in text
-    assert "speculative" not in text.splitlines()[-1]
+    assert "speculative" not in serve_line(grid(), recommend(grid(), all_cells(grid(), slow)))
 
 
 def test_what_repeats_cannot_tell_is_stated() -> None:

@@ -56,12 +56,11 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """A machine that measures made-up times, and a list of what it was to measure."""
     measured: list[dict[str, Any]] = []
 
-    def measure(
-        linears: Any, counts: Any, dtype: str, scratch_mib: int, fp8: bool, *, to_stderr: bool
-    ) -> Tuned:
+    def measure(linears: Any, counts: Any, dtype: str, scratch_mib: int, fp8: bool) -> Tuned:
         measured.append({"linears": linears, "dtype": dtype, "scratch_mib": scratch_mib, "fp8": fp8})
         return made_up(tuple(counts), fp8=fp8)
 
+    monkeypatch.setattr(command, "refuse_machine", lambda: None)
     monkeypatch.setattr(command, "check_machine", lambda fp8: fp8 is not False)
     monkeypatch.setattr(command, "busy_notes", list)
     monkeypatch.setattr(command, "_measure", measure)
@@ -164,6 +163,7 @@ def test_the_cpu_build_of_vllm(
     platforms = ModuleType("vllm.platforms")
     vars(platforms)["current_platform"] = Cpu()
     monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
+    monkeypatch.setattr(command, "refuse_machine", lambda: None)
     monkeypatch.setattr(command, "check_machine", lambda _: False)
     monkeypatch.setattr(command, "busy_notes", list)
     code, _, err = qwen36("tune", "prefill")
@@ -247,6 +247,7 @@ def test_a_profile_that_cannot_be_read_is_replaced(
 
 
 def test_a_place_and_a_picture_of_ones_own(qwen36: Run, here: Path, gpu: list[dict[str, Any]]) -> None:
+    (here / "p").mkdir()
     code, out, _ = qwen36(
         *(
             "tune",
@@ -281,7 +282,7 @@ def test_a_place_and_a_picture_of_ones_own(qwen36: Run, here: Path, gpu: list[di
 def test_json_is_all_that_is_printed(qwen36: Run, here: Path, gpu: list[dict[str, Any]]) -> None:
     code, out, err = qwen36("tune", "prefill", "--json", "--out", "profile.json")
     assert (code, err) == (0, "")
-    printed = json.loads(out)
+    printed = json.loads(out)["result"]
     assert printed["profile"] == json.loads((here / "profile.json").read_text())
     assert printed["path"] == "profile.json"
     assert printed["plot"] is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,23 +10,34 @@ from pathlib import Path
 from typing import Annotated, cast
 
 import typer
-from rich.console import Console
 
+from gptq_hybrid.common.envelope import print_json
 from gptq_hybrid.common.errors import HybridError
-from gptq_hybrid.common.extras import need
+from gptq_hybrid.common.extras import refuse_missing
 from gptq_hybrid.common.options import AsJson
 from gptq_hybrid.common.outputs import refuse_unwritable
 from gptq_hybrid.common.progress import counting_bars
 from gptq_hybrid.common.tables import plain
+from gptq_hybrid.common.terminal import SETTINGS, Step, err, note, print_next
+from gptq_hybrid.common.terminal import out as out_screen
 from gptq_hybrid.doctor.chat import readable_template
-from gptq_hybrid.doctor.serve_line import profile_for
+from gptq_hybrid.doctor.place import profile_for
 
 from .choose import Recommendation, recommend
-from .grid import BATCHES, CONTEXTS, COUNTS, Context, Grid, open_checkpoint, serve_flags, token_limits
+from .grid import (
+    BATCHES,
+    CONTEXTS,
+    COUNTS,
+    Context,
+    Grid,
+    open_checkpoint,
+    serve_flags,
+    token_limits,
+)
 from .prompts import read_prompts
 from .result import Results
 from .run import describe_progress, log_path, measure_grid, probe_machine, servers_end_on_signal
-from .table import cells_table, meaning
+from .table import cells_table, meaning, serve_line
 
 _MOST_DRAFTS, _MOST_BATCH = 16, 1024
 
@@ -98,7 +108,7 @@ def tune_drafts(
     refuse_unwritable("--out", out)
     refuse_unwritable("--plot", plot)
     if plot is not None:
-        need("matplotlib")
+        refuse_missing("matplotlib")
     workload = Workload(
         model,
         prompts,
@@ -146,14 +156,12 @@ def measure_drafts(workload: Workload, *, out: Path, plot: Path | None, as_json:
     """
     grid, environment = make_grid(workload)
     picture = plot or (out.with_suffix(".png") if find_spec("matplotlib") else None)
-    out.parent.mkdir(parents=True, exist_ok=True)
     results = Results.open(out, grid.settings(environment))
     try:
-        with servers_end_on_signal(), _progress(grid, results, to_stderr=as_json) as on_cell:
-            notes = measure_grid(grid, results, on_cell)
+        with servers_end_on_signal(), _progress(grid, results) as (on_cell, on_wait):
+            notes = measure_grid(grid, results, on_cell, on_wait)
     except (KeyboardInterrupt, SystemExit):
-        progress = plain(describe_progress(grid, results))
-        Console(stderr=True).print(progress, highlight=False, soft_wrap=True)
+        err().say(describe_progress(grid, results))
         raise
     recommendation = recommend(grid, results.cells)
     results.write(recommendation.as_json())
@@ -166,16 +174,16 @@ def measure_drafts(workload: Workload, *, out: Path, plot: Path | None, as_json:
             "vLLM's CPU build has been seen to accept no draft at a temperature above 0; a GPU may accept some"
         )
     if as_json:
-        typer.echo(
-            json.dumps(
-                {
-                    "path": str(out),
-                    "plot": None if picture is None else str(picture),
-                    "notes": notes,
-                    **results.as_json(recommendation.as_json()),
-                },
-                ensure_ascii=False,
-            )
+        serve = serve_line(grid, recommendation)
+        print_json(
+            {
+                "path": str(out),
+                "plot": None if picture is None else str(picture),
+                "notes": notes,
+                **results.as_json(recommendation.as_json()),
+            },
+            serve=serve,
+            steps=[Step("serve it", serve)],
         )
         return
     _show(grid, results, recommendation, notes, picture)
@@ -215,6 +223,7 @@ def make_grid(workload: Workload) -> tuple[Grid, dict[str, str]]:
         workload.vllm_args or "",
         profile=profile_for(environment["device"]) if on_gpu else None,
         batches=batches,
+        counts=counts,
         length=length,
         on_cpu=not on_gpu,
     )
@@ -269,24 +278,24 @@ def _parse_contexts(text: str | None) -> tuple[Context, ...]:
 
 
 @contextmanager
-def _progress(grid: Grid, results: Results, *, to_stderr: bool) -> Iterator[Callable[[str], None]]:
-    """Show a bar over all cells, with the cell that is being measured."""
-    with counting_bars(Console(stderr=to_stderr)) as progress:
+def _progress(
+    grid: Grid, results: Results
+) -> Iterator[tuple[Callable[[str], None], Callable[[float, str], None]]]:
+    """Show a bar over all cells, with the cell that is being measured, and what the server does as it starts."""
+    with counting_bars(err()) as progress:
         cells = grid.all_cells
 
         def done() -> int:
             return sum(cell in results.cells for cell in cells)
 
         if earlier := done():
-            progress.console.print(
-                f"{earlier} cells are taken from {plain(str(results.path))}", highlight=False
-            )
+            note(f"{earlier} cells are taken from {results.path}")
         task = progress.add_task("cells", total=len(cells), completed=earlier)
 
         def on_cell(what: str) -> None:
-            progress.update(task, description=what, completed=done())
+            progress.begin(task, what, completed=done())
 
-        yield on_cell
+        yield on_cell, progress.wait
         progress.update(task, description="measured", completed=done())
 
 
@@ -297,16 +306,19 @@ def _show(
     notes: list[str],
     picture: Path | None,
 ) -> None:
-    console = Console()
-    console.print(cells_table(grid, results.cells, recommendation))
-    for note in notes:
-        console.print(f"[yellow]![/] {plain(note)}", highlight=False)
+    screen = out_screen()
     for text in meaning(grid, recommendation):
-        console.print(plain(text), highlight=False, soft_wrap=True)
+        screen.say(text)
+    if not SETTINGS.quiet:
+        screen.say("")
+        screen.print(cells_table(grid, results.cells, recommendation))
+    for text in notes:
+        screen.print(f"[yellow]![/] {plain(text)}", soft_wrap=True)
+    if SETTINGS.quiet:
+        return
     logs = sorted({str(log_path(results.path, count)) for count in grid.counts})
     written = [str(results.path), *([] if picture is None else [str(picture)])]
-    console.print(
-        plain(f"\nWritten: {', '.join(written)}; the servers' logs: {', '.join(logs)}"), highlight=False
-    )
+    screen.say(f"Written: {', '.join(written)}; the servers' logs: {', '.join(logs)}")
     if picture is None:
-        console.print("For a picture: pip install 'vllm-qwen36-plugin[eval]'", highlight=False, markup=False)
+        screen.say("For a picture: pip install 'vllm-qwen36-plugin[eval]'")
+    print_next(Step("serve it", serve_line(grid, recommendation)))

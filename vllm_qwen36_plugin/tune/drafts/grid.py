@@ -155,6 +155,7 @@ def serve_flags(
     *,
     profile: GpuProfile | None,
     batches: Sequence[int],
+    counts: Sequence[int],
     length: int,
     on_cpu: bool,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -164,6 +165,7 @@ def serve_flags(
         checkpoint: the one that is served.
         extra: the user's own arguments, as typed. They go last, because vLLM goes by the last of two.
         profile: of the GPU; its flags are used if the user gives none.
+        counts: numbers of drafts; there must be memory for the most of them.
         batches: requests in flight; the server must take as many.
         length: most tokens of prompt and answer together.
         on_cpu: whether vLLM runs on the CPU, which needs flags of its own.
@@ -182,13 +184,14 @@ def serve_flags(
             f"--max-num-seqs {limit} does not let {max(batches)} requests run at once",
             remedy=f"Give --batches up to {limit}, or a larger --max-num-seqs in --vllm-args.",
         )
-    base = serve_arguments(checkpoint, None if words else profile, drafts=0, chat=False)
+    card = None if words else profile
+    base = serve_arguments(checkpoint, card, drafts=0, chat=False, most_drafts=max(counts))
     cpu = cpu_arguments() if on_cpu else []
     for_measuring: list[str] = [] if on_cpu else ["--no-enable-prefix-caching"]
     for name, value in (("--max-num-seqs", max(batches)), ("--max-model-len", length)):
         if name not in names:
             for_measuring += [name, str(value)]
-    for_use = serve_arguments(checkpoint, None if words else profile, drafts=0)
+    for_use = serve_arguments(checkpoint, card, drafts=0, most_drafts=max(counts))
     return (*base, *cpu, *for_measuring, *words), (*for_use, *cpu, *words)
 
 

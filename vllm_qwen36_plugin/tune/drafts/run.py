@@ -26,6 +26,7 @@ from .prompts import Contexts, Prompt
 from .result import CellResult, Repeat, Results, difference
 
 OnCell = Callable[[str], None]
+OnWait = Callable[[float, str], None]
 
 # Enough for every shape of the cell to be compiled and captured.
 _WARM_TOKENS = 32
@@ -82,13 +83,16 @@ def log_path(out: Path, drafts: int) -> Path:
     return out.with_name(f"{out.stem}.server-{drafts}.log")
 
 
-def measure_grid(grid: Grid, results: Results, on_cell: OnCell = lambda _: None) -> list[str]:
+def measure_grid(
+    grid: Grid, results: Results, on_cell: OnCell = lambda _: None, on_wait: OnWait | None = None
+) -> list[str]:
     """Measure every cell of ``grid`` that ``results`` lacks.
 
     Args:
         grid: what to measure.
         results: gets each cell once it is done.
         on_cell: called with what happens next, before a server starts and before each cell.
+        on_wait: called with the seconds so far and the last line of the server's log, while it starts.
 
     Returns:
         Notes for people.
@@ -101,13 +105,19 @@ def measure_grid(grid: Grid, results: Results, on_cell: OnCell = lambda _: None)
     for drafts in grid.counts:
         missing = [cell for cell in grid.cells(drafts) if cell not in results.cells]
         if missing:
-            _measure_with_server(grid, results, drafts, missing, on_cell, notes)
+            _measure_with_server(grid, results, drafts, missing, (on_cell, on_wait), notes)
     return list(notes)
 
 
 def _measure_with_server(
-    grid: Grid, results: Results, drafts: int, missing: list[Cell], on_cell: OnCell, notes: dict[str, None]
+    grid: Grid,
+    results: Results,
+    drafts: int,
+    missing: list[Cell],
+    tell: tuple[OnCell, OnWait | None],
+    notes: dict[str, None],
 ) -> None:
+    on_cell, on_wait = tell
     log = log_path(results.path, drafts)
     on_cell(f"{count_of_drafts(drafts)}: vllm serve starts")
     # Variables that the user has set go first.
@@ -116,7 +126,9 @@ def _measure_with_server(
     arguments = [*grid.arguments, *speculative_flags(drafts)]
     progress = describe_progress(grid, results)
     try:
-        with vllm_server(arguments, log=log, environment=environment, timeout=_START_SECONDS) as server:
+        with vllm_server(
+            arguments, log=log, environment=environment, timeout=_START_SECONDS, on_wait=on_wait
+        ) as server:
             client = Client(server.url, grid.temperature)
             contexts = Contexts(grid.prompts, client, client.max_model_len - grid.max_tokens)
             for cell in missing:

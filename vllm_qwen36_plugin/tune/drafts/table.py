@@ -71,9 +71,14 @@ def meaning(grid: Grid, recommendation: Recommendation) -> list[str]:
             f"{count_of_drafts(overall.against)}."
         )
     flags = speculative_flags(overall.count)
-    lines.append(f"Use: {shlex.join(flags)}" if flags else "Serve without --speculative-config:")
-    lines.append(shlex.join(["vllm", "serve", *grid.recommended, *flags]))
+    lines.append(f"Use: {shlex.join(flags)}" if flags else "Serve without --speculative-config.")
     return lines
+
+
+def serve_line(grid: Grid, recommendation: Recommendation) -> str:
+    """Return the shell line that serves with the count of drafts to use."""
+    flags = speculative_flags(recommendation.overall.count)
+    return shlex.join(["vllm", "serve", *grid.recommended, *flags])
 
 
 def _reason(grid: Grid, overall: Choice, parts: int) -> str:

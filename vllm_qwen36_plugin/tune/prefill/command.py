@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gptq_hybrid.common.atomic import keep_previous
+from gptq_hybrid.common.envelope import print_json
 from gptq_hybrid.common.errors import HybridError
-from gptq_hybrid.common.extras import need
+from gptq_hybrid.common.extras import refuse_missing
 from gptq_hybrid.common.options import AsJson
-from gptq_hybrid.common.outputs import refuse_unwritable
+from gptq_hybrid.common.outputs import refuse_unwritable, refuse_unwritable_folder
 from gptq_hybrid.common.progress import counting_bars
 from gptq_hybrid.common.quiet import output_to_log
+from gptq_hybrid.common.terminal import Step, print_next
 
-from .machine import busy_notes, check_machine
+from .machine import busy_notes, check_machine, refuse_machine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,11 +77,11 @@ def tune_prefill(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time the linears of a model on this GPU; vllm serve then takes the fastest route.
+    """Time the linears of a model on this GPU.
 
-    Times every quantized linear three ways, with random weights, by number of tokens: vLLM's own kernel, unpacking
-    first (exact), and 8-bit activations too (fp8). Without a profile vllm serve measures a little at its start.
-    Takes one to two minutes.
+    Serving then takes the fastest route. Times every quantized linear three ways, with random weights, by
+    number of tokens: vLLM's own kernel, unpacking first (exact), and 8-bit activations too (fp8). Without a
+    profile vllm serve measures a little at its start. Takes one to two minutes.
 
     Exit code 2: bad input, no vLLM, or no GPU.
     """
@@ -87,19 +90,21 @@ def tune_prefill(
         raise HybridError(f"--dtype {dtype} is not served", remedy=f"Give one of: {', '.join(_DTYPES)}.")
     from vllm_qwen36_plugin.prefill.profile import cache_folder
 
-    _refuse_outputs(out or cache_folder() / "prefill" / "profile.json", plot)
+    _refuse_outputs(out, cache_folder() / "prefill", plot)
+    refuse_machine()
     from .shapes import read_linears
 
     linears = read_linears(model)
     fp8 = check_machine(fp8)
     notes = busy_notes()
-    tuned = _measure(linears, counts, dtype, scratch_mib, fp8, to_stderr=as_json)
+    tuned = _measure(linears, counts, dtype, scratch_mib, fp8)
     if not tuned.linears:
         raise HybridError(
             "vLLM serves none of these linears by a kernel that this plugin knows",
             remedy="\n".join(tuned.notes) or "Try another GPU.",
         )
     path = _write(tuned, out, notes)
+    steps = [_next_step(path, own_place=out is None)]
     if plot is not None:
         from .picture import plot as draw
 
@@ -107,11 +112,19 @@ def tune_prefill(
     if as_json:
         content = {"path": str(path), "plot": None if plot is None else str(plot), **tuned.as_json()}
         content["notes"] = [*notes, *content["notes"]]
-        typer.echo(json.dumps(content, ensure_ascii=False))
+        print_json(content, steps=steps)
         return
     from .table import show
 
     show(tuned, path, plot, notes, own_place=out is None, scratch_mib=scratch_mib)
+    print_next(*steps)
+
+
+def _next_step(path: Path, *, own_place: bool) -> Step:
+    if own_place:
+        return Step("start vllm serve as before; it reads this profile")
+    switch = json.dumps({"qwen36": {"prefill_profile": str(path)}})
+    return Step(f"serve with it: add --additional-config '{switch}' to your vllm serve line")
 
 
 def parse_tokens(text: str | None) -> tuple[int, ...]:
@@ -134,11 +147,13 @@ def parse_tokens(text: str | None) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def _refuse_outputs(out: Path, plot: Path | None) -> None:
+def _refuse_outputs(out: Path | None, own_place: Path, plot: Path | None) -> None:
+    if out is None:
+        refuse_unwritable_folder("--out", own_place)
     refuse_unwritable("--out", out)
     refuse_unwritable("--plot", plot)
     if plot is not None:
-        need("matplotlib")
+        refuse_missing("matplotlib")
 
 
 def _measure(
@@ -147,8 +162,6 @@ def _measure(
     dtype: str,
     scratch_mib: int,
     fp8: bool,
-    *,
-    to_stderr: bool,
 ) -> Tuned:
     """Measure under a progress bar; what vLLM prints goes to a log.
 
@@ -160,7 +173,7 @@ def _measure(
     from vllm_qwen36_plugin.errors import CompatError
 
     with (
-        output_to_log("tune", stderr=to_stderr) as terminal,
+        output_to_log("tune") as terminal,
         counting_bars(terminal) as progress,
     ):
         task = progress.add_task("vLLM starts", total=None)
@@ -212,6 +225,10 @@ def _write(tuned: Tuned, out: Path | None, notes: list[str]) -> Path:
                 profile = read(out).merged(profile)
             except ProfileError as error:
                 notes.append(f"{error}; it was replaced")
+    else:
+        kept = keep_previous(out)
+        if kept is not None:
+            notes.append(f"the file that was there before is in {kept}")
     try:
         write(out, profile)
     except OSError as error:

@@ -5,11 +5,34 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.common.machine import may_have_gpu
 
 # Ampere: below, the plugin leaves linears to vLLM.
 _LEAST_CAPABILITY = (8, 0)
 # Bytes in use on a GPU at the start; this process's own context takes fewer.
 _BUSY = 2 << 30
+
+
+def refuse_machine() -> None:
+    """Refuse, before torch is imported, a machine without vLLM or certainly without a GPU.
+
+    Raises:
+        HybridError: it is one.
+    """
+    if find_spec("vllm") is None:
+        raise HybridError(
+            "vLLM is not installed, and its kernels are to be measured",
+            remedy="Where the model is to be served, run: pip install 'vllm-qwen36-plugin[serve]'",
+        )
+    if not may_have_gpu():
+        raise _no_gpu()
+
+
+def _no_gpu() -> HybridError:
+    return HybridError(
+        "there is no CUDA GPU to measure on",
+        remedy="Run qwen36 tune prefill on the machine that serves the model; nvidia-smi lists its GPUs.",
+    )
 
 
 def check_machine(fp8: bool | None) -> bool:
@@ -18,18 +41,11 @@ def check_machine(fp8: bool | None) -> bool:
     Raises:
         HybridError: the machine has no vLLM or no GPU to measure on, or ``fp8`` is asked of a GPU without it.
     """
-    if find_spec("vllm") is None:
-        raise HybridError(
-            "vLLM is not installed, and its kernels are to be measured",
-            remedy="Where the model is to be served, run: pip install 'vllm-qwen36-plugin[serve]'",
-        )
+    refuse_machine()
     import torch
 
     if not torch.cuda.is_available():
-        raise HybridError(
-            "there is no CUDA GPU to measure on",
-            remedy="Run qwen36 tune prefill on the machine that serves the model; nvidia-smi lists its GPUs.",
-        )
+        raise _no_gpu()
     name, capability = torch.cuda.get_device_name(0), torch.cuda.get_device_capability(0)
     if capability < _LEAST_CAPABILITY:
         raise HybridError(

@@ -7,11 +7,11 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from gptq_hybrid.common.tables import plain, report_table
+from gptq_hybrid.common.terminal import SETTINGS, out
 from vllm_qwen36_plugin.options import SECTION, PluginOptions
 from vllm_qwen36_plugin.prefill.banner import gemm_suffix
 from vllm_qwen36_plugin.prefill.shape import Shape
@@ -168,12 +168,14 @@ def _chunk(tuned: Tuned, tokens: int) -> str:
 def show(
     tuned: Tuned, path: Path, plot: Path | None, notes: list[str], *, own_place: bool, scratch_mib: int
 ) -> None:
-    """Print the table, the notes and the meaning; arguments as in :func:`meaning`."""
-    console = Console()
-    console.print(times_table(tuned))
-    for note in (*notes, *tuned.notes):
-        console.print(f"[yellow]![/] {plain(note)}", highlight=False)
+    """Print the meaning, the table and the notes; arguments as in :func:`meaning`."""
+    screen = out()
     for text in meaning(tuned, path, own_place=own_place, scratch_mib=scratch_mib):
-        console.print(plain(text), highlight=False, soft_wrap=True)
+        screen.say(text)
+    if not SETTINGS.quiet:
+        screen.say("")
+        screen.print(times_table(tuned))
+    for note in (*notes, *tuned.notes):
+        screen.print(f"[yellow]![/] {plain(note)}", soft_wrap=True)
     if plot is not None:
-        console.print(plain(f"Drawn in {plot}."), highlight=False, soft_wrap=True)
+        screen.say(f"Drawn in {plot}.")

@@ -25,9 +25,11 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put files with engines first: one that starts last would run on alone after the other workers are done."""
-    with_engine = {item.path for item in items if item.get_closest_marker("engine")}
-    items.sort(key=lambda item: item.path not in with_engine)
+    """Put long files first, as those with engines: one that starts last would run on alone."""
+    first = {
+        item.path for item in items if item.get_closest_marker("engine") or item.get_closest_marker("long")
+    }
+    items.sort(key=lambda item: item.path not in first)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The plugin's commands of ``qwen36``: ``tune prefill`` and ``tune drafts``."""
+"""The plugin's commands of ``qwen36``: ``tune prefill``, ``tune drafts`` and ``contract``."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ class TuneGroup(TyperGroup):
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Add ``tune prefill`` and ``tune drafts``."""
+    """Add ``tune prefill``, ``tune drafts`` and ``contract``."""
     from .tune.drafts.command import tune_drafts
     from .tune.prefill.command import tune_prefill
+    from .upstream.contract.command import contract
 
     tune = typer.Typer(
         cls=TuneGroup,
@@ -39,3 +40,4 @@ def add_commands(app: typer.Typer) -> None:
     tune.command("prefill")(tune_prefill)
     tune.command("drafts")(tune_drafts)
     app.add_typer(tune, name="tune")
+    app.command("contract")(contract)

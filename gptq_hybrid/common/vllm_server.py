@@ -142,6 +142,7 @@ def vllm_server(
     log: Path,
     environment: Mapping[str, str] | None = None,
     timeout: float = 600.0,
+    vllm: Sequence[str] = (),
 ) -> Iterator[Server]:
     """Run ``vllm serve`` on a free port of the loopback interface until the block ends.
 
@@ -152,13 +153,14 @@ def vllm_server(
         log: the file for the server's output.
         environment: variables to set beside this process's own.
         timeout: seconds until the server must be ready.
+        vllm: the ``vllm`` command, of another environment say; without it that of :func:`vllm_command`.
 
     Raises:
         ServerExitedError: the server exited; the message quotes its last lines.
         HybridError: the server was not ready after ``timeout`` seconds; the message quotes its last lines.
     """
     port = _free_port()
-    command = [*vllm_command(), "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)]
+    command = [*(vllm or vllm_command()), "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)]
     with log.open("wb") as output:
         # A session of its own, so that the engine processes end with it.
         process = subprocess.Popen(

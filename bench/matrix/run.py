@@ -114,7 +114,7 @@ def vllm_row(version: str, folder: Path, plugin: Path, only: Sequence[str], ways
     command = vllm_environment(version, folder / f"vllm-{version}")
     path = os.pathsep.join(filter(None, (str(plugin), os.environ.get("PYTHONPATH"))))
     where, built = place(command.with_name("python"))
-    row: Json = {"vllm": version, "place": where, "compiled": built, "cells": {}, "aside": []}
+    row: Json = {"vllm": version, "place": where, "compiled": built, "cells": {}}
     for name, case in CASES.items():
         for way in case.ways():
             if name not in only or way not in ways:
@@ -138,7 +138,7 @@ def vllm_row(version: str, folder: Path, plugin: Path, only: Sequence[str], ways
             del cell["text"]
             cell["message"] = [line.replace(str(folder), "")[:300] for line in outcome.message[:3]]
             row["cells"].setdefault(name, {})[way] = cell
-            row["aside"] = sorted({*row["aside"], *ASIDE.findall(log.read_text(errors="replace"))})
+            cell["aside"] = sorted(set(ASIDE.findall(log.read_text(errors="replace"))))
             print(version, name, way, json.dumps(cell), sep=" | ", flush=True)
     return row
 

@@ -76,6 +76,11 @@ def found() -> Touches:
 UNCALLED = {
     "vllm.config:VllmConfig.compute_hash": "takes in `additional_config`, which carries the key of compiled graphs",
     "vllm.plugins:load_general_plugins": "calls `register` in every process",
+    # Dispatchers are found by what they hold, not by name.
+    "vllm.v1.spec_decode.utils:_eagle_step_slot_mapping_metadata": "launches a step of drafts",
+    "vllm.v1.sample.rejection_sampler:_rejection_greedy_sample": "launches the sampler",
+    "vllm.v1.sample.rejection_sampler:_rejection_random_sample": "launches the sampler",
+    "vllm.v1.sample.rejection_sampler:_sample_recovered_tokens": "launches the sampler",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterable, Iterator
 from itertools import takewhile
 
@@ -80,6 +81,9 @@ class Touches:
                 for alias in node.names:
                     if name := self.named(f"{node.module}.{alias.name}"):
                         yield node.lineno, name
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                # A module that is imported by its name in a string.
+                dotted = node.value if re.fullmatch(r"\w+(\.\w+)+", node.value) else None
             elif isinstance(node, ast.Attribute):
                 dotted = None if node.attr.startswith("__") else _dotted(node, bound)
             elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _BY_NAME:

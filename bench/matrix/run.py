@@ -1,4 +1,4 @@
-"""Which feature works in which version of vLLM, and whether the producer's files are the same in which of gptqmodel.
+"""Which feature works in which version of vLLM, and are the producer's files the same in each of gptqmodel?
 
     python -m bench.matrix.run FOLDER --vllm 0.26.0 0.33.0        # rows of servers on this CPU
     python -m bench.matrix.run FOLDER --gptqmodel 7.7.0 --transformers 5.16.1 5.24.0

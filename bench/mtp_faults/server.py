@@ -51,7 +51,10 @@ def serve_once(
     temperature: float = 0,
     vllm: Sequence[str] = (),
 ) -> Outcome:
-    """Serve ``model``, by this environment's command or another's; ``plugins`` becomes ``VLLM_PLUGINS`` ("" is stock)."""
+    """Serve ``model``, by another environment's command if one is given.
+
+    ``plugins`` becomes ``VLLM_PLUGINS``; "" is stock vLLM.
+    """
     drafts = ("--speculative-config", SPECULATIVE) if speculative else ()
     arguments = [str(model), *FLAGS, *drafts, *extra]
     environment = cpu_environment() | {

@@ -82,8 +82,10 @@ class Touches:
                     if name := self.named(f"{node.module}.{alias.name}"):
                         yield node.lineno, name
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                # A module that is imported by its name in a string.
-                dotted = node.value if re.fullmatch(r"\w+(\.\w+)+", node.value) else None
+                # A module that is imported by its name in a string; "vllm.log" is a file, "vllm.qwen36" a logger.
+                name = self.named(node.value) if re.fullmatch(r"\w+(\.\w+)+", node.value) else None
+                if name and "." in name.partition(":")[0]:
+                    yield node.lineno, name
             elif isinstance(node, ast.Attribute):
                 dotted = None if node.attr.startswith("__") else _dotted(node, bound)
             elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _BY_NAME:
@@ -133,9 +135,9 @@ class Touches:
                     names |= {field.id for field in fields if isinstance(field, ast.Name)}
                     plain = (target for n in node.body if isinstance(n, ast.Assign) for target in n.targets)
                     names |= {target.id for target in plain if isinstance(target, ast.Name)}
-                if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-                    if isinstance(node.value, ast.Name) and node.value.id == "self":
-                        names.add(node.attr)
+                stored = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+                if stored and isinstance(node.value, ast.Name) and node.value.id == "self":
+                    names.add(node.attr)
             names |= self.tree.defined(source.name)
         return names
 
@@ -145,9 +147,9 @@ class Touches:
         for node in ast.walk(source.tree):
             if isinstance(node, ast.Attribute) and not _dotted(node, bound):
                 yield node.lineno, node.attr
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _BY_NAME:
-                if isinstance(node.args[1], ast.Constant) and not _dotted(node.args[0], bound):
-                    yield node.lineno, str(node.args[1].value)
+            key = _asked_by_name(node)
+            if key is not None and not _dotted(node.args[0], bound):
+                yield node.lineno, key
 
 
 def _dotted(node: ast.AST, bound: dict[str, str]) -> str | None:
@@ -168,6 +170,12 @@ def _constants(tree: ast.Module) -> dict[str, str]:
     }
 
 
+def _asked_by_name(node: ast.AST) -> str | None:
+    """The name in ``getattr(object, "name")`` and the like."""
+    asks = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _BY_NAME
+    return str(node.args[1].value) if asks and isinstance(node.args[1], ast.Constant) else None
+
+
 def _members(node: ast.ClassDef) -> Iterator[tuple[int, str]]:
     """Methods of a class, and what it takes of ``self``, ``cls`` and ``super()``; dunder names left out."""
     for inner in ast.walk(node):
@@ -179,8 +187,7 @@ def _members(node: ast.ClassDef) -> Iterator[tuple[int, str]]:
             own = isinstance(owner, ast.Name) and owner.id in ("self", "cls")
             above = isinstance(owner, ast.Call) and ast.unparse(owner.func) == "super"
             name = inner.attr if own or above else None
-        elif isinstance(inner, ast.Call) and isinstance(inner.func, ast.Name) and inner.func.id in _BY_NAME:
-            if ast.unparse(inner.args[0]) == "self" and isinstance(inner.args[1], ast.Constant):
-                name = str(inner.args[1].value)
+        elif (key := _asked_by_name(inner)) is not None and ast.unparse(inner.args[0]) == "self":
+            name = key
         if name and not (name.startswith("__") and name.endswith("__")):
             yield inner.lineno, name

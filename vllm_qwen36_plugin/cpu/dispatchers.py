@@ -4,7 +4,7 @@ Without Triton its CPU runner puts a function in place of each kernel, by the ke
 five kernels are launched by a dispatcher that took hold of the kernel at import. It finds a Python function that
 only stands for the kernel, and the first request with drafts ends the engine: "Cannot inspect kernel parameters".
 
-Changes: ``kernel`` of those dispatchers, in ``spec_decode.utils`` and ``rejection_sampler``: leads to vLLM's function.
+Changes: ``kernel`` of dispatchers in ``spec_decode.utils`` and ``rejection_sampler`` leads to that function.
 Why: stock 0.30.0 dies at the first request with MTP on a CPU; 0.31.0 replaces what is launched.
 Versions: run on 0.30.0. Up to 0.29 there are no dispatchers, from 0.31 on no stale ones: nothing is changed.
 Checks: a dispatcher is touched only if its kernel is a plain function, and vLLM's takes as many arguments.

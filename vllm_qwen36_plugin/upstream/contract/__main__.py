@@ -2,8 +2,8 @@
 
     python -m vllm_qwen36_plugin.upstream.contract [TARGET …] [--check]
 
-TARGET is what ``qwen36 contract`` takes. For whoever changes this project: after a new touch, or when a new version has
-been read and is supported. ``seen.json`` and ``CONTRACT.md`` are written here, in the sources.
+TARGET is what ``qwen36 contract`` takes. For whoever changes this project: after a new touch, or when a new version
+has been read and is supported. ``seen.json`` and ``CONTRACT.md`` are written here, in the sources.
 """
 
 from __future__ import annotations

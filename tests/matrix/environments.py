@@ -110,7 +110,9 @@ def producer_environment(gptqmodel: str, transformers: str, folder: Path) -> Pat
         install = ("pip", "install", "-q", "--python", python)
         # Its source archive asks for an installed torch while it is built.
         uv(*install, "torch", "setuptools", "wheel", *dependencies())
-        versions = {"gptqmodel": gptqmodel, "transformers": transformers}
+        # gptqmodel 6 takes any `kernels`; transformers of its day breaks with other ones than its extra names.
+        extra = "[kernels]" if gptqmodel.startswith("6.") else ""
+        versions = {"gptqmodel": gptqmodel, f"transformers{extra}": transformers}
         pins = [f"{name}=={version}" for name, version in versions.items() if version != "newest"]
         uv(*install, "--no-build-isolation-package", "gptqmodel", *pins, *dependencies("quantize"))
         (folder / "done").touch()

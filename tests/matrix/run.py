@@ -138,7 +138,9 @@ def vllm_row(version: str, folder: Path, plugin: Path, only: Sequence[str], ways
             right = None if outcome.text is None else outcome.text == demo.expected_text(prompt, TOKENS)
             cell: Json = asdict(outcome) | {"right": right}
             del cell["text"]
-            cell["message"] = [line.replace(str(folder), "")[:300] for line in outcome.message[:3]]
+            ours = outcome.message[:1] and outcome.message[0].startswith("vllm-qwen36-plugin:")
+            kept = outcome.message[:3] if ours else outcome.message[-3:]
+            cell["message"] = [line.replace(str(folder), "")[:300] for line in kept]
             row["cells"].setdefault(name, {})[way] = cell
             cell["aside"] = sorted(set(ASIDE.findall(log.read_text(errors="replace"))))
             _say(version, name, way, json.dumps(cell))

@@ -66,6 +66,7 @@ def pass_table(result: Json) -> str:
         if m in _SHOWN
     ]
     shares = {"plugin": "exact", "plugin_fp8": "fp8", "cublas": "dense all along"}
+    shares |= {name: title for name, title in results.HUMMING.items() if name in rows[0]}
     return table(
         [
             Column("stock", "layout"),
@@ -74,7 +75,7 @@ def pass_table(result: Json) -> str:
             *(Column(title, ("over", name), ".2f") for name, title in shares.items()),
         ],
         rows,
-        f"{linear_environment(result)}. Linears of 64 layers in CUDA graphs, sums of medians; the last three as a "
+        f"{linear_environment(result)}. Linears of 64 layers in CUDA graphs, sums of medians; the rest as a "
         "share of stock, with the starts that start-up found",
     )
 

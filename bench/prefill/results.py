@@ -17,7 +17,9 @@ from typing import NamedTuple
 from bench.results import Json
 
 PLUGIN = "plugin"
-VARIANTS = (PLUGIN, "stock", "exact", "fp8", "machete", "bf16")
+# The plugin as it comes, on the card as it is.
+DEFAULT = "default"
+VARIANTS = (PLUGIN, DEFAULT, "stock", "exact", "fp8", "humming", "machete", "bf16")
 WAYS = ("stock", "exact", "fp8")
 # With --graphs a pass is recorded with the way it goes, so that each way is a process.
 GRAPHED = ("exact", "fp8")
@@ -153,6 +155,14 @@ MODULES = {
 }
 LAYERS = {name: layers for name, (_, _, layers) in MODULES.items()}
 _NAMES = {"stock": "stock", "plugin": "plugin, exact", "plugin_fp8": "plugin, fp8", "cublas": "dense"}
+# Kernels of `humming-kernels`, by their activations; those of 8 bits are quantized within the call.
+HUMMING = {
+    "humming": "Humming",
+    "humming_e4m3": "e4m3",
+    "humming_e4m3_groups": "e4m3, groups",
+    "humming_int8": "int8",
+    "humming_int8_groups": "int8, groups",
+}
 
 
 def us(row: Json, name: str) -> float | None:
@@ -174,7 +184,7 @@ def passes(result: Json) -> dict[str, dict[int, dict[str, float]]]:
         by_m = [{row["m"]: row for row in shape["rows"]} for shape in shapes]
         for m in sorted(set.intersection(*map(set, by_m))):
             rows = [rows[m] for rows in by_m]
-            for name in _NAMES:
+            for name in (*_NAMES, *HUMMING):
                 each = [us(row, name) for row in rows]
                 if None not in each:
                     total = sum(

@@ -12,7 +12,6 @@ from bench.results import Json
 from bench.tables import table
 
 HERE = Path(__file__).parent
-RECORD = "7.6.0"
 COLUMNS = ("MTP", "act order", "drafts", "lost head", "bad option")
 
 
@@ -55,20 +54,23 @@ def reasons_table(result: Json) -> str:
 
 
 def producer_table(result: Json) -> str:
-    """A row a pair of versions: the tensors written, and whether their bytes are those of the first row."""
+    """A row a set of versions: the tensors written, and a letter for their bytes."""
+    letters: dict[str, str] = {}
     rows = []
-    first = next(row["recipes"] for row in result["rows"] if row["gptqmodel"] == RECORD)
     for row in result["rows"]:
         cells = []
-        for name, recipe in row["recipes"].items():
+        for recipe in row["recipes"].values():
             if "error" in recipe:
                 cells.append(f"fails: `{recipe['error']}`")
                 continue
-            same = "the same bytes" if recipe["digest"] == first[name]["digest"] else "other bytes"
-            cells.append(f"{recipe['tensors']}, {same}{', slower' if recipe['slower'] else ''}")
+            letter = letters.setdefault(recipe["digest"], chr(ord("A") + len(letters)))
+            cells.append(f"{recipe['tensors']} {letter}{', slower' if recipe['slower'] else ''}")
         rows.append([f"{row['gptqmodel']}, {row['transformers']}, {row['torch']}", *cells])
+    names = [name for row in result["rows"] for name in row["recipes"]]
     title = "gptqmodel, transformers, torch"
-    return table([title, *first], rows, f"Tensors written; their bytes against the first row of {RECORD}")
+    return table(
+        [title, *dict.fromkeys(names)], rows, "Tensors written; one letter stands for the same bytes"
+    )
 
 
 PAGE = Page(

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from itertools import takewhile
 
-from vllm_qwen36_plugin.upstream.contract.packages import Package
+from vllm_qwen36_plugin.upstream.contract.packages import PACKAGES, Package
 from vllm_qwen36_plugin.upstream.contract.shapes import shape_of
 
 from .source_tree import Source, SourceTree
@@ -20,7 +20,9 @@ MADE = {
 }
 # A name that is found at run time in another place than where it is asked for.
 ELSEWHERE = {
-    "vllm.platforms:current_platform.device_count": "vllm.platforms.cuda:NvmlCudaPlatform.device_count"
+    "vllm.platforms:current_platform.device_count": "vllm.platforms.cuda:NvmlCudaPlatform.device_count",
+    # Compiled; torch's own Parameter is made by it.
+    "torch:Tensor._make_subclass": "torch.nn.parameter:._make_subclass",
 }
 _BY_NAME = ("getattr", "hasattr", "setattr")
 
@@ -81,6 +83,14 @@ class Touches:
                 for alias in node.names:
                     if name := self.named(f"{node.module}.{alias.name}"):
                         yield node.lineno, name
+                    elif str(node.module).split(".")[0] in {*PACKAGES} - self.packages.keys():
+                        # Not installed here: what follows "import" is taken for a name, not a module.
+                        yield node.lineno, f"{node.module}:{alias.name}"
+            elif isinstance(node, ast.Import):
+                away = (
+                    a.name for a in node.names if a.name.split(".")[0] in {*PACKAGES} - self.packages.keys()
+                )
+                yield from ((node.lineno, name) for name in away)
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 # A module that is imported by its name in a string; "vllm.log" is a file, "vllm.qwen36" a logger.
                 name = self.named(node.value) if re.fullmatch(r"\w+(\.\w+)+", node.value) else None

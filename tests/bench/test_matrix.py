@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bench.matrix.report import producer_table, reasons_table, state, versions_table
+from bench.mtp_faults.server import what_was_said
 from tests.matrix.environments import dependencies
 from tests.matrix.run import CASES, keep
 
@@ -92,3 +93,30 @@ def test_options_are_the_plugins_alone_and_everything_else_is_served_by_stock_to
 def test_an_environment_gets_what_the_project_asks_for() -> None:
     assert "pluggy>=1.5" in dependencies()
     assert any(name.startswith("gptqmodel") for name in dependencies("quantize"))
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (
+            [
+                "(APIServer pid=7) INFO x",
+                "(APIServer pid=7) vllm-qwen36-plugin: no",
+                "(APIServer pid=7)   * why",
+            ],
+            ["vllm-qwen36-plugin: no", "  * why"],
+        ),
+        (
+            [
+                "(Worker pid=8) ERROR 11-30 16:49:21 [a.py:1] TypeError: the cause",
+                "(EngineCore pid=7) ERROR 11-30 16:49:21 [b.py:2] RuntimeError: Worker failed",
+                "(APIServer pid=6) INFO: 500",
+            ],
+            ["TypeError: the cause"],
+        ),
+        (["first", "", "ValueError: desc_act"], ["first", "ValueError: desc_act"]),
+    ],
+    ids=["ours", "engine", "anything"],
+)
+def test_of_a_log_what_ended_the_server_is_kept(lines: list[str], said: list[str]) -> None:
+    assert what_was_said(lines) == said

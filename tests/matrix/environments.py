@@ -110,10 +110,18 @@ def producer_environment(gptqmodel: str, transformers: str, folder: Path) -> Pat
         install = ("pip", "install", "-q", "--python", python)
         # Its source archive asks for an installed torch while it is built.
         uv(*install, "torch", "setuptools", "wheel", *dependencies())
-        # gptqmodel 6 takes any `kernels`; transformers of its day breaks with other ones than its extra names.
-        extra = "[kernels]" if gptqmodel.startswith("6.") else ""
-        versions = {"gptqmodel": gptqmodel, f"transformers{extra}": transformers}
+        # gptqmodel 6 takes any `kernels`, and transformers of its day breaks with others than its extra names. It
+        # also imports `requests` without asking for it.
+        six = gptqmodel.startswith("6.")
+        versions = {"gptqmodel": gptqmodel, f"transformers{'[kernels]' if six else ''}": transformers}
         pins = [f"{name}=={version}" for name, version in versions.items() if version != "newest"]
-        uv(*install, "--no-build-isolation-package", "gptqmodel", *pins, *dependencies("quantize"))
+        uv(
+            *install,
+            "--no-build-isolation-package",
+            "gptqmodel",
+            *pins,
+            *["requests"] * six,
+            *dependencies("quantize"),
+        )
         (folder / "done").touch()
     return folder / "bin" / "python"

@@ -33,7 +33,8 @@ from bench.results import Json
 from bench.variants import engine_arguments, main, saving
 
 VARIANTS = (
-    "none", "none-4", "stock", "stock:fp8", "auto", "w4", "w8", "fp8", "bf16:65536", "w4:65536", "w8:65536", "fp8:65536",
+    "none", "none-4", "stock", "stock:fp8", "auto", "w4", "w8", "fp8",
+    "bf16:65536", "w4:65536", "w8:65536", "fp8:65536",
 )  # fmt: skip
 _USUAL = ("none", "none-4", "stock", "auto", "w8:65536")
 _BATCHES, _NEW, _TINY_NEW = (1, 16), 128, 8

@@ -1,6 +1,6 @@
 """A W4A16 linear of the 27B by each route and number of tokens, on one GPU.
 
-    python -m bench.prefill.linear OUT.json [--layouts marlin machete] [--dtype bfloat16] [--humming]
+    python -m bench.prefill.linear OUT.json [--layouts marlin machete] [--dtype bfloat16]
 
 For each shape, with random weights of both signs, repacked by vLLM's own kernel:
 
@@ -8,8 +8,6 @@ For each shape, with random weights of both signs, repacked by vLLM's own kernel
     exact, fp8           each route, for any number of tokens
     plugin, plugin_fp8   what is served with prefill=auto and prefill=fp8: the op, with the starts found at start-up
     cublas               a dense weight that was there all along
-    humming…             with --humming: those of `humming-kernels`, which vLLM 0.33 has on Hopper, with activations
-                         of 16 bits or quantized to 8 within the call, by token or in groups of 128
 
 Microseconds a call in a CUDA graph, so without the host's share. Medians of rounds in which
 the variants take turns. Errors are root mean squares against float32, relative.
@@ -102,6 +100,9 @@ def build(
 
     k, n = qweight.shape[0] * 32 // BITS, qweight.shape[1]
     layer = torch.nn.Module()
+    # What vLLM's linears have, and its kernel for Humming reads.
+    layer.params_dtype, layer.has_bias = scales.dtype, False
+    layer.input_size_per_partition, layer.output_partition_sizes = k, [n]
     loader = {"weight_loader": lambda *_, **__: None}
     layer.register_parameter(
         "qweight",
@@ -184,38 +185,7 @@ def relative_rms(result: torch.Tensor, expected: torch.Tensor) -> float:
     return float((result.float() - expected).square().mean().sqrt() / expected.square().mean().sqrt())
 
 
-_HUMMING: dict[str, dict[str, Any] | None] = {
-    "humming": None,
-    "humming_e4m3": {"dtype": "float8e4m3"},
-    "humming_e4m3_groups": {"dtype": "float8e4m3", "group_size": _GROUP},
-    "humming_int8": {"dtype": "int8"},
-    "humming_int8_groups": {"dtype": "int8", "group_size": _GROUP},
-}
-
-
-def humming_layers(qweight: torch.Tensor, scales: torch.Tensor) -> dict[str, torch.nn.Module]:
-    """The weight in Humming's layouts, one a kind of activations: 16 bits, or quantized to 8 within the call."""
-    from humming.layer import HummingLayer
-
-    k, n = qweight.shape[0] * 32 // BITS, qweight.shape[1]
-    tensors = {
-        "qweight": qweight,
-        "scales": scales,
-        # Zero points of 8, as GPTQ's first format writes them: less one.
-        "qzeros": torch.full((k // _GROUP, n // 8), 0x77777777, dtype=torch.int32, device=qweight.device),
-        "g_idx": torch.arange(k, dtype=torch.int32, device=qweight.device) // _GROUP,
-    }
-    weights = {"quant_method": "gptq", "bits": BITS, "group_size": _GROUP, "sym": True}
-    layers: dict[str, torch.nn.Module] = {}
-    for name, activations in _HUMMING.items():
-        layer = HummingLayer(n, k, dict(weights), activations and dict(activations), torch_dtype=scales.dtype)
-        layers[name] = layer.to(qweight.device)
-        layers[name].load_from_tensors(tensors)
-        layers[name].transform()
-    return layers
-
-
-def measure(module: str, dtype: torch.dtype, *, humming: bool = False) -> dict[str, Any]:
+def measure(module: str, dtype: torch.dtype) -> dict[str, Any]:
     """All of one shape in the layout of the kernel that vLLM chooses now."""
     from gptq_hybrid.packing import dequantize_symmetric
     from vllm_qwen36_plugin.prefill import dispatch
@@ -243,7 +213,6 @@ def measure(module: str, dtype: torch.dtype, *, humming: bool = False) -> dict[s
         "rows": [],
     }
     routes = linear.routes
-    rivals = humming_layers(qweight, scales) if humming else {}
     for count in _ROWS:
         x = torch.randn(count, k, device="cuda", dtype=dtype)
         expected = x[:256].float() @ dense.float().t()
@@ -257,7 +226,6 @@ def measure(module: str, dtype: torch.dtype, *, humming: bool = False) -> dict[s
             calls[route] = lambda x=x, route=route: linear.run(route, x, weight)
         calls |= {"plugin": lambda x=x: served(("exact",), x), "plugin_fp8": lambda x=x: served(routes, x)}
         calls["cublas"] = lambda x=x: torch.nn.functional.linear(x, dense)
-        calls |= {name: lambda x=x, layer=rival: layer(x) for name, rival in rivals.items()}
         entry: dict[str, Any] = {
             "m": count,
             "error": {name: round(relative_rms(call()[:256], expected), 5) for name, call in calls.items()},
@@ -280,7 +248,6 @@ def main() -> None:
     parser = command_line(__doc__, "out")
     parser.add_argument("--layouts", nargs="+", default=["marlin", "machete"], choices=["marlin", "machete"])
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16"])
-    parser.add_argument("--humming", action="store_true")
     args = parser.parse_args()
     os.environ["VLLM_PLUGINS"] = ""
     torch.manual_seed(0)
@@ -294,11 +261,10 @@ def main() -> None:
         if layout == "machete" and torch.cuda.get_device_capability() != (9, 0):
             continue
         # Read by vLLM each time it chooses.
-        above = "" if layout == "machete" else "MacheteLinearKernel,HummingLinearKernel"
-        os.environ["VLLM_DISABLED_KERNELS"] = above
+        other = "" if layout == "machete" else "MacheteLinearKernel,"
+        os.environ["VLLM_DISABLED_KERNELS"] = other + "HummingLinearKernel"
         for module in MODULES:
-            humming = args.humming and layout == "marlin"
-            result["shapes"].append(measure(module, dtype, humming=humming))
+            result["shapes"].append(measure(module, dtype))
             save(args.out, result)
             gc.collect()
             torch.cuda.empty_cache()

@@ -154,15 +154,24 @@ MODULES = {
     "down": (17408, 5120, 64),
 }
 LAYERS = {name: layers for name, (_, _, layers) in MODULES.items()}
+# Tokens of `kernels.py`.
+KERNEL_ROWS = (1, 2, 3, 4, 8, 16, 32, 48, 64, 96, 128, 256, 512, 1024, 2048, 4096, 8192)
 _NAMES = {"stock": "stock", "plugin": "plugin, exact", "plugin_fp8": "plugin, fp8", "cublas": "dense"}
-# Kernels of `humming-kernels`, by their activations; those of 8 bits are quantized within the call.
-HUMMING = {
-    "humming": "Humming",
-    "humming_e4m3": "e4m3",
-    "humming_e4m3_groups": "e4m3, groups",
-    "humming_int8": "int8",
-    "humming_int8_groups": "int8, groups",
-}
+
+
+def kernel_passes(result: Json) -> list[Json]:
+    """Milliseconds of the linears of 64 layers by number of tokens and kernel, from a file of `kernels.py`."""
+    rows = []
+    for tokens in map(str, KERNEL_ROWS):
+        row: Json = {"m": int(tokens)}
+        for name in ("Marlin", "Machete", "Humming"):
+            each = [
+                (shape["us"][tokens].get(name), LAYERS[module]) for module, shape in result["shapes"].items()
+            ]
+            if all(us is not None for us, _ in each):
+                row[name] = sum(us * layers for us, layers in each) / 1e3
+        rows.append(row)
+    return rows
 
 
 def us(row: Json, name: str) -> float | None:
@@ -184,7 +193,7 @@ def passes(result: Json) -> dict[str, dict[int, dict[str, float]]]:
         by_m = [{row["m"]: row for row in shape["rows"]} for shape in shapes]
         for m in sorted(set.intersection(*map(set, by_m))):
             rows = [rows[m] for rows in by_m]
-            for name in (*_NAMES, *HUMMING):
+            for name in _NAMES:
                 each = [us(row, name) for row in rows]
                 if None not in each:
                     total = sum(

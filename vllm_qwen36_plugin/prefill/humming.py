@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import cycle
 from typing import Any
 
@@ -62,13 +62,15 @@ def kernel_for(shape: Shape, device: torch.device, patience: float = PATIENCE) -
     """Return what multiplies x ``[m, k]`` by words and scales in Marlin's layout: ``[m, n]``.
 
     Args:
-        patience: seconds to wait for kernels that are still being compiled.
+        patience: seconds to wait for kernels that are still being compiled, those of other shapes as well: beside
+            a compiler the host is too slow for what is measured next.
 
     Raises:
         TimeoutError: they are not there yet. Compiling goes on, and the next start finds them.
         Exception: whatever Humming or its compiler raises.
     """
     configs = begin(shape, device).result(timeout=max(patience, 0.001))
+    wait(tuple(_configs.values()), timeout=patience)
     from humming.ops import launch_kernel
 
     blocks = torch.cuda.get_device_properties(device).multi_processor_count

@@ -28,6 +28,9 @@ _WINDOW = 16
 _FEW = 128
 # Calls to watch; then the pace is settled.
 _CALLS = 4096
+# Windows after which a pace is believed: in the first passes kernels are still compiled and tuned (57 ms a layer
+# were seen, and 2.5 in the next pass).
+_WINDOWS = 8
 # As in measure.py: so much faster a route must be.
 _MARGIN = 0.03
 
@@ -67,6 +70,7 @@ class Pace:
     _last: float = 0.0
     _times: list[float] = field(default_factory=list)
     _calls: int = 0
+    _windows: int = 0
     _settled: Callable[[], None] = lambda: None
 
     def watch(
@@ -82,7 +86,7 @@ class Pace:
             linears: one a shape.
             times: GPU microseconds by shape, way and number of tokens.
             host_us: microseconds that the host takes for a call, by shape and way.
-            settled: called each time that `eager_from` has changed.
+            settled: called once, when the pace is believed.
         """
         linears = list(linears)
         if not linears:
@@ -126,16 +130,15 @@ class Pace:
             self._times.append(moment - self._last)
         self._last = moment
         if len(self._times) == _WINDOW:
-            mean = sum(self._times) / _WINDOW * 1e6
+            self._learn(sum(self._times) / _WINDOW * 1e6)
             self._times.clear()
-            if self.layer_us is None or mean < self.layer_us:
-                self._learn(mean)
 
-    def _learn(self, layer_us: float) -> None:
-        self.layer_us = layer_us
-        before = self.eager_from
-        self.eager_from = busy_from(self._stock_us, (layer_us + self._extra_us) / (1 - _MARGIN))
-        if self.eager_from != before:
+    def _learn(self, mean_us: float) -> None:
+        self._windows += 1
+        self.layer_us = min(mean_us, self.layer_us or mean_us)
+        start = busy_from(self._stock_us, (self.layer_us + self._extra_us) / (1 - _MARGIN))
+        self.eager_from = start if self._windows >= _WINDOWS else min(start, UNKNOWN)
+        if self._windows == _WINDOWS:
             self._settled()
 
 

@@ -1,7 +1,4 @@
-"""The page's tables. No torch here.
-
-python -m bench.pages matrix
-"""
+"""The page's tables: python -m bench.pages matrix. No torch here."""
 
 from __future__ import annotations
 
@@ -24,8 +21,8 @@ def state(cell: Json | None) -> str:
         return "refused" if ours else "does not start"
     if cell["right"] is None:
         return "dies at the request"
-    text = "" if cell["right"] else ", WRONG text"
-    return f"{cell['accepted']} of {cell['proposed']}{text}" if cell["proposed"] else f"served{text}"
+    drafts = f"{cell['accepted']} of {cell['proposed']}" if cell["proposed"] else "served"
+    return drafts + ("" if cell["right"] else ", WRONG text")
 
 
 def versions_table(result: Json) -> str:
@@ -43,41 +40,39 @@ def reasons_table(result: Json) -> str:
     """Why a server did not do what was asked, other than by the plugin's refusal; and what the plugin left off."""
     rows = []
     for row in result["rows"]:
-        for name, by_way in row["cells"].items():
-            for way, cell in by_way.items():
-                where = f"{row['vllm']}, {row['place']}"
-                said = state(cell)
-                if said in ("does not start", "dies at the request"):
-                    rows.append([where, f"{name}, {way}", said, f"`{cell['message'][-1].strip()[:160]}`"])
-                rows += [[where, f"{name}, {way}", "off", line] for line in cell.get("aside", ())]
-    return table(["vLLM", "case", "", "said"], [[*row] for row in rows])
+        each = [(f"{n}, {way}", c) for n, ways in row["cells"].items() for way, c in ways.items()]
+        for case, cell in each:
+            lines = [("off", line) for line in cell.get("aside", ())]
+            if (said := state(cell)) in ("does not start", "dies at the request"):
+                lines.append((said, f"`{cell['message'][-1].strip()[:160]}`"))
+            rows += [[f"{row['vllm']}, {row['place']}", case, *line] for line in lines]
+    return table(["vLLM", "case", "", "said"], rows)
 
 
 def producer_table(result: Json) -> str:
     """A row a set of versions: the tensors written, and a letter for their bytes."""
     letters: dict[str, str] = {}
-    rows = []
-    for row in result["rows"]:
-        cells = []
-        for recipe in row["recipes"].values():
-            if "error" in recipe:
-                cells.append(f"fails: `{recipe['error']}`")
-                continue
-            letter = letters.setdefault(recipe["digest"], chr(ord("A") + len(letters)))
-            cells.append(f"{recipe['tensors']} {letter}{', slower' if recipe['slower'] else ''}")
-        rows.append([f"{row['gptqmodel']}, {row['transformers']}, {row['torch']}", *cells])
-    names = [name for row in result["rows"] for name in row["recipes"]]
-    title = "gptqmodel, transformers, torch"
-    return table(
-        [title, *dict.fromkeys(names)], rows, "Tensors written; one letter stands for the same bytes"
-    )
+
+    def written(recipe: Json) -> str:
+        if "error" in recipe:
+            return f"fails: `{recipe['error']}`"
+        letter = letters.setdefault(recipe["digest"], chr(ord("A") + len(letters)))
+        return f"{recipe['tensors']} {letter}{', slower' if recipe['slower'] else ''}"
+
+    rows = [
+        [f"{row['gptqmodel']}, {row['transformers']}, {row['torch']}", *map(written, row["recipes"].values())]
+        for row in result["rows"]
+    ]
+    title = ["gptqmodel, transformers, torch", *result["rows"][0]["recipes"]]
+    return table(title, rows, "Tensors written; one letter stands for the same bytes")
 
 
+VLLM = HERE / "vllm.json"
 PAGE = Page(
     HERE / "README.md",
     {
-        "vllm": (versions_table, HERE / "vllm.json"),
-        "reasons": (reasons_table, HERE / "vllm.json"),
+        "vllm": (versions_table, VLLM),
+        "reasons": (reasons_table, VLLM),
         "producer": (producer_table, HERE / "producer.json"),
     },
 )

@@ -85,8 +85,11 @@ def serve_once(
 
 
 def what_was_said(lines: Sequence[str]) -> list[str]:
-    """The plugin's message from its first line on; else the engine's own error; else the last lines."""
+    """The plugin's message from its first line on; else the engine's own error, or any; else the last lines."""
     said = [said for line in lines if (said := re.sub(r"^\(\w+ pid=\d+\) ", "", line)).strip()]
     ours = [i for i, line in enumerate(said) if line.startswith("vllm-qwen36-plugin:")]
     engine = [line for line in said if re.match(r"ERROR .*\] (?!Runtime|EngineDead)\w*Error: ", line)]
-    return said[ours[0] :] if ours else [line.split("] ", 1)[1] for line in engine[-1:]] or said[-8:]
+    if ours:
+        return said[ours[0] :]
+    named = [line.strip() for line in said if re.match(r"\s*Value error, |\w*Error: ", line)]
+    return [line.split("] ", 1)[1] for line in engine[-1:]] or named[-1:] or said[-8:]

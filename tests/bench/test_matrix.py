@@ -114,9 +114,13 @@ def test_an_environment_gets_what_the_project_asks_for() -> None:
             ],
             ["TypeError: the cause"],
         ),
-        (["first", "", "ValueError: desc_act"], ["first", "ValueError: desc_act"]),
+        (
+            ["pydantic_core.ValidationError: 1", "  Value error, desc_act [type=x]", "  For more visit y"],
+            ["Value error, desc_act [type=x]"],
+        ),
+        (["first", "", "killed"], ["first", "killed"]),
     ],
-    ids=["ours", "engine", "anything"],
+    ids=["ours", "engine", "front", "anything"],
 )
 def test_of_a_log_what_ended_the_server_is_kept(lines: list[str], said: list[str]) -> None:
     assert what_was_said(lines) == said

@@ -32,6 +32,7 @@ def uv(*arguments: str | Path) -> None:
 
 def plugin_from_its_wheel(folder: Path) -> Path:
     """Build the wheel of this checkout, unpack it into a folder for ``PYTHONPATH``, and return that folder."""
+    shutil.rmtree(folder, ignore_errors=True)
     uv("build", "-q", "--wheel", "--out-dir", folder, ROOT)
     (wheel,) = folder.glob("*.whl")
     uv("pip", "install", "-q", "--no-deps", "--target", folder / "plugin", wheel)

@@ -11,7 +11,7 @@ import pytest
 from bench.matrix.report import producer_table, reasons_table, state, versions_table
 from bench.mtp_faults.server import what_was_said
 from tests.matrix.environments import dependencies
-from tests.matrix.run import CASES, keep
+from tests.matrix.run import CASES, differences, keep
 
 
 def cell(**changed: Any) -> dict[str, Any]:
@@ -80,6 +80,20 @@ def test_the_same_bytes_have_the_same_letter() -> None:
         "9 B",
         "9 A, slower",
     ]
+
+
+def test_a_row_that_is_not_recorded_is_held_against_those_that_are() -> None:
+    def row(**recipe: Any) -> dict[str, Any]:
+        return {"gptqmodel": "8", "transformers": "6", "recipes": {"static-mse": recipe}}
+
+    recorded = [row(error="ImportError: x"), row(tensors=9, digest="a", slower=[])]
+    assert differences(row(tensors=9, digest="a", slower=[]), recorded) == []
+    for recipe, said in (
+        ({"tensors": 9, "digest": "b", "slower": []}, "other bytes than in any row of record"),
+        ({"tensors": 9, "digest": "a", "slower": ["the speed-ups are off"]}, "the speed-ups are off"),
+        ({"error": "ImportError: y"}, "ImportError: y"),
+    ):
+        assert differences(row(**recipe), recorded) == [f"gptqmodel 8, transformers 6, static-mse: {said}"]
 
 
 def test_options_are_the_plugins_alone_and_everything_else_is_served_by_stock_too() -> None:

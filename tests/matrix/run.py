@@ -187,6 +187,18 @@ def _bytes() -> Any:
     return torch.uint8
 
 
+def differences(row: Json, recorded: Sequence[Json]) -> list[str]:
+    """What a producer's row is not as in any that was recorded: a line a recipe."""
+    known = {recipe.get("digest") for kept in recorded for recipe in kept["recipes"].values()}
+    found = []
+    for name, recipe in row["recipes"].items():
+        slower = next(iter(recipe.get("slower", ())), None)
+        other = None if recipe.get("digest") in known else "other bytes than in any row of record"
+        if said := recipe.get("error") or slower or other:
+            found.append(f"gptqmodel {row['gptqmodel']}, transformers {row['transformers']}, {name}: {said}")
+    return found
+
+
 def keep(file: Path, key: Sequence[str], rows: Sequence[Json]) -> None:
     """Merge rows into a file, cell by cell; versions in order."""
     kept = {tuple(row[k] for k in key): row for row in (load(file) or {"rows": []})["rows"]}
@@ -213,7 +225,9 @@ def main() -> None:
     parser.add_argument("--gptqmodel", nargs="+", default=[], metavar="VERSION")
     parser.add_argument("--transformers", nargs="+", default=[], metavar="VERSION")
     parser.add_argument(
-        "--no-record", action="store_true", help="print rows, and leave the results as they are"
+        "--no-record",
+        action="store_true",
+        help="write no result; exit 1 where the producer's files are others",
     )
     parser.add_argument("--add", nargs="+", default=[], type=Path, metavar="FILE")
     args = parser.parse_args()
@@ -235,6 +249,8 @@ def main() -> None:
             row = producer_row(gptqmodel, transformers, folder, plugin)
             if not args.no_record:
                 keep(RESULTS / "producer.json", ("gptqmodel", "transformers"), [row])
+            elif other := differences(row, (load(RESULTS / "producer.json") or {"rows": []})["rows"]):
+                sys.exit("\n".join(other))
 
 
 if __name__ == "__main__":

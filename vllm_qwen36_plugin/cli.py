@@ -1,4 +1,4 @@
-"""The plugin's commands of ``qwen36``: ``env``, ``tune prefill`` and ``tune drafts``."""
+"""The plugin's commands of ``qwen36``: ``env``, ``contract``, ``tune prefill`` and ``tune drafts``."""
 
 from __future__ import annotations
 
@@ -24,8 +24,14 @@ class TuneGroup(LazyGroup):
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Add ``env``, ``tune prefill`` and ``tune drafts``."""
+    """Add ``env``, ``contract``, ``tune prefill`` and ``tune drafts``."""
     add_command(app, "env", f"{__package__}.env.command:env_command", "Print what a bug report needs.")
+    add_command(
+        app,
+        "contract",
+        f"{__package__}.upstream.contract.command:contract",
+        "Look for what the project touches in a release.",
+    )
     tune = typer.Typer(
         cls=TuneGroup,
         help="Measure this machine: kernels, or how many drafts pay.",

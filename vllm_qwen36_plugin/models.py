@@ -15,9 +15,12 @@ from .log import logger
 from .report import note
 
 if current_platform.is_cpu():
+    from .cpu.dispatchers import mend_dispatchers
     from .cpu.packed_weights import offer
 
     offer()
+    if mended := mend_dispatchers():
+        logger.debug("vllm-qwen36-plugin: vLLM's own functions in place of %s", ", ".join(mended))
 elif current_platform.is_cuda():
     from .prefill.offer import offer
 

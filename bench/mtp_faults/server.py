@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import time
+import urllib.error
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +23,10 @@ FLAGS = [*cpu_arguments(), "--max-model-len", "512", "--max-num-seqs", "4"]
 
 @dataclass
 class Outcome:
-    """What one server did. ``message`` holds what it said last when it did not start."""
+    """What one server did.
+
+    ``text`` is None if it did not start, or failed at the request; ``message`` then holds what it said last.
+    """
 
     started: bool
     seconds: float
@@ -43,8 +48,13 @@ def serve_once(
     extra: Sequence[str] = (),
     speculative: bool = True,
     timeout: float = 420,
+    temperature: float = 0,
+    vllm: Sequence[str] = (),
 ) -> Outcome:
-    """Serve ``model``; ``plugins`` becomes ``VLLM_PLUGINS`` ("" is stock vLLM)."""
+    """Serve ``model``, by another environment's command if one is given.
+
+    ``plugins`` becomes ``VLLM_PLUGINS``; "" is stock vLLM.
+    """
     drafts = ("--speculative-config", SPECULATIVE) if speculative else ()
     arguments = [str(model), *FLAGS, *drafts, *extra]
     environment = cpu_environment() | {
@@ -57,13 +67,17 @@ def serve_once(
             part for part in (str(pythonpath), os.environ.get("PYTHONPATH", "")) if part
         )
     begun = time.monotonic()
+    body = {"prompt": list(prompt), "max_tokens": max_tokens, "temperature": temperature}
+    outcome = Outcome(started=False, seconds=0)
     try:
-        with vllm_server(arguments, log=log, environment=environment, timeout=timeout) as server:
+        with vllm_server(arguments, log=log, environment=environment, timeout=timeout, vllm=vllm) as server:
             outcome = Outcome(started=True, seconds=round(time.monotonic() - begun, 1))
-            body = {"model": server.model, "prompt": list(prompt), "max_tokens": max_tokens, "temperature": 0}
-            outcome.text = server.post("/v1/completions", body)["choices"][0]["text"]
+            answer = server.post("/v1/completions", {"model": server.model, **body})
+            outcome.text = answer["choices"][0]["text"]
             counted = server.acceptance()
             outcome.proposed, outcome.accepted = counted.proposed, counted.accepted
+    except urllib.error.URLError:
+        outcome.message = what_was_said(log.read_text(errors="replace").splitlines())
     except ServerExitedError as error:
         outcome = Outcome(started=False, seconds=round(time.monotonic() - begun, 1), exit_code=error.code)
         outcome.message = what_was_said(log.read_text(errors="replace").splitlines())
@@ -71,7 +85,11 @@ def serve_once(
 
 
 def what_was_said(lines: Sequence[str]) -> list[str]:
-    """The plugin's message from its first line on, or the last lines of whatever ended the command."""
-    said = [line for line in lines if line.strip()]
+    """The plugin's message from its first line on; else the engine's own error, or any; else the last lines."""
+    said = [said for line in lines if (said := re.sub(r"^\(\w+ pid=\d+\) ", "", line)).strip()]
     ours = [i for i, line in enumerate(said) if line.startswith("vllm-qwen36-plugin:")]
-    return said[ours[0] :] if ours else said[-8:]
+    engine = [line for line in said if re.match(r"ERROR .*\] (?!Runtime|EngineDead)\w*Error: ", line)]
+    if ours:
+        return said[ours[0] :]
+    named = [line.strip() for line in said if re.match(r"\s*Value error, |\w*Error: ", line)]
+    return [line.split("] ", 1)[1] for line in engine[-1:]] or named[-1:] or said[-8:]

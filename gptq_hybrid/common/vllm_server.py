@@ -147,6 +147,7 @@ def vllm_server(
     environment: Mapping[str, str] | None = None,
     timeout: float = 600.0,
     on_wait: Callable[[float, str], None] | None = None,
+    vllm: Sequence[str] = (),
 ) -> Iterator[Server]:
     """Run ``vllm serve`` on a free port of the loopback interface until the block ends.
 
@@ -158,6 +159,7 @@ def vllm_server(
         environment: variables to set beside this process's own.
         timeout: seconds until the server must be ready.
         on_wait: called every 15 s until it is, with the seconds so far and the last line of its log.
+        vllm: the ``vllm`` command, of another environment say; without it that of :func:`vllm_command`.
 
     Raises:
         ServerExitedError: the server exited; the message quotes its last lines.
@@ -165,7 +167,7 @@ def vllm_server(
     """
     log = Path(log)
     port = _free_port()
-    command = [*vllm_command(), "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)]
+    command = [*(vllm or vllm_command()), "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)]
     with log.open("wb") as output:
         # A session of its own, so that the engine processes end with it.
         process = subprocess.Popen(

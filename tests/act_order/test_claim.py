@@ -70,11 +70,12 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     import gptq_hybrid.doctor
     from vllm_qwen36_plugin.upstream import gptq
 
-    def there_is(version: str, *, cuda: bool = True, devices: int = 1) -> None:
+    def there_is(version: str, *, cuda: bool = True, devices: int = 1, kernels: bool = True) -> None:
         monkeypatch.setattr(gptq, "stock_serves_act_order", lambda: True)
         monkeypatch.setattr(gptq_hybrid.doctor, "installed_vllm", lambda: VllmRelease(version))
         monkeypatch.setattr(type(current_platform), "is_cuda", lambda _: cuda)
         monkeypatch.setattr(type(current_platform), "device_count", lambda _: devices, raising=False)
+        monkeypatch.setattr(gptq, "stock_kernels_run_here", lambda: kernels)
 
     return there_is
 
@@ -97,6 +98,38 @@ def test_where_ours_was_measured_faster_it_is_taken(version: str, installed: Cal
 def test_elsewhere_than_on_one_nvidia_gpu_it_is_not(other: Any, installed: Callable[..., None]) -> None:
     installed("0.26.0", **other)
     assert not claim.claims(ACT_ORDER, None, HYBRID)
+
+
+@pytest.mark.parametrize("user", [None, "gptq_marlin"])
+def test_where_vllms_kernel_is_not_in_the_library_ours_serves(
+    user: str | None, installed: Callable[..., None]
+) -> None:
+    installed("0.29.0", cuda=False, kernels=False)
+    assert claim.claims(ACT_ORDER, user, HYBRID)
+
+
+@pytest.mark.parametrize(
+    ("cpu", "architecture", "avx512", "there"),
+    [
+        (True, "X86", False, False),
+        (True, "X86", True, True),
+        (True, "ARM", False, True),
+        (False, "X86", False, True),
+    ],
+)
+def test_vllms_kernel_for_4_bits_needs_avx512_on_x86(
+    monkeypatch: pytest.MonkeyPatch, cpu: bool, architecture: str, avx512: bool, there: bool
+) -> None:
+    import torch
+    from vllm.platforms import CpuArchEnum, current_platform
+
+    from vllm_qwen36_plugin.upstream import gptq
+
+    monkeypatch.setattr(type(current_platform), "is_cpu", lambda _: cpu)
+    arch = CpuArchEnum[architecture]
+    monkeypatch.setattr(type(current_platform), "get_cpu_architecture", lambda *_: arch)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: avx512)
+    assert gptq.stock_kernels_run_here() is there
 
 
 @pytest.mark.parametrize("user", ["gptq", "gptq_marlin", "auto_gptq"])

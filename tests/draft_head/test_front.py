@@ -24,7 +24,9 @@ def on_ada(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(front, "current_device", lambda: ("cuda", (8, 9)))
 
 
-def config(model: Path | str, section: Any, *, method: str | None = "mtp", gpus: int = 1) -> Any:
+def config(
+    model: Path | str, section: Any, *, method: str | None = "mtp", gpus: int = 1, tokens: int = 2
+) -> Any:
     draft = SimpleNamespace(
         model=str(model), revision=None, hf_config=SimpleNamespace(architectures=["Qwen3_5MTP"])
     )
@@ -36,7 +38,7 @@ def config(model: Path | str, section: Any, *, method: str | None = "mtp", gpus:
         parallel_config=SimpleNamespace(tensor_parallel_size=gpus),
         speculative_config=None
         if method is None
-        else SimpleNamespace(method=method, draft_model_config=draft),
+        else SimpleNamespace(method=method, draft_model_config=draft, num_speculative_tokens=tokens),
     )
 
 
@@ -53,6 +55,14 @@ def add_list(folder: Path, *, tokenizer: str | None = None, size: int | None = N
     size = config.get("text_config", config)["vocab_size"] if size is None else size
     write_draft_vocab(folder / "draft_vocab.json", DraftVocab(sha, size, tuple(range(100)), {}, {}))
     return folder
+
+
+def test_the_length_of_drafts_tells_compiled_graphs_apart(original: DemoCheckpoint) -> None:
+    assert [salt(original.path, None, tokens=n)["tokens a draft"] for n in (1, 3)] == ["1", "3"]
+    by_batch = config(original.path, None)
+    by_batch.speculative_config.num_speculative_tokens_per_batch_size = [(1, 4, 3), (5, 64, 1)]
+    check_before_start(by_batch)
+    assert by_batch.additional_config[SALT]["tokens a draft"] == "2, [(1, 4, 3), (5, 64, 1)]"
 
 
 def test_weights_of_drafts_tell_compiled_graphs_apart(original: DemoCheckpoint) -> None:

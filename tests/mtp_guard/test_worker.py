@@ -85,10 +85,10 @@ def load(vllm_config: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any
     # Whether it finds oneDNN depends on what was imported first.
     monkeypatch.setattr(_custom_ops, "_supports_onednn", False)
 
-    def load_from(folder: Path) -> Any:
+    def load_from(folder: Path, **options: Any) -> Any:
         vllm_config.compilation_config.static_forward_context.clear()  # one draft after another
         with swapped(vllm_config.speculative_config.draft_model_config, "model", str(folder)) as draft:
-            return get_model(vllm_config=vllm_config, model_config=draft, prefix="draft_model")
+            return get_model(vllm_config=vllm_config, model_config=draft, prefix="draft_model", **options)
 
     return load_from
 
@@ -195,6 +195,27 @@ def test_the_check_can_be_switched_off(
     assert shown() == ""
 
 
+def test_vllms_loader_tracks_the_drafts_weights_and_not_the_targets(
+    load: Callable[..., Any], vllm_config: Any, source: Path, shown: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.model_executor.model_loader.utils import get_draft_load_config
+
+    from vllm_qwen36_plugin.mtp_guard import worker
+
+    own = get_draft_load_config(vllm_config)
+    assert own.model_loader_extra_config == {"enable_weights_track": True}
+    assert vllm_config.load_config.model_loader_extra_config == {}
+    load(source, load_config=own)
+    assert shown() == "INFO MTP head verified: 15 tensors loaded"
+    # What the tensors of the checkpoint do not show is left to it.
+    stock = worker.Qwen3_5MTP.__mro__[1].load_weights
+    monkeypatch.setattr(
+        worker.Qwen3_5MTP.__mro__[1], "load_weights", lambda self, w: stock(self, w) - {"model.fc.weight"}
+    )
+    with pytest.raises(ValueError, match=r"not initialized from.*model\.fc\.weight"):
+        load(source, load_config=own)
+
+
 def test_later_partial_updates_are_not_checked(load: Callable[..., Any], source: Path, shown: Shown) -> None:
     model = load(source)
     fc = load_file(source / MTP_FILE)[FC]
@@ -205,7 +226,10 @@ def test_later_partial_updates_are_not_checked(load: Callable[..., Any], source:
 def test_updates_of_dummy_weights_are_not_checked(
     load: Callable[..., Any], vllm_config: Any, source: Path, shown: Shown
 ) -> None:
-    with swapped(vllm_config.load_config, "load_format", "dummy"):
+    with (
+        swapped(vllm_config.load_config, "load_format", "dummy"),
+        swapped(vllm_config.speculative_config, "draft_load_config", None),
+    ):
         model = load(source)
         model.load_weights([(FC, load_file(source / MTP_FILE)[FC])])
     assert shown() == ""

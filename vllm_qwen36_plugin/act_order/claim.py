@@ -21,8 +21,8 @@ _USER_CHOICES = (None, "gptq", "gptq_marlin", "auto_gptq", "marlin", NAME)
 def claims(hf_quant_cfg: Mapping[str, Any], user_choice: str | None, hf_config: Any) -> bool:
     """Whether this is a GPTQ checkpoint of the family in act order that the plugin is to serve.
 
-    It is if this vLLM does not serve it itself, or if the user names our method. It also is if ours was measured
-    faster and the user names no method.
+    It is if this vLLM does not serve it itself, or not on this CPU, or if the user names our method. It also is if
+    ours was measured faster and the user names no method.
     """
     if str(hf_quant_cfg.get("quant_method", "")).lower() != "gptq" or user_choice not in _USER_CHOICES:
         return False
@@ -37,7 +37,7 @@ def claims(hf_quant_cfg: Mapping[str, Any], user_choice: str | None, hf_config: 
         return True
     from vllm_qwen36_plugin.upstream import gptq
 
-    if not gptq.stock_serves_act_order():
+    if not gptq.stock_serves_act_order() or not gptq.stock_kernels_run_here():
         return True
     return user_choice is None and gptq.our_act_order_is_faster()
 

@@ -7,14 +7,17 @@ from typing import Any
 from gptq_hybrid.common.errors import CheckpointError
 from vllm_qwen36_plugin.errors import OptionsError
 from vllm_qwen36_plugin.start import enter_salt, plugin_options, show_refusal_alone
-from vllm_qwen36_plugin.upstream.vllm_config import mtp_draft
+from vllm_qwen36_plugin.upstream.vllm_config import draft_lengths, mtp_draft
 
 from .settings import current_device, draft_settings
 from .vocabulary import draft_list, ids_to_draft
 
 
 def check_before_start(vllm_config: Any) -> None:
-    """Check the options for drafts if MTP is on, and enter the precision into vLLM's key of compiled graphs.
+    """Check the options for drafts if MTP is on, and enter precision and length into vLLM's key of compiled graphs.
+
+    Without the length a graph compiled for another one is taken from the cache (vLLM #53366), which
+    ``qwen36 tune drafts`` would meet at every step of its sweep.
 
     Raises:
         OptionsError: FP8 on a device without it, a number of tokens without a list of them, a list that is damaged
@@ -38,3 +41,4 @@ def check_before_start(vllm_config: Any) -> None:
         show_refusal_alone()
         raise
     enter_salt(vllm_config, "drafts", settings.precision)
+    enter_salt(vllm_config, "tokens a draft", draft_lengths(vllm_config))

@@ -19,7 +19,7 @@ from vllm_qwen36_plugin.start import (
     refusal_text,
     show_refusal_alone,
 )
-from vllm_qwen36_plugin.upstream.vllm_config import MtpDraft, mtp_draft
+from vllm_qwen36_plugin.upstream.vllm_config import MtpDraft, mtp_draft, track_draft_weights
 
 if TYPE_CHECKING:
     from gptq_hybrid.doctor import Finding
@@ -31,7 +31,8 @@ def check_before_start(vllm_config: Any) -> None:
     """Refuse a config that asks for MTP with a checkpoint whose head cannot draft.
 
     Logs and reads nothing if MTP is off. What it cannot see (a model not downloaded yet, a loader of another
-    format) it leaves to the check in the worker. An error of its own does the same, with a warning.
+    format) it leaves to the check in the worker, and to vLLM's loader, which it has look for parameters that
+    nothing was loaded into (0.32 and later). An error of its own does the same, with a warning.
 
     Raises:
         MtpHeadError: with a message for the user, which vLLM's commands print without a traceback.
@@ -41,6 +42,8 @@ def check_before_start(vllm_config: Any) -> None:
     try:
         draft = mtp_draft(vllm_config)
         problems = None if draft is None else _problems(draft, options)
+        if draft is not None and options.mtp_check == "on":
+            track_draft_weights(vllm_config)
     except Exception as error:  # noqa: BLE001 - a check that breaks must not keep a good model from serving
         logger.warning("MTP check before start is off, the worker will check: %s", error or repr(error))
         return

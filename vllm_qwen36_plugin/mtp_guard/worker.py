@@ -12,7 +12,12 @@ from vllm_qwen36_plugin.errors import MtpHeadError
 from vllm_qwen36_plugin.log import logger
 from vllm_qwen36_plugin.options import PluginOptions
 from vllm_qwen36_plugin.report import note
-from vllm_qwen36_plugin.upstream.vllm_config import draft_load_config, load_format, quantization_config
+from vllm_qwen36_plugin.upstream.vllm_config import (
+    draft_load_config,
+    draft_weights_are_tracked,
+    load_format,
+    quantization_config,
+)
 
 from .front import head_refusal
 from .head import (
@@ -80,7 +85,8 @@ class Qwen3_5MTP(_StockQwen3_5MTP):  # type: ignore[misc]  # noqa: N801 - vLLM's
         problems = [f"no tensor for {len(absent)} of {len(expected)}: {_first_few(absent)}"] if absent else []
         problems += misshapen(expected, arrived, packed_shapes)
         problems += cast_raw(arrived, parameters, packed)
-        if not absent:
+        # vLLM's loader does that afterwards, and knows more parameters that no checkpoint holds.
+        if not absent and not draft_weights_are_tracked(self.vllm_config):
             unloaded = not_loaded(parameters, loaded, self._modules_where("uses_meta_device"))
             problems += (
                 [f"{len(unloaded)} parameters were not loaded: {_first_few(unloaded)}"] if unloaded else []

@@ -3,7 +3,8 @@
 Changes: nothing; the plugin subclasses both, and its config has a mapper that renames nothing.
 Why: kernels, exclusions and weight loaders stay vLLM's; from 0.30 on its own mapper drops every ``g_idx``.
 Versions: ``gptq_marlin.GPTQMarlinConfig`` in 0.19.1 to 0.20, ``auto_gptq.AutoGPTQConfig`` in 0.22 to 0.33.0.
-Checks: both classes have the methods that are called; act order is served while the kernels know ``has_g_idx``.
+Checks: both classes have the methods that are called; act order is served while the kernels know ``has_g_idx``
+    and, on a CPU, while its library has a kernel for 4 bits.
 May go: when vLLM serves act order again, or nobody has such checkpoints; W4 and W8 drafts use the method too.
 """
 
@@ -72,6 +73,21 @@ def stock_serves_act_order() -> bool:
     except ImportError as error:
         raise CompatError(f"vLLM's linear kernels cannot be imported: {error}") from error
     return any(field.name == "has_g_idx" for field in fields(MPLinearLayerConfig))
+
+
+def stock_kernels_run_here() -> bool:
+    """Whether vLLM's 4-bit kernel is in the library that this machine loads: on x86, in that for AVX-512 alone.
+
+    Up to 0.29 it takes act order without it, loads the weights, and dies at the first forward pass.
+    """
+    from vllm.platforms import CpuArchEnum, current_platform
+
+    if not current_platform.is_cpu() or current_platform.get_cpu_architecture() != CpuArchEnum.X86:
+        return True
+    import torch
+
+    # What vLLM goes by when it loads the library; in this process that may be still to come.
+    return bool(torch.cpu._is_avx512_supported())
 
 
 def our_act_order_is_faster() -> bool:

@@ -1,20 +1,25 @@
 """What a ``VllmConfig`` says of its draft model and of the checkpoint's quantization.
 
-Changes: nothing.
-Why: the checks before start and in the worker go by it. By then every alias of MTP has become the method ``mtp``.
+Changes: the draft's load config gets ``enable_weights_track``, where vLLM has that for quantized models.
+Why: the checks before start and in the worker go by it. By then every alias of MTP has become ``mtp``.
 Versions: 0.19.1 to 0.33.0; a load config of the draft's own came in 0.2x.
 Checks: a missing attribute of the draft is a ``CompatError``; a missing ``quantization_config`` is none.
+    Tracking is left alone where the user set it, and with a loader that takes no such key.
 May go: with the checks that read it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vllm_qwen36_plugin.architectures import MTP_DRAFT
 from vllm_qwen36_plugin.errors import CompatError
+
+_TRACK = "enable_weights_track"
+# Those that vLLM's default loader reads; others refuse a key that they do not know.
+_TRACKING_FORMATS = frozenset({"auto", "hf", "safetensors"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +53,47 @@ def mtp_draft(vllm_config: Any) -> MtpDraft | None:
         raise CompatError(f"vLLM's config has changed: {error}") from error
 
 
+def draft_lengths(vllm_config: Any) -> str:
+    """How many tokens are drafted a step, and by batch size where that is set (vLLM 0.33); to be compared."""
+    speculative = vllm_config.speculative_config
+    lengths = (
+        getattr(speculative, name, None)
+        for name in ("num_speculative_tokens", "num_speculative_tokens_per_batch_size")
+    )
+    return ", ".join(str(length) for length in lengths if length is not None)
+
+
 def draft_load_config(vllm_config: Any) -> Any:
     """Return the ``LoadConfig`` of the draft: its own if it has one (vLLM 0.2x and later), else the target's."""
     own = getattr(vllm_config.speculative_config, "draft_load_config", None)
     return vllm_config.load_config if own is None else own
+
+
+def track_draft_weights(vllm_config: Any) -> bool:
+    """Have vLLM's own loader refuse a draft with parameters that nothing was loaded into, from 0.32 on.
+
+    By default it does so for unquantized models alone. Before 0.32 it exempts every quantized layer. The target's
+    load config stays as it is. Returns whether weights are tracked.
+    """
+    from gptq_hybrid.doctor import installed_vllm
+
+    load_config = draft_load_config(vllm_config)
+    extra = getattr(load_config, "model_loader_extra_config", None)
+    if not isinstance(extra, dict) or load_format(load_config) not in _TRACKING_FORMATS:
+        return False
+    installed = installed_vllm()
+    if installed is None or not installed.at_least("0.32"):
+        return False
+    if _TRACK not in extra:
+        own = replace(load_config, model_loader_extra_config={**extra, _TRACK: True})
+        vllm_config.speculative_config.draft_load_config = own
+    return draft_weights_are_tracked(vllm_config)
+
+
+def draft_weights_are_tracked(vllm_config: Any) -> bool:
+    """Whether vLLM's loader looks for parameters of the draft that nothing was loaded into."""
+    extra = getattr(draft_load_config(vllm_config), "model_loader_extra_config", None)
+    return isinstance(extra, dict) and bool(extra.get(_TRACK))
 
 
 def load_format(load_config: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from typing import Annotated
 
 import typer
@@ -10,8 +11,9 @@ from rich.console import Console
 
 from gptq_hybrid.checkpoint import DRAFT_VOCAB_FILE, Checkpoint, DraftVocab
 from gptq_hybrid.common.errors import CheckpointError
+from gptq_hybrid.common.progress import byte_progress
 from gptq_hybrid.common.tables import plain
-from gptq_hybrid.doctor import Report, check, check_rules
+from gptq_hybrid.doctor import DEADLINE, Report, check, check_rules
 from gptq_hybrid.doctor.serve_line import DRAFTS, serve_line
 
 from ._findings import findings_table, rules_table
@@ -50,16 +52,37 @@ def check_command(
     timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds that one network request may take.")
     ] = 30.0,
+    deadline: Annotated[
+        float,
+        typer.Option(min=0.1, help="Seconds that all network requests may take together; not with --deep."),
+    ] = DEADLINE,
+    deep: Annotated[
+        bool,
+        typer.Option(
+            "--deep", help="Read every byte, and compare files with the SHA-256 that the hub has of them."
+        ),
+    ] = False,
     _rules: Annotated[
         bool,
         typer.Option("--rules", callback=_list_rules, is_eager=True, help="List every rule and exit."),
     ] = False,
 ) -> None:
-    """Say whether a checkpoint will serve with vLLM and MTP; only headers and samples are read.
+    """Say whether a checkpoint will serve with vLLM and MTP; without --deep only headers and samples are read.
 
     Exit code 0: it serves. 1: errors were found. 2: it could not be read.
     """
-    report = check(path, mtp=mtp, vllm=vllm, plugin=plugin, follow_links=follow_symlinks, timeout=timeout)
+    with byte_progress(Console(stderr=True), "read") if deep else nullcontext() as on_progress:
+        report = check(
+            path,
+            mtp=mtp,
+            vllm=vllm,
+            plugin=plugin,
+            follow_links=follow_symlinks,
+            timeout=timeout,
+            deadline=deadline,
+            deep=deep,
+            on_progress=on_progress,
+        )
     if json_output:
         typer.echo(json.dumps(report.as_json(), indent=2))
     else:

@@ -4,6 +4,7 @@ Imports no torch, gptqmodel, numpy or HTTP library; ``gptq_hybrid.doctor.repair`
 """
 
 from ._check import (
+    DEADLINE,
     ActOrder,
     check,
     check_act_order,
@@ -19,6 +20,7 @@ from .report import Report
 from .vllm_releases import VllmRelease, installed_vllm
 
 __all__ = [
+    "DEADLINE",
     "ActOrder",
     "Fault",
     "Finding",

@@ -14,6 +14,7 @@ from gptq_hybrid.checkpoint.files import Files, open_files
 from gptq_hybrid.common.errors import CheckpointError, TransferError, UnsupportedArchitectureError
 from gptq_hybrid.hooks import contributions
 
+from .deep import DeepReading, Progress, read_deeply
 from .findings import Finding, Inspection, Rule, Severity
 from .report import Report
 from .rules.g_idx import permuted_tensors
@@ -23,6 +24,8 @@ from .vllm_releases import UNTIES_SINCE, VllmRelease, installed_vllm, plugin_ins
 MTP_SCOPES = frozenset({"files", "mtp"})
 # A broken checkpoint can break the same rule a thousand times; people read the first few.
 MOST_OF_A_RULE = 20
+# Seconds for all requests of one check. Over a line of 1 Mbit/s a 27B takes 20 s.
+DEADLINE = 120.0
 
 
 def check_rules() -> list[Rule]:
@@ -38,6 +41,9 @@ def check(
     plugin: bool | None = None,
     follow_links: bool = False,
     timeout: float = 30.0,
+    deadline: float = DEADLINE,
+    deep: bool = False,
+    on_progress: Progress | None = None,
 ) -> Report:
     """Say whether a checkpoint will serve, from headers, small JSON files and samples of values.
 
@@ -50,6 +56,9 @@ def check(
             plugin is installed beside it, and False for a release that was named.
         follow_links: whether to read files through symbolic links that lead out of the folder.
         timeout: seconds that one network request may take.
+        deadline: seconds that all requests to a server may take together; a deep check has no such limit.
+        deep: read every byte instead of samples, and compare files with the SHA-256 that the hub has of them.
+        on_progress: called with bytes done and bytes in all by a deep check.
 
     Returns:
         A report. Where there was nothing to check, its :attr:`Report.verdict` is ``"unreadable"`` and its only
@@ -62,11 +71,14 @@ def check(
     if plugin is None:
         plugin = vllm is None and release is not None and plugin_installed()
     try:
-        files = open_files(path, follow_links=follow_links, timeout=timeout)
+        files = open_files(
+            path, follow_links=follow_links, timeout=timeout, deadline=None if deep else deadline
+        )
         if not any(name == "config.json" for name in files.names() or ("config.json",)):
             _refuse_gguf(files)
         checkpoint = Checkpoint.read(files)
-        return inspect(checkpoint, mtp=mtp, vllm=release, plugin=plugin)
+        read = read_deeply(checkpoint, on_progress) if deep else None
+        return inspect(checkpoint, mtp=mtp, vllm=release, plugin=plugin, deep=read)
     except CheckpointError as error:
         return Report.unreadable(str(path), error, release)
 
@@ -82,7 +94,12 @@ def _refuse_gguf(files: Files) -> None:
 
 
 def inspect(
-    checkpoint: Checkpoint, *, mtp: bool = True, vllm: VllmRelease | None = None, plugin: bool = False
+    checkpoint: Checkpoint,
+    *,
+    mtp: bool = True,
+    vllm: VllmRelease | None = None,
+    plugin: bool = False,
+    deep: DeepReading | None = None,
 ) -> Report:
     """:func:`check` an open checkpoint; ``vllm=None`` means no particular release.
 
@@ -91,7 +108,7 @@ def inspect(
     """
     try:
         without = frozenset() if mtp else frozenset({"mtp"})
-        findings = run_rules(checkpoint, without=without, mtp=mtp, vllm=vllm, plugin=plugin)
+        findings = run_rules(checkpoint, without=without, mtp=mtp, vllm=vllm, plugin=plugin, deep=deep)
     except UnsupportedArchitectureError as error:
         return Report.unreadable(checkpoint.location, error, vllm)
     return Report.of(checkpoint, findings, mtp=mtp, vllm=vllm, plugin=plugin)
@@ -105,6 +122,7 @@ def run_rules(
     mtp: bool = True,
     vllm: VllmRelease | None = None,
     plugin: bool = False,
+    deep: DeepReading | None = None,
 ) -> list[Finding]:
     """Return the findings of every rule in ``scopes`` (None: in all) but not in ``without``, errors first.
 
@@ -115,7 +133,7 @@ def run_rules(
         UnsupportedArchitectureError: no family recognises the checkpoint.
         TransferError: the server it lies on stopped answering.
     """
-    inspection = _inspection(checkpoint, mtp=mtp, vllm=vllm, plugin=plugin)
+    inspection = _inspection(checkpoint, mtp=mtp, vllm=vllm, plugin=plugin, deep=deep)
     if isinstance(inspection, Finding):
         return [inspection]
     return _run(inspection, scopes=scopes, without=without)
@@ -160,7 +178,12 @@ def check_act_order(
 
 
 def _inspection(
-    checkpoint: Checkpoint, *, mtp: bool = True, vllm: VllmRelease | None, plugin: bool
+    checkpoint: Checkpoint,
+    *,
+    mtp: bool = True,
+    vllm: VllmRelease | None,
+    plugin: bool = False,
+    deep: DeepReading | None = None,
 ) -> Inspection | Finding:
     """What the rules look at, or the finding that keeps them from running."""
     try:
@@ -183,7 +206,14 @@ def _inspection(
     named = layout.as_named_in(checkpoint.loaded)
     expected_prefix = None if named is layout else layout.layers_prefix
     return Inspection(
-        checkpoint, family, named, mtp=mtp, vllm=vllm, plugin=plugin, expected_prefix=expected_prefix
+        checkpoint,
+        family,
+        named,
+        mtp=mtp,
+        vllm=vllm,
+        plugin=plugin,
+        expected_prefix=expected_prefix,
+        deep=deep,
     )
 
 

@@ -64,7 +64,7 @@ def _pack(module: str) -> Callable[[Workshop], None]:
 
     def change(tensors: Tensors) -> None:
         n, k = tensors.pop(f"{module}.weight").shape
-        tensors[f"{module}.qweight"] = torch.ones(k // 8, n, dtype=torch.int32)
+        tensors[f"{module}.qweight"] = torch.arange(k // 8 * n, dtype=torch.int32).view(k // 8, n)
         tensors[f"{module}.qzeros"] = torch.ones(k // 128, n // 8, dtype=torch.int32)
         tensors[f"{module}.scales"] = torch.ones(k // 128, n, dtype=torch.float16)
         tensors[f"{module}.g_idx"] = (torch.arange(k) // 128).to(torch.int32)
@@ -86,6 +86,10 @@ def _set(module: str, part: str, index: int, value: float) -> object:
         return tensor
 
     return lambda shop: shop.tensor(f"{module}.{part}", change)
+
+
+def _fill(name: str, value: float) -> object:
+    return lambda shop: shop.tensor(name, lambda t: torch.full_like(t, value))
 
 
 DYNAMIC = {r"-:^mtp\.": {}}
@@ -165,6 +169,25 @@ QUANTIZED_CASES = (
     ),
     faulty("scales-nan", "gptq", "scales-values", _set(O_PROJ, "scales", 3, float("nan"))),
     faulty("scales-inf", "gptq", "scales-values", _set(QKV, "scales", 0, float("inf"))),
+    faulty("scales-nan-at-the-end", "gptq", "scales-values", _set(QKV, "scales", -1, float("nan"))),
+    faulty(
+        "norm-nan", "gptq", "weights-values", _set(f"{LAYER}.2.input_layernorm", "weight", -1, float("nan"))
+    ),
+    faulty("a-log-inf", "bf16", "weights-values", _set(f"{LAYER}.1.linear_attn", "A_log", 1, float("inf"))),
+    faulty(
+        "conv-inf",
+        "gptq",
+        "weights-values",
+        _set(f"{LAYER}.1.linear_attn.conv1d", "weight", 9, float("-inf")),
+    ),
+    faulty("gain-zero", "bf16", "weights-values", _fill(f"{LAYER}.0.linear_attn.norm.weight", 0)),
+    odd("norm-zero", "bf16", "", _fill(f"{LAYER}.0.input_layernorm.weight", 0)),
+    faulty("output-head-zero", "gptq", "weights-values", _fill("lm_head.weight", 0)),
+    faulty("output-head-nan", "bf16", "weights-values", _set("lm_head", "weight", 77_777, float("nan"))),
+    faulty("embedding-zero", "gptq", "weights-values", _fill(f"{LAYER[:-7]}.embed_tokens.weight", 0)),
+    faulty("module-of-one-value", "bf16", "weights-values", _fill(f"{DOWN}.weight", 0.25)),
+    faulty("packed-module-of-one-value", "gptq", "weights-values", _fill(f"{DOWN}.qweight", 0x12345678)),
+    odd("gates-of-zero", "bf16", "weights-values", _fill(f"{LAYER}.0.linear_attn.in_proj_a.weight", 0)),
     faulty("scales-zero", "gptq", "scales-values", lambda s: s.tensor(f"{O_PROJ}.scales", torch.zeros_like)),
     faulty(
         "embedding-short",

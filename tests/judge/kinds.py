@@ -126,10 +126,15 @@ def cast(suffix: str, dtype: torch.dtype) -> Change:
     return tensors(lambda t: t.update({n: v.to(dtype) for n, v in t.items() if n.endswith(suffix)}))
 
 
+def _words(*shape: int) -> torch.Tensor:
+    """Packed numbers, not all alike: that would be a fault of its own."""
+    return torch.arange(shape[0] * shape[1], dtype=torch.int32).view(shape)
+
+
 def _packed_embedding(t: dict[str, torch.Tensor]) -> None:
     name = "model.language_model.embed_tokens"
     del t[f"{name}.weight"]
-    t[f"{name}.weight_packed"] = torch.ones(VOCAB, HIDDEN // 8, dtype=torch.int32)
+    t[f"{name}.weight_packed"] = _words(VOCAB, HIDDEN // 8)
     t[f"{name}.weight_scale"] = torch.ones(VOCAB, HIDDEN // GROUP, dtype=torch.bfloat16)
     t[f"{name}.weight_shape"] = torch.tensor([VOCAB, HIDDEN])
 
@@ -137,14 +142,14 @@ def _packed_embedding(t: dict[str, torch.Tensor]) -> None:
 def _in_eight_bits(t: dict[str, torch.Tensor]) -> None:
     """Every down_proj of the body in words of eight bits."""
     for name in [n for n in t if n.endswith("down_proj.weight_packed") and n.startswith("model.")]:
-        t[name] = torch.ones(HIDDEN, INTERMEDIATE // 4, dtype=torch.int32)
+        t[name] = _words(HIDDEN, INTERMEDIATE // 4)
 
 
 def _in_eight_bits_gptq(t: dict[str, torch.Tensor]) -> None:
     """q, k and v of the body in words of eight bits."""
     for name in [n for n in t if n.endswith((".q_proj.qweight", ".k_proj.qweight", ".v_proj.qweight"))]:
         n = t[name].shape[1]
-        t[name] = torch.ones(HIDDEN // 4, n, dtype=torch.int32)
+        t[name] = _words(HIDDEN // 4, n)
         module = name.removesuffix(".qweight")
         t[f"{module}.qzeros"] = torch.full((HIDDEN // GROUP, n // 4), 0x7F7F7F7F, dtype=torch.int32)
 
@@ -156,7 +161,7 @@ def _nvfp4(t: dict[str, torch.Tensor]) -> None:
         if name.startswith(f"{LAYER}.") and name.endswith(tuple(f"{part}.weight" for part in body)):
             n, k = t[name].shape
             module = name.removesuffix(".weight")
-            t[name] = torch.ones(n, k // 2, dtype=torch.uint8)
+            t[name] = _words(n, k // 2).to(torch.uint8)
             t[f"{module}.weight_scale"] = torch.ones(n, k // 16).to(torch.float8_e4m3fn)
             t[f"{module}.weight_scale_2"] = torch.tensor(0.5)
             t[f"{module}.input_scale"] = torch.tensor(0.5)

@@ -43,6 +43,7 @@ BY_DEFAULT = 60
 UNSEEN = {
     "mtp-values": "a loader looks at no values: zeros and NaN draft nothing, without an error",
     "scales-values": "a loader looks at no values",
+    "weights-values": "a loader looks at no values",
     "g-idx-flag": "from 0.30 on every g_idx is dropped unread; the rows are in the wrong order all the same",
     "g-idx-fused": "as g-idx-flag",
     "g-idx-range": "as g-idx-flag",

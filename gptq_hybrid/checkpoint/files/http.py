@@ -29,6 +29,7 @@ class HttpFiles:
         headers: sent with each request, but (like the credentials) not to another host that the server redirects
             to.
         timeout: seconds for each request as a whole. With its retries a read takes at most twice that.
+        deadline: seconds from now that all reads may take together; None for no limit.
         listing: names of all files, where they are known; other names are then absent without a request.
         location: the name of the place in messages; the address without credentials by default.
 
@@ -46,6 +47,7 @@ class HttpFiles:
         *,
         headers: Mapping[str, str] | None = None,
         timeout: float = 30.0,
+        deadline: float | None = None,
         listing: Iterable[str] | None = None,
         location: str | None = None,
     ) -> None:
@@ -57,7 +59,9 @@ class HttpFiles:
         self._sizes: dict[str, int | None] = {}
         self._lock = threading.Lock()
         remedies = (self.when_forbidden, self.when_unreachable)
-        self._transfer = Transfer(url, headers or {}, timeout, self.reads, self.location, remedies)
+        self._transfer = Transfer(
+            url, headers or {}, timeout, self.reads, self.location, remedies, deadline=deadline
+        )
 
     @property
     def address(self) -> str:
@@ -140,6 +144,10 @@ class HttpFiles:
             return list(pool.map(one, parts))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def digest(self, name: str) -> str | None:
+        """None: a plain server declares no SHA-256."""
+        return None
 
     def _is_absent(self, name: str) -> bool:
         unlisted = self._listing is not None and name not in self._listing

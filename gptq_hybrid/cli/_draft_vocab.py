@@ -81,7 +81,7 @@ def _count(
     manifests: list[Mapping[str, Any]] = []
     with counting_bars(Console(stderr=True, quiet=quiet)) as progress:
         for spec in specs:
-            task = progress.add_task(spec, total=None)
+            task = progress.add_task(plain(spec), total=None)
 
             def on_progress(done: int, total: int, task: TaskID = task) -> None:
                 progress.update(task, completed=done, total=total)

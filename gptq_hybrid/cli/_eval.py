@@ -19,6 +19,7 @@ from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.common.options import AsJson
 from gptq_hybrid.common.progress import counting_bars
 from gptq_hybrid.common.quiet import output_to_log
+from gptq_hybrid.common.tables import plain
 
 from ._options import (
     BatchTokens,
@@ -179,11 +180,11 @@ def eval_command(
         return
     console = Console()
     console.print(evaluation_tables(evaluation))
-    console.print("\n" + " and ".join(map(str, written)), highlight=False, soft_wrap=True)
+    console.print(plain("\n" + " and ".join(map(str, written))), highlight=False, soft_wrap=True)
     if work is not None and (size := _states_size(work)):
         console.print(
-            f"{work}: {size / 1e6:,.0f} MB of the reference's hidden states, for its next checkpoint. Remove the "
-            "folder if there is none.",
+            f"{plain(str(work))}: {size / 1e6:,.0f} MB of the reference's hidden states, for its next checkpoint. "
+            "Remove the folder if there is none.",
             highlight=False,
             soft_wrap=True,
         )
@@ -252,6 +253,6 @@ def _progress_bars(*, to_stderr: bool) -> Iterator[tuple[OnProgress, OnNote]]:
             progress.update(bars[what], completed=done, total=total)
 
         def on_note(line: str) -> None:
-            progress.console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+            progress.console.print(plain(line), style="yellow", highlight=False, soft_wrap=True)
 
         yield on_progress, on_note

@@ -104,10 +104,10 @@ def quantize_command(
     console = Console()
     table = Table("plan", "", show_header=False, box=None)
     for name, value in plan.facts:
-        table.add_row(name, value)
+        table.add_row(plain(name), plain(value))
     console.print(table)
     for warning in plan.warnings:
-        console.print(f"[yellow]warning:[/] {warning}")
+        console.print(f"[yellow]warning:[/] {plain(warning)}")
     with output_to_log("quantize", enabled=not verbose) as terminal, counting_bars(terminal) as progress:
         drawing = progress.add_task("calibration", total=None)
         layers = progress.add_task("layers", total=None, visible=False)
@@ -141,7 +141,7 @@ def quantize_command(
         )
     print_summary(console, result)
     console.print("\nServe it:", highlight=False)
-    console.print(serve_line(target, _this_gpu()), highlight=False, soft_wrap=True)
+    console.print(plain(serve_line(target, _this_gpu())), highlight=False, soft_wrap=True)
 
 
 def _this_gpu() -> GpuProfile | None:
@@ -187,12 +187,12 @@ def calibration_table(manifest: Mapping[str, Any]) -> Table:
     for name, domain in domains.items():
         dropped = ", ".join(f"{count} {why.replace('_', ' ')}" for why, count in domain["dropped"].items())
         share = f"{domain['tokens'] / total:.0%}"
-        table.add_row(name, str(domain["documents"]), str(domain["tokens"]), share, dropped)
+        table.add_row(plain(name), str(domain["documents"]), str(domain["tokens"]), share, dropped)
     exhausted = [
         source.get("domain", source["source"]) for source in manifest["sources"] if "exhausted" in source
     ]
     if exhausted:
-        table.caption = f"Fewer rows than --samples: {', '.join(exhausted)} had no more."
+        table.caption = f"Fewer rows than --samples: {plain(', '.join(exhausted))} had no more."
     return table
 
 

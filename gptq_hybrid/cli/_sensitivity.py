@@ -14,6 +14,7 @@ from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.common.options import AsJson
 from gptq_hybrid.common.progress import counting_bars
 from gptq_hybrid.common.quiet import output_to_log
+from gptq_hybrid.common.tables import plain
 from gptq_hybrid.recipes import DEFAULT_RECIPE
 
 from ._options import (
@@ -135,7 +136,7 @@ def sensitivity_command(
         typer.echo(json.dumps(to_json(result)))
         return
     console.print(sensitivity_tables(result))
-    console.print(f"\n{out}/sensitivity.json and {out}/sensitivity.png", highlight=False)
+    console.print(plain(f"\n{out}/sensitivity.json and {out}/sensitivity.png"), highlight=False)
 
 
 def _load_base(recipe_out: Path | None, budget: str | None, base: str) -> Recipe | None:
@@ -190,7 +191,7 @@ def _write_recipe(
     choice = choose_bits(result, layout, recipe, budget_bytes(budget, layout, recipe))
     write_recipe(path, recipe, choice, layout)
     console.print(
-        f"{path}: {len(choice.raised)} modules with more bits than in {recipe.name!r}, "
+        f"{plain(str(path))}: {len(choice.raised)} modules with more bits than in {plain(repr(recipe.name))}, "
         f"{choice.extra_bytes / 1e6:,.4g} MB more; sum of single costs {choice.kld_before:.4g} → "
         f"{choice.kld_after:.4g} nats per token (that costs add up is assumed)",
         highlight=False,

@@ -6,6 +6,8 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from .text import printable
+
 
 def report_table(title: str, caption: str, *, padding: int | tuple[int, int] = (0, 1)) -> Table:
     """Return an empty table with a rule below its head.
@@ -14,8 +16,8 @@ def report_table(title: str, caption: str, *, padding: int | tuple[int, int] = (
         padding: rich's cell padding; 0 for a table with many columns.
     """
     return Table(
-        title=escape(title),
-        caption=escape(caption),
+        title=plain(title),
+        caption=plain(caption),
         title_justify="left",
         caption_justify="left",
         title_style="bold",
@@ -27,4 +29,4 @@ def report_table(title: str, caption: str, *, padding: int | tuple[int, int] = (
 
 def plain(text: str) -> str:
     """Make text from a checkpoint safe to print: no markup, and no control character that moves the cursor."""
-    return escape("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text))
+    return escape(printable(text))

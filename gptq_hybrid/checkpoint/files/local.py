@@ -13,6 +13,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from gptq_hybrid.common.errors import CheckpointError
+from gptq_hybrid.common.small_files import opened, read_range
 
 from ._base import Range, Reads, leads_out
 
@@ -111,25 +112,12 @@ class LocalFiles:
         refusal = self.refusal(name)
         if refusal is not None:
             raise CheckpointError(path, refusal)
-        try:
-            # Not blocking: whoever opens a pipe would wait for its other end.
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except (FileNotFoundError, ValueError) as error:
-            raise CheckpointError(path, "does not exist") from error
-        except OSError as error:
-            raise CheckpointError(path, f"cannot be read: {error.strerror or error}") from error
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise CheckpointError(path, "does not exist")
+        with opened(path) as descriptor:
             yield descriptor
-        except OSError as error:
-            raise CheckpointError(path, f"cannot be read: {error.strerror or error}") from error
-        finally:
-            os.close(descriptor)
 
     def _part(self, descriptor: int, part: Range) -> bytes:
         left = os.fstat(descriptor).st_size - part.begin
-        data = _read_all(descriptor, part.begin, left if part.count is None else min(left, part.count))
+        data = read_range(descriptor, part.begin, left if part.count is None else min(left, part.count))
         self.reads.note(len(data))
         return data
 
@@ -156,13 +144,3 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return entry.is_file()
     except OSError:  # a loop of links
         return False
-
-
-def _read_all(descriptor: int, begin: int, count: int) -> bytes:
-    # One read returns at most 2 GiB on Linux, and may return less anywhere.
-    pieces: list[bytes] = []
-    while count > 0 and (piece := os.pread(descriptor, min(count, 1 << 28), begin)):
-        pieces.append(piece)
-        begin += len(piece)
-        count -= len(piece)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -23,16 +23,16 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return _object(str(path), read_small_file(path, most=MAX_JSON_BYTES))
 
 
-def fetch_json_object(files: Files, name: str) -> dict[str, Any]:
+def fetch_json_object(files: Files, name: str, *, most: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """Read the JSON object in the file ``name`` of a checkpoint, wherever its files are.
 
     Raises:
-        CheckpointError: absent, unreadable, larger than ``MAX_JSON_BYTES``, or not a JSON object.
+        CheckpointError: absent, unreadable, larger than ``most`` bytes, or not a JSON object.
     """
     where = file_label(files, name)
-    raw = files.read(Range(name, 0, MAX_JSON_BYTES + 1))
-    if len(raw) > MAX_JSON_BYTES:
-        raise CheckpointError(where, f"is larger than {MAX_JSON_BYTES >> 20} MiB, and was not read")
+    raw = files.read(Range(name, 0, most + 1))
+    if len(raw) > most:
+        raise CheckpointError(where, f"is larger than {most >> 20} MiB, and was not read")
     return _object(where, raw)
 
 

@@ -5,6 +5,7 @@ Imports no torch, gptqmodel, numpy or HTTP library; ``gptq_hybrid.doctor.repair`
 
 from ._check import (
     DEADLINE,
+    NOT_READ,
     ActOrder,
     check,
     check_act_order,
@@ -21,6 +22,7 @@ from .vllm_releases import VllmRelease, installed_vllm
 
 __all__ = [
     "DEADLINE",
+    "NOT_READ",
     "ActOrder",
     "Fault",
     "Finding",

@@ -100,5 +100,7 @@ def _problems(draft: MtpDraft, options: PluginOptions) -> list[tuple[str, str]] 
 
 
 def _refuses(finding: Finding) -> bool:
-    """Whether a finding is a reason to refuse. A rule that broke is not: it says nothing of the checkpoint."""
-    return finding.severity == "error" and finding.rule != "rule-failed"
+    """Whether a finding is a reason to refuse. A rule that broke or did not read says nothing of the head."""
+    from gptq_hybrid.doctor import NOT_READ
+
+    return finding.severity == "error" and finding.rule not in {"rule-failed", NOT_READ}

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gptq_hybrid.checkpoint import formats
+from gptq_hybrid.checkpoint.patterns import complaint
 from gptq_hybrid.doctor.findings import Fault, Inspection, rule
 
 from .linears import is_gptq, linears
@@ -35,16 +36,11 @@ def values(inspection: Inspection) -> Iterator[Fault]:
 
 
 def _gptq(config: Mapping[str, Any]) -> Iterator[str]:
-    # Only configs with patterns need it.
-    import regex
-
     if isinstance(bits := config.get("bits"), float):
         yield f"bits is {bits!r}, which vLLM takes for a size; it has to be an integer"
     dynamic = config.get("dynamic")
     for pattern in dynamic if isinstance(dynamic, Mapping) else ():
-        try:
-            regex.compile(pattern.removeprefix("-:").removeprefix("+:"))
-        except regex.error as error:
+        if error := complaint(pattern.removeprefix("-:").removeprefix("+:")):
             yield f"the pattern {pattern!r} of `dynamic` is no regular expression: {error}"
 
 

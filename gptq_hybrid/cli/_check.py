@@ -14,7 +14,7 @@ from gptq_hybrid.common.errors import CheckpointError
 from gptq_hybrid.common.progress import byte_progress
 from gptq_hybrid.common.tables import plain
 from gptq_hybrid.doctor import DEADLINE, Report, check, check_rules
-from gptq_hybrid.doctor.serve_line import DRAFTS, serve_line
+from gptq_hybrid.doctor.serve_line import DRAFTS, must_be_downloaded, serve_line
 
 from ._findings import findings_table, rules_table
 
@@ -121,6 +121,11 @@ def _draft_vocab(checkpoint: Checkpoint) -> str | None:
     return f"Draft vocabulary: no {DRAFT_VOCAB_FILE}; `qwen36 draft-vocab` makes one."
 
 
+def _how(report: Report) -> str:
+    far = report.checkpoint is not None and must_be_downloaded(report.checkpoint)
+    return "Download it, and serve the folder" if far else "Serve it"
+
+
 def _summary(report: Report) -> str:
     against = f"vLLM {report.vllm}" if report.vllm else "no particular vLLM (none is installed; see --vllm)"
     against += " and vllm-qwen36-plugin" if report.plugin else ""
@@ -134,4 +139,4 @@ def _summary(report: Report) -> str:
     what += " with MTP" if report.mtp else " without MTP"
     if report.verdict == "faulty":
         return f"{what}: {', '.join(counts)}. It will not serve as requested."
-    return f"{what}: {', '.join(counts) or 'nothing found'}. Serve it:"
+    return f"{what}: {', '.join(counts) or 'nothing found'}. {_how(report)}:"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 from gptq_hybrid.checkpoint import Checkpoint, layout_for
+from gptq_hybrid.checkpoint.files import HUB_HOSTS, is_hub_id
 from gptq_hybrid.hooks import GpuProfile, contributions
 
 from .chat import readable_template, reasoning_parser, tool_call_parser
@@ -39,10 +41,7 @@ def serve_arguments(
         drafts: tokens to draft with MTP, if the checkpoint has a head; 0 for none.
         chat: whether to add the parsers of thinking blocks and tool calls that the chat template needs.
     """
-    name, _, revision = checkpoint.location.partition("@")
-    arguments = [name if checkpoint.files.far else checkpoint.location]
-    if checkpoint.files.far and revision:
-        arguments += ["--revision", revision]
+    arguments = _model(checkpoint)
     layout = layout_for(checkpoint.config)
     if drafts and layout.mtp and any(name.startswith("mtp.") for name in checkpoint.loaded):
         arguments += ["--speculative-config", json.dumps({"method": "mtp", "num_speculative_tokens": drafts})]
@@ -58,6 +57,36 @@ def serve_arguments(
             del flags[at : at + 2]
         flags += _NO_IMAGES
     return arguments + flags
+
+
+def must_be_downloaded(checkpoint: Checkpoint) -> bool:
+    """Whether vLLM cannot serve a checkpoint from where it is: it takes folders and hub ids, but no address."""
+    return checkpoint.files.far and _hub_id(checkpoint) is None
+
+
+def _hub_id(checkpoint: Checkpoint) -> str | None:
+    """OWNER/NAME[@REVISION]; None for any address but one of the files of a model on the hub."""
+    location = checkpoint.location
+    if is_hub_id(location):
+        return location
+    parts = urlsplit(location)
+    path = parts.path.strip("/").split("/")
+    if parts.hostname in HUB_HOSTS and len(path) == 4 and path[2] == "resolve":
+        found = f"{path[0]}/{path[1]}" + ("" if path[3] == "main" else f"@{path[3]}")
+        return found if is_hub_id(found) else None
+    return None
+
+
+def _model(checkpoint: Checkpoint) -> list[str]:
+    """What names the model to vLLM; for an address, the folder of that name that a download makes."""
+    location = checkpoint.location
+    hub_id = _hub_id(checkpoint)
+    if checkpoint.files.far and hub_id is None:
+        return [f"./{PurePosixPath(urlsplit(location).path).name or 'checkpoint'}"]
+    if not checkpoint.files.far:
+        return [f"./{location}" if location.startswith("-") else location]
+    name, _, revision = (hub_id or location).partition("@")
+    return [name, "--revision", revision] if revision else [name]
 
 
 def serve_line(

@@ -11,7 +11,7 @@ from ._base import Files
 from .hub_id import is_hub_id
 from .local import LocalFiles
 
-_HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
+HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 _REMEDY = "Give the folder that holds config.json, a hub id (OWNER/NAME) or the URL of a folder."
 
 
@@ -74,7 +74,7 @@ def _hub_id_in(url: str) -> str | None:
     except ValueError:
         return None
     path = [unquote(part) for part in parts.path.strip("/").split("/")]
-    if host not in _HUB_HOSTS or path[2:3] == ["resolve"]:
+    if host not in HUB_HOSTS or path[2:3] == ["resolve"]:
         return None
     revision = f"@{path[3]}" if len(path) == 4 and path[2] == "tree" else ""
     hub_id = "/".join(path[:2]) + revision

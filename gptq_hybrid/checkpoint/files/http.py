@@ -57,6 +57,7 @@ class HttpFiles:
         self.reads = Reads()
         self._listing = None if listing is None else frozenset(listing)
         self._sizes: dict[str, int | None] = {}
+        self._versions: dict[str, str] = {}
         self._lock = threading.Lock()
         remedies = (self.when_forbidden, self.when_unreachable)
         self._transfer = Transfer(
@@ -160,6 +161,25 @@ class HttpFiles:
             reason = f"changed while it was read: it had {before} bytes, then {size}"
             raise TransferError(self._transfer.at(name), reason)
 
+    def _same_version(self, name: str, response: httpx.Response) -> None:
+        """Refuse an answer of another version of the file than earlier ones: pieces of two would be mixed.
+
+        Raises:
+            TransferError: its strong ETag, or without any its Last-Modified, is another one.
+        """
+        tag = response.headers.get("ETag", "")
+        version = "" if tag.startswith("W/") else tag or response.headers.get("Last-Modified", "")
+        if not version:
+            return
+        with self._lock:
+            before = self._versions.setdefault(name, version)
+        if before != version:
+            raise TransferError(
+                self._transfer.at(name),
+                f"changed while it was read: the server called it {before}, then {version}",
+                remedy="Check it again once it stays as it is.",
+            )
+
     def _head(self, name: str, deadline: float) -> bool:
         """Learn the size; return False where a HEAD request does not tell it."""
         with self._transfer.answer("HEAD", name, {}, deadline) as response:
@@ -174,6 +194,8 @@ class HttpFiles:
         headers = {"Range": f"bytes={part.begin}-{last}"}
         with self._transfer.answer("GET", part.name, headers, deadline) as response:
             begin, end, size = self._sent(part, response)
+            if response.status_code != 416:
+                self._same_version(part.name, response)
             if size is None:
                 data = self._transfer.body(response, part.name, end, deadline, exactly=False)
                 self._learn(part.name, len(data))

@@ -19,6 +19,8 @@ from gptq_hybrid.doctor.serve_line import profile_for, serve_line
 from gptq_hybrid.recipes import DEFAULT_RECIPE, load_recipe, recipe_names
 from gptq_hybrid.writer import Limits
 
+from ._errors import print_error
+
 if TYPE_CHECKING:
     from gptq_hybrid.hooks import GpuProfile
     from gptq_hybrid.quantize import QuantizeResult
@@ -131,6 +133,17 @@ def quantize_command(
                 "Stopping after this layer, to keep it; Ctrl-C again stops at once.", highlight=False
             )
 
+        def on_abort(error: HybridError) -> None:
+            # The process ends right after this, without leaving the blocks that it is in.
+            progress.stop()
+            print_error(terminal, error)
+            if terminal.log_file is not None:
+                terminal.print(
+                    f"The libraries' own output is in {plain(str(terminal.log_file))}",
+                    highlight=False,
+                    soft_wrap=True,
+                )
+
         result = quantize(
             plan,
             on_calibration=on_calibration,
@@ -138,6 +151,7 @@ def quantize_command(
             on_slower=on_slower,
             on_layer=on_layer,
             on_stop=on_stop,
+            on_abort=on_abort,
         )
     print_summary(console, result)
     console.print("\nServe it:", highlight=False)

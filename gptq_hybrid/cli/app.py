@@ -8,11 +8,12 @@ import typer
 from rich.console import Console
 
 import gptq_hybrid
+from gptq_hybrid.common.disk import writing_trouble
 from gptq_hybrid.common.errors import HybridError
-from gptq_hybrid.common.tables import plain
 from gptq_hybrid.hooks import get_plugin_manager
 
 from . import _check, _demo, _draft_vocab, _eval, _losses, _quantize, _repair, _sensitivity
+from ._errors import print_error
 
 BAD_INPUT = 2
 
@@ -54,12 +55,17 @@ def main() -> None:
     try:
         build_app()()
     except HybridError as error:
-        console = Console(stderr=True)
-        # Wrapped only by the terminal: a path or a command that we break in two lines cannot be copied.
-        console.print(f"[bold red]Error:[/] {plain(error.message)}", highlight=False, soft_wrap=True)
-        if error.remedy:
-            console.print(plain(error.remedy), highlight=False, soft_wrap=True)
+        print_error(Console(stderr=True), error)
         sys.exit(getattr(error, "exit_code", BAD_INPUT))
+    except OSError as error:
+        trouble = writing_trouble(error)
+        if trouble is None:
+            raise
+        refused = HybridError(
+            f"a file could not be written or read: {trouble}", remedy="Make room or access."
+        )
+        print_error(Console(stderr=True), refused)
+        sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
         Console(stderr=True).print("Interrupted.")
         sys.exit(130)

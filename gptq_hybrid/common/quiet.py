@@ -6,14 +6,29 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
 
+from .errors import HybridError
+
+
+class Terminal(Console):
+    """A console that still writes to the terminal; ``log_file`` is where everything else goes, if anywhere."""
+
+    log_file: Path | None = None
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        # The log may be on a full disk. What is left in the buffer comes out on the terminal.
+        with suppress(OSError):
+            stream.flush()
+
 
 @contextmanager
-def output_to_log(name: str, *, enabled: bool = True, stderr: bool = False) -> Iterator[Console]:
+def output_to_log(name: str, *, enabled: bool = True, stderr: bool = False) -> Iterator[Terminal]:
     """Send all output to stdout and stderr, of any thread or C library, to a log file until the block ends.
 
     Yields a console that still writes to the terminal: to its stdout, or with ``stderr`` to its stderr. If the
@@ -21,22 +36,29 @@ def output_to_log(name: str, *, enabled: bool = True, stderr: bool = False) -> I
     200 KB of carriage returns for a four-layer toy.
     """
     if not enabled:
-        yield Console(stderr=stderr)
+        yield Terminal(stderr=stderr)
         return
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
-    handle, log = tempfile.mkstemp(prefix=f"qwen36-{name}-", suffix=".log")
+    try:
+        handle, log = tempfile.mkstemp(prefix=f"qwen36-{name}-", suffix=".log")
+    except OSError as error:
+        for descriptor in saved:
+            os.close(descriptor)
+        raise HybridError(
+            f"there is no room for a log: {error.strerror or error}", remedy="Name a folder with TMPDIR."
+        ) from error
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.close(handle)
     terminal = os.fdopen(os.dup(saved[1 if stderr else 0]), "w", encoding=sys.stdout.encoding)
-    console = Console(file=terminal)
+    console = Terminal(file=terminal)
+    console.log_file = Path(log)
     try:
         yield console
     except BaseException:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         if Path(log).stat().st_size:
             console.print(f"The libraries' own output is in {log}", highlight=False, soft_wrap=True)
         else:
@@ -45,8 +67,7 @@ def output_to_log(name: str, *, enabled: bool = True, stderr: bool = False) -> I
     else:
         Path(log).unlink()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         for descriptor, original in zip((1, 2), saved, strict=True):
             os.dup2(original, descriptor)
             os.close(original)

@@ -136,8 +136,8 @@ def quantize_command(
         def on_abort(error: HybridError) -> None:
             # The process ends right after this, without leaving the blocks that it is in.
             progress.stop()
-            print_error(terminal, error)
-            if terminal.log_file is not None:
+            print_error(Console(stderr=True) if terminal.file.closed else terminal, error)
+            if terminal.log_file is not None and not terminal.file.closed:
                 terminal.print(
                     f"The libraries' own output is in {plain(str(terminal.log_file))}",
                     highlight=False,

@@ -13,7 +13,7 @@ _OF_THE_PLACE = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR,
 )  # fmt: skip
 # What torch.save says of a write that came up short; it drops the system's reason.
-_TORCH = "PytorchStreamWriter failed"
+_TORCH = ("PytorchStreamWriter failed", "inline_container.cc", "iostream error")
 
 
 def writing_trouble(error: BaseException) -> str | None:
@@ -32,7 +32,7 @@ def writing_trouble(error: BaseException) -> str | None:
         for number in _OF_THE_PLACE:
             if f"(os error {number})" in text or os.strerror(number) in text:
                 return os.strerror(number)
-        if _TORCH in text:
+        if any(said in text for said in _TORCH):
             return "a file could not be written whole"
         current = current.__cause__ or current.__context__
     return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gptq_hybrid.checkpoint import Checkpoint, TensorInfo, family_for
 from gptq_hybrid.checkpoint.files import Files, open_files
@@ -197,7 +198,7 @@ def _inspection(
     try:
         refuse_oversized(checkpoint.quantization_config)
         family = family_for(checkpoint.config)
-        layout = family.layout(checkpoint.config)
+        layout = family.layout(checkpoint.config if mtp else _without_mtp(checkpoint.config))
     except CheckpointError as error:
         return Finding(
             NOT_READ if isinstance(error, BoundsError) else "config-dimensions",
@@ -224,6 +225,17 @@ def _inspection(
         expected_prefix=expected_prefix,
         deep=deep,
     )
+
+
+def _without_mtp(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config without a count of MTP layers that nobody will read, if it is none."""
+    text = config.get("text_config")
+    owner = text if isinstance(text, Mapping) else config
+    count = owner.get("mtp_num_hidden_layers")
+    if count is None or isinstance(count, int):
+        return config
+    changed = {**owner, "mtp_num_hidden_layers": 0}
+    return {**config, "text_config": changed} if owner is text else changed
 
 
 def _unties(checkpoint: Checkpoint, vllm: VllmRelease | None) -> bool:

@@ -18,7 +18,11 @@ from typing import Any
 
 @contextmanager
 def told_before_abort(on_abort: Callable[[BaseException], None] | None) -> Iterator[None]:
-    """Within the block, call ``on_abort`` with the error of a task before gptqmodel ends the process."""
+    """Call ``on_abort`` with the error of a task before gptqmodel ends the process.
+
+    From the beginning of the block until it ends well. If it ends with an error, that may be the task's: the thread
+    that waits for a task has it a moment before the process ends.
+    """
     worker = _worker() if on_abort is not None else None
     if worker is None or on_abort is None:
         yield
@@ -32,10 +36,8 @@ def told_before_abort(on_abort: Callable[[BaseException], None] | None) -> Itera
             abort(self, error)
 
     worker._abort_process = tell_and_abort
-    try:
-        yield
-    finally:
-        worker._abort_process = abort
+    yield
+    worker._abort_process = abort
 
 
 def _worker() -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from gptq_hybrid.common.errors import HybridError
 def from_torch(path: Path) -> None:
     import torch
 
-    torch.save(torch.zeros(1 << 20), path)
+    torch.save({"a": torch.zeros(1 << 20)}, path)
 
 
 def from_safetensors(path: Path) -> None:
@@ -30,10 +32,15 @@ def from_python(path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [from_torch, from_safetensors, from_python])
-def test_a_write_that_comes_up_short(write: object) -> None:
-    """/dev/full answers every write with ENOSPC."""
-    with pytest.raises(Exception) as caught:  # noqa: PT011 - which error it is differs by library
-        write(Path("/dev/full"))  # type: ignore[operator]
+def test_a_write_that_comes_up_short(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    """By a limit on the size of files, which fails as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+    try:
+        with pytest.raises(Exception) as caught:  # noqa: PT011 - which error it is differs by library
+            write(tmp_path / "file")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert writing_trouble(caught.value) is not None
 
 

@@ -202,7 +202,8 @@ class _Notes:
             given, last = sum(self.given.get(id(parameter), {}).values()), name.rpartition(".")[2]
             if not given or last in _MAY_BE_ABSENT or name in self.unwritten:
                 continue
-            if given != parameter.numel():
+            # Up to 0.29 each part of a fused module brings its whole g_idx.
+            if given != parameter.numel() and last != "g_idx":
                 self.misread.setdefault(name, f"{given} elements into {parameter.numel()}")
 
 
@@ -415,7 +416,7 @@ def judge_here(folder: str, *, mtp: bool = True, images: bool = True) -> Judgeme
 
 def _judge_draft(result: Judgement, vllm_config: Any, target: nn.Module) -> None:
     """The proposer's way to its model, with the target's embedding and head put in as it does."""
-    from vllm.model_executor.model_loader.utils import get_draft_load_config
+    from vllm.model_executor.model_loader import utils
     from vllm.v1.spec_decode.llm_base_proposer import SpecDecodeBaseProposer
 
     speculative = vllm_config.speculative_config
@@ -423,7 +424,11 @@ def _judge_draft(result: Judgement, vllm_config: Any, target: nn.Module) -> None
         speculative_config=speculative, vllm_config=vllm_config, use_local_argmax_reduction=False
     )
     config = SpecDecodeBaseProposer._create_draft_vllm_config(proposer)
-    draft = _load(config, speculative.draft_model_config, get_draft_load_config(config))
+    if hasattr(utils, "get_draft_load_config"):
+        load_config = utils.get_draft_load_config(config)
+    else:  # up to 0.30
+        load_config = speculative.draft_load_config or config.load_config
+    draft = _load(config, speculative.draft_model_config, load_config)
     result.draft = type(draft).__name__
     shared = ("model.embed_tokens.", "lm_head.")
     result.unwritten_draft = {n: s for n, s in _notes.unwritten.items() if not n.startswith(shared)}

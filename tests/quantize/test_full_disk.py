@@ -22,17 +22,19 @@ from gptq_hybrid.cli import main
 main()
 """
 _TASK = """
-import sys
-from rich.console import Console
+import os
 from gptq_hybrid.common.quiet import output_to_log
 from gptq_hybrid.upstream import told_before_abort
+from gptq_hybrid.upstream.versions import prepare_environment
+prepare_environment()
 import gptqmodel, torch
 def fail():
     raise OSError(28, "No space left on device", "/a/file")
-with output_to_log("test") as terminal, told_before_abort(lambda error: terminal.print("TOLD", repr(error))):
+def tell(error):
+    os.write(terminal_again, f"TOLD {error!r}\\n".encode())
+terminal_again = os.dup(1)
+with output_to_log("test"), told_before_abort(tell):
     gptqmodel.DEVICE_THREAD_POOL.submit(torch.device("cpu"), fail).result()
-    import time
-    time.sleep(60)
 """
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from gptq_hybrid.doctor import vllm_releases
 from gptq_hybrid.doctor.findings import Fault, Inspection, Severity, rule
 
+from .modules import text_only
 from .samples import samples
 
 HEAD = "lm_head.weight"
@@ -31,6 +32,15 @@ _OTHERS = frozenset(
     }
 )  # fmt: skip
 _ACTIVATION = "silu"
+# `_ACTIVATION_REGISTRY` of vLLM 0.32.
+_VISION_ACTIVATIONS = frozenset(
+    {
+        "gelu", "gelu_fast", "gelu_new", "gelu_pytorch_tanh", "relu", "relu2", "silu", "swish", "quick_gelu",
+        "tanh", "sigmoid", "xielu",
+    }
+)  # fmt: skip
+# Names of floating-point types that the model can be cast to.
+_DTYPES = frozenset({"auto", "bfloat16", "float16", "half", "float32", "float"})
 _ROPE_TYPES = frozenset(
     {
         "default", "mrope", "linear", "ntk", "dynamic", "yarn", "longrope", "su", "llama3", "mllama4",
@@ -160,6 +170,16 @@ def values(inspection: Inspection) -> Iterator[Fault]:
         yield Fault(
             f"`hidden_act` is {text['hidden_act']!r}; vLLM has {_ACTIVATION!r} alone", file="config.json"
         )
+    vision = inspection.checkpoint.config.get("vision_config")
+    act = vision.get("hidden_act") if isinstance(vision, Mapping) else None
+    if act is not None and act not in _VISION_ACTIVATIONS and not text_only(inspection):
+        yield Fault(f"`vision_config.hidden_act` is {act!r}; vLLM has no such activation", file="config.json")
+    for owner in (inspection.checkpoint.config, text):
+        # The new name goes before the old one; the root's before the text config's.
+        dtype = owner.get("dtype", owner.get("torch_dtype"))
+        if dtype is not None and dtype not in _DTYPES:
+            yield Fault(f"`dtype` is {dtype!r}, which is no type that PyTorch has", file="config.json")
+            break
     kind = _rope_type(text)
     if not isinstance(kind, str) or kind not in _ROPE_TYPES:
         yield Fault(f"rope type {kind!r} is not one that vLLM has", file="config.json")

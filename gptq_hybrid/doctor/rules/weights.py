@@ -136,6 +136,8 @@ def extra(inspection: Inspection) -> Iterator[Fault]:
     buildable |= {linear.name for linear in unquantized_linears(inspection)}
     buildable |= {"lm_head"} | {name.removesuffix(".weight") for name in inspection.mtp_names}
     for name, info in inspection.checkpoint.loaded.items():
+        if name.startswith("mtp.") and not inspection.drafting:
+            continue  # the target skips these, and there is no draft
         if name.startswith("language_model.mtp."):
             continue  # no place for a head: `mtp-elsewhere` says so, and without MTP vLLM drops it
         suffix = next((s for s in _PACKED if name.endswith(s)), None)

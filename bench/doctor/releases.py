@@ -2,9 +2,9 @@
 
     python -m bench.doctor.releases PYTHON … [--out FILE]
 
-Each PYTHON is the interpreter of an environment with a CPU build of vLLM. In each, `tests/judge` has that vLLM's own
-classes load the small checkpoints of every kind, and `qwen36 check --vllm RELEASE` judges the same folders. No forward
-pass is made. A difference that is explained stands in the table with its reason.
+Each PYTHON is the interpreter of an environment with a CPU build of vLLM. In each, `tests/judge` has that vLLM's
+own classes load the small checkpoints of every kind, and `qwen36 check --vllm RELEASE` judges the same folders. No
+forward pass is made. Differences that are explained stand in `EXPLAINED`.
 """
 
 from __future__ import annotations

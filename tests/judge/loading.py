@@ -228,6 +228,8 @@ def _note_taking_loader() -> type[Any]:
                 yield name, tensor
 
         def load_weights(self, model: nn.Module, model_config: Any) -> None:
+            if not hasattr(DefaultModelLoader, "create_model"):  # up to 0.29
+                _mark(model)
             super().load_weights(model, model_config)
             _notes.unwritten = {n: s for n, s in _marked(model).items() if _is_read(n, model)}
             _notes.dropped = _thrown_away(model)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gptq_hybrid.checkpoint import LinearSpec, formats
 from gptq_hybrid.checkpoint.formats import Built, Module, Stored, fp8, module_of
+from gptq_hybrid.doctor import vllm_releases
 from gptq_hybrid.doctor.findings import Inspection
 
 from .linears import describe, unquantized_linears
@@ -61,6 +62,8 @@ def construct(
     owners: dict[str, tuple[Module, list[LinearSpec]]] = {}
     for linear in linears:
         module = module_of(linear.name, text_only=text_only(inspection), draft=draft)
+        if inspection.older_than(vllm_releases.FUSED_PATTERNS_SINCE):
+            module = replace(module, fused_patterns=False)
         owners.setdefault(module.name, (module, []))[1].append(linear)
     out: list[Construction] = []
     for module, group in owners.values():

@@ -78,9 +78,10 @@ def unknown_method(inspection: Inspection) -> Iterator[Fault]:
             return
     if config is None or not method:
         return
-    if method not in vllm_releases.METHODS:
-        # Other releases have other methods.
-        read = inspection.vllm is None or inspection.vllm.at_least(vllm_releases.METHODS_READ)
+    older = inspection.older_than(vllm_releases.METHODS_READ) and method in vllm_releases.OLD_METHODS
+    if method not in vllm_releases.METHODS or older:
+        # The few that older releases had may be known there; the others were known to none.
+        read = not older
         yield Fault(
             f"vLLM {vllm_releases.METHODS_READ} knows no quant_method {method!r}; it knows "
             f"{', '.join(sorted(vllm_releases.METHODS))}",

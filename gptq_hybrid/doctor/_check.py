@@ -232,7 +232,7 @@ def _without_mtp(config: Mapping[str, Any]) -> Mapping[str, Any]:
     text = config.get("text_config")
     owner = text if isinstance(text, Mapping) else config
     count = owner.get("mtp_num_hidden_layers")
-    if count is None or isinstance(count, int):
+    if count is None or (isinstance(count, int) and count >= 0):
         return config
     changed = {**owner, "mtp_num_hidden_layers": 0}
     return {**config, "text_config": changed} if owner is text else changed

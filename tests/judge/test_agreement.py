@@ -19,6 +19,7 @@ from tests.corpus import BASES, CASES, Bases, CorpusCase, Workshop
 
 from .judge import Judge, unavailable
 from .kinds import AGREED, TO_MEND, Kind
+from .later_kinds import LATER
 from .made import GROUPS, Made, build
 from .opinion import UNSEEN, Opinion
 from .rounded import rounded_checkpoint
@@ -126,7 +127,7 @@ def test_what_is_to_be_mended_still_is(
     assert opinion.judgement.fine is (kind.says == "faulty"), opinion.judgement.said
 
 
-@pytest.mark.parametrize("kind", AGREED, ids=lambda kind: kind.id)
+@pytest.mark.parametrize("kind", [*AGREED, *LATER], ids=lambda kind: kind.id)
 def test_what_was_suspected_and_is_right(
     ask: Callable[..., Opinion], companions: Path, kind: Kind, tmp_path: Path
 ) -> None:
@@ -137,7 +138,7 @@ def test_what_was_suspected_and_is_right(
 
 
 def test_names_of_kinds_are_unique() -> None:
-    names = [kind.id for kind in (*TO_MEND, *AGREED)]
+    names = [kind.id for kind in (*TO_MEND, *AGREED, *LATER)]
     assert len(set(names)) == len(names)
 
 

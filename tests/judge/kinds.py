@@ -180,7 +180,7 @@ def _groups(**groups: Any) -> Change:
     return quantization(config_groups=made)
 
 
-def _group_zero(**changes: Any) -> Change:
+def group_zero(**changes: Any) -> Change:
     return config(lambda c: c["quantization_config"]["config_groups"]["group_0"].update(changes))
 
 
@@ -191,7 +191,7 @@ def _no_vision(t: dict[str, torch.Tensor]) -> None:
 
 def _mixed(folder: Path) -> None:
     quantization(format="mixed-precision")(folder)
-    _group_zero(format="pack-quantized")(folder)
+    group_zero(format="pack-quantized")(folder)
 
 
 def _alone(folder: Path) -> None:
@@ -280,17 +280,17 @@ ZERO = (
 )  # fmt: skip
 PLACES = (
     Kind("packed-head-target-linear", 5, "faulty", "builds lm_head dense: its class is not Linear",
-         Made(format="packed", packed=HEAD), _group_zero(targets=["Linear"])),
+         Made(format="packed", packed=HEAD), group_zero(targets=["Linear"])),
     Kind("packed-head-target-by-name", 5, "faulty", "calls it language_model.lm_head, which the target is not",
          Made(format="packed", packed=HEAD)),
     Kind("packed-head-ignored", 5, "faulty", "ignores `lm_head` in the draft, where the head has that name",
          Made(format="packed", packed=HEAD),
-         both(_group_zero(targets=["Linear", "re:.*lm_head"]),
+         both(group_zero(targets=["Linear", "re:.*lm_head"]),
               quantization(ignore=[*KEPT, SMALL_NAMES, "re:^mtp.*"]))),
     Kind("packed-embedding", 5, "faulty", "builds embed_tokens dense, whatever the config",
          PACKED, tensors(_packed_embedding)),
     Kind("dense-head-targeted", 5, "faulty", "builds lm_head packed",
-         PACKED, both(_group_zero(targets=["Linear", "re:.*lm_head"]),
+         PACKED, both(group_zero(targets=["Linear", "re:.*lm_head"]),
                       quantization(ignore=["re:.*visual.*", SMALL_NAMES, "re:^mtp.*"]))),
     Kind("auto-round-head-undeclared", 5, "faulty", "builds lm_head dense",
          Made(format="auto-round", packed=HEAD, declared=frozenset())),
@@ -416,7 +416,7 @@ AGREED: tuple[Kind, ...] = (
     Kind("packed-small", 5, "serves", "builds in_proj_ba packed", Made(format="packed", packed=SMALL)),
     Kind("awq-small", 5, "serves", "builds in_proj_ba packed", Made(format="awq", packed=SMALL)),
     Kind("packed-head-by-pattern", 5, "serves", "builds lm_head packed, in target and draft",
-         Made(format="packed", packed=HEAD), _group_zero(targets=["Linear", "re:.*lm_head"])),
+         Made(format="packed", packed=HEAD), group_zero(targets=["Linear", "re:.*lm_head"])),
     Kind("method-in-capitals", 6, "serves", "lowers the name", GPTQ, quantization(quant_method="GPTQ")),
     Kind("name-match-first", 7, "faulty", "prefers a name", PACKED, _groups(down=8, Linear=4)),
     Kind("mixed-precision", 7, "serves", "reads the format of each group", PACKED, _mixed),

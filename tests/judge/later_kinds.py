@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .kinds import Change, Kind, config, quantization
+from .kinds import Change, Kind, config, group_zero, quantization
 from .made import Made
 
 BF16, GPTQ = Made(), Made(format="gptq")
@@ -52,5 +52,22 @@ LATER: tuple[Kind, ...] = (
          config(lambda c: c["text_config"]["rope_parameters"].update(rope_theta="1e7"))),
     Kind("gate-as-text", 16, "faulty", "adds it to 1", BF16, text(attn_output_gate="true")),
     Kind("extra-key", 16, "serves", "ignores it", BF16, text(foo={"a": [1]})),
+    Kind("rule-with-a-list", 16, "faulty", "asks it for settings", GPTQ,
+         quantization(dynamic={r"-:^mtp\.": {}, "+:.*down_proj": []})),
+    Kind("rule-with-a-list-for-nothing", 16, "serves", "never asks it", GPTQ,
+         quantization(dynamic={r"-:^mtp\.": {}, "+:.*nowhere": []})),
+    Kind("awq-without-zero-points", 16, "faulty", "has no kernel for it", Made(format="awq"),
+         quantization(zero_point=False)),
+    Kind("packed-without-format", 16, "faulty", "has no scheme for it", Made(format="packed"),
+         quantization(format=None)),
+    Kind("packed-as-dense", 16, "faulty", "has no scheme for it", Made(format="packed"),
+         quantization(format="dense")),
+    Kind("packed-floats", 16, "faulty", "takes the words for another format", Made(format="packed"),
+         group_zero(weights={"num_bits": 4, "type": "float", "symmetric": True, "group_size": 32,
+                              "strategy": "group"})),
+    Kind("fp8-block-of-one-number", 16, "faulty", "wants two", Made(format="fp8"),
+         quantization(weight_block_size=[128])),
+    Kind("auto-round-mxfp-as-gptq", 16, "faulty", "takes it in another packing", Made(format="auto-round"),
+         quantization(data_type="mx_fp")),
     Kind("gptq-v2", 16, "serves", "knows both", GPTQ, quantization(checkpoint_format="gptq_v2")),
 )  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from .case import Tensors, Workshop, faulty, odd
+from .case import CorpusCase, Tensors, Workshop, faulty, odd
 
 LAYER = "model.language_model.layers"
 O_PROJ, Q_PROJ, DOWN = (
@@ -92,6 +92,24 @@ def _fill(name: str, value: float) -> object:
     return lambda shop: shop.tensor(name, lambda t: torch.full_like(t, value))
 
 
+def _gguf(shop: Workshop) -> None:
+    """A folder of llama.cpp's, with no config.json."""
+    for path in list(shop.folder.iterdir()):
+        path.unlink()
+    (shop.folder / "model-Q4_K_M.gguf").write_bytes(b"GGUF" + bytes(100))
+
+
+def _foreign(method: str, old: str, new: str) -> object:
+    """The names that another engine's converter gives its tensors."""
+
+    def apply(shop: Workshop) -> None:
+        name = f"{DOWN}.qweight"
+        shop.shard(shop.file_of(name), lambda t: t.update({f"{DOWN}.{new}": t.pop(f"{DOWN}.{old}")}))
+        shop.quantization(quant_method=method)
+
+    return apply
+
+
 DYNAMIC = {r"-:^mtp\.": {}}
 QUANTIZED_CASES = (
     faulty("no-quantization-config", "gptq", "quantization-undeclared", _undeclared),
@@ -169,6 +187,10 @@ QUANTIZED_CASES = (
     ),
     faulty("scales-nan", "gptq", "scales-values", _set(O_PROJ, "scales", 3, float("nan"))),
     faulty("scales-inf", "gptq", "scales-values", _set(QKV, "scales", 0, float("inf"))),
+    faulty("of-mlx", "gptq", "quantization-unknown", _foreign("mlx", "qzeros", "biases")),
+    faulty("of-mlx-by-its-tensors", "gptq", "quantization-unknown", _foreign("gptq", "qzeros", "biases")),
+    faulty("of-exllama", "gptq", "quantization-unknown", _foreign("exl3", "qweight", "trellis")),
+    CorpusCase("of-llama-cpp", "bf16", _gguf, frozenset({"unreadable"}), "unreadable"),
     faulty("scales-nan-at-the-end", "gptq", "scales-values", _set(QKV, "scales", -1, float("nan"))),
     faulty(
         "norm-nan", "gptq", "weights-values", _set(f"{LAYER}.2.input_layernorm", "weight", -1, float("nan"))

@@ -91,7 +91,7 @@ def _auto_round(inspection: Inspection, config: Mapping[str, Any]) -> Iterator[s
     bits, packing = config.get("bits", 4), str(config.get("packing_format", "auto_round:auto_gptq"))
     data_type = str(config.get("data_type", "int"))
     if data_type.startswith("mx_fp") and packing != _MXFP_PACKING:
-        yield f"data_type is {data_type!r}, which vLLM takes with packing_format {_MXFP_PACKING!r} alone, not {packing!r}"
+        yield f"data_type is {data_type!r}, which vLLM takes with packing_format {_MXFP_PACKING!r} alone"
     if config.get("sym", True) is False and "gptq" in packing:
         yield f"sym is false, and vLLM loads {packing} in symmetric form alone"
     if type(bits) is not int or bits in (2, 4, 8) or "gptq" not in packing:

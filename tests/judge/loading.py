@@ -170,6 +170,10 @@ def _is_read(name: str, model: nn.Module) -> bool:
     last = name.rpartition(".")[2]
     if last in _MAY_BE_ABSENT:
         return False
+    if last == "g_idx":  # up to 0.29; without act order it is dropped unread
+        owner = model.get_submodule(name.rpartition(".")[0])
+        config = getattr(getattr(owner, "quant_method", None), "quant_config", None)
+        return bool(getattr(config, "desc_act", False))
     if last == "qzeros":
         owner = model.get_submodule(name.rpartition(".")[0])
         kernel = getattr(getattr(owner, "quant_method", None), "kernel", None)

@@ -26,15 +26,19 @@ _NAMED = 24
 Prompts = list[dict[str, list[int]]]
 
 
-def set_up(*, machete: bool = False) -> None:
-    """Set vLLM's environment, before it is imported: no plugins but those installed by hand, one process.
+# Kernels that vLLM may not choose, so that a Hopper card runs Marlin as an Ada card does, or Humming; ``any``: all.
+_DISABLED = {
+    "marlin": "MacheteLinearKernel,HummingLinearKernel",
+    "humming": "MacheteLinearKernel",
+    "any": "",
+}
 
-    Machete is turned off unless asked for, so that a Hopper card runs Marlin as an Ada card would.
-    """
+
+def set_up(kernel: str = "marlin") -> None:
+    """Set vLLM's environment, before it is imported: no plugins but those installed by hand, one process."""
     os.environ |= {"VLLM_PLUGINS": "", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    if not machete:
-        os.environ["VLLM_DISABLED_KERNELS"] = "MacheteLinearKernel"
+    os.environ["VLLM_DISABLED_KERNELS"] = _DISABLED[kernel]
 
 
 def start(
@@ -46,13 +50,14 @@ def start(
     tokens: int = 2048,
     context: int | None = None,
     drafts: int = 0,
+    drafting: Json | None = None,
     log_stats: bool = False,
 ) -> Any:
     """Start the engine in this process.
 
     ``options`` is vLLM's ``additional_config``. It is part of the key of compiled graphs, which knows nothing
     of kernels or linear methods: name the variant in it. ``args``: those of `bench.variants.engine_arguments`.
-    ``graphs``: numbers of tokens recorded as CUDA graphs.
+    ``graphs``: numbers of tokens recorded as CUDA graphs. ``drafting``: more of vLLM's ``speculative_config``.
     """
     import torch
     from vllm import LLM
@@ -68,7 +73,7 @@ def start(
     if args.tiny:
         extra["enforce_eager"] = True
     if drafts:
-        extra["speculative_config"] = {"method": "mtp", "num_speculative_tokens": drafts}
+        extra["speculative_config"] = {"method": "mtp", "num_speculative_tokens": drafts} | (drafting or {})
     if log_stats:
         extra["disable_log_stats"] = False
     return LLM(

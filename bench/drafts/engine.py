@@ -2,10 +2,12 @@
 
     python -m bench.drafts.engine OUT.json [--layers 16] [--variants none stock auto w8:65536] [--seconds 580]
 
-The 27B with so many of its layers, made-up weights, W4A16 by Marlin (Machete is turned off, so a Hopper card runs
-what an Ada card would), compiled, CUDA graphs, two MTP drafts a step. Every variant is a process of its own:
+The 27B with so many of its layers, made-up weights, W4A16 by Marlin as on an Ada card (``--kernel any``: by what
+vLLM or the plugin chooses on this one), compiled, CUDA graphs, two MTP drafts a step. Every variant is a process of
+its own:
 
     none, none-4, stock      vLLM alone: without MTP, the same with 4 layers, and with MTP
+    stock:fp8                with MTP and ``draft_lm_head_quantization``, from vLLM 0.33 on
     auto, w4, w8, w8:65536 … the plugin's drafts: form of their weights, and after a colon the tokens drafted from;
                              `auto`, the default, has W8 linears and the model's own output head
 
@@ -31,18 +33,19 @@ from bench.results import Json
 from bench.variants import engine_arguments, main, saving
 
 VARIANTS = (
-    "none", "none-4", "stock", "auto", "w4", "w8", "fp8", "bf16:65536", "w4:65536", "w8:65536", "fp8:65536",
+    "none", "none-4", "stock", "stock:fp8", "auto", "w4", "w8", "fp8",
+    "bf16:65536", "w4:65536", "w8:65536", "fp8:65536",
 )  # fmt: skip
 _USUAL = ("none", "none-4", "stock", "auto", "w8:65536")
 _BATCHES, _NEW, _TINY_NEW = (1, 16), 128, 8
 # vLLM alone.
-_PLAIN = ("none", "none-4", "stock")
+_PLAIN = ("none", "none-4", "stock", "stock:fp8")
 _WITHOUT = ("none", "none-4")
 
 
 def start_variant(variant: str, args: argparse.Namespace, folder: Path) -> Any:
     """Install what the variant needs, and start the engine in this process."""
-    set_up()
+    set_up(args.kernel)
     import torch
 
     from bench.dummy import fill_on_load, write_checkpoint
@@ -54,7 +57,7 @@ def start_variant(variant: str, args: argparse.Namespace, folder: Path) -> Any:
 
         vllm_qwen36_plugin.register()
         _list_of_any_tokens()
-        additional["qwen36"] = {**options(variant), "prefill": "off"}
+        additional["qwen36"] = {**options(variant), "prefill": "auto" if args.kernel == "any" else "off"}
     if not torch.cuda.is_available():
         from vllm_qwen36_plugin.cpu.packed_weights import offer
 
@@ -68,6 +71,7 @@ def start_variant(variant: str, args: argparse.Namespace, folder: Path) -> Any:
         # Tokens of a step: one a request, or with drafts three.
         graphs=(1, 2, 3, 16, 48),
         drafts=0 if variant in _WITHOUT else DRAFTS,
+        drafting={"draft_lm_head_quantization": "fp8"} if variant == "stock:fp8" else None,
         log_stats=True,
     )
 
@@ -157,12 +161,14 @@ def settings(args: argparse.Namespace) -> Json:
         "attention": args.attention,
         "memory": args.memory,
         "drafts": DRAFTS,
+        "kernel": args.kernel,
     }
 
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = engine_arguments(__doc__, VARIANTS, _USUAL, repeats=5, memory=0.85)
+    parser.add_argument("--kernel", choices=["marlin", "any"], default="marlin")
     return parser.parse_args(arguments)
 
 

@@ -169,6 +169,25 @@ def step_table(result: Json) -> str:
     return table(columns, rows, f"{place}; {result['settings']['layers']} layers, two drafts a step")
 
 
+def versus_table(result: Json) -> str:
+    """Milliseconds a step beside vLLM's own, on the clock and of kernels."""
+    runs = result["runs"]
+    columns = [Column("drafts", "way")]
+    for batch in next(iter(runs.values()))["steps"]:
+        for title, figure in (
+            ("on the clock", lambda run, b=batch: median(run["steps"][b]["ms"])),
+            ("of kernels", lambda run, b=batch: gpu_ms(run, b)),
+        ):
+            stock = figure(runs["stock"])
+            columns += [
+                Column(f"batch {batch}: ms {title}", lambda r, f=figure: f(r["run"]), ".2f"),
+                Column("over stock's", lambda r, f=figure, stock=stock: f(r["run"]) / stock, ".2f"),
+            ]
+    rows = [{"way": way, "run": run} for way, run in runs.items()]
+    place = where(next(iter(runs.values()))["environment"])
+    return table(columns, rows, f"{place}; {result['settings']['layers']} layers, two drafts a step")
+
+
 def bytes_table(result: Json) -> str:
     """What two drafts read, what that takes at the bandwidth of the card, and what they took."""
     runs, count = result["runs"], result["settings"]["drafts"]
@@ -235,6 +254,7 @@ PAGE = Page(
         "acceptance": (acceptance_table, HERE / "acceptance.json"),
         "acceptance-gpu": (acceptance_table, HERE / "acceptance-gpu.json"),
         "engine": (engine_tables, HERE / "engine.json"),
+        "engine-033": (versus_table, HERE / "engine-0.33.json"),
     },
     {"engine.png": (picture, HERE / "engine.json")},
 )

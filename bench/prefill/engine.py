@@ -5,9 +5,11 @@
 The 27B with so many of its layers, made-up weights, compiled, CUDA graphs, no MTP, prompts in one chunk. Variants,
 every one a process of its own:
 
-    plugin           this plugin with prefill=fp8, over Marlin (Machete turned off); its ways `stock`, `exact` and
-                     `fp8` are compared in the one process, in turns; it needs a GPU
-    stock, machete   vLLM alone, with that kernel
+    plugin           this plugin with prefill=fp8, over Marlin (other kernels turned off); its ways `stock`, `exact`
+                     and `fp8` are compared in the one process, in turns; it needs a GPU
+    default          this plugin as it comes, no kernel turned off
+    stock, humming   vLLM alone, with Marlin or Humming
+    machete          vLLM alone, with what it chooses: Machete on Hopper
     bf16             vLLM alone, unquantized
 
 With --graphs passes of up to 1,024 tokens are CUDA graphs too, whose launches cost the host next to nothing. A
@@ -32,7 +34,7 @@ from bench import engine
 from bench.dummy import fill_on_load, write_checkpoint
 from bench.prefill import ways as timing
 from bench.prefill.report import engine_report
-from bench.prefill.results import GRAPHED, PLUGIN, VARIANTS, lengths
+from bench.prefill.results import DEFAULT, GRAPHED, PLUGIN, VARIANTS, lengths
 from bench.prefill.ways import OneWay, Ways, kernel_names, layers_by_shape
 from bench.results import Json, merge
 from bench.variants import engine_arguments, main
@@ -45,7 +47,7 @@ _TOKENS = 8192
 _GRAPHS, _GRAPH_CASES = (1, 2, 4, 16, 256, 512, 1024), ("1024", "512", "256")
 # A CPU gets through these; between them they take every way.
 _TINY_CASES, _TINY_TOKENS, _TINY_STEPS = ("64", "24", "96", "3x16"), 512, 4
-_OURS = (PLUGIN, *GRAPHED)
+_OURS = (PLUGIN, DEFAULT, *GRAPHED)
 
 
 def start(variant: str, args: argparse.Namespace, folder: Path) -> Any:
@@ -53,7 +55,8 @@ def start(variant: str, args: argparse.Namespace, folder: Path) -> Any:
     options: Json = {"prefill_bench": variant}
     if variant in _OURS:
         # Drafts as without the plugin: what they verify in one call would differ otherwise.
-        options["qwen36"] = {"prefill": variant if variant in GRAPHED else "fp8", "draft": "bf16"}
+        routes = {PLUGIN: "fp8", DEFAULT: "auto"}
+        options["qwen36"] = {"prefill": routes.get(variant, variant), "draft": "bf16"}
     tokens = _TINY_TOKENS if args.tiny else _TOKENS
     return engine.start(
         write_checkpoint(folder / variant, args.layers, quantized=variant != "bf16", tiny=args.tiny),
@@ -71,7 +74,7 @@ def set_up(variant: str, folder: Path) -> None:
     The plugin is installed as vLLM does it, but from here: entry points need an installed distribution. Profiles go
     to ``folder``, so that every process measures its own.
     """
-    engine.set_up(machete=variant == "machete")
+    engine.set_up({DEFAULT: "any", "machete": "any", "humming": "humming"}.get(variant, "marlin"))
     if variant in _OURS:
         import vllm_qwen36_plugin
 
@@ -110,7 +113,7 @@ def run(variant: str, args: argparse.Namespace, folder: Path) -> None:
     if variant in _OURS:
         from vllm_qwen36_plugin.prefill import dispatch
 
-        if variant not in GRAPHED:
+        if variant == PLUGIN:
             ways = Ways(dispatch.linears(), layers_by_shape(loaded[-1]))
         facts = plugin_facts(loaded[-1])
         keep(seconds={**seconds, "measuring": facts.pop("measuring")}, plugin=facts)
@@ -119,6 +122,10 @@ def run(variant: str, args: argparse.Namespace, folder: Path) -> None:
         flush=True,
     )
     take(llm, ways, args, engine.vocabulary(llm), keep)
+    if variant in _OURS:
+        host = dispatch.pace()
+        served = {linear.shape.key: dict(linear.served) for linear in dispatch.linears()}
+        keep(plugin={**facts, "eager_from": host.eager_from, "layer_us": host.layer_us, "served": served})
     keep(complete=True)
     if ways.problems:
         sys.exit(f"{len(ways.problems)} problems, see above")
@@ -232,7 +239,7 @@ def settings(args: argparse.Namespace) -> Json:
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    usual = (PLUGIN, "stock", "bf16", "machete")
+    usual = (PLUGIN, DEFAULT, "stock", "humming", "machete", "bf16")
     parser = engine_arguments(__doc__, VARIANTS, usual, repeats=7, memory=0.85)
     parser.add_argument(
         "--graphs", action="store_true", help="CUDA graphs for prefill too; variants stock, exact, fp8"

@@ -100,6 +100,9 @@ def build(
 
     k, n = qweight.shape[0] * 32 // BITS, qweight.shape[1]
     layer = torch.nn.Module()
+    # What vLLM's linears have, and its kernel for Humming reads.
+    layer.params_dtype, layer.has_bias = scales.dtype, False
+    layer.input_size_per_partition, layer.output_partition_sizes = k, [n]
     loader = {"weight_loader": lambda *_, **__: None}
     layer.register_parameter(
         "qweight",
@@ -258,7 +261,8 @@ def main() -> None:
         if layout == "machete" and torch.cuda.get_device_capability() != (9, 0):
             continue
         # Read by vLLM each time it chooses.
-        os.environ["VLLM_DISABLED_KERNELS"] = "" if layout == "machete" else "MacheteLinearKernel"
+        other = "" if layout == "machete" else "MacheteLinearKernel,"
+        os.environ["VLLM_DISABLED_KERNELS"] = other + "HummingLinearKernel"
         for module in MODULES:
             result["shapes"].append(measure(module, dtype))
             save(args.out, result)

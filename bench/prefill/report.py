@@ -79,6 +79,30 @@ def pass_table(result: Json) -> str:
     )
 
 
+def kernels_table(result: Json) -> str:
+    """vLLM's own kernels against each other."""
+    rows = [row for row in results.kernel_passes(result) if row["m"] not in (2, 4, 32, 96)]
+
+    def share(name: str, base: str) -> Column:
+        return Column(
+            f"{name} over {base}", lambda row: row[name] / row[base] if name in row else None, ".2f"
+        )
+
+    first = [shape["first_calls_s"]["Humming"] for shape in result["shapes"].values()]
+    return table(
+        [
+            Column("M", "m"),
+            Column("Marlin, ms", "Marlin", ".2f"),
+            share("Machete", "Marlin"),
+            share("Humming", "Marlin"),
+            share("Humming", "Machete"),
+        ],
+        rows,
+        f"{where(result['environment'])}. Linears of 64 layers in CUDA graphs, sums of medians; to compile "
+        f"Humming's kernels took {min(first):.0f} to {max(first):.0f} s a shape on 16 cores",
+    )
+
+
 def linear_environment(result: Json) -> str:
     """Card, versions and settings."""
     place, settings = result["environment"], result["settings"]
@@ -376,6 +400,8 @@ PAGE = Page(
         "pass": (pass_table, LINEAR),
         "pass-fp16": (pass_table, HERE / "linear-fp16.json"),
         "worst": (worst_table, LINEAR),
+        "kernels": (kernels_table, HERE / "kernels.json"),
+        "ttft-033": (ttft_table, HERE / "engine-0.33.json"),
         "targets": (targets_table, ENGINE),
         "kinds": (kinds_table, ENGINE),
         "ttft": (ttft_table, ENGINE),

@@ -17,7 +17,9 @@ from typing import NamedTuple
 from bench.results import Json
 
 PLUGIN = "plugin"
-VARIANTS = (PLUGIN, "stock", "exact", "fp8", "machete", "bf16")
+# The plugin as it comes, on the card as it is.
+DEFAULT = "default"
+VARIANTS = (PLUGIN, DEFAULT, "stock", "exact", "fp8", "humming", "machete", "bf16")
 WAYS = ("stock", "exact", "fp8")
 # With --graphs a pass is recorded with the way it goes, so that each way is a process.
 GRAPHED = ("exact", "fp8")
@@ -152,7 +154,24 @@ MODULES = {
     "down": (17408, 5120, 64),
 }
 LAYERS = {name: layers for name, (_, _, layers) in MODULES.items()}
+# Tokens of `kernels.py`.
+KERNEL_ROWS = (1, 2, 3, 4, 8, 16, 32, 48, 64, 96, 128, 256, 512, 1024, 2048, 4096, 8192)
 _NAMES = {"stock": "stock", "plugin": "plugin, exact", "plugin_fp8": "plugin, fp8", "cublas": "dense"}
+
+
+def kernel_passes(result: Json) -> list[Json]:
+    """Milliseconds of the linears of 64 layers by number of tokens and kernel, from a file of `kernels.py`."""
+    rows = []
+    for tokens in map(str, KERNEL_ROWS):
+        row: Json = {"m": int(tokens)}
+        for name in ("Marlin", "Machete", "Humming"):
+            each = [
+                (shape["us"][tokens].get(name), LAYERS[module]) for module, shape in result["shapes"].items()
+            ]
+            if all(us is not None for us, _ in each):
+                row[name] = sum(us * layers for us, layers in each) / 1e3
+        rows.append(row)
+    return rows
 
 
 def us(row: Json, name: str) -> float | None:

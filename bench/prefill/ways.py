@@ -72,6 +72,11 @@ class Ways(_Problems):
             raise RuntimeError(f"in the table or in the model, but not in both: {', '.join(sorted(missing))}")
         self._linears = [(linear, tuple(linear.routes), linear.starts) for linear in linears]
         self._layers = dict(layers)
+        from vllm_qwen36_plugin.prefill import dispatch
+
+        # The ways are compared, on this host as well: not the choice between them.
+        dispatch.pace().eager_from = 0
+        dispatch.pace().watching = False
         served = {route for _, routes, _ in self._linears for route in routes}
         self.names = ("stock", *(route for route in ("exact", "fp8") if route in served))
         # What a user has who sets no option.
@@ -122,8 +127,7 @@ def layers_by_shape(model: Any) -> dict[str, int]:
 
 def kernels(model: Any) -> list[Any]:
     """The kernel of every packed linear."""
-    packed = [module for module in model.modules() if hasattr(module, "qweight")]
-    each = [getattr(getattr(module, "quant_method", None), "kernel", None) for module in packed]
+    each = [getattr(getattr(module, "quant_method", None), "kernel", None) for module in model.modules()]
     return [kernel for kernel in each if kernel is not None]
 
 

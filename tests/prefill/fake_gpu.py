@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from vllm_qwen36_plugin.prefill.measure import FEW_TOKENS
 from vllm_qwen36_plugin.prefill.profile import Card, Starts
 from vllm_qwen36_plugin.prefill.shape import Shape
 
@@ -17,6 +18,7 @@ MICROSECONDS = {
     "stock": lambda tokens: float(tokens),
     "exact": lambda tokens: 450.0,
     "fp8": lambda tokens: 200.0,
+    "humming": lambda tokens: 0.9 * tokens if tokens <= 32 else 1.1 * tokens,
 }
 
 
@@ -61,9 +63,10 @@ class FakeGpu:
         self.measured.append((linear.shape, counts, list(routes)))
         if self.broken is not None:
             raise self.broken
-        return {
-            name: {tokens: MICROSECONDS[name](tokens) for tokens in counts} for name in ("stock", *routes)
-        }
+        few = FEW_TOKENS if linear.humming is not None else ()
+        base = ("stock",) if linear.humming is None else ("stock", "humming")
+        times = {name: {tokens: MICROSECONDS[name](tokens) for tokens in (*few, *counts)} for name in base}
+        return times | {name: {tokens: MICROSECONDS[name](tokens) for tokens in counts} for name in routes}
 
     def quantize_tokens(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """As `dynamic_per_token_scaled_fp8_quant`."""

@@ -88,8 +88,8 @@ class Server:
         if stock == "machete" and capability() != (9, 0):
             pytest.skip("Machete is for GPUs of compute capability 9.0")
         # Of those vLLM prefers to Marlin where it can.
-        others = "" if stock == "machete" else "MacheteLinearKernel,AllSparkLinearKernel,HummingLinearKernel"
-        self.patch.setenv("VLLM_DISABLED_KERNELS", others)
+        others = "" if stock == "machete" else "MacheteLinearKernel,AllSparkLinearKernel,"
+        self.patch.setenv("VLLM_DISABLED_KERNELS", others + "HummingLinearKernel")
         config, method_class = stock_gptq()
         quantization = {
             "quant_method": "gptq",

@@ -178,6 +178,20 @@ def gemm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hopper]:
     scratch.release()
 
 
+def test_a_gemm_that_refuses_a_strided_result_is_one_that_cannot_write_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As vLLM 0.33.0's for Hopper does: "output is not packed"."""
+
+    def refuses(*_: object) -> None:
+        raise RuntimeError("CUTLASS 3.x scaled_mm requires packed operands; output is not packed")
+
+    monkeypatch.setattr(torch.ops._C, "cutlass_scaled_mm", refuses, raising=False)
+    scaled_mm.writes_strided.cache_clear()
+    assert not scaled_mm.writes_strided(CPU, torch.bfloat16, "vllm")
+    scaled_mm.writes_strided.cache_clear()
+
+
 @pytest.mark.parametrize("packs", [True, False])
 def test_a_product_is_written_to_its_columns_and_nowhere_else(gemm: Hopper, packs: bool) -> None:
     gemm(packs)

@@ -22,7 +22,7 @@ if not torch.cuda.is_available():
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("clean")]
 
-from vllm_qwen36_plugin.prefill import measure, prepare, routes, scratch  # noqa: E402
+from vllm_qwen36_plugin.prefill import dispatch, kernel, measure, prepare, routes, scratch  # noqa: E402
 from vllm_qwen36_plugin.prefill.kernel import FP8_SCALES, PrefillLinearKernel  # noqa: E402
 from vllm_qwen36_plugin.prefill.profile import GEMMS, GemmName, Starts, cache_path, read  # noqa: E402
 from vllm_qwen36_plugin.upstream.linear_kernels import offer_first  # noqa: E402
@@ -58,6 +58,8 @@ def serve(monkeypatch: pytest.MonkeyPatch, clean: None) -> Iterator[Serve]:
     monkeypatch.setattr(parameter, "get_tensor_model_parallel_world_size", lambda: 1)
     monkeypatch.setattr(prepare, "shipped_profiles", list)
     offer_first(real_gpu.DEVICE.upper(), PrefillLinearKernel)
+    # A test's calls are few and alone: it is the GPU's way that they are to take.
+    dispatch.pace().eager_from = 0
     torch.manual_seed(0)
 
     def make(*, measuring: bool = False, tokens: int = 8192, **options: Any) -> Server:
@@ -398,3 +400,78 @@ def test_it_is_measured_once_and_kept(serve: Serve, monkeypatch: pytest.MonkeyPa
     prepare._current.clear()
     assert server.load(1024, 2048).entry.starts == loaded.entry.starts
     assert "could not be measured" not in shown()
+
+
+# Humming's kernel on Marlin's bytes.
+
+
+def wants_humming(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("humming")
+    for module in (kernel, prepare):
+        monkeypatch.setattr(module, "left_to_vllm", lambda: True)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_humming_multiplies_marlins_bytes_as_marlin_does(
+    serve: Serve, shown: Shown, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    wants_humming(monkeypatch)
+    loaded = serve().load(5120, 6144, dtype=dtype)
+    assert shown() == ""
+    entry, dense = loaded.entry, loaded.dense().float().t()
+    entry.routes, entry.starts = (), Starts(humming=((1, None),))
+    for count in (*TOKENS, 48):
+        x = activations_for(count, loaded)
+        entry.served.clear()
+        assert off(loaded(x), x.float() @ dense) < 0.006, count
+        assert entry.served == {"humming": 1}
+
+
+def test_humming_is_measured_and_serves_inside_a_cuda_graph(
+    serve: Serve, shown: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wants_humming(monkeypatch)
+    layers = [serve(measuring=True).load(5120, 6144) for _ in range(2)]
+    starts = layers[0].entry.starts
+    assert starts.humming, read(cache_path(measure.card(torch.device("cuda"), 128))).times_us
+    x = activations_for(3, layers[0])
+    expected = [loaded(x) for loaded in layers]
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = [loaded(x) for loaded in layers for _ in range(8)]
+    for _ in range(3):
+        graph.replay()
+    torch.cuda.synchronize()
+    for number, result in enumerate(results):
+        assert same(result, expected[number // 8])
+
+
+@pytest.mark.parametrize("module", LARGE)
+def test_machetes_weight_is_compared_with_humming_and_right_either_way(
+    serve: Serve, shown: Shown, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    wants_humming(monkeypatch)
+    server = serve(prefill="exact")
+    loaded = server.load(*LARGE[module], "machete")
+    assert "not compared" not in shown()
+    dense = loaded.dense().float().t()
+    for count in TOKENS:
+        x = activations_for(count, loaded)
+        assert off(loaded(x), x.float() @ dense) < 0.006, count
+
+
+def test_a_slow_host_leaves_passes_outside_graphs_to_the_stock_kernel(serve: Serve) -> None:
+    loaded = serve().load(5120, 6144)
+    loaded.entry.starts = Starts(128)
+    x = activations_for(1000, loaded)
+    for eager_from, way in ((1001, "stock"), (1000, "exact")):
+        dispatch.pace().eager_from = eager_from
+        loaded.entry.served.clear()
+        loaded(x)
+        assert loaded.entry.served == {way: 1}
+    dispatch.pace().eager_from = 1001
+    loaded.entry.served.clear()
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        loaded(x)
+    assert loaded.entry.served == {"exact": 1}

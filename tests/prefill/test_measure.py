@@ -108,6 +108,7 @@ class Linear:
     """A linear whose calls take their time, the first of each a hundred times as long."""
 
     shape = SHAPE
+    humming: Any = None
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -115,7 +116,7 @@ class Linear:
         self.calls: list[tuple[str, int]] = []
 
     def weight(self, tensors: Any, fp8_scales: Any) -> Any:
-        return SimpleNamespace(words=tensors[0], fp8=fp8_scales)
+        return SimpleNamespace(words=tensors[0], scales=tensors[0], fp8=fp8_scales)
 
     def stock(self, x: torch.Tensor, tensors: Any) -> None:
         self._take("stock", x, len(x) / 1e3)

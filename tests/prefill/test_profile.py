@@ -192,7 +192,7 @@ def test_another_format_says_to_measure_again(tmp_path: Path) -> None:
     path.write_text(json.dumps({**to_json(MEASURED), "format": 1}))
     with pytest.raises(ProfileError) as caught:
         read(path)
-    assert str(caught.value) == f"{path} has format 1, not 2: run qwen36 tune prefill again"
+    assert str(caught.value) == f"{path} has format 1, not 3: run qwen36 tune prefill again"
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"\xff\xfe"])

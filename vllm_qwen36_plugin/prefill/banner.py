@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .dispatch import Linear
-    from .profile import GemmName
+    from .pace import Pace
+    from .profile import GemmName, Ranges
     from .settings import Settings
 
 
@@ -18,21 +19,36 @@ def gemm_suffix(gemm: GemmName) -> str:
 
 def table_line(linears: Iterable[Linear], settings: Settings, source: str) -> str:
     """Write one line: the routes of each shape, their starts, and the ``source`` of these numbers."""
-    parts = []
+    parts: list[str] = []
     linears = sorted(linears, key=lambda linear: linear.shape)
     # The linears of an MTP head are in other bits and may have a shape that the model has too.
     several_bits = len({linear.shape.bits for linear in linears}) > 1
     for linear in linears:
-        routes = [
+        served = [_ranges(linear.starts.humming)] if linear.starts.humming else []
+        served += [
             f"{route}{gemm_suffix(linear.starts.fp8_gemm) if route == 'fp8' else ''} from {start}"
             for route in linear.routes
             if (start := getattr(linear.starts, route)) is not None
         ]
         bits = f" w{linear.shape.bits}" if several_bits else ""
-        parts.append(f"{linear.shape.k}x{linear.shape.n}{bits} {' and '.join(routes) or 'stock'}")
+        parts.append(f"{linear.shape.k}x{linear.shape.n}{bits} {' and '.join(served) or 'stock'}")
     layouts = "/".join(sorted({linear.shape.layout for linear in linears})) or "none"
     return (
         f"vllm-qwen36-plugin: prefill={settings.mode}, number of tokens from which a linear ({layouts} weights) "
         f"takes another route than vLLM's kernel: {'; '.join(parts) or 'none'} ({source or 'no profile'}; "
         f"scratch {settings.scratch_bytes >> 20} MiB)"
     )
+
+
+def pace_line(host: Pace) -> str:
+    """Write one line: from how many tokens on a pass outside CUDA graphs leaves vLLM's kernel on this host."""
+    return (
+        f"vllm-qwen36-plugin: outside CUDA graphs linears leave vLLM's kernel from {host.eager_from} tokens on: "
+        f"this host takes {(host.layer_us or 0.0) / 1e3:.2f} ms to launch a layer"
+    )
+
+
+def _ranges(ranges: Ranges) -> str:
+    """Words for the numbers of tokens that Humming's kernel takes."""
+    each = (f"{first}-{last}" if last is not None else f"{first} on" for first, last in ranges)
+    return f"humming for {', '.join(each)}"

@@ -17,10 +17,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from .pace import Pace
 from .profile import GemmName, Route, Starts
 from .replay import Replay, Template
 from .routes import Weight, exact, fp8
@@ -31,6 +32,8 @@ NAMESPACE, OP, PLAIN_OP = "qwen36", "w4a16_linear", "w4a16_plain"
 _libraries: list[Any] = []
 # Called once, at the next call of an op: the table is complete then.
 _on_first_call: list[Callable[[], None]] = []
+_pace = [Pace()]
+Way = Route | Literal["stock", "humming"]
 
 
 @dataclass(slots=True)
@@ -46,7 +49,10 @@ class Linear:
         starts: numbers of tokens from which each route is taken.
         routes: routes that may be taken, the most wanted first.
         gemms: GEMMs that ``fp8`` may multiply with.
-        served: calls by route, ``"stock"`` among them.
+        humming: Humming's kernel for these weights, if it may take calls from the stock one.
+        moved: whether vLLM would have had Machete hold these weights.
+        layers: linears of this shape in the model.
+        served: calls by way, ``"stock"`` and ``"humming"`` among them.
         attributes: what the stock kernel has asked of the layer besides tensors.
         template: the stock kernel's call of its op, if it is known (:meth:`set_template`).
         replay: the template bound to this kernel.
@@ -61,6 +67,9 @@ class Linear:
     starts: Starts = field(default_factory=Starts)
     routes: tuple[Route, ...] = ()
     gemms: tuple[GemmName, ...] = ("vllm",)
+    humming: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+    moved: bool = False
+    layers: int = 0
     served: Counter[str] = field(default_factory=Counter)
     attributes: dict[str, Any] = field(default_factory=dict)
     template: Template | None = None
@@ -84,6 +93,18 @@ class Linear:
                 return route
         return None
 
+    def way_for(self, tokens: int) -> Way:
+        """Choose what is fastest on the GPU for so many tokens: a route, Humming's kernel or the stock one."""
+        return self.route_for(tokens) or self.base_for(tokens)
+
+    def base_for(self, tokens: int) -> Way:
+        """Choose between the two kernels that read the packed weight."""
+        if self.humming is not None:
+            for first, last in self.starts.humming:
+                if first <= tokens and (last is None or tokens <= last):
+                    return "humming"
+        return "stock"
+
     def weight(self, tensors: Sequence[torch.Tensor], fp8_scales: torch.Tensor | None) -> Weight:
         """Pick the packed weight from a layer's tensors."""
         return Weight(tensors[self.words], tensors[self.scales], fp8_scales)
@@ -105,11 +126,14 @@ class Linear:
         return self.kernel.apply_weights(_StandIn(self, tensors), x, bias)
 
     def run(
-        self, route: Route, x: torch.Tensor, weight: Weight, gemm: GemmName | None = None
+        self, way: Route | Literal["humming"], x: torch.Tensor, weight: Weight, gemm: GemmName | None = None
     ) -> torch.Tensor:
-        """Multiply by one route, whatever the number of tokens; ``fp8`` by its best GEMM, or by ``gemm``."""
-        if route == "exact":
+        """Multiply by one way, whatever the number of tokens; ``fp8`` by its best GEMM, or by ``gemm``."""
+        if way == "exact":
             return exact(x, weight, self.shape)
+        if way == "humming":
+            assert self.humming is not None
+            return self.humming(x, weight.words, weight.scales)
         return fp8(x, weight, self.shape, gemm or self.starts.fp8_gemm)
 
 
@@ -153,9 +177,10 @@ def linears() -> list[Linear]:
 
 
 def clear() -> None:
-    """Empty the table, and drop what waits for the next call."""
+    """Empty the table, drop what waits for the next call, and forget the host's pace."""
     _table.clear()
     _on_first_call.clear()
+    _pace[:] = [Pace()]
 
 
 def at_next_call(callback: Callable[[], None]) -> None:
@@ -175,6 +200,38 @@ def trial() -> Iterator[None]:
         _on_first_call[:] = waiting
 
 
+def pace() -> Pace:
+    """Return the host's pace with the models in the table."""
+    return _pace[-1]
+
+
+def _chosen(key: str, x: torch.Tensor) -> tuple[Linear, Way]:
+    """Look up a call's linear, and what serves it: the fastest on the GPU, if the host keeps up with it."""
+    while _on_first_call:
+        _on_first_call.pop()()
+    linear, tokens, host = _table[key], x.shape[0], _pace[-1]
+    if host.watching:
+        host.saw(key, tokens, _with_requests)
+    way = linear.way_for(tokens)
+    if tokens < host.eager_from and way != "stock" and x.is_cuda and not _recorded():
+        # In place of Machete neither is the stock kernel, and Humming's takes the host no longer than Machete.
+        return linear, linear.base_for(tokens) if linear.moved else "stock"
+    return linear, way
+
+
+def _recorded() -> bool:
+    return bool(torch.cuda.is_current_stream_capturing())
+
+
+def _with_requests() -> bool:
+    """Whether this is a pass with requests, launched kernel by kernel: vLLM's own trials skip attention."""
+    if _recorded():
+        return False
+    from vllm.forward_context import get_forward_context, is_forward_context_available
+
+    return is_forward_context_available() and get_forward_context().attn_metadata is not None
+
+
 def w4a16_linear(
     x: torch.Tensor,
     tensors: list[torch.Tensor],
@@ -187,14 +244,12 @@ def w4a16_linear(
 
     Calls with a bias go to the stock kernel, which permutes the bias.
     """
-    while _on_first_call:
-        _on_first_call.pop()()
-    linear = _table[key]
-    route = None if bias is not None else linear.route_for(x.shape[0])
-    linear.served[route or "stock"] += 1
-    if route is None:
+    linear, way = _chosen(key, x)
+    if way == "stock" or bias is not None:
+        linear.served["stock"] += 1
         return linear.stock(x, tensors, bias)
-    return linear.run(route, x.contiguous(), linear.weight(tensors, fp8_scales))
+    linear.served[way] += 1
+    return linear.run(way, x.contiguous(), linear.weight(tensors, fp8_scales))
 
 
 def w4a16_plain(
@@ -206,15 +261,11 @@ def w4a16_plain(
     n: int,
 ) -> torch.Tensor:
     """Do the same for a :attr:`Linear.plain` linear without a bias."""
-    while _on_first_call:
-        _on_first_call.pop()()
-    linear = _table[key]
-    route = linear.route_for(x.shape[0])
-    if route is None:
-        linear.served["stock"] += 1
+    linear, way = _chosen(key, x)
+    linear.served[way] += 1
+    if way == "stock":
         return linear.stock(x, (words, scales))
-    linear.served[route] += 1
-    return linear.run(route, x.contiguous(), Weight(words, scales, fp8_scales))
+    return linear.run(way, x.contiguous(), Weight(words, scales, fp8_scales))
 
 
 def _shape_of_result(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,16 +13,23 @@ from vllm.model_executor.kernels.linear.mixed_precision.MPLinearKernel import MP
 from vllm.scalar_type import scalar_types
 
 from vllm_qwen36_plugin.architectures import TARGETS
-from vllm_qwen36_plugin.upstream.linear_kernels import in_gptq_layout, stock_choice
+from vllm_qwen36_plugin.upstream.linear_kernels import (
+    in_gptq_layout,
+    kernel_named,
+    left_to_vllm,
+    stock_choice,
+)
 
-from . import dispatch
+from . import dispatch, humming
 from .prepare import Preparation
 from .selftest import Original
 from .settings import current_settings
 from .shape import Shape
 
 _BITS = {scalar_types.uint4b8: 4, scalar_types.uint8b128: 8}
-_LAYOUTS = {"MarlinLinearKernel": "marlin", "MacheteLinearKernel": "machete"}
+# Humming keeps 4-bit codes as Marlin does (humming.py), under names of its own.
+_LAYOUTS = {"MarlinLinearKernel": "marlin", "MacheteLinearKernel": "machete", "HummingLinearKernel": "marlin"}
+_HUMMING = "HummingLinearKernel"
 # Columns of an output head: the vocabulary, or 65,536 tokens of it for drafts. Few tokens go through a head. The
 # linears of a layer have 34,816 columns at most.
 _HEAD = 1 << 16
@@ -64,6 +72,8 @@ class PrefillLinearKernel(MPLinearKernel):  # type: ignore[misc]
         shape = _shape(c, stock)
         if not shape.expandable:
             return False, "its tiles are not whole"
+        if stock.__name__ == _HUMMING and not humming.suits(shape):
+            return False, "Humming keeps 8-bit codes and padded weights in a layout of its own"
         if shape.n >= _HEAD:
             return False, "an output head, which few tokens go through"
         return True, None
@@ -76,6 +86,10 @@ class PrefillLinearKernel(MPLinearKernel):  # type: ignore[misc]
             raise RuntimeError("vLLM chose a kernel for this linear before and offers none now")
         self.stock = stock(c, *args, **kwargs)
         self.shape = _shape(c, stock)
+        # What could serve a weight that vLLM would have Machete hold.
+        self._marlin: Any = None
+        self._moved = False
+        self._prepare_humming(c, *args, **kwargs)
         # Kept here: when vLLM loads weights again, it has no current config with the user's options.
         self._preparation = Preparation.current()
         self._preparation.expect(self.shape)
@@ -86,9 +100,25 @@ class PrefillLinearKernel(MPLinearKernel):  # type: ignore[misc]
         self._op, self._plain_op = dispatch.op(), dispatch.plain_op()
         self._plain = False
 
+    def _prepare_humming(self, c: Any, *args: Any, **kwargs: Any) -> None:
+        """Begin to compile Humming's kernels, where they may serve; they are ready when the weights are."""
+        shape = replace(self.shape, layout="marlin")
+        if not (left_to_vllm() and humming.suits(shape)):
+            return
+        if self.shape.layout == "machete":
+            marlin = kernel_named("MarlinLinearKernel", "CUDA", c)
+            self._marlin = None if marlin is None else marlin(c, *args, **kwargs)
+            if self._marlin is None:
+                return
+        humming.begin(shape)
+
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Let the stock kernel process the weights, then enter the shape; its first layer is tested and timed."""
         preparation = self._preparation
+        if self._marlin is not None and preparation.holds_in_marlin(self, self._marlin, layer):
+            self.stock, self.shape = self._marlin, replace(self.shape, layout="marlin")
+            self._key, self._moved = self.shape.key, True
+        self._marlin = None
         first = preparation.is_new(self.shape)
         original = None
         if first:
@@ -96,6 +126,9 @@ class PrefillLinearKernel(MPLinearKernel):  # type: ignore[misc]
                 *in_gptq_layout(getattr(layer, self.w_q_name), getattr(layer, self.w_s_name))
             )
         self.stock.process_weights_after_loading(layer)
+        words, scales = self.w_q_name, self.w_s_name
+        if type(self.stock).__name__ == _HUMMING:
+            words, scales = "weight", "weight_scale"
         # vLLM from 0.30 on has no g_idx.
         unread = {self.w_zp_name, getattr(self, "w_gidx_name", None)}
         self.names = sorted(_tensors(layer, {"bias", FP8_SCALES, "act_order"} | unread))
@@ -103,9 +136,10 @@ class PrefillLinearKernel(MPLinearKernel):  # type: ignore[misc]
             self.shape,
             self.stock,
             tuple(self.names),
-            self.names.index(self.w_q_name),
-            self.names.index(self.w_s_name),
+            self.names.index(words),
+            self.names.index(scales),
             weakref.ref(layer),
+            moved=self._moved,
         )
         self._plain = linear.plain
         fp8 = preparation.fp8_scales(linear, [getattr(layer, name) for name in self.names])

@@ -13,16 +13,20 @@ from statistics import median
 import torch
 
 from .dispatch import Linear
-from .profile import GEMMS, ROUTES, Card, GemmName, Profile, Route, Starts, first_win
+from .profile import GEMMS, ROUTES, Card, GemmName, Profile, Route, Starts, first_win, winning_ranges
 from .shape import Shape
 
 # A route must be so much faster before it takes over: figures measured here scatter by 1 to 2 %.
 MARGIN = 0.03
-# Numbers of tokens that start-up measures. Below 128 the stock kernels read the weight once: nothing can be won.
+# Numbers of tokens that start-up measures. Below 128 the stock kernels read the weight once: a route cannot win.
 TOKENS = (128, 256, 384, 512, 768, 1024, 2048, 4096, 8192)
+# Those of decoding and of verifying drafts, where another kernel may: tiles end at them.
+FEW_TOKENS = (4, 8, 16, 32, 48, 64, 96)
 Times = dict[str, dict[int, float]]
 # Each figure takes so many seconds of calls, with a least and a greatest number of calls.
 _SECONDS, _CALLS, _MOST_CALLS = 0.02, 3, 15
+# Calls a way whose host is timed, and seconds that the GPU is kept busy for a round of them.
+_HOST_CALLS, _HOST_IDLE = 9, 2e-3
 # Cycles a second, at least those of any card; seconds to spare for the events.
 _CLOCK, _SPARE = 2.6e9, 3e-4
 
@@ -40,7 +44,7 @@ def versions() -> dict[str, str]:
         "cuda": str(torch.version.cuda),
         "python": platform.python_version(),
     }
-    for name in ("vllm", "triton", "vllm-qwen36-plugin"):
+    for name in ("vllm", "triton", "humming-kernels", "vllm-qwen36-plugin"):
         try:
             result[name] = version(name)
         except PackageNotFoundError:
@@ -73,7 +77,7 @@ def time_routes(
         linear: the entry of the dispatch table.
         tensors: those of one layer.
         fp8_scales: its FP8 scales, or None.
-        counts: numbers of tokens.
+        counts: numbers of tokens; where Humming's kernel is there, `FEW_TOKENS` come before.
         routes: besides ``"stock"``.
         tick: called after each number of tokens.
 
@@ -88,21 +92,53 @@ def time_routes(
             candidates |= {f"fp8_{gemm}": (route, gemm) for gemm in linear.gemms}
         else:
             candidates[route] = route, None
-    times: Times = {name: {} for name in ("stock", *candidates)}
+    humming = ("humming",) if linear.humming is not None else ()
+    times: Times = {name: {} for name in ("stock", *humming, *candidates)}
     dtype = getattr(torch, linear.shape.dtype)
-    for tokens in counts:
+    for tokens in (*(FEW_TOKENS if humming else ()), *counts):
         x = torch.randn(tokens, linear.shape.k, dtype=dtype, device=weight.words.device)
         calls: dict[str, Callable[[], object]] = {"stock": partial(linear.stock, x, tensors)}
-        calls |= {
-            name: partial(linear.run, route, x, weight, gemm) for name, (route, gemm) in candidates.items()
-        }
-        for name, us in _in_turns(calls).items():
+        if linear.humming is not None:
+            calls["humming"] = partial(linear.humming, x, weight.words, weight.scales)
+        if tokens not in FEW_TOKENS:
+            calls |= {
+                name: partial(linear.run, route, x, weight, gemm)
+                for name, (route, gemm) in candidates.items()
+            }
+        for name, us in in_turns(calls).items():
             times[name][tokens] = us
         tick()
     return times
 
 
-def _in_turns(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+def host_costs(
+    linear: Linear, tensors: Sequence[torch.Tensor], fp8_scales: torch.Tensor | None, tokens: int = 1024
+) -> dict[str, float]:
+    """Time how long the host takes for a call of each way that `linear` may take: microseconds, medians.
+
+    The GPU is kept busy meanwhile, as in a pass: the host waits for nothing.
+    """
+    weight = linear.weight(tensors, fp8_scales)
+    x = torch.randn(
+        tokens, linear.shape.k, dtype=getattr(torch, linear.shape.dtype), device=weight.words.device
+    )
+    calls: dict[str, Callable[[], object]] = {"stock": partial(linear.stock, x, tensors)}
+    ways = (*(("humming",) if linear.starts.humming else ()), *routes_to_measure(linear))
+    calls |= {way: partial(linear.run, way, x, weight) for way in ways}
+    took: dict[str, list[float]] = {way: [] for way in calls}
+    for turn in range(_HOST_CALLS + 1):
+        torch.cuda.synchronize()
+        torch.cuda._sleep(int(_HOST_IDLE * _CLOCK))
+        for way, call in calls.items():
+            begin = time.perf_counter()
+            call()
+            if turn:
+                took[way].append((time.perf_counter() - begin) * 1e6)
+    torch.cuda.synchronize()
+    return {way: median(each) for way, each in took.items()}
+
+
+def in_turns(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
     """Time each call: median microseconds. They take turns, so that a drift of the clock affects all of them.
 
     A round is queued behind an idle kernel that lasts until the host has queued all of it. So the GPU alone is
@@ -153,12 +189,15 @@ def settle(times: Times) -> tuple[Times, Starts]:
 
 
 def find_starts(times: Times) -> Starts:
-    """Find the number of tokens from which each route wins; ``fp8`` must beat whichever else serves those."""
-    exact = first_win(times["stock"], times.get("exact", {}), MARGIN)
+    """Find what wins from how many tokens on; each route must beat whichever else serves those."""
     best = dict(times["stock"])
+    other = times.get("humming", {})
+    humming = winning_ranges(best, other, MARGIN)
+    best |= {tokens: us for tokens, us in other.items() if us <= best[tokens] * (1 - MARGIN)}
+    exact = first_win(best, times.get("exact", {}), MARGIN)
     if exact is not None:
         best |= {tokens: us for tokens, us in times["exact"].items() if tokens >= exact}
-    return Starts(exact, first_win(best, times.get("fp8", {}), MARGIN))
+    return Starts(exact, first_win(best, times.get("fp8", {}), MARGIN), humming=humming)
 
 
 def make_profile(shape: Shape, times: Times, starts: Starts, measured_on: Card, seconds: float) -> Profile:

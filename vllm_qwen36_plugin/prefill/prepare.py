@@ -16,9 +16,12 @@ from vllm_qwen36_plugin.hookspecs import shipped_profiles
 from vllm_qwen36_plugin.log import logger
 from vllm_qwen36_plugin.upstream import scaled_mm
 from vllm_qwen36_plugin.upstream.cublas import release_workspaces
+from vllm_qwen36_plugin.upstream.linear_kernels import in_gptq_layout, left_to_vllm
 
-from . import dispatch, measure, scratch
-from .banner import gemm_suffix, table_line
+from . import dispatch, humming, measure, scratch
+from .banner import gemm_suffix, pace_line, table_line
+from .base import Load, marlin_is_faster
+from .humming import Call
 from .layouts import marlin_scale_places
 from .profile import (
     GEMMS,
@@ -57,6 +60,10 @@ class Preparation:
         source: where its starts come from, for the log.
         seconds: time spent on measuring.
         columns: of all linears that were built; each column may get FP8 scales.
+        load: what the base kernel is chosen for.
+        choosable: whether the user left the choice of a kernel to vLLM.
+        host_us: microseconds that the host takes for a call, by shape and way.
+        in_marlin: by shape in Machete's layout, whether it is held in Marlin's.
     """
 
     settings: Settings
@@ -66,11 +73,15 @@ class Preparation:
     source: str = ""
     seconds: float = 0.0
     columns: int = 0
+    load: Load = field(default_factory=lambda: Load(2048, 0, 16))
+    choosable: bool = False
+    host_us: dict[Shape, dict[str, float]] = field(default_factory=dict)
+    in_marlin: dict[Shape, bool] = field(default_factory=dict)
 
     @classmethod
     def fresh(cls, **attributes: Any) -> Self:
         """Make a new one for vLLM's current config; ``attributes`` are those of a subclass."""
-        return cls(current_settings(), _max_tokens(), **attributes)
+        return cls(current_settings(), _max_tokens(), load=_load(), choosable=left_to_vllm(), **attributes)
 
     @staticmethod
     def current() -> Preparation:
@@ -90,6 +101,29 @@ class Preparation:
     def is_new(self, shape: Shape) -> bool:
         """Whether no layer of this shape has been prepared with these settings."""
         return shape not in self.linears
+
+    def holds_in_marlin(self, stock: Any, marlin: Any, layer: torch.nn.Module) -> bool:
+        """Whether a linear that vLLM gave to Machete is held in Marlin's layout; measured once a shape.
+
+        Args:
+            stock: the kernel that holds Machete.
+            marlin: vLLM's kernel for Marlin.
+            layer: with its parameters as they were loaded.
+        """
+        shape = stock.shape
+        if shape not in self.in_marlin:
+            original = Original.copy_of(
+                *in_gptq_layout(getattr(layer, stock.w_q_name), getattr(layer, stock.w_s_name))
+            )
+            try:
+                wanted = replace(shape, layout="marlin")
+                self.in_marlin[shape] = marlin_is_faster(
+                    stock.stock, marlin, wanted, layer, original, self.load
+                )
+            except Exception as error:  # noqa: BLE001 - vLLM's own choice serves in any case
+                self.in_marlin[shape] = False
+                _warn_once(f"Humming was not compared with Machete: {_reason(error)}")
+        return self.in_marlin[shape]
 
     def fp8_scales(self, linear: dispatch.Linear, tensors: Sequence[torch.Tensor]) -> torch.Tensor | None:
         """Compute a layer's FP8 scales, float32 ``[2, n]``; None without ``prefill=fp8`` or a GPU that has e4m3."""
@@ -122,19 +156,25 @@ class Preparation:
         if earlier is not None:
             linear.starts, linear.routes, linear.gemms = earlier.starts, earlier.routes, earlier.gemms
             linear.served = earlier.served
+            linear.humming, linear.layers = earlier.humming, earlier.layers
             linear.set_template(earlier.template)
         elif original is not None:
             self._reserve(linear.shape, tensors[linear.words].device, tensors[linear.scales].element_size())
             linear.set_template(self._template(linear, tensors))
+            linear.humming = self._humming(linear, original, tensors)
             linear.routes = self._tested_routes(linear, original, tensors, fp8)
             linear.starts = self.starts_for(linear, tensors, fp8)
             if linear.starts.fp8_gemm not in linear.gemms:
                 # The profile comes from elsewhere, or there is none.
                 linear.starts = replace(linear.starts, fp8_gemm=linear.gemms[0])
+            if linear.humming is None:
+                linear.starts = replace(linear.starts, humming=())
             if tensors[linear.words].is_cuda:
+                self._time_host(linear, tensors, fp8)
                 release_workspaces()
+        linear.layers += 1
         self.linears[linear.shape] = dispatch.put(linear)
-        dispatch.at_next_call(_log_table)
+        dispatch.at_next_call(_begin)
 
     def starts_for(
         self, linear: dispatch.Linear, tensors: Sequence[torch.Tensor], fp8: torch.Tensor | None
@@ -144,7 +184,7 @@ class Preparation:
         They come from the user's profile, else from one measured here before, else from a measurement now, else
         from a shipped profile. Without any the stock kernel serves, unless the user asked for a route by name.
         """
-        if not linear.routes:
+        if not linear.routes and linear.humming is None:
             return Starts()
         profile = self._stored_profile(tensors[linear.words].device)
         if linear.shape in profile.starts and self._covers(profile, linear):
@@ -192,6 +232,36 @@ class Preparation:
         logger.debug("vllm-qwen36-plugin: %s by vLLM's own Python: %s", linear.shape.key, problem)
         return None
 
+    def _humming(
+        self, linear: dispatch.Linear, original: Original, tensors: Sequence[torch.Tensor]
+    ) -> Call | None:
+        """Make Humming's kernel for a shape that Marlin holds, if it is installed, right, and compiled in time."""
+        if not self.choosable or not humming.suits(linear.shape):
+            return None
+        if type(linear.kernel).__name__ == "HummingLinearKernel":
+            return None
+        try:
+            linear.humming = humming.kernel_for(linear.shape, tensors[linear.words].device)
+            held = tensors[linear.words], tensors[linear.scales]
+            if not humming.same_bytes(linear.shape, original.words, original.scales, held):
+                raise CompatError("it keeps weights in another order than Marlin")
+            problem = problem_with("humming", linear, original, tensors, None)
+            if problem is not None:
+                raise CompatError(problem)
+        except Exception as error:  # noqa: BLE001 - the stock kernel serves in any case
+            linear.humming = None
+            _warn_once(f"Humming's kernels are not used: {_reason(error)}")
+        return linear.humming
+
+    def _time_host(
+        self, linear: dispatch.Linear, tensors: Sequence[torch.Tensor], fp8: torch.Tensor | None
+    ) -> None:
+        """Time the host's part of each way; without it the host's pace stays unknown."""
+        try:
+            self.host_us[linear.shape] = measure.host_costs(linear, tensors, fp8)
+        except Exception as error:  # noqa: BLE001 - short of memory, most likely
+            _warn_once(f"the host's part of a call could not be timed: {error!r}")
+
     def _tested_routes(
         self,
         linear: dispatch.Linear,
@@ -235,7 +305,8 @@ class Preparation:
             return True
         needed = max((tokens for tokens in measure.TOKENS if tokens <= self.max_tokens), default=0)
         # A route has no times after a start with fewer tokens than are worth measuring.
-        return all(max(times.get(route) or {0: 0.0}) >= needed for route in linear.routes)
+        ways = (*(("humming",) if linear.humming is not None else ()), *linear.routes)
+        return all(max(times.get(way) or {0: 0.0}) >= needed for way in ways)
 
     def _stored_profile(self, device: torch.device) -> Profile:
         """Return the user's profile or the cached one, read at the first call; an empty one without either."""
@@ -333,8 +404,29 @@ def _warn_once(text: str) -> None:
         logger.warning("vllm-qwen36-plugin: %s", text)
 
 
-def _log_table() -> None:
+def _begin() -> None:
+    """Log what serves, and begin to watch the host: every layer is in the table."""
     preparation = latest()
-    if preparation is not None:
-        linears = preparation.linears.values()
-        logger.info("%s", table_line(linears, preparation.settings, preparation.source))
+    if preparation is None:
+        return
+    linears = list(preparation.linears.values())
+    logger.info("%s", table_line(linears, preparation.settings, preparation.source))
+    host = dispatch.pace()
+    times = preparation.profile.times_us if preparation.profile else {}
+    host.watch(linears, times, preparation.host_us, lambda: logger.info("%s", pace_line(host)))
+
+
+def _load() -> Load:
+    """Read the load that vLLM's current config allows."""
+    from vllm.config import get_current_vllm_config_or_none
+
+    config = get_current_vllm_config_or_none()
+    drafts = getattr(getattr(config, "speculative_config", None), "num_speculative_tokens", None) or 0
+    at_once = getattr(getattr(config, "scheduler_config", None), "max_num_seqs", None)
+    return Load(_max_tokens(), int(drafts), int(at_once or 16))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "they are still being compiled; the next start finds them"
+    return str(error) or repr(error)

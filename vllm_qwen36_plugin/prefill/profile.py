@@ -20,7 +20,8 @@ ROUTES: tuple[Route, ...] = ("exact", "fp8")
 # The same as ``upstream.scaled_mm.Gemm``; importing that would import torch.
 GemmName = Literal["vllm", "torch"]
 GEMMS: tuple[GemmName, ...] = get_args(GemmName)
-FORMAT = 2
+Ranges = tuple[tuple[int, int | None], ...]
+FORMAT = 3
 _ENV = "QWEN36_CACHE"
 
 
@@ -30,11 +31,18 @@ class ProfileError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Starts:
-    """Number of tokens from which each route beats the stock kernel (None: never), and the GEMM of ``fp8``."""
+    """What serves a call, by its number of tokens.
+
+    Attributes:
+        exact, fp8: number of tokens from which the route beats whatever else would serve; None: never.
+        fp8_gemm: the GEMM of ``fp8``.
+        humming: first and last numbers of tokens (None: no last) that Humming's kernel takes from the stock one.
+    """
 
     exact: int | None = None
     fp8: int | None = None
     fp8_gemm: GemmName = "vllm"
+    humming: Ranges = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +106,26 @@ def shipped_for(gpu: str, shipped: Iterable[ShippedProfile]) -> ShippedProfile |
     return matching[-1] if matching else None
 
 
+def winning_ranges(stock: Mapping[int, float], other: Mapping[int, float], margin: float) -> Ranges:
+    """Find the numbers of tokens that ``other`` is faster for by ``margin``.
+
+    A kernel's time grows in steps, a tile of tokens at a time. So a measured number stands for those down to the
+    one measured before it, and the last for all above.
+    """
+    ranges: list[tuple[int, int | None]] = []
+    counts = sorted(set(stock) & set(other))
+    for place, tokens in enumerate(counts):
+        if other[tokens] > stock[tokens] * (1 - margin):
+            continue
+        first = counts[place - 1] + 1 if place else 1
+        last = tokens if place + 1 < len(counts) else None
+        if ranges and ranges[-1][1] == first - 1:
+            ranges[-1] = ranges[-1][0], last
+        else:
+            ranges.append((first, last))
+    return tuple(ranges)
+
+
 def first_win(stock: Mapping[int, float], other: Mapping[int, float], margin: float) -> int | None:
     """Find the least number of tokens from which ``other`` is faster by ``margin`` up to the most measured.
 
@@ -153,7 +181,12 @@ def from_json(data: Any, where: str) -> Profile:
             )
         shapes = {Shape.parse(key): entry for key, entry in data["shapes"].items()}
         starts = {
-            shape: Starts(_start(entry["exact"]), _start(entry["fp8"]), _gemm(entry["fp8_gemm"]))
+            shape: Starts(
+                _start(entry["exact"]),
+                _start(entry["fp8"]),
+                _gemm(entry["fp8_gemm"]),
+                tuple((int(first), _start(last)) for first, last in entry["humming"]),
+            )
             for shape, entry in shapes.items()
         }
         times_us = {

@@ -25,6 +25,18 @@ def offer_first(platform: str, kernel: type, backends: tuple[str, ...] = ()) -> 
     Raises:
         CompatError: the lists are not where they were in vLLM 0.19.1 to 0.33.0.
     """
+    kernels = _kernels(platform)
+    if kernel not in kernels:
+        kernels.insert(0, kernel)
+    from vllm.model_executor.kernels import linear
+
+    by_backend = getattr(linear, "_LINEAR_BACKEND_KERNEL_MAP", {})
+    for backend in backends:
+        if backend in by_backend:
+            by_backend[backend].add(kernel)
+
+
+def _kernels(platform: str) -> list[Any]:
     try:
         from vllm.model_executor.kernels import linear
         from vllm.platforms import PlatformEnum
@@ -34,12 +46,7 @@ def offer_first(platform: str, kernel: type, backends: tuple[str, ...] = ()) -> 
     member = getattr(PlatformEnum, platform, None)
     if not isinstance(lists, dict) or not isinstance(lists.get(member), list):
         raise CompatError(f"vllm.model_executor.kernels.linear._POSSIBLE_KERNELS has no list for {platform}")
-    if kernel not in lists[member]:
-        lists[member].insert(0, kernel)
-    by_backend = getattr(linear, "_LINEAR_BACKEND_KERNEL_MAP", {})
-    for backend in backends:
-        if backend in by_backend:
-            by_backend[backend].add(kernel)
+    return lists[member]  # type: ignore[no-any-return]
 
 
 def stock_choice(config: Any) -> type | None:
@@ -56,6 +63,50 @@ def stock_choice(config: Any) -> type | None:
         return choose_mp_linear_kernel(config)  # type: ignore[no-any-return]
     except ValueError:
         return None
+
+
+def left_to_vllm() -> bool:
+    """Whether the user left the choice of a mixed-precision kernel to vLLM, and has disabled none."""
+    from vllm import envs
+    from vllm.config import get_current_vllm_config_or_none
+
+    config = getattr(get_current_vllm_config_or_none(), "kernel_config", None)
+    by_kind = getattr(config, "linear_backend_per_quant", None) or {}
+    asked = by_kind.get("mixed_precision") or getattr(config, "linear_backend", "auto")
+    disabled = {"HummingLinearKernel", "MarlinLinearKernel"} & set(envs.VLLM_DISABLED_KERNELS)
+    return asked == "auto" and not disabled
+
+
+def kernel_named(name: str, platform: str, config: Any) -> type | None:
+    """Return one of vLLM's kernels by its class's name, if it takes an ``MPLinearLayerConfig``.
+
+    Raises:
+        CompatError: the lists are not where they were in vLLM 0.19.1 to 0.33.0.
+    """
+    for kernel in _kernels(platform):
+        if kernel.__name__ == name:
+            return kernel if kernel.can_implement(config)[0] else None
+    return None
+
+
+def copy_of_parameters(layer: torch.nn.Module) -> torch.nn.Module:
+    """Make a module with copies of a layer's parameters, and of all that vLLM keeps on them and on the layer."""
+    import torch
+
+    made = torch.nn.Module()
+    made.__dict__.update(
+        {
+            name: value
+            for name, value in vars(layer).items()
+            if not name.startswith("_") and name != "training"
+        }
+    )
+    for name, parameter in layer._parameters.items():
+        if parameter is not None:
+            copied = torch.Tensor._make_subclass(type(parameter), parameter.data.clone(), False)
+            copied.__dict__.update(parameter.__dict__)
+            made.register_parameter(name, copied)
+    return made
 
 
 def in_gptq_layout(packed: Any, scales: Any) -> tuple[torch.Tensor, torch.Tensor]:

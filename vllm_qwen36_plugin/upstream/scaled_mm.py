@@ -111,8 +111,8 @@ def _in_sixteens(block: torch.Tensor) -> bool:
 def writes_strided(device: torch.device, dtype: torch.dtype, gemm: Gemm) -> bool:
     """Whether a GEMM that writes some columns of a wider matrix leaves the others alone.
 
-    vLLM 0.26.0's kernels for Hopper write as if the columns were all there are. Tried once per GPU and dtype of
-    the result, on 64 tokens.
+    vLLM 0.26.0's kernels for Hopper write as if the columns were all there are; those of 0.33.0 refuse such a
+    result. Tried once per GPU and dtype of the result, on 64 tokens.
     """
     # Made in float32 by name: while vLLM loads a model, the default dtype is the model's.
     tokens = torch.ones(64, 64, dtype=torch.float32, device=device).to(torch.float8_e4m3fn)
@@ -121,7 +121,10 @@ def writes_strided(device: torch.device, dtype: torch.dtype, gemm: Gemm) -> bool
     if gemm == "torch":
         multiply(wide[:, 64:], tokens, tokens.t(), scales, scales.t(), gemm)
     else:
-        torch.ops._C.cutlass_scaled_mm(wide[:, 64:], tokens, tokens.t(), scales, scales, None)
+        try:
+            torch.ops._C.cutlass_scaled_mm(wide[:, 64:], tokens, tokens.t(), scales, scales, None)
+        except RuntimeError:
+            return False
     expected = torch.zeros_like(wide)
     expected[:, 64:] = 64
     return bool(torch.equal(wide, expected))

@@ -124,8 +124,8 @@ class _Timing(prepare.Preparation):
             if spent * (len(rounds) + 1) / len(rounds) > self.budget:
                 break
         medians = {
-            route: {tokens: median(times[route][tokens] for times in rounds) for tokens in self.counts}
-            for route in rounds[0]
+            way: {tokens: median(times[way][tokens] for times in rounds) for tokens in measured}
+            for way, measured in rounds[0].items()
         }
         self.times[linear.shape], starts = measure.settle(medians)
         return starts

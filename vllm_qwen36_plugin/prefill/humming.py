@@ -1,0 +1,138 @@
+"""Humming's kernel on a weight in Marlin's layout: the same bytes, so one copy serves both.
+
+``humming-kernels`` is a dependency of vLLM from 0.33 on, which takes it on Hopper alone. For 4-bit codes and
+activations of 16 bits it lays words and scales out as Marlin does, bit for bit (0.1.19 against vLLM 0.33.0, all
+shapes of the 27B on one H200; start-up compares them again). Up to 16 tokens it took 0.75 to 0.90 of Marlin's time
+there, at 2,048 tokens 0.45 (bench/prefill).
+
+Its kernels are compiled on first use, once per card and shape: on an H200's 16 cores 10 s a shape. So compiling
+begins in a thread when the model is built, and runs while the checkpoint is read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from itertools import cycle
+from typing import Any
+
+import torch
+
+from .shape import Shape
+
+# Seconds that a start waits for kernels that are still being compiled when weights are there.
+PATIENCE = 60.0
+# Humming pads other sizes, and a padded weight is not Marlin's.
+_N_STEP, _K_STEP = 256, 128
+# Linears of one shape take turns with these: the next kernel of a stream may begin before the last one has ended.
+_LOCKS = 4
+_COMPUTE = json.dumps({"use_batch_invariant": False, "use_f16_accum": False, "gemm_type": "dense"})
+_workers = ThreadPoolExecutor(1, thread_name_prefix="qwen36-humming")
+_configs: dict[tuple[Shape, int], Future[torch.Tensor]] = {}
+
+Call = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def suits(shape: Shape) -> bool:
+    """Whether Humming keeps a weight of this shape as Marlin does, and is installed beside a GPU."""
+    if not torch.cuda.is_available():
+        return False
+    if shape.layout != "marlin" or shape.bits != 4 or shape.group_size < 64:
+        return False
+    if shape.n % _N_STEP or shape.k % _K_STEP:
+        return False
+    try:
+        import humming.kernel.humming
+        import humming.ops  # noqa: F401
+    except Exception:  # noqa: BLE001 - importing it may look for a driver or a compiler
+        return False
+    return True
+
+
+def begin(shape: Shape, device: torch.device | None = None) -> Future[torch.Tensor]:
+    """Begin to compile a shape's kernels for a GPU (None: the current one), in a thread, unless that has begun."""
+    key = shape, _index(device)
+    if key not in _configs:
+        _configs[key] = _workers.submit(_compile, *key)
+    return _configs[key]
+
+
+def kernel_for(shape: Shape, device: torch.device, patience: float = PATIENCE) -> Call:
+    """Return what multiplies x ``[m, k]`` by words and scales in Marlin's layout: ``[m, n]``.
+
+    Args:
+        patience: seconds to wait for kernels that are still being compiled, those of other shapes as well: beside
+            a compiler the host is too slow for what is measured next.
+
+    Raises:
+        TimeoutError: they are not there yet. Compiling goes on, and the next start finds them.
+        Exception: whatever Humming or its compiler raises.
+    """
+    configs = begin(shape, device).result(timeout=max(patience, 0.001))
+    wait(tuple(_configs.values()), timeout=patience)
+    from humming.ops import launch_kernel
+
+    blocks = torch.cuda.get_device_properties(device).multi_processor_count
+    # As many as vLLM's own kernel for Humming has, of which each call leaves zeros behind.
+    locks = cycle([torch.zeros(blocks * 8, dtype=torch.int32, device=device) for _ in range(_LOCKS)])
+
+    def call(x: torch.Tensor, words: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        out = x.new_empty(x.shape[0], shape.n)
+        launch_kernel(
+            configs=configs, inputs=x, weight=words, weight_scale=scales, outputs=out, locks=next(locks)
+        )
+        return out
+
+    return call
+
+
+def same_bytes(
+    shape: Shape, packed: torch.Tensor, scales: torch.Tensor, tensors: Sequence[torch.Tensor]
+) -> bool:
+    """Whether Humming lays a weight out as the kernel that holds it does.
+
+    Args:
+        packed, scales: as GPTQ has them, int32 ``[k / 8, n]`` and ``[groups, n]``.
+        tensors: words and scales as they are held.
+    """
+    from humming.transform import transform_humming_tensors
+
+    own = transform_humming_tensors(
+        _layer_config(shape, _index(packed.device)),
+        {"weight": packed.t().contiguous(), "weight_scale": scales.t().contiguous()},
+    )
+    return all(
+        torch.equal(own[name].view(torch.int16).reshape(-1), held.view(torch.int16).reshape(-1))
+        for name, held in zip(("weight", "weight_scale"), tensors, strict=True)
+    )
+
+
+def _compile(shape: Shape, index: int) -> torch.Tensor:
+    """Compile the kernel of each range of numbers of tokens; Humming keeps them in ``HUMMING_CACHE_DIR``."""
+    from humming.kernel.humming import HummingKernel
+
+    with torch.cuda.device(index):
+        text = _layer_config(shape, index).to_str()
+        return HummingKernel.prepare_kernels(text, _COMPUTE, None, index)
+
+
+def _layer_config(shape: Shape, index: int) -> Any:
+    from humming.config import LayerConfig
+
+    major, minor = torch.cuda.get_device_capability(index)
+    return LayerConfig(
+        sm_version=major * 10 + minor,
+        a_dtype=shape.dtype,
+        b_dtype="uint4",
+        bs_dtype=shape.dtype,
+        c_dtype=shape.dtype,
+        shape_n=shape.n,
+        shape_k=shape.k,
+        weight_scale_group_size=shape.group_size,
+        weight_scale_type="group",
+    )
+
+
+def _index(device: torch.device | None) -> int:
+    return int(torch.cuda.current_device() if device is None or device.index is None else device.index)

@@ -4,7 +4,7 @@
 
 Each PYTHON is the interpreter of an environment with a CPU build of vLLM. In each, `tests/judge` has that vLLM's
 own classes load the small checkpoints of every kind, and `qwen36 check --vllm RELEASE` judges the same folders. No
-forward pass is made. Differences that are explained stand in `EXPLAINED`.
+forward pass is made.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main() -> int:
                     place = scratch / f"{release}-{number}"
                     rows[kind.id] = judge_kind(kind, judge, release, companions, place)
             judge.close()
-            results[release] = rows
+            results[release] = {**results.get(release, {}), **rows}
             save(args.out, results)
             differ = {name: row["differ"] for name, row in rows.items() if row["differ"]}
             print(

@@ -240,7 +240,7 @@ def _without_mtp(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _unties(checkpoint: Checkpoint, vllm: VllmRelease | None) -> bool:
     """Whether vLLM loads the stored output head of a config that ties it to the embedding."""
-    stored = any(name.endswith("lm_head.weight") for name in checkpoint.loaded)
+    stored = any(name.startswith("lm_head.") for name in checkpoint.loaded)
     newer = vllm is None or vllm.at_least(UNTIES_SINCE)
     return stored and newer and bool(checkpoint.config.get("tie_word_embeddings", False))
 

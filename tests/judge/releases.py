@@ -1,6 +1,6 @@
 """Do the verdicts for other releases of vLLM agree with what those releases do?
 
-    python -m bench.doctor.releases PYTHON … [--out FILE]
+    python -m tests.judge.releases PYTHON … [--out FILE]
 
 Each PYTHON is the interpreter of an environment with a CPU build of vLLM. In each, `tests/judge` has that vLLM's
 own classes load the small checkpoints of every kind, and `qwen36 check --vllm RELEASE` judges the same folders. No
@@ -18,9 +18,12 @@ from bench.arguments import command_line
 from bench.results import Json, load, save
 from gptq_hybrid.demo.builder import build_demo_checkpoint
 from gptq_hybrid.doctor import check
-from tests.judge.judge import Judge
-from tests.judge.kinds import AGREED, Kind
-from tests.judge.opinion import Opinion
+
+from .judge import Judge
+from .kinds import AGREED, Kind
+from .opinion import Opinion
+
+_RESULTS = Path(__file__).parents[2] / "bench" / "doctor" / "releases.json"
 
 
 def version_in(python: str) -> str:
@@ -46,7 +49,7 @@ def main() -> int:
     parser = command_line(__doc__)
     parser.add_argument("pythons", nargs="+")
     parser.add_argument("--only", nargs="+", help="names of kinds")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("releases.json"))
+    parser.add_argument("--out", type=Path, default=_RESULTS)
     args = parser.parse_args()
     results = load(args.out) or {}
     with tempfile.TemporaryDirectory() as temporary:

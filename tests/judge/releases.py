@@ -66,13 +66,9 @@ def main() -> int:
             results[release] = {**results.get(release, {}), **rows}
             save(args.out, results)
             differ = {name: row["differ"] for name, row in rows.items() if row["differ"]}
-            print(
-                release,
-                f"{len(rows) - len(differ)} of {len(rows)} agree",
-                *differ.items(),
-                sep="\n  ",
-                flush=True,
-            )
+            lines = [f"{release}: {len(rows) - len(differ)} of {len(rows)} agree"]
+            sys.stdout.write("\n  ".join([*lines, *(f"{k}: {v}" for k, v in differ.items())]) + "\n")
+            sys.stdout.flush()
     return 0
 
 

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from gptq_hybrid.common.text import printable
+
 
 class RefusalError(ValueError):
-    """A refusal to start. A ``ValueError``, so that pydantic folds it into its validation error."""
+    """A refusal to start. A ``ValueError``, so that pydantic folds it into its validation error.
+
+    Names from a checkpoint or a command line are part of its text, and are made safe for a terminal.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class OptionsError(RefusalError):

@@ -7,9 +7,11 @@ from importlib import import_module
 from typing import Literal, NamedTuple
 
 from .architectures import MTP_DRAFT, TARGETS
+from .errors import RefusalError
 from .log import logger
 from .report import note
 
+Platform = Literal["any", "cpu", "cuda"]
 _warned: set[str] = set()
 
 
@@ -18,7 +20,7 @@ class Feature(NamedTuple):
 
     name: str
     install: Callable[[], None]
-    platform: Literal["any", "cpu", "cuda"] = "any"
+    platform: Platform = "any"
 
 
 class Installed(NamedTuple):
@@ -43,11 +45,15 @@ def install_features() -> list[Installed]:
         except Exception as error:  # noqa: BLE001 - whatever it is, it disables one feature and no more
             why = str(error or repr(error))
             note(feature.name, "off", why)
-            if feature.name not in _warned:
-                _warned.add(feature.name)
-                logger.warning("vllm-qwen36-plugin: %s is off because %s", feature.name, why)
+            _warn_off(feature.name, error)
         installed.append(Installed(feature.name, on, why))
     return installed
+
+
+def _warn_off(name: str, error: Exception) -> None:
+    if name not in _warned:
+        _warned.add(name)
+        logger.warning("vllm-qwen36-plugin: %s is off because %s", name, error or repr(error))
 
 
 def _platform() -> str:
@@ -56,12 +62,22 @@ def _platform() -> str:
     return "cpu" if current_platform.is_cpu() else "cuda" if current_platform.is_cuda() else "other"
 
 
-def _check_before_start(key: str, module: str, function: str = "check_before_start") -> Callable[[], None]:
-    """Make an installer of a check that vLLM runs on the whole config of a model of the family."""
+def _checked(
+    name: str, key: str, module: str, function: str = "check_before_start", *, platform: Platform = "any"
+) -> Feature:
+    """Make the feature of a check that vLLM runs on the whole config of a model of the family.
+
+    A refusal ends the start. Any other error turns the feature off: a library that is missing, say.
+    """
 
     def check(vllm_config: object) -> None:
         # Imported when it runs, so that other models never pay for it.
-        getattr(import_module(module, __package__), function)(vllm_config)
+        try:
+            getattr(import_module(module, __package__), function)(vllm_config)
+        except RefusalError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a check that breaks must not keep a good model from serving
+            _warn_off(name, error)
 
     def install() -> None:
         from .upstream.config_map import add_config_check
@@ -69,7 +85,7 @@ def _check_before_start(key: str, module: str, function: str = "check_before_sta
         for architecture in TARGETS:
             add_config_check(architecture, key, check)
 
-    return install
+    return Feature(name, install, platform)
 
 
 def _replace_draft_class() -> None:
@@ -99,15 +115,15 @@ def _mend_sampling() -> None:
 
 FEATURES = (
     # First: what the others note has to go somewhere.
-    Feature("the report in /metrics", _check_before_start("report", ".report.publish", "before_start")),
-    Feature("the MTP check before start", _check_before_start("mtp", ".mtp_guard.front")),
+    _checked("the report in /metrics", "report", ".report.publish", "before_start"),
+    _checked("the MTP check before start", "mtp", ".mtp_guard.front"),
     Feature("the MTP check in the worker", _replace_draft_class),
-    Feature("the options for drafts", _check_before_start("drafts", ".draft_head.front")),
+    _checked("the options for drafts", "drafts", ".draft_head.front"),
     Feature("packed weights on CPUs", _replace_target_classes, "cpu"),
     Feature("sampling with drafts on CPUs", _mend_sampling, "cpu"),
     Feature("act order", _claim_act_order),
     Feature("norms that write in act order", _replace_target_classes, "cuda"),
-    Feature("the act-order check before start", _check_before_start("act-order", ".act_order.front")),
+    _checked("the act-order check before start", "act-order", ".act_order.front"),
     Feature("prefill", _replace_target_classes, "cuda"),
-    Feature("the prefill options", _check_before_start("prefill", ".prefill.front", "before_start"), "cuda"),
+    _checked("the prefill options", "prefill", ".prefill.front", platform="cuda"),
 )

@@ -14,17 +14,20 @@ from .architectures import MTP_DRAFT, TARGETS
 from .log import logger
 from .report import note
 
-if current_platform.is_cpu():
-    from .cpu.dispatchers import mend_dispatchers
-    from .cpu.packed_weights import offer
+try:
+    if current_platform.is_cpu():
+        from .cpu.dispatchers import mend_dispatchers
+        from .cpu.packed_weights import offer
 
-    offer()
-    if mended := mend_dispatchers():
-        logger.debug("vllm-qwen36-plugin: vLLM's own functions in place of %s", ", ".join(mended))
-elif current_platform.is_cuda():
-    from .prefill.offer import offer
+        offer()
+        if mended := mend_dispatchers():
+            logger.debug("vllm-qwen36-plugin: vLLM's own functions in place of %s", ", ".join(mended))
+    elif current_platform.is_cuda():
+        from .prefill.offer import offer
 
-    offer()
+        offer()
+except ImportError as error:  # a library that is missing must not keep a model from serving
+    logger.warning("vllm-qwen36-plugin: kernels stay as vLLM chooses them because %s", error)
 
 
 def __getattr__(name: str) -> Any:
@@ -40,22 +43,36 @@ def __getattr__(name: str) -> Any:
 
 
 def _draft_class() -> type:
-    """The draft model with cheaper drafts; the one with the check alone if that cannot be imported."""
+    """The draft model with cheaper drafts; the one with the check alone, or vLLM's, if that cannot be imported."""
     try:
         from .draft_head.model import Qwen3_5MTP
-    except Exception as error:  # noqa: BLE001 - drafts as vLLM makes them are right too
-        from .mtp_guard.worker import Qwen3_5MTP
 
+        return Qwen3_5MTP
+    except Exception as error:  # noqa: BLE001 - drafts as vLLM makes them are right too
         logger.warning("vllm-qwen36-plugin: drafts stay as vLLM makes them because %s", error or repr(error))
         note("drafts", "stock", error or repr(error))
-    return Qwen3_5MTP
+    try:
+        from .mtp_guard.worker import Qwen3_5MTP as Checked
+
+        return Checked
+    except Exception as error:  # noqa: BLE001 - and so does a head that nobody checks
+        logger.warning(
+            "vllm-qwen36-plugin: the MTP check in the worker is off because %s", error or repr(error)
+        )
+    from vllm.model_executor.models.qwen3_5_mtp import Qwen3_5MTP as Stock
+
+    stock: type = Stock
+    return stock
 
 
 def _target_class(name: str) -> type:
     from vllm.model_executor.models import qwen3_5
 
-    from .act_order.siblings import announcing
-
+    try:
+        from .act_order.siblings import announcing
+    except ImportError as error:
+        logger.warning("vllm-qwen36-plugin: norms stay as vLLM has them because %s", error)
+        return type(name, (getattr(qwen3_5, name),), {"__module__": __name__})
     made = announcing(getattr(qwen3_5, name))
     made.__module__ = __name__
     return made

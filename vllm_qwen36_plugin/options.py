@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args, get_type_hints
 from .errors import OptionsError
 
 SECTION = "qwen36"
+# No GPU has more memory.
+_MOST_MIB = 1 << 20
 _EXAMPLE = f'\'{{"{SECTION}": {{"mtp_check": "off"}}}}\''
 
 
@@ -47,14 +49,28 @@ class PluginOptions:
         for key, value in section.items():
             if key not in names:
                 raise OptionsError(
-                    f'unknown option "{SECTION}.{key}" in --additional-config; there are: {", ".join(names)}'
+                    f'unknown option "{SECTION}.{_cut(str(key))}" in --additional-config; '
+                    f"there are: {', '.join(names)}"
                 )
             valid, description = _judge(hints[key], value)
             if not valid:
                 raise OptionsError(
-                    f'"{SECTION}.{key}" in --additional-config must be {description}, not {value!r}'
+                    f'"{SECTION}.{key}" in --additional-config must be {description}, not {_shown(value)}'
                 )
         return cls(**section)
+
+
+def _shown(value: object) -> str:
+    """What the user gave, cut to what fits a message."""
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, or a number of more digits than Python writes
+        return "what is given"
+    return repr(_cut(text)) if isinstance(value, str) else _cut(text)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def _judge(hint: Any, value: object) -> tuple[bool, str]:
@@ -62,7 +78,7 @@ def _judge(hint: Any, value: object) -> tuple[bool, str]:
     choices = get_args(hint)
     number = value if isinstance(value, int) and not isinstance(value, bool) else -1
     if hint is int:
-        return number > 0, "a whole number above 0"
+        return 0 < number <= _MOST_MIB, f"a whole number from 1 to {_MOST_MIB}"
     if int in choices:
         return value is None or number >= 0, "a whole number, 0 or more"
     if type(None) in choices:

@@ -56,8 +56,26 @@ def cost(result: Json) -> str:
     return table(columns, rows, made)
 
 
+def releases(result: Json) -> str:
+    """How many kinds of checkpoints each release and `check` agree on, and which not."""
+    rows = [
+        {
+            "release": release,
+            "agree": f"{sum(not row['differ'] for row in kinds.values())} of {len(kinds)}",
+            "differ": ", ".join(name for name, row in kinds.items() if row["differ"]),
+        }
+        for release, kinds in result.items()
+    ]
+    columns = [Column("vLLM", "release"), Column("agree", "agree"), Column("differ", "differ")]
+    return table(columns, rows, "CPU builds; 0.33.0 is its Python over the compiled parts of 0.32.0")
+
+
 _HERE = Path(__file__).parent
 PAGE = Page(
     _HERE / "README.md",
-    {"agreement": (agreement, _HERE / "agreement.json"), "cost": (cost, _HERE / "cost.json")},
+    {
+        "agreement": (agreement, _HERE / "agreement.json"),
+        "cost": (cost, _HERE / "cost.json"),
+        "releases": (releases, _HERE / "releases.json"),
+    },
 )

@@ -10,7 +10,8 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.common.errors import CheckpointError, HybridError
+from gptq_hybrid.common.small_files import read_small_file
 
 from ._files import FILE_ENDINGS, path_kind
 from .rows import Row
@@ -90,8 +91,8 @@ def load_mix(spec: str) -> Mix:
         return _parse(name, (_shipped() / f"{name}.toml").read_text(encoding="utf-8"), spec, None)
     path = Path(spec)
     try:
-        return _parse(path.stem, path.read_text(encoding="utf-8-sig"), spec, path.parent)
-    except (OSError, ValueError) as error:
+        return _parse(path.stem, read_small_file(path).decode("utf-8-sig"), spec, path.parent)
+    except (CheckpointError, ValueError) as error:
         raise HybridError(f"calibration mix {path} cannot be read: {error}") from error
 
 
@@ -102,7 +103,7 @@ def _shipped() -> Traversable:
 def _parse(name: str, text: str, where: str, folder: Path | None) -> Mix:
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise HybridError(f"{where} is not valid TOML: {error}") from error
     parts = data.get("part")
     if not isinstance(parts, list) or not parts or data.keys() - {"description", "part"}:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gptq_hybrid.common.errors import CheckpointError, TransferError
+from gptq_hybrid.common.errors import BoundsError, CheckpointError, TransferError
 
 from .draft_vocab_file import (
     DRAFT_VOCAB_FILE,
@@ -33,6 +33,8 @@ _NOT_SHARDS = frozenset({"consolidated.safetensors", "training_args.safetensors"
 _PROBED = ("model.safetensors", MTP_FILE)
 # A family member of a terabyte has a few hundred shards.
 MOST_FILES = 4096
+# The 27B's index has 0.2 MB. Parsed, one takes about eight times its size.
+MAX_INDEX_BYTES = 12 << 20
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,11 @@ class Checkpoint:
 
     def has(self, name: str) -> bool:
         """Whether the checkpoint has a file ``name``."""
-        return name in self.listing if self.listing is not None else self.files.size(name) is not None
+        return name in self._listed if self._listed is not None else self.files.size(name) is not None
+
+    @cached_property
+    def _listed(self) -> frozenset[str] | None:
+        return None if self.listing is None else frozenset(self.listing)
 
     @cached_property
     def listing(self) -> tuple[str, ...] | None:
@@ -106,7 +112,7 @@ class Checkpoint:
         if not self.has(INDEX_NAME):
             return None
         try:
-            content = fetch_json_object(self.files, INDEX_NAME)
+            content = fetch_json_object(self.files, INDEX_NAME, most=MAX_INDEX_BYTES)
         except TransferError:
             raise
         except CheckpointError as error:
@@ -139,11 +145,20 @@ class Checkpoint:
 
     @cached_property
     def on_disk(self) -> tuple[str, ...]:
-        """Names of the ``*.safetensors`` files present, sorted; as for vLLM, hidden ones do not count."""
+        """Names of the ``*.safetensors`` files present, sorted; as for vLLM, hidden ones do not count.
+
+        Raises:
+            CheckpointError: there are more than ``MOST_FILES``.
+        """
         listed = self.listing
         if listed is None:
             listed = tuple(name for name in _PROBED if self.files.size(name) is not None)
-        return tuple(n for n in sorted(listed) if is_weight_file(n) and n not in _NOT_SHARDS)
+        present = tuple(n for n in sorted(listed) if is_weight_file(n) and n not in _NOT_SHARDS)
+        if len(present) > MOST_FILES:
+            raise BoundsError(
+                self.location, f"holds {len(present)} safetensors files; more than {MOST_FILES} are not read"
+            )
+        return present
 
     @cached_property
     def referenced(self) -> tuple[str, ...]:
@@ -160,11 +175,9 @@ class Checkpoint:
     @cached_property
     def missing_files(self) -> tuple[str, ...]:
         """Files that the index names and that do not exist."""
+        present = {*self.refused_files, *self.on_disk}
         return tuple(
-            name
-            for name in self.referenced
-            if name not in self.refused_files
-            and not (name in self.on_disk or self.files.size(name) is not None)
+            name for name in self.referenced if name not in present and self.files.size(name) is None
         )
 
     @cached_property
@@ -182,7 +195,8 @@ class Checkpoint:
     @cached_property
     def stray(self) -> dict[str, TensorInfo]:
         """Tensors in safetensors files that the index never names, by name."""
-        return self._tensors(tuple(name for name in self.on_disk if name not in self.referenced))
+        referenced = set(self.referenced)
+        return self._tensors(tuple(name for name in self.on_disk if name not in referenced))
 
     def _tensors(self, names: tuple[str, ...]) -> dict[str, TensorInfo]:
         skipped = {*self.refused_files, *self.missing_files}

@@ -20,10 +20,10 @@ from gptq_hybrid.common.errors import CheckpointError, TransferError
 from .files import Files, LocalFiles, Range, file_label
 
 # The reference implementation takes up to 100 MB. Parsed, a header takes about eight times its size. The 27B's
-# longest is 0.1 MB: 16 MiB leaves room for any member of the family and bounds what a hostile file costs.
-MAX_HEADER_BYTES = 16 << 20
+# longest is 0.1 MB: 8 MiB leaves room for any member of the family and bounds what a hostile file costs.
+MAX_HEADER_BYTES = 8 << 20
 # All headers of a checkpoint together; the 27B's are 0.3 MB.
-MAX_HEADERS_BYTES = 32 << 20
+MAX_HEADERS_BYTES = 12 << 20
 # What a one-tensor header, and the length of every header, cost. Most headers of the 27B's five shards need a
 # second read whatever this is.
 _FIRST_READ = 16 << 10

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from ._patterns import matches
+from .patterns import matches
 
 GPTQ_METHODS = frozenset({"gptq", "gptq_marlin", "auto_gptq"})
 # vLLM matches `dynamic` patterns with re.match against module names. A null value in place of the object crashes

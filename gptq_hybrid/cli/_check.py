@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from enum import StrEnum
 from typing import Annotated
 
@@ -11,8 +12,9 @@ import typer
 from gptq_hybrid.checkpoint import DRAFT_VOCAB_FILE, DraftVocab
 from gptq_hybrid.common.envelope import print_json
 from gptq_hybrid.common.errors import CheckpointError, HybridError
-from gptq_hybrid.common.terminal import SETTINGS, Screen, Step, out, plain, print_error, print_next
-from gptq_hybrid.doctor import Report, check, check_rules
+from gptq_hybrid.common.progress import byte_progress
+from gptq_hybrid.common.terminal import SETTINGS, Screen, Step, err, out, plain, print_error, print_next
+from gptq_hybrid.doctor import DEADLINE, Report, check, check_rules
 from gptq_hybrid.doctor.place import Place, place_named, this_place
 from gptq_hybrid.doctor.serve_line import DRAFTS, ServeCommand, serve_command
 
@@ -75,11 +77,21 @@ def check_command(
     timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds that one network request may take.")
     ] = 30.0,
+    deadline: Annotated[
+        float,
+        typer.Option(min=0.1, help="Seconds that all network requests may take together; not with --deep."),
+    ] = DEADLINE,
+    deep: Annotated[
+        bool,
+        typer.Option(
+            "--deep", help="Read every byte, and compare files with the SHA-256 that the hub has of them."
+        ),
+    ] = False,
     rules: Annotated[bool, typer.Option("--rules", help="List every rule and exit.")] = False,
 ) -> None:
     """Say whether checkpoints will serve with vLLM and MTP.
 
-    Only headers, small files and samples of values are read; no GPU is needed.
+    Without --deep only headers, small files and samples of values are read; no GPU is needed.
 
     Exit code 0: all serve. 1: errors were found. 2: one could not be read.
     """
@@ -91,16 +103,26 @@ def check_command(
     if not paths:
         raise HybridError("no checkpoint was named", remedy="Run: qwen36 check FOLDER, or OWNER/NAME")
     place = this_place() if gpu is None else place_named(gpu)
-    reports = [
-        check(path, mtp=mtp, vllm=vllm, plugin=plugin, follow_links=follow_symlinks, timeout=timeout)
-        for path in paths
-    ]
+    with byte_progress(err(), "read") if deep else nullcontext() as on_progress:
+        reports = [
+            check(
+                path,
+                mtp=mtp,
+                vllm=vllm,
+                plugin=plugin,
+                follow_links=follow_symlinks,
+                timeout=timeout,
+                deadline=deadline,
+                deep=deep,
+                on_progress=on_progress,
+            )
+            for path in paths
+        ]
     match shape:
         case CheckFormat.JSON:
             _print_json(reports, place)
         case CheckFormat.SARIF:
-            screen = out()
-            screen.say(sarif_log(reports, check_rules()))
+            typer.echo(sarif_log(reports, check_rules()))
         case CheckFormat.GITHUB:
             screen = out()
             for report in reports:

@@ -21,6 +21,7 @@ from gptq_hybrid.common.outputs import refuse_unwritable
 from gptq_hybrid.common.progress import counting_bars
 from gptq_hybrid.common.tables import report_table
 from gptq_hybrid.common.terminal import SETTINGS, Step, err, out, print_next
+from gptq_hybrid.common.text import printable
 
 # In bench/drafts a list that holds 98.4 % of a text keeps 0.987 of the tokens a step.
 _ENOUGH = 0.98
@@ -108,7 +109,7 @@ def _count(checkpoint: Path, specs: Sequence[str], samples: int, max_length: int
     manifests: list[Mapping[str, Any]] = []
     with counting_bars(err()) as progress:
         for spec in specs:
-            task = progress.add_task(spec, total=None)
+            task = progress.add_task(printable(spec), total=None)
 
             def on_progress(done: int, total: int, task: TaskID = task) -> None:
                 progress.update(task, completed=done, total=total)

@@ -16,7 +16,17 @@ from gptq_hybrid.common.options import AsJson
 from gptq_hybrid.common.progress import counting_bars
 from gptq_hybrid.common.quiet import output_to_log
 from gptq_hybrid.common.tables import report_table
-from gptq_hybrid.common.terminal import SETTINGS, Screen, Step, err, note, out, print_next, warn
+from gptq_hybrid.common.terminal import (
+    SETTINGS,
+    Screen,
+    Step,
+    err,
+    note,
+    out,
+    print_error,
+    print_next,
+    warn,
+)
 from gptq_hybrid.common.units import duration_text, size_text
 from gptq_hybrid.doctor.place import this_place
 from gptq_hybrid.doctor.serve_line import serve_command
@@ -145,6 +155,14 @@ def quantize_command(
         def on_stop() -> None:
             terminal.say("Stopping after this layer, to keep it; Ctrl-C again stops at once.")
 
+        def on_abort(error: HybridError) -> None:
+            # The process ends right after this, without leaving the blocks that it is in.
+            progress.stop()
+            screen = err() if terminal.file.closed else terminal
+            print_error(error.message, error.remedy, screen=screen)
+            if terminal.log_file is not None and not terminal.file.closed:
+                terminal.say(f"The libraries' own output is in {terminal.log_file}")
+
         result = quantize(
             plan,
             on_calibration=on_calibration,
@@ -152,6 +170,7 @@ def quantize_command(
             on_slower=on_slower,
             on_layer=on_layer,
             on_stop=on_stop,
+            on_abort=on_abort,
         )
     command = serve_command(target, this_place())
     steps = [*serving_steps(command), Step("see what quantizing cost", f"qwen36 eval {source} {target}")]

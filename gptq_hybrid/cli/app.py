@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import gptq_hybrid
+from gptq_hybrid.common.disk import writing_trouble
 from gptq_hybrid.common.errors import HybridError
 
 if TYPE_CHECKING:
@@ -78,6 +79,15 @@ def main() -> None:
     except HybridError as error:
         _report(error)
         sys.exit(getattr(error, "exit_code", BAD_INPUT))
+    except OSError as error:
+        trouble = writing_trouble(error)
+        if trouble is None:
+            raise
+        refused = HybridError(
+            f"a file could not be written or read: {trouble}", remedy="Make room or access."
+        )
+        _report(refused)
+        sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")
         sys.exit(130)

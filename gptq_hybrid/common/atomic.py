@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import json
 import os
 import shutil
@@ -81,12 +83,49 @@ def write_json_atomic(path: str | Path, value: Any) -> None:
 
 
 @contextmanager
+def locked(folder: Path) -> Iterator[bool]:
+    """Hold a lock on a folder; yields whether it was to be had. Where a file system has no locks, it always is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        except OSError:
+            yield True
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
+def _remove_left_behind(target: Path) -> None:
+    """Remove what killed processes left of ``target``: folders without their process, which nobody has locked."""
+    for path in target.parent.glob(f".{glob.escape(target.name)}.partial-*"):
+        process = path.name.rpartition(".partial-")[2].partition("-")[0]
+        if path.is_dir() and not (process.isdecimal() and _runs(int(process))):
+            with locked(path) as free:
+                if free:
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
+@contextmanager
 def building_directory(target: str | Path) -> Iterator[Path]:
     """Yield a folder beside ``target`` that becomes ``target`` when the block ends.
 
     Every file in it is fsynced before the rename. An exception removes the folder, and ``target`` never appears.
     A killed process leaves it behind under a hidden name (``.NAME.partial-…``) that no loader mistakes for a
-    checkpoint.
+    checkpoint; the next one that builds the same target removes it.
 
     Raises:
         FileExistsError: ``target`` exists and is not an empty folder.
@@ -95,8 +134,15 @@ def building_directory(target: str | Path) -> Iterator[Path]:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} exists already")
     target.parent.mkdir(parents=True, exist_ok=True)
-    building = target.with_name(f".{target.name}.partial-{uuid4().hex[:8]}")
+    _remove_left_behind(target)
+    building = target.with_name(f".{target.name}.partial-{os.getpid()}-{uuid4().hex[:8]}")
     building.mkdir()
+    # The kernel releases the lock, however the process ends.
+    with locked(building):
+        yield from _built(building, target)
+
+
+def _built(building: Path, target: Path) -> Iterator[Path]:
     try:
         yield building
         for folder, _, names in os.walk(building):

@@ -28,6 +28,10 @@ class CheckpointError(HybridError):
         self.path = Path(path)
 
 
+class BoundsError(CheckpointError):
+    """Something that was not read, or not looked through, because it is too large. It may be in order."""
+
+
 class TransferError(CheckpointError):
     """A server that cannot be reached, or whose answer says nothing about the checkpoint itself."""
 

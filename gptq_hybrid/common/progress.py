@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 
 from .terminal import SETTINGS
-from .units import duration_text
+from .units import duration_text, size_text
 
 # Off a terminal every step of a short count gets a line, such as the layers of a model, unless it takes less than a
 # second; of a longer count, such as documents, there is a line each ten seconds.
@@ -101,3 +105,27 @@ class CountingBars(Progress):
 def counting_bars(console: Console) -> CountingBars:
     """Return bars on ``console``, or lines where it is no terminal."""
     return CountingBars(console)
+
+
+@contextmanager
+def byte_progress(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function of bytes done and bytes in all: a bar on a terminal, elsewhere a line every ten seconds."""
+    if SETTINGS.quiet:
+        yield lambda done, total: None
+        return
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True))
+        with Progress(*columns, TransferSpeedColumn(), TimeRemainingColumn(), console=console) as bars:
+            task = bars.add_task(what, total=None)
+            yield lambda done, total: bars.update(task, completed=done, total=total)
+        return
+    begun = last = time.monotonic()
+
+    def line(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= SECONDS_LONG or (done == total and last == begun):
+            last = now
+            console.print(f"{what}: {size_text(done)} of {size_text(total)}", highlight=False)
+
+    yield line

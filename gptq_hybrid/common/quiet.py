@@ -6,10 +6,18 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .errors import HybridError
 from .terminal import Screen, err
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        # The log may be on a full disk. What is left in the buffer comes out on the terminal.
+        with suppress(OSError):
+            stream.flush()
 
 
 @contextmanager
@@ -26,17 +34,24 @@ def output_to_log(name: str, *, enabled: bool = True) -> Iterator[Screen]:
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
-    handle, log = tempfile.mkstemp(prefix=f"qwen36-{name}-", suffix=".log")
+    try:
+        handle, log = tempfile.mkstemp(prefix=f"qwen36-{name}-", suffix=".log")
+    except OSError as error:
+        for descriptor in saved:
+            os.close(descriptor)
+        raise HybridError(
+            f"there is no room for a log: {error.strerror or error}", remedy="Name a folder with TMPDIR."
+        ) from error
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.close(handle)
     terminal = os.fdopen(os.dup(saved[1]), "w", encoding=sys.stderr.encoding)
     console = Screen(terminal)
+    console.log_file = Path(log)
     try:
         yield console
     except BaseException:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         if Path(log).stat().st_size:
             console.say(f"The libraries' own output is in {log}")
         else:
@@ -45,8 +60,7 @@ def output_to_log(name: str, *, enabled: bool = True) -> Iterator[Screen]:
     else:
         Path(log).unlink()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         for descriptor, original in zip((1, 2), saved, strict=True):
             os.dup2(original, descriptor)
             os.close(original)

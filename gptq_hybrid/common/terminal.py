@@ -10,9 +10,12 @@ import os
 import sys
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import IO, Any
 
 from rich.console import Console
+
+from .text import printable
 
 # Columns of a file or pipe: more than any table has.
 UNFOLDED = 1_000
@@ -55,7 +58,13 @@ class Step:
 
 
 class Screen(Console):
-    """A console that never cuts a line off, and folds none where no terminal is."""
+    """A console that never cuts a line off, and folds none where no terminal is.
+
+    Attributes:
+        log_file: where everything that is not printed here goes meanwhile, if anywhere.
+    """
+
+    log_file: Path | None = None
 
     def __init__(self, file: IO[str]) -> None:
         terminal = file.isatty()
@@ -73,8 +82,8 @@ class Screen(Console):
         super().print(*objects, **{"highlight": False, "crop": False, **options})
 
     def say(self, text: str, style: str | None = None) -> None:
-        """Print text as it is, without markup; only the terminal itself breaks it."""
-        self.print(text, style=style, markup=False, soft_wrap=True)
+        """Print text without markup, control characters spelt out; only the terminal itself breaks it."""
+        self.print(printable(text), style=style, markup=False, soft_wrap=True)
 
 
 def _colored(terminal: bool) -> bool:
@@ -140,4 +149,4 @@ def plain(text: str) -> str:
     """Make text from a checkpoint safe to print: no markup, and no control character that moves the cursor."""
     from rich.markup import escape
 
-    return escape("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text))
+    return escape(printable(text))

@@ -4,6 +4,8 @@ Imports no torch, gptqmodel, numpy or HTTP library; ``gptq_hybrid.doctor.repair`
 """
 
 from ._check import (
+    DEADLINE,
+    NOT_READ,
     ActOrder,
     check,
     check_act_order,
@@ -19,6 +21,8 @@ from .report import Report, finding_json
 from .vllm_releases import VllmRelease, installed_vllm
 
 __all__ = [
+    "DEADLINE",
+    "NOT_READ",
     "ActOrder",
     "Fault",
     "Finding",

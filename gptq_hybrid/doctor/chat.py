@@ -27,6 +27,8 @@ def chat_template(checkpoint: Checkpoint) -> str | None:
             template = fetch_json_object(checkpoint.files, name).get("chat_template")
             if isinstance(template, list):
                 template = next((t.get("template") for t in template if isinstance(t, dict)), None)
+            elif isinstance(template, dict):
+                template = next(iter(template.values()), None)
             if isinstance(template, str):
                 return template
     return None

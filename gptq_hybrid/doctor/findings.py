@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from gptq_hybrid.checkpoint import Checkpoint, Family, TensorLayout
 
+from .deep import DeepReading
 from .vllm_releases import VllmRelease
 
 _T = TypeVar("_T")
@@ -59,6 +60,7 @@ class Inspection:
         mtp: whether it is to draft with its MTP head.
         vllm: the release that is to serve it; None where none was named and none is installed.
         plugin: whether that vLLM runs with this distribution's plugin.
+        deep: what a reading of every byte came to; None for a check in samples.
         expected_prefix: the prefix that ``config.json`` implies for the layers, if the tensors have another.
     """
 
@@ -69,6 +71,7 @@ class Inspection:
     vllm: VllmRelease | None = None
     plugin: bool = False
     expected_prefix: str | None = None
+    deep: DeepReading | None = None
     _results: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def once(self, key: str, compute: Callable[[Inspection], _T]) -> _T:

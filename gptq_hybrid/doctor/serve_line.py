@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 from gptq_hybrid.checkpoint import Checkpoint, layout_for
+from gptq_hybrid.checkpoint.files import HUB_HOSTS, is_hub_id
 from gptq_hybrid.common.errors import CheckpointError
 from gptq_hybrid.common.vllm_server import cpu_arguments
 from gptq_hybrid.hooks import GpuProfile
@@ -133,10 +135,7 @@ def serve_arguments(
         chat: whether to add the parsers of thinking blocks and tool calls that the chat template needs.
         most_drafts: drafts that memory must suffice for; ``drafts`` by default.
     """
-    name, _, revision = checkpoint.location.partition("@")
-    arguments = [name if checkpoint.files.far else checkpoint.location]
-    if checkpoint.files.far and revision:
-        arguments += ["--revision", revision]
+    arguments = _model(checkpoint)
     if drafts and _drafts(checkpoint):
         arguments += ["--speculative-config", json.dumps({"method": "mtp", "num_speculative_tokens": drafts})]
     template = readable_template(checkpoint) if chat else None
@@ -203,3 +202,33 @@ def _cpu_flags(checkpoint: Checkpoint, drafts: int) -> tuple[tuple[tuple[str, st
         space = 4
     flags = ["--max-model-len", str(tokens), "--max-num-seqs", str(_CPU_SEQUENCES)]
     return (("VLLM_CPU_KVCACHE_SPACE", str(space)),), cpu_arguments() + flags
+
+
+def must_be_downloaded(checkpoint: Checkpoint) -> bool:
+    """Whether vLLM cannot serve a checkpoint from where it is: it takes folders and hub ids, but no address."""
+    return checkpoint.files.far and _hub_id(checkpoint) is None
+
+
+def _hub_id(checkpoint: Checkpoint) -> str | None:
+    """OWNER/NAME[@REVISION]; None for any address but one of the files of a model on the hub."""
+    location = checkpoint.location
+    if is_hub_id(location):
+        return location
+    parts = urlsplit(location)
+    path = parts.path.strip("/").split("/")
+    if parts.hostname in HUB_HOSTS and len(path) == 4 and path[2] == "resolve":
+        found = f"{path[0]}/{path[1]}" + ("" if path[3] == "main" else f"@{path[3]}")
+        return found if is_hub_id(found) else None
+    return None
+
+
+def _model(checkpoint: Checkpoint) -> list[str]:
+    """What names the model to vLLM; for an address, the folder of that name that a download makes."""
+    location = checkpoint.location
+    hub_id = _hub_id(checkpoint)
+    if checkpoint.files.far and hub_id is None:
+        return [f"./{PurePosixPath(urlsplit(location).path).name or 'checkpoint'}"]
+    if not checkpoint.files.far:
+        return [f"./{location}" if location.startswith("-") else location]
+    name, _, revision = (hub_id or location).partition("@")
+    return [name, "--revision", revision] if revision else [name]

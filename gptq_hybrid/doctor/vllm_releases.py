@@ -42,8 +42,10 @@ LM_HEAD_MTP_SINCE = "0.26"
 # From here on any `-:` rule of `dynamic` with "mtp" in its text makes all of the draft's layers unquantized.
 MTP_RULE_MEANS_ALL = "0.27.1"
 # From here on a stored lm_head counts although the config ties it to the embedding, if the root says so too.
-# 0.32.0 was read; releases a little older may do so as well.
-UNTIES_SINCE = "0.32"
+# 0.29.0 and later were seen to do so, and 0.26.0 not to.
+UNTIES_SINCE = "0.29"
+# From here on patterns of compressed-tensors' `ignore` are tried on the names of fused modules too.
+FUSED_PATTERNS_SINCE = "0.30"
 # The methods of `quantization_config` that vLLM has a class for, and the release in which they were read.
 METHODS_READ = "0.32"
 METHODS = frozenset({
@@ -53,6 +55,8 @@ METHODS = frozenset({
     "fp8_per_tensor", "fp8_per_block", "fp8_per_channel", "int8_per_channel_weight_only", "nvfp4_per_token",
     "mxfp8",
 })  # fmt: skip
+# Methods that 0.19.1 or 0.26.0 had, and those that 0.19.1 lacks.
+OLD_METHODS = frozenset({"bitsandbytes", "gguf", "petit_nvfp4", "cpu_awq"})
 # It refuses these without --allow-deprecated-quantization.
 DEPRECATED_METHODS = frozenset({"fbgemm_fp8", "fp_quant"})
 # vLLM's parsers, by the release that first had them.

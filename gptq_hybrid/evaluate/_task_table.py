@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from rich.console import RenderableType
-from rich.markup import escape
 from rich.table import Table
 
-from gptq_hybrid.common.tables import report_table
+from gptq_hybrid.common.tables import plain, report_table
 
 from .tasks import TaskDifference, TaskResults, TaskScore
 
@@ -38,14 +37,14 @@ def _value_table(scores: list[TaskScore], program: str) -> Table:
         table.add_column(header, justify="right" if header == "docs" else "left", overflow="fold")
     checkpoints = list(dict.fromkeys(score.checkpoint for score in scores))
     for checkpoint in checkpoints:
-        table.add_column(escape(checkpoint), justify="right", overflow="fold")
+        table.add_column(plain(checkpoint), justify="right", overflow="fold")
     cells: dict[tuple[str, str], dict[str, TaskScore]] = {}
     for score in scores:
         cells.setdefault((score.task, _metric(score)), {})[score.checkpoint] = score
     for (task, metric), row in cells.items():
         documents = max(score.documents for score in row.values())
         table.add_row(
-            escape(task), escape(metric), f"{documents:,}", *(_value(row.get(name)) for name in checkpoints)
+            plain(task), plain(metric), f"{documents:,}", *(_value(row.get(name)) for name in checkpoints)
         )
     return table
 
@@ -69,7 +68,7 @@ def _difference_table(differences: list[TaskDifference]) -> Table:
             f"{e.value:+z.4f}\n{ends}",
             format_p(d.p),
         )
-        table.add_row(*map(escape, row))
+        table.add_row(*map(plain, row))
     return table
 
 

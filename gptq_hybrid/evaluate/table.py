@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gptq_hybrid.common.tables import report_table
+from gptq_hybrid.common.text import printable
 
 from ._result import Evaluation
 from ._task_table import format_p, task_tables
@@ -255,7 +256,9 @@ def _notes(rows: Sequence[Summary | DomainComparison], *, wide: bool) -> list[Re
 
 
 def _name(row: Summary | DomainComparison) -> Text:
-    return Text(row.domain + (" !" if row.warnings else ""), style="bold" if row.domain == OVERALL else "")
+    return Text(
+        printable(row.domain) + (" !" if row.warnings else ""), style="bold" if row.domain == OVERALL else ""
+    )
 
 
 def _draft(acceptance: Acceptance | None, k: int, *, wide: bool) -> str | Text:

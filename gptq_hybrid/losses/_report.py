@@ -8,11 +8,10 @@ from statistics import median
 from typing import Any
 
 from rich.console import RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from gptq_hybrid.common.tables import report_table
+from gptq_hybrid.common.tables import plain, report_table
 
 from ._flags import FLAGS, find_flags, find_outliers
 from ._record import Measure, ModuleRecord, common_measure, measured
@@ -86,7 +85,7 @@ def summary(records: Sequence[ModuleRecord], *, worst: int = WORST) -> Renderabl
         style = "red" if set(flags[record.name]) & set(_GRAVE) else "yellow"
         what = "; ".join(_describe(record, flag, outliers) for flag in flags[record.name])
         value = _value_text(measured(record, measure), measure)
-        table.add_row(escape(record.name), value, Text(what, style=style))
+        table.add_row(plain(record.name), value, Text(what, style=style))
     return table
 
 
@@ -106,11 +105,11 @@ def kinds_table(records: Sequence[ModuleRecord]) -> Table:
         group = [record for record in records if record.kind == kind]
         values = _values(group, measure)
         if not values:
-            table.add_row(escape(kind), str(len(group)), "", "", "")
+            table.add_row(plain(kind), str(len(group)), "", "", "")
             continue
         most, worst = max(values, key=lambda pair: pair[0])
         table.add_row(
-            escape(kind),
+            plain(kind),
             str(len(group)),
             _value_text(median(value for value, _ in values), measure),
             _value_text(most, measure),

@@ -307,6 +307,16 @@ def _refuse_faulty(checkpoint: Checkpoint, layout: TensorLayout) -> None:
         )
 
 
+def _temporary() -> Path:
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise HybridError(
+            f"there is no folder for temporary files: {error}",
+            remedy="Name one that can be written with TMPDIR.",
+        ) from error
+
+
 def _check_disk(target: Path, needed: int, state: StateDecision) -> Facts:
     """Check the room for the checkpoint beside the target, and for the modules that gptqmodel offloads.
 
@@ -315,7 +325,14 @@ def _check_disk(target: Path, needed: int, state: StateDecision) -> Facts:
     parent = target.absolute().parent
     while not parent.exists():
         parent = parent.parent
-    temporary = Path(tempfile.gettempdir())
+    temporary = _temporary()
+    for folder in (parent, temporary):
+        # Asked of the system, which knows of mounts that are read-only; root may write anywhere else.
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise HybridError(
+                f"{folder} cannot be written",
+                remedy="Choose another target, or another temporary folder with TMPDIR.",
+            )
     if state.size is not None:
         # What an earlier run wrote of it takes no more room.
         folders = [("target", parent, needed + max(0, state.disk - folder_bytes(state_folder(target))))]

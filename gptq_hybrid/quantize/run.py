@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from typing import Any
 import gptq_hybrid
 from gptq_hybrid.calibration import Calibration, load_calibration
 from gptq_hybrid.checkpoint import DraftVocab
+from gptq_hybrid.common.disk import room_text, writing_trouble
+from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.draft_vocab import draft_vocab_from_rows
 from gptq_hybrid.losses import ModuleRecord, write_log
-from gptq_hybrid.upstream import checkpoint_config
+from gptq_hybrid.upstream import checkpoint_config, told_before_abort
 from gptq_hybrid.writer import QuantizationFailedError, Verdict
 
 from .plan import RunPlan, plan_run, refuse_existing
@@ -58,6 +61,7 @@ def quantize(
     on_slower: Callable[[str], None] | None = None,
     on_layer: Callable[[int, int], None] | None = None,
     on_stop: Callable[[], None] | None = None,
+    on_abort: Callable[[HybridError], None] | None = None,
 ) -> QuantizeResult:
     """Quantize the source of a plan into its target: ``quantize(plan_run(request))``.
 
@@ -72,6 +76,8 @@ def quantize(
         on_slower: called with the reason if gptqmodel runs at its own speed, as its code is not the one that
             ``gptq_hybrid.upstream.speedups`` was written for.
         on_layer: called with (done, total) as layers finish.
+        on_abort: called with what to tell the user before gptqmodel ends the process, because a task of its
+            threads failed.
         on_stop: called at the first Ctrl-C or SIGTERM while layers are quantized; the run goes on to the end of its
             layer.
 
@@ -79,6 +85,7 @@ def quantize(
         HybridError: what :func:`plan_run` refuses, calibration data, or a state that does not fit; no target was
             written.
         RunInterruptedError: Ctrl-C; the state is kept.
+        HybridError: the disk is full, or a folder cannot be written; the state is kept.
         QuantizationFailedError: too many modules failed. No target was written, but ``DST.failed.csv`` with
             what each module came to; no state is left.
     """
@@ -107,8 +114,15 @@ def quantize(
             request.source, tokenizer, calibration.rows, [calibration.manifest]
         )
     plan.refuse_tokens(sum(len(row["input_ids"]) for row in calibration.rows))
+
+    def abort(error: BaseException) -> None:
+        if on_abort is not None:
+            on_abort(_explained(error, request))
+
     with ExitStack() as stack:
         state: RunState | None = None
+        stack.enter_context(_disk_errors_explained(request))
+        stack.enter_context(told_before_abort(abort))
         if plan.state.size is not None:
             items = request_items(request, hidden_on_cpu=plan.memory.hidden_on_cpu)
             items |= calibration_items(calibration.manifest)
@@ -131,6 +145,33 @@ def quantize(
         if state is not None:
             state.remove()
     return result
+
+
+@contextmanager
+def _disk_errors_explained(request: QuantizeRequest) -> Iterator[None]:
+    try:
+        yield
+    except HybridError:
+        raise
+    except Exception as error:
+        if writing_trouble(error) is None:
+            raise
+        raise _explained(error, request) from error
+
+
+def _explained(error: BaseException, request: QuantizeRequest) -> HybridError:
+    """What ended a run, as its user reads it: of a disk, with the room there is."""
+    again = "Give the same command again: it goes on after the last layer whose state was kept."
+    if not request.resume:
+        again = "Give the same command again."
+    trouble = writing_trouble(error)
+    if trouble is None:
+        return HybridError(f"gptqmodel ended the run: {type(error).__name__}: {error}", remedy=again)
+    room = room_text(request.target, Path(tempfile.gettempdir()))
+    return HybridError(
+        f"the run ended because a file could not be written: {trouble}; {room}",
+        remedy=f"Make room, or make the folder writable. {again}",
+    )
 
 
 def _quantize(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.common.small_files import read_small_file
 
 from .packaging import Packaging
 
@@ -90,8 +91,8 @@ def load_recipe(name: str | Path) -> Recipe:
         )
     path = Path(name)
     try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        content = read_small_file(path).decode("utf-8")
+    except (HybridError, UnicodeDecodeError) as error:
         raise HybridError(f"{path} cannot be read: {error}", remedy="Give the path of a recipe.") from error
     return _parse(content, text, path.stem)
 
@@ -99,7 +100,7 @@ def load_recipe(name: str | Path) -> Recipe:
 def _parse(content: str, where: str, name: str) -> Recipe:
     try:
         data = tomllib.loads(content)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise HybridError(f"{where} is not TOML: {error}", remedy="Correct the file.") from error
     _refuse_unknown(where, "", data, ("description", "quantize_config", *_SECTIONS))
     description = data.get("description")

@@ -5,6 +5,7 @@ moved, rather than guess. Each module says at its top what it changes, why, in w
 what it changes, and when the change may go.
 """
 
+from ._abort import told_before_abort
 from ._damping import module_name
 from ._gptaq import gptaq_config, keep_log, refuse_batches
 from ._records import record_modules
@@ -39,6 +40,7 @@ __all__ = [
     "refuse_batches",
     "resumable",
     "supports_shared_input_tags",
+    "told_before_abort",
     "why_not_resumable",
     "without_stray_logs",
 ]

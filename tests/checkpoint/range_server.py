@@ -39,6 +39,7 @@ class Faults:
     longer: set[str] = field(default_factory=set)
     encoding: str = ""
     redirects: dict[str, str] = field(default_factory=dict)
+    etags: dict[str, list[str]] = field(default_factory=dict)  # the last one stays
 
 
 class RangeServer(ThreadingHTTPServer):
@@ -103,6 +104,8 @@ class _Handler(BaseHTTPRequestHandler):
     def ranged(self, name: str, data: bytes, requested: str | None) -> None:
         faults = self.server.faults
         extra = {"Content-Encoding": faults.encoding} if faults.encoding else {}
+        if tags := faults.etags.get(name):
+            extra["ETag"] = tags.pop(0) if len(tags) > 1 and self.command == "GET" else tags[0]
         if requested is None or faults.no_ranges:
             return self.respond(200, extra, data, name)
         first, _, last = requested.removeprefix("bytes=").partition("-")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from .case import Tensors, Workshop, faulty, odd
+from .case import CorpusCase, Tensors, Workshop, faulty, odd
 
 LAYER = "model.language_model.layers"
 O_PROJ, Q_PROJ, DOWN = (
@@ -64,7 +64,7 @@ def _pack(module: str) -> Callable[[Workshop], None]:
 
     def change(tensors: Tensors) -> None:
         n, k = tensors.pop(f"{module}.weight").shape
-        tensors[f"{module}.qweight"] = torch.ones(k // 8, n, dtype=torch.int32)
+        tensors[f"{module}.qweight"] = torch.arange(k // 8 * n, dtype=torch.int32).view(k // 8, n)
         tensors[f"{module}.qzeros"] = torch.ones(k // 128, n // 8, dtype=torch.int32)
         tensors[f"{module}.scales"] = torch.ones(k // 128, n, dtype=torch.float16)
         tensors[f"{module}.g_idx"] = (torch.arange(k) // 128).to(torch.int32)
@@ -86,6 +86,28 @@ def _set(module: str, part: str, index: int, value: float) -> object:
         return tensor
 
     return lambda shop: shop.tensor(f"{module}.{part}", change)
+
+
+def _fill(name: str, value: float) -> object:
+    return lambda shop: shop.tensor(name, lambda t: torch.full_like(t, value))
+
+
+def _gguf(shop: Workshop) -> None:
+    """A folder of llama.cpp's, with no config.json."""
+    for path in list(shop.folder.iterdir()):
+        path.unlink()
+    (shop.folder / "model-Q4_K_M.gguf").write_bytes(b"GGUF" + bytes(100))
+
+
+def _foreign(method: str, old: str, new: str) -> object:
+    """The names that another engine's converter gives its tensors."""
+
+    def apply(shop: Workshop) -> None:
+        name = f"{DOWN}.qweight"
+        shop.shard(shop.file_of(name), lambda t: t.update({f"{DOWN}.{new}": t.pop(f"{DOWN}.{old}")}))
+        shop.quantization(quant_method=method)
+
+    return apply
 
 
 DYNAMIC = {r"-:^mtp\.": {}}
@@ -165,6 +187,29 @@ QUANTIZED_CASES = (
     ),
     faulty("scales-nan", "gptq", "scales-values", _set(O_PROJ, "scales", 3, float("nan"))),
     faulty("scales-inf", "gptq", "scales-values", _set(QKV, "scales", 0, float("inf"))),
+    faulty("of-mlx", "gptq", "quantization-unknown", _foreign("mlx", "qzeros", "biases")),
+    faulty("of-mlx-by-its-tensors", "gptq", "quantization-unknown", _foreign("gptq", "qzeros", "biases")),
+    faulty("of-exllama", "gptq", "quantization-unknown", _foreign("exl3", "qweight", "trellis")),
+    CorpusCase("of-llama-cpp", "bf16", _gguf, frozenset({"unreadable"}), "unreadable"),
+    faulty("scales-nan-at-the-end", "gptq", "scales-values", _set(QKV, "scales", -1, float("nan"))),
+    faulty(
+        "norm-nan", "gptq", "weights-values", _set(f"{LAYER}.2.input_layernorm", "weight", -1, float("nan"))
+    ),
+    faulty("a-log-inf", "bf16", "weights-values", _set(f"{LAYER}.1.linear_attn", "A_log", 1, float("inf"))),
+    faulty(
+        "conv-inf",
+        "gptq",
+        "weights-values",
+        _set(f"{LAYER}.1.linear_attn.conv1d", "weight", 9, float("-inf")),
+    ),
+    faulty("gain-zero", "bf16", "weights-values", _fill(f"{LAYER}.0.linear_attn.norm.weight", 0)),
+    odd("norm-zero", "bf16", "", _fill(f"{LAYER}.0.input_layernorm.weight", 0)),
+    faulty("output-head-zero", "gptq", "weights-values", _fill("lm_head.weight", 0)),
+    faulty("output-head-nan", "bf16", "weights-values", _set("lm_head", "weight", 77_777, float("nan"))),
+    faulty("embedding-zero", "gptq", "weights-values", _fill(f"{LAYER[:-7]}.embed_tokens.weight", 0)),
+    faulty("module-of-one-value", "bf16", "weights-values", _fill(f"{DOWN}.weight", 0.25)),
+    faulty("packed-module-of-one-value", "gptq", "weights-values", _fill(f"{DOWN}.qweight", 0x12345678)),
+    odd("gates-of-zero", "bf16", "weights-values", _fill(f"{LAYER}.0.linear_attn.in_proj_a.weight", 0)),
     faulty("scales-zero", "gptq", "scales-values", lambda s: s.tensor(f"{O_PROJ}.scales", torch.zeros_like)),
     faulty(
         "embedding-short",

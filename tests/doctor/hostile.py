@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 import subprocess
@@ -181,8 +182,56 @@ def long_index(names: int) -> Attack:
     return apply
 
 
-def many_files(weight_map: dict[str, str]) -> None:
-    weight_map.update({f"t{i}": f"{i}.safetensors" for i in range(100_000)})
+def many_files(weight_map: dict[str, str], count: int) -> None:
+    weight_map.update({f"t{i}": f"{i}.safetensors" for i in range(count)})
+
+
+def in_folder(shop: Workshop, count: int) -> None:
+    """Files without an index to choose among them."""
+    shop.delete(INDEX_NAME)
+    for number in range(count):
+        (shop.folder / f"x{number}.safetensors").touch()
+
+
+def nested_list(depth: int) -> list[Any]:
+    out: list[Any] = ["lm_head"]
+    for _ in range(depth):
+        out = [out]
+    return out
+
+
+def claim(folder: Path, name: str, tensors: dict[str, tuple[str, list[int]]]) -> None:
+    """A file of holes that claims tensors, by name: dtype and shape."""
+    sizes, at, header = {"BF16": 2, "I32": 4, "F16": 2}, 0, {}
+    for tensor, (dtype, shape) in tensors.items():
+        size = sizes[dtype] * math.prod(shape)
+        header[tensor] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + size]}
+        at += size
+    raw = json.dumps(header).encode()
+    with (folder / name).open("wb") as file:
+        file.write(struct.pack("<Q", len(raw)) + raw)
+        file.truncate(8 + len(raw) + at)
+
+
+def head_of_holes(shop: Workshop) -> None:
+    """A head of 64 GiB, as the config has it, of which nothing is on the disk."""
+    size = 1 << 17
+    shop.config(lambda c: c["text_config"].update(hidden_size=size, mtp_num_hidden_layers=1))
+    shop.delete(MTP_FILE)
+    claim(shop.folder, MTP_FILE, {"mtp.fc.weight": ("BF16", [size, 2 * size])})
+
+
+def g_idx_of(rows: int, layers: int = 4) -> Attack:
+    """A ``g_idx`` of so many rows in each layer, as the config has it."""
+
+    def apply(shop: Workshop) -> None:
+        text = {"intermediate_size": rows, "num_hidden_layers": layers, "layer_types": None}
+        shop.config(lambda c: (c["text_config"].update(text), c.update(quantization_config=GPTQ)))
+        names = (f"model.language_model.layers.{i}.mlp.down_proj.g_idx" for i in range(layers))
+        claim(shop.folder, "g.safetensors", {name: ("I32", [rows]) for name in names})
+        shop.index(lambda m: m.update({f"g{i}": "g.safetensors" for i in range(1)}))
+
+    return apply
 
 
 def pipe(name: str) -> Attack:

@@ -73,3 +73,12 @@ def test_nothing_that_moves_a_cursor_is_printed(
 def test_markup_in_a_name_is_shown_as_it_is(shop: Workshop) -> None:
     name_a_model(shop, "[bold red]a[/]")
     assert "[bold red]a[/]" in run_here(shop.folder).err
+
+
+@pytest.mark.parametrize("depth", [100, 100_000])
+def test_a_chat_template_nested_deeply_breaks_no_rule(shop: Workshop, depth: int) -> None:
+    template = "{% if tools %}" * depth + "{{ x }}" + "{% endif %}" * depth + "{{"
+    (shop.folder / "chat_template.jinja").write_text(template)
+    ended = run_here(shop.folder, "--json")
+    rules = {finding["rule"] for finding in json.loads(ended.out)["findings"]}
+    assert rules == {"chat-template-missing"}

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from gptq_hybrid.checkpoint import INDEX_NAME, MTP_FILE
+from gptq_hybrid.checkpoint import INDEX_NAME, MTP_FILE, Checkpoint
+from gptq_hybrid.checkpoint.files.http import HttpFiles
 from gptq_hybrid.demo.builder import DemoCheckpoint
 from gptq_hybrid.doctor import check
+from gptq_hybrid.doctor.serve_line import must_be_downloaded, serve_arguments
 from tests.checkpoint.range_server import serving
 
 
@@ -102,3 +104,56 @@ def test_the_command_line_takes_an_address(head_apart: Path) -> None:
     assert ended.returncode == 0, ended
     [checkpoint] = json.loads(ended.stdout)["result"]["checkpoints"]
     assert checkpoint.items() >= {"path": server.url, "findings": [], "verdict": "serves"}.items()
+
+
+def test_a_server_that_takes_its_time_ends_the_whole_check(head_apart: Path) -> None:
+    with serving(head_apart) as server:
+        server.faults.drips[MTP_FILE] = "body"
+        report = check(server.url, vllm="0.32", deadline=1)
+    assert report.verdict == "unreadable"
+    assert "all requests together took the 1 s allowed" in report.findings[0].message
+    assert "--deadline" in report.findings[0].remedy
+
+
+@pytest.mark.parametrize("tags", [['"one"', '"two"'], ['"one"'] * 3 + ['"two"']])
+def test_a_file_that_changes_between_two_requests_is_no_verdict(head_apart: Path, tags: list[str]) -> None:
+    with serving(head_apart) as server:
+        server.faults.etags[MTP_FILE] = list(tags)
+        report = check(server.url, vllm="0.32")
+    assert report.verdict == "unreadable"
+    assert "changed while it was read" in report.findings[0].message
+
+
+@pytest.mark.parametrize("tags", [['"one"'], ['W/"one"', 'W/"two"']])
+def test_a_file_that_keeps_its_tag_is_read(head_apart: Path, tags: list[str]) -> None:
+    with serving(head_apart) as server:
+        server.faults.etags[MTP_FILE] = list(tags)
+        assert check(server.url, vllm="0.32").verdict == "serves"
+
+
+def test_the_line_to_serve_an_address_names_a_folder(head_apart: Path) -> None:
+    """vLLM takes folders and hub ids; of an address it says that it is neither."""
+    with serving(head_apart) as server:
+        server.root = "/files/My-Model/"
+        report = check(f"{server.url}/files/My-Model", vllm="0.32")
+        assert report.checkpoint is not None
+        assert must_be_downloaded(report.checkpoint)
+        assert serve_arguments(report.checkpoint)[0] == "./My-Model"
+
+
+@pytest.mark.parametrize(
+    ("location", "arguments"),
+    [
+        ("OWNER/NAME", ["OWNER/NAME"]),
+        ("OWNER/NAME@v1", ["OWNER/NAME", "--revision", "v1"]),
+        ("https://huggingface.co/OWNER/NAME/resolve/main", ["OWNER/NAME"]),
+        ("https://huggingface.co/OWNER/NAME/resolve/abc", ["OWNER/NAME", "--revision", "abc"]),
+        ("https://example.org", ["./checkpoint"]),
+    ],
+)
+def test_the_line_to_serve_names_the_model_as_vllm_does(
+    head_apart: Path, location: str, arguments: list[str]
+) -> None:
+    with serving(head_apart) as server:
+        checkpoint = Checkpoint.read(HttpFiles(server.url, location=location))
+        assert serve_arguments(checkpoint, drafts=0, chat=False)[: len(arguments)] == arguments

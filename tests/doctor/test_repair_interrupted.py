@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from gptq_hybrid.checkpoint import INDEX_NAME, MTP_FILE
+from gptq_hybrid.common.atomic import locked
+from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.demo.builder import DemoCheckpoint
 from gptq_hybrid.doctor.repair import repair
 from tests.corpus import Workshop
@@ -96,5 +99,54 @@ def test_killed_at_every_step_of_a_copy(
         if code == 0:
             break
         assert code == -signal.SIGKILL
+        if step % 4 == 0 and not out.exists():  # the next one removes what the killed one left
+            assert repair(path, mtp_from=original.path, out=out).left == ()
+            assert list(tmp_path.glob(f".{out.name}.partial-*")) == []
     assert out.exists()
     assert step > 10
+
+
+def test_a_repair_cleans_up_after_one_that_was_killed_in_place(
+    build: Callable[..., DemoCheckpoint], original: DemoCheckpoint, tmp_path: Path
+) -> None:
+    template = damaged_checkpoint(build, tmp_path / "template", "head-cut")
+    for step in range(100):
+        path = Workshop(template, tmp_path / str(step)).folder
+        if run(step, path, original.path) == 0:
+            break
+        repair(path, mtp_from=original.path)
+        assert list(path.glob(".*.tmp")) == [], step
+        backups = [p for p in path.iterdir() if ".bak" in p.name]
+        assert len({p.read_bytes() for p in backups}) == len(backups), (
+            "each backup holds something of its own"
+        )
+    assert step > 4
+
+
+def test_two_repairs_at_once_are_one(
+    build: Callable[..., DemoCheckpoint], original: DemoCheckpoint, tmp_path: Path
+) -> None:
+    path = damaged_checkpoint(build, tmp_path / "template", "head-absent")
+    with locked(path) as free:
+        assert free
+        with pytest.raises(HybridError, match="another qwen36 repair is at work"):
+            repair(path, mtp_from=original.path)
+        assert repair(path, mtp_from=original.path, dry_run=True).done
+    assert repair(path, mtp_from=original.path).backups == (f"{INDEX_NAME}.bak",)
+    assert repair(path, mtp_from=original.path).backups == ()
+
+
+def test_a_copy_that_is_being_built_by_another_process_is_left_alone(
+    build: Callable[..., DemoCheckpoint], original: DemoCheckpoint, tmp_path: Path
+) -> None:
+    path = damaged_checkpoint(build, tmp_path / "template", "head-absent")
+    living, gone = tmp_path / f".out.partial-{os.getpid()}-0", tmp_path / ".out.partial-0123abcd"
+    living.mkdir()
+    gone.mkdir()
+    locked_one = tmp_path / ".out.partial-4567abcd"
+    locked_one.mkdir()
+    with locked(locked_one):
+        repair(path, mtp_from=original.path, out=tmp_path / "out")
+    assert living.exists()
+    assert locked_one.exists()
+    assert not gone.exists()

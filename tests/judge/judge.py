@@ -45,9 +45,13 @@ def unavailable() -> str | None:
 
 
 class Judge:
-    """A process with vLLM in it. Starting it takes vLLM's imports, 10 to 20 s; then each call is quick."""
+    """A process with the vLLM of ``python``'s environment in it.
 
-    def __init__(self, log: Path | None = None) -> None:
+    Starting it takes vLLM's imports, 10 to 20 s; then each call is quick.
+    """
+
+    def __init__(self, log: Path | None = None, python: str = sys.executable) -> None:
+        self._python = python
         self._log = log.open("w") if log else subprocess.DEVNULL
         self._child: subprocess.Popen[str] | None = None
         self._ready = False
@@ -89,7 +93,7 @@ class Judge:
                 "VLLM_LOGGING_LEVEL": "ERROR",
             }
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "tests.judge.loading"],
+                [self._python, "-m", "tests.judge.loading"],
                 cwd=_ROOT,
                 env=environment,
                 stdin=subprocess.PIPE,

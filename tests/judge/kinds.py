@@ -126,10 +126,15 @@ def cast(suffix: str, dtype: torch.dtype) -> Change:
     return tensors(lambda t: t.update({n: v.to(dtype) for n, v in t.items() if n.endswith(suffix)}))
 
 
+def _words(*shape: int) -> torch.Tensor:
+    """Packed numbers, not all alike: that would be a fault of its own."""
+    return torch.arange(shape[0] * shape[1], dtype=torch.int32).view(shape)
+
+
 def _packed_embedding(t: dict[str, torch.Tensor]) -> None:
     name = "model.language_model.embed_tokens"
     del t[f"{name}.weight"]
-    t[f"{name}.weight_packed"] = torch.ones(VOCAB, HIDDEN // 8, dtype=torch.int32)
+    t[f"{name}.weight_packed"] = _words(VOCAB, HIDDEN // 8)
     t[f"{name}.weight_scale"] = torch.ones(VOCAB, HIDDEN // GROUP, dtype=torch.bfloat16)
     t[f"{name}.weight_shape"] = torch.tensor([VOCAB, HIDDEN])
 
@@ -137,14 +142,14 @@ def _packed_embedding(t: dict[str, torch.Tensor]) -> None:
 def _in_eight_bits(t: dict[str, torch.Tensor]) -> None:
     """Every down_proj of the body in words of eight bits."""
     for name in [n for n in t if n.endswith("down_proj.weight_packed") and n.startswith("model.")]:
-        t[name] = torch.ones(HIDDEN, INTERMEDIATE // 4, dtype=torch.int32)
+        t[name] = _words(HIDDEN, INTERMEDIATE // 4)
 
 
 def _in_eight_bits_gptq(t: dict[str, torch.Tensor]) -> None:
     """q, k and v of the body in words of eight bits."""
     for name in [n for n in t if n.endswith((".q_proj.qweight", ".k_proj.qweight", ".v_proj.qweight"))]:
         n = t[name].shape[1]
-        t[name] = torch.ones(HIDDEN // 4, n, dtype=torch.int32)
+        t[name] = _words(HIDDEN // 4, n)
         module = name.removesuffix(".qweight")
         t[f"{module}.qzeros"] = torch.full((HIDDEN // GROUP, n // 4), 0x7F7F7F7F, dtype=torch.int32)
 
@@ -156,7 +161,7 @@ def _nvfp4(t: dict[str, torch.Tensor]) -> None:
         if name.startswith(f"{LAYER}.") and name.endswith(tuple(f"{part}.weight" for part in body)):
             n, k = t[name].shape
             module = name.removesuffix(".weight")
-            t[name] = torch.ones(n, k // 2, dtype=torch.uint8)
+            t[name] = _words(n, k // 2).to(torch.uint8)
             t[f"{module}.weight_scale"] = torch.ones(n, k // 16).to(torch.float8_e4m3fn)
             t[f"{module}.weight_scale_2"] = torch.tensor(0.5)
             t[f"{module}.input_scale"] = torch.tensor(0.5)
@@ -175,7 +180,7 @@ def _groups(**groups: Any) -> Change:
     return quantization(config_groups=made)
 
 
-def _group_zero(**changes: Any) -> Change:
+def group_zero(**changes: Any) -> Change:
     return config(lambda c: c["quantization_config"]["config_groups"]["group_0"].update(changes))
 
 
@@ -186,7 +191,7 @@ def _no_vision(t: dict[str, torch.Tensor]) -> None:
 
 def _mixed(folder: Path) -> None:
     quantization(format="mixed-precision")(folder)
-    _group_zero(format="pack-quantized")(folder)
+    group_zero(format="pack-quantized")(folder)
 
 
 def _alone(folder: Path) -> None:
@@ -275,17 +280,17 @@ ZERO = (
 )  # fmt: skip
 PLACES = (
     Kind("packed-head-target-linear", 5, "faulty", "builds lm_head dense: its class is not Linear",
-         Made(format="packed", packed=HEAD), _group_zero(targets=["Linear"])),
+         Made(format="packed", packed=HEAD), group_zero(targets=["Linear"])),
     Kind("packed-head-target-by-name", 5, "faulty", "calls it language_model.lm_head, which the target is not",
          Made(format="packed", packed=HEAD)),
     Kind("packed-head-ignored", 5, "faulty", "ignores `lm_head` in the draft, where the head has that name",
          Made(format="packed", packed=HEAD),
-         both(_group_zero(targets=["Linear", "re:.*lm_head"]),
+         both(group_zero(targets=["Linear", "re:.*lm_head"]),
               quantization(ignore=[*KEPT, SMALL_NAMES, "re:^mtp.*"]))),
     Kind("packed-embedding", 5, "faulty", "builds embed_tokens dense, whatever the config",
          PACKED, tensors(_packed_embedding)),
     Kind("dense-head-targeted", 5, "faulty", "builds lm_head packed",
-         PACKED, both(_group_zero(targets=["Linear", "re:.*lm_head"]),
+         PACKED, both(group_zero(targets=["Linear", "re:.*lm_head"]),
                       quantization(ignore=["re:.*visual.*", SMALL_NAMES, "re:^mtp.*"]))),
     Kind("auto-round-head-undeclared", 5, "faulty", "builds lm_head dense",
          Made(format="auto-round", packed=HEAD, declared=frozenset())),
@@ -411,7 +416,7 @@ AGREED: tuple[Kind, ...] = (
     Kind("packed-small", 5, "serves", "builds in_proj_ba packed", Made(format="packed", packed=SMALL)),
     Kind("awq-small", 5, "serves", "builds in_proj_ba packed", Made(format="awq", packed=SMALL)),
     Kind("packed-head-by-pattern", 5, "serves", "builds lm_head packed, in target and draft",
-         Made(format="packed", packed=HEAD), _group_zero(targets=["Linear", "re:.*lm_head"])),
+         Made(format="packed", packed=HEAD), group_zero(targets=["Linear", "re:.*lm_head"])),
     Kind("method-in-capitals", 6, "serves", "lowers the name", GPTQ, quantization(quant_method="GPTQ")),
     Kind("name-match-first", 7, "faulty", "prefers a name", PACKED, _groups(down=8, Linear=4)),
     Kind("mixed-precision", 7, "serves", "reads the format of each group", PACKED, _mixed),

@@ -170,6 +170,10 @@ def _is_read(name: str, model: nn.Module) -> bool:
     last = name.rpartition(".")[2]
     if last in _MAY_BE_ABSENT:
         return False
+    if last == "g_idx":  # up to 0.29; without act order it is dropped unread
+        owner = model.get_submodule(name.rpartition(".")[0])
+        config = getattr(getattr(owner, "quant_method", None), "quant_config", None)
+        return bool(getattr(config, "desc_act", False))
     if last == "qzeros":
         owner = model.get_submodule(name.rpartition(".")[0])
         kernel = getattr(getattr(owner, "quant_method", None), "kernel", None)
@@ -202,7 +206,8 @@ class _Notes:
             given, last = sum(self.given.get(id(parameter), {}).values()), name.rpartition(".")[2]
             if not given or last in _MAY_BE_ABSENT or name in self.unwritten:
                 continue
-            if given != parameter.numel():
+            # Up to 0.29 each part of a fused module brings its whole g_idx.
+            if given != parameter.numel() and last != "g_idx":
                 self.misread.setdefault(name, f"{given} elements into {parameter.numel()}")
 
 
@@ -227,6 +232,8 @@ def _note_taking_loader() -> type[Any]:
                 yield name, tensor
 
         def load_weights(self, model: nn.Module, model_config: Any) -> None:
+            if not hasattr(DefaultModelLoader, "create_model"):  # up to 0.29
+                _mark(model)
             super().load_weights(model, model_config)
             _notes.unwritten = {n: s for n, s in _marked(model).items() if _is_read(n, model)}
             _notes.dropped = _thrown_away(model)
@@ -415,7 +422,7 @@ def judge_here(folder: str, *, mtp: bool = True, images: bool = True) -> Judgeme
 
 def _judge_draft(result: Judgement, vllm_config: Any, target: nn.Module) -> None:
     """The proposer's way to its model, with the target's embedding and head put in as it does."""
-    from vllm.model_executor.model_loader.utils import get_draft_load_config
+    from vllm.model_executor.model_loader import utils
     from vllm.v1.spec_decode.llm_base_proposer import SpecDecodeBaseProposer
 
     speculative = vllm_config.speculative_config
@@ -423,7 +430,11 @@ def _judge_draft(result: Judgement, vllm_config: Any, target: nn.Module) -> None
         speculative_config=speculative, vllm_config=vllm_config, use_local_argmax_reduction=False
     )
     config = SpecDecodeBaseProposer._create_draft_vllm_config(proposer)
-    draft = _load(config, speculative.draft_model_config, get_draft_load_config(config))
+    if hasattr(utils, "get_draft_load_config"):
+        load_config = utils.get_draft_load_config(config)
+    else:  # up to 0.30
+        load_config = speculative.draft_load_config or config.load_config
+    draft = _load(config, speculative.draft_model_config, load_config)
     result.draft = type(draft).__name__
     shared = ("model.embed_tokens.", "lm_head.")
     result.unwritten_draft = {n: s for n, s in _notes.unwritten.items() if not n.startswith(shared)}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,12 +14,14 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from gptq_hybrid.demo.builder import DemoCheckpoint
-from gptq_hybrid.doctor import Report, check, installed_vllm
+from gptq_hybrid.doctor import check, installed_vllm
 from tests.corpus import BASES, CASES, Bases, CorpusCase, Workshop
 
-from .judge import Judge, Judgement, unavailable
+from .judge import Judge, unavailable
 from .kinds import AGREED, TO_MEND, Kind
+from .later_kinds import LATER
 from .made import GROUPS, Made, build
+from .opinion import UNSEEN, Opinion
 from .rounded import rounded_checkpoint
 
 # What is to be mended was seen with this one; the case of another release is not for this judge.
@@ -39,53 +40,12 @@ pytestmark = [
 EXAMPLES = int(os.environ.get("QWEN36_JUDGE_EXAMPLES", "0"))
 BY_DEFAULT = 60
 
-# What the checker calls an error and a loader cannot see, by rule.
-UNSEEN = {
-    "mtp-values": "a loader looks at no values: zeros and NaN draft nothing, without an error",
-    "scales-values": "a loader looks at no values",
-    "g-idx-flag": "from 0.30 on every g_idx is dropped unread; the rows are in the wrong order all the same",
-    "g-idx-fused": "as g-idx-flag",
-    "g-idx-range": "as g-idx-flag",
-    "tokenizer-missing": "the judge asks for no tokenizer",
-    "companion-unreadable": "the judge asks for no tokenizer and no processor",
-    "processor-missing": "the judge asks for no processor",
-    "text-only-mrope": "it is the first forward pass that fails",
-    "index-duplicate": "both copies load, and the last one stays; which that is depends on the files' names",
-}
 # Cases of the corpus in which checker and vLLM differ, and why that stays.
 EXPLAINED = {
     "link-out": "the checker follows no link out of the folder unless told to; vLLM follows any",
 }
 # Cases of the corpus that are of a kind in TO_MEND.
 OF_A_KIND = {}
-
-
-@dataclass(frozen=True)
-class Opinion:
-    """What both say of one checkpoint."""
-
-    report: Report
-    judgement: Judgement
-
-    @property
-    def unseen(self) -> bool:
-        """Whether the checker's errors are all of a sort that a loader cannot confirm."""
-        return bool(self.report.errors) and all(finding.rule in UNSEEN for finding in self.report.errors)
-
-    @property
-    def difference(self) -> str | None:
-        """How they differ; None where they do not."""
-        serves, fine = self.report.verdict == "serves", self.judgement.fine
-        if serves and not fine:
-            return f"missed: {self.judgement.said}"
-        if fine and not serves and not self.unseen:
-            return f"false alarm: {[f'{f.rule}: {f.message}' for f in self.report.errors]}"
-        refusal = self.judgement.mtp_front
-        if self.judgement.unwritten_draft and refusal is None:
-            return f"the plugin's MTP check let it pass: {self.judgement.said}"
-        if fine and refusal and not self.unseen:
-            return f"the plugin's MTP check refused it: {refusal}"
-        return None
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +127,7 @@ def test_what_is_to_be_mended_still_is(
     assert opinion.judgement.fine is (kind.says == "faulty"), opinion.judgement.said
 
 
-@pytest.mark.parametrize("kind", AGREED, ids=lambda kind: kind.id)
+@pytest.mark.parametrize("kind", [*AGREED, *LATER], ids=lambda kind: kind.id)
 def test_what_was_suspected_and_is_right(
     ask: Callable[..., Opinion], companions: Path, kind: Kind, tmp_path: Path
 ) -> None:
@@ -178,7 +138,7 @@ def test_what_was_suspected_and_is_right(
 
 
 def test_names_of_kinds_are_unique() -> None:
-    names = [kind.id for kind in (*TO_MEND, *AGREED)]
+    names = [kind.id for kind in (*TO_MEND, *AGREED, *LATER)]
     assert len(set(names)) == len(names)
 
 

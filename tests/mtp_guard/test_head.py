@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from tests.tiny_checkpoints import CONFIG, random_head
+from gptq_hybrid.checkpoint import Checkpoint
+from gptq_hybrid.doctor import check_mtp
+from tests.tiny_checkpoints import CONFIG, random_head, write_checkpoint
 from vllm_qwen36_plugin.mtp_guard import head
 from vllm_qwen36_plugin.mtp_guard.head import Arrival
 
@@ -115,7 +120,7 @@ def test_a_parameter_the_loader_does_not_report_is_noticed() -> None:
 
 
 def test_one_zero_shard_of_a_fused_matrix_is_noticed() -> None:
-    fused = torch.cat([torch.zeros(3, 4), torch.ones(5, 4)])
+    fused = torch.cat([torch.zeros(3, 4), torch.eye(5, 4)])
     assert head.bad_values({"m.weight": fused}, {"m": [3, 5]}) == ["m.weight (shard 0) holds only zeros"]
     assert head.bad_values({"m.weight": fused}, {"m": [8]}) == []
 
@@ -142,6 +147,43 @@ def test_zero_norms_meta_tensors_and_zero_points_are_fine() -> None:
         "norm.weight": torch.zeros(4),
         "a.weight": torch.zeros(4, 4, device="meta"),
         "a.qweight": torch.arange(16, dtype=torch.int32).view(4, 4),
-        "a.weight_scale": torch.zeros(4, 1),
+        "a.qzeros": torch.zeros(4, 1, dtype=torch.int32),
+        "a.weight_scale": torch.ones(4, 1),
     }
     assert head.bad_values(fine, {}) == []
+
+
+def test_scales_of_zero_and_a_matrix_of_one_value_are_noticed() -> None:
+    bad = {"a.weight_scale": torch.zeros(4, 1), "b.weight": torch.full((4, 4), 0.5)}
+    assert head.bad_values(bad, {}) == [
+        "a.weight_scale holds only zeros",
+        "b.weight holds one value over and over",
+    ]
+
+
+# What a head may hold, by tensor: the two checks must say the same of it, the one before start and the worker's.
+FILLS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "zeros": torch.zeros_like,
+    "ones": torch.ones_like,
+    "a half": lambda t: torch.full_like(t, 0.5),
+    "one NaN": lambda t: torch.where(torch.arange(t.numel()).view(t.shape) == t.numel() // 2, torch.nan, t),
+    "one infinity at the end": lambda t: torch.where(
+        torch.arange(t.numel()).view(t.shape) == t.numel() - 1, torch.inf, t
+    ),
+    "as it was": torch.clone,
+}
+
+
+@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize(
+    "name", [GATE, "mtp.fc.weight", "mtp.norm.weight", "mtp.layers.0.self_attn.q_norm.weight"]
+)
+def test_the_checks_before_and_after_loading_say_the_same(tmp_path: Path, name: str, fill: str) -> None:
+    tensors = random_head()
+    tensors[name] = FILLS[fill](tensors[name])
+    folder = write_checkpoint(tmp_path, tensors)
+    before = [f for f in check_mtp(Checkpoint.open(folder)) if f.rule == "mtp-values"]
+    after = head.bad_values({name: tensors[name]}, {})
+    assert [f.message.partition(" in mtp.safetensors ")[2] for f in before] == [
+        problem.removeprefix(f"{name} ") for problem in after
+    ]

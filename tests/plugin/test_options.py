@@ -51,9 +51,9 @@ def test_scratch_and_profile_are_taken_as_given() -> None:
         *(
             (
                 {"prefill_scratch_mib": value},
-                ["qwen36.prefill_scratch_mib", "a whole number above 0", repr(value)],
+                ["qwen36.prefill_scratch_mib", "a whole number from 1 to 1048576", repr(value)],
             )
-            for value in (0, -1, "x", "128", True, 1.5, None)
+            for value in (0, -1, "x", "128", True, 1.5, None, (1 << 20) + 1, 10**30)
         ),
         *(
             ({"prefill_profile": value}, ["qwen36.prefill_profile", "the path of a file", repr(value)])

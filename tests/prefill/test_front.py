@@ -14,7 +14,7 @@ import pytest
 
 from vllm_qwen36_plugin.errors import OptionsError
 from vllm_qwen36_plugin.options import PluginOptions
-from vllm_qwen36_plugin.prefill.front import before_start
+from vllm_qwen36_plugin.prefill.front import check_before_start
 from vllm_qwen36_plugin.prefill.profile import Profile, Starts, write
 from vllm_qwen36_plugin.prefill.shape import Shape
 from vllm_qwen36_plugin.start import SALT
@@ -23,7 +23,7 @@ from vllm_qwen36_plugin.start import graphs_key as salt
 
 def started(additional_config: Any) -> Any:
     config = SimpleNamespace(additional_config=additional_config)
-    before_start(config)
+    check_before_start(config)
     return config.additional_config
 
 
@@ -90,7 +90,7 @@ def test_a_profile_that_is_none_is_refused_by_name_with_what_makes_one(
     with pytest.raises(OptionsError) as caught:
         started(config)
     text = str(caught.value)
-    assert text.startswith(f'"prefill_profile" in --additional-config: {path} ')
+    assert text.startswith(f'"prefill_profile" in --additional-config: {path}')
     assert "qwen36 tune prefill" in text
     assert SALT not in config
 
@@ -101,6 +101,8 @@ def test_a_wrong_option_is_refused() -> None:
 
 
 def test_it_costs_the_front_process_no_torch() -> None:
-    code = f"import sys, {before_start.__module__}; print('torch' in sys.modules, 'triton' in sys.modules)"
+    code = (
+        f"import sys, {check_before_start.__module__}; print('torch' in sys.modules, 'triton' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]

@@ -16,6 +16,7 @@ from vllm_qwen36_plugin.start import (
     open_local,
     passed_in_parent,
     plugin_options,
+    plugin_version,
     refusal_text,
     show_refusal_alone,
 )
@@ -137,13 +138,11 @@ def _split_rows(permuted: Mapping[str, TensorInfo], ranks: int) -> list[tuple[st
 
 
 def _log_cost(report: ActOrder, *, lora: bool) -> None:
-    from importlib.metadata import version
-
     for finding in report.findings:
         if finding.rule == "act-order-version":
             logger.info(
                 "vllm-qwen36-plugin %s active: %s%s. A checkpoint that costs nothing: %s",
-                version("vllm-qwen36-plugin"),
+                plugin_version(),
                 finding.message,
                 "; with LoRA down_proj is permuted too" if lora else "",
                 "qwen36 quantize ORIGINAL TARGET --recipe static-mse",

@@ -16,6 +16,7 @@ from vllm_qwen36_plugin.start import (
     open_local,
     passed_in_parent,
     plugin_options,
+    plugin_version,
     refusal_text,
     show_refusal_alone,
 )
@@ -67,8 +68,6 @@ def head_refusal(model: str, problems: Iterable[tuple[str, str]]) -> str:
 
 def _problems(draft: MtpDraft, options: PluginOptions) -> list[tuple[str, str]] | None:
     """Return what is wrong with the head and what to do about it; None if it was not examined."""
-    from importlib.metadata import version
-
     from gptq_hybrid.common.errors import CheckpointError, UnsupportedArchitectureError
     from gptq_hybrid.doctor import check_mtp, installed_vllm
 
@@ -76,7 +75,7 @@ def _problems(draft: MtpDraft, options: PluginOptions) -> list[tuple[str, str]] 
         logger.info("vllm-qwen36-plugin: MTP check is off (mtp_check=off)")
         note("MTP head", "unchecked", "mtp_check is off")
         return None
-    banner = f"vllm-qwen36-plugin {version('vllm-qwen36-plugin')} active: mtp hard check"
+    banner = f"vllm-qwen36-plugin {plugin_version()} active: mtp hard check"
     if draft.load_format not in INDEXED_FORMATS:
         logger.info("%s (in the worker: load format %s)", banner, draft.load_format)
         return None
@@ -106,5 +105,7 @@ def _problems(draft: MtpDraft, options: PluginOptions) -> list[tuple[str, str]] 
 
 
 def _refuses(finding: Finding) -> bool:
-    """Whether a finding is a reason to refuse. A rule that broke is not: it says nothing of the checkpoint."""
-    return finding.severity == "error" and finding.rule != "rule-failed"
+    """Whether a finding is a reason to refuse. A rule that broke or did not read says nothing of the head."""
+    from gptq_hybrid.doctor import NOT_READ
+
+    return finding.severity == "error" and finding.rule not in {"rule-failed", NOT_READ}

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from gptq_hybrid.doctor.values import Values
 
 # Parameters that hold the matrix itself, and those that scale it. Formats have others (qzeros, g_idx,
 # input scales, weight_shape) that may legitimately be absent, zero or left at a default.
@@ -174,27 +177,25 @@ def not_loaded(
 
 
 def bad_values(parameters: Mapping[str, torch.Tensor], shard_sizes: Mapping[str, Sequence[int]]) -> list[str]:
-    """Describe matrices of nothing but zeros (packed: of one value), and parameters with NaN or infinity.
+    """Describe matrices of one value, scales of zeros, and parameters with NaN or infinity.
+
+    It judges as ``qwen36 check`` does (``gptq_hybrid.doctor.values``), on all values.
 
     ``shard_sizes``: by module, the channels of each shard of a fused parameter; each shard is judged by itself.
     Vectors may be zero: the norms of this family scale by 1 + w.
     """
+    from gptq_hybrid.doctor.values import role_of, what_is_wrong
+
     problems = []
     for name, parameter in parameters.items():
         module, _, kind = name.rpartition(".")
         parts = _shards(parameter.data, shard_sizes.get(module, ()), kind)
         for number, part in enumerate(parts):
             label = name if len(parts) == 1 else f"{name} (shard {number})"
-            if not part.dtype.is_floating_point and _uniform(part):
-                problems.append(f"{label} holds one value over and over")
+            if part.is_meta or not part.numel():
                 continue
-            peak = _peak(part)
-            if peak is None:
-                continue
-            if not _finite(peak):
-                problems.append(f"{label} holds NaN or infinite values")
-            elif peak == 0 and part.dim() > 1 and kind not in _SCALES:
-                problems.append(f"{label} holds only zeros")
+            if wrong := what_is_wrong(role_of(module, kind, tuple(parameter.shape)), _values(part)):
+                problems.append(f"{label} {wrong}")
     return problems
 
 
@@ -211,30 +212,20 @@ def _shards(tensor: torch.Tensor, sizes: Sequence[int], kind: str) -> list[torch
     return [tensor]
 
 
-def _uniform(tensor: torch.Tensor) -> bool:
-    """Whether an integer tensor holds one value throughout."""
-    if tensor.is_meta or not tensor.numel():
-        return False
-    first = tensor.flatten()[0] if tensor.is_contiguous() else tensor[(0,) * tensor.dim()]
-    return all(bool((chunk == first).all()) for chunk in _chunks(tensor))
+def _values(tensor: torch.Tensor) -> Values:
+    """What the values of a tensor with data come to."""
+    from gptq_hybrid.doctor.values import Values
 
-
-def _peak(tensor: torch.Tensor) -> float | None:
-    """Return the largest magnitude, NaN if there is one; None for a tensor without data."""
-    if tensor.is_meta or not tensor.numel():
-        return None
-    peak = 0.0
+    first = tensor[(0,) * tensor.dim()]
+    constant, finite = True, True
     for chunk in _chunks(tensor):
-        if not chunk.dtype.is_floating_point:
-            if bool(chunk.any()):
-                return 1.0
-            continue
-        wide = chunk.float() if chunk.dtype.itemsize == 1 else chunk
-        value = float(wide.abs().amax())
-        if not _finite(value):
-            return value
-        peak = max(peak, value)
-    return peak
+        wide = chunk.float() if chunk.dtype.itemsize == 1 and chunk.dtype.is_floating_point else chunk
+        if wide.dtype.is_floating_point and finite:
+            # The sum of all is cheaper to look at than each; it may overflow where no value is infinite.
+            finite = bool(wide.sum().isfinite()) or bool(wide.isfinite().all())
+        constant = constant and bool((wide == first.to(wide.dtype)).all())
+    zero = constant and tensor.dtype.is_floating_point and not bool(first.float())
+    return Values(not finite, zero, constant)
 
 
 def _chunks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -243,7 +234,3 @@ def _chunks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
         return
     width = max(1, tensor.numel() // tensor.shape[0])
     yield from tensor.split(max(1, _CHUNK // width))
-
-
-def _finite(value: float) -> bool:
-    return value - value == 0

@@ -11,7 +11,7 @@ from vllm_qwen36_plugin.start import enter_salt, plugin_options, show_refusal_al
 from .profile import ProfileError, read
 
 
-def before_start(vllm_config: Any) -> None:
+def check_before_start(vllm_config: Any) -> None:
     """Enter the plugin, its version and the prefill mode into the key of vLLM's compiled graphs.
 
     A profile needs no entry: a graph holds no number of tokens.

@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
+from gptq_hybrid.common.errors import CheckpointError
+from gptq_hybrid.common.small_files import read_json
+
 from .shape import Shape
 
 Route = Literal["exact", "fp8"]
@@ -157,6 +160,10 @@ def to_json(profile: Profile) -> dict[str, Any]:
     }
 
 
+# One that `qwen36 tune prefill` wrote for the 27B has 12 KB.
+_MOST_BYTES = 4 << 20
+
+
 def from_json(data: Any, where: str) -> Profile:
     """Read a profile from parsed JSON.
 
@@ -216,9 +223,9 @@ def read(path: Path) -> Profile:
         ProfileError: the file cannot be read or holds no profile.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ProfileError(f"{path} cannot be read: {error}") from error
+        data = read_json(path, most=_MOST_BYTES)
+    except CheckpointError as error:
+        raise ProfileError(error.message) from error
     return from_json(data, str(path))
 
 

@@ -14,10 +14,15 @@ def enter_salt(vllm_config: Any, feature: str, choice: str) -> None:
     config = vllm_config.additional_config
     if isinstance(config, dict):
         salt = config.get(SALT)
-        config[SALT] = {**(salt if isinstance(salt, dict) else {}), "version": _version(), feature: choice}
+        config[SALT] = {
+            **(salt if isinstance(salt, dict) else {}),
+            "version": plugin_version(),
+            feature: choice,
+        }
 
 
-def _version() -> str:
+def plugin_version() -> str:
+    """The installed version of this plugin."""
     try:
         return version("vllm-qwen36-plugin")
     except PackageNotFoundError:  # run from a checkout that is on the path alone

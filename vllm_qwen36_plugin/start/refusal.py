@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
+from gptq_hybrid.common.text import printable
 from vllm_qwen36_plugin.errors import OptionsError, RefusalError
 from vllm_qwen36_plugin.options import PluginOptions
 
@@ -36,10 +37,10 @@ def refusal_text(headline: str, problems: Iterable[tuple[str, str]], closing: It
     shown = problems[:_MOST]
     lines = []
     for number, (wrong, remedy) in enumerate(shown):
-        lines.append(f"  * {wrong}")
+        lines.append(f"  * {printable(wrong, lines=False)}")
         following = [later for _, later in shown[number + 1 :]]
         if remedy and remedy not in following:
-            lines.append(f"    -> {remedy}")
+            lines.append(f"    -> {printable(remedy, lines=False)}")
     if len(problems) > _MOST:
         lines.append(f"  * and {len(problems) - _MOST} more")
     return "\n".join([headline, "", *lines, "", *closing])

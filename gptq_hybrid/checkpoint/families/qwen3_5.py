@@ -14,6 +14,9 @@ from gptq_hybrid.common.errors import CheckpointError
 
 # The largest models published have about 130 layers. A hostile config must not make the layout take all memory.
 _MOST_LAYERS = 1024
+# Nor may it make a rule build lists of as many numbers as a config claims. The largest published models have a
+# vocabulary of 262,144 and an MLP of 53,248.
+_LARGEST = 1 << 20
 LINEAR, FULL = "linear_attention", "full_attention"
 # transformers' Qwen3_5TextConfig and Qwen3_5VisionConfig, from which vLLM takes what config.json leaves out.
 _TEXT_DEFAULTS = {
@@ -204,8 +207,25 @@ def _vision(vision: Mapping[str, Any]) -> list[TensorSpec]:
 def _positive(config: Mapping[str, Any], key: str, where: str = "") -> int:
     value = config.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-        raise CheckpointError("config.json", f"`{where}{key}` must be a positive integer, not {value!r}")
+        raise CheckpointError(
+            "config.json", f"`{where}{key}` must be a positive integer, not {_shown(value)}"
+        )
+    return _within(value, f"{where}{key}")
+
+
+def _within(value: int, name: str) -> int:
+    if value > _LARGEST:
+        raise CheckpointError(
+            "config.json", f"`{name}` is {_shown(value)}; no known model has more than {_LARGEST}"
+        )
     return value
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, int) and abs(value) >= 10**18:
+        return "a number of many digits"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def _layer_count(config: Mapping[str, Any], key: str, where: str = "") -> int:
@@ -242,11 +262,11 @@ def _dims(text: Mapping[str, Any], *, root: Mapping[str, Any]) -> _Dims:
         layer_types=tuple(layer_types),
         vocab=dim("vocab_size"),
         tied=bool(text.get("tie_word_embeddings", False)),
-        q_out=heads * head_dim * gate,
-        kv_out=dim("num_key_value_heads") * head_dim,
+        q_out=_within(heads * head_dim * gate, "num_attention_heads * head_dim"),
+        kv_out=_within(dim("num_key_value_heads") * head_dim, "num_key_value_heads * head_dim"),
         attention_out=heads * head_dim,
         head_dim=head_dim,
-        gdn_qkv=2 * keys + values,
+        gdn_qkv=_within(2 * keys + values, "linear_num_key_heads * linear_key_head_dim"),
         gdn_value=values,
         gdn_value_heads=dim("linear_num_value_heads"),
         gdn_value_head_dim=dim("linear_value_head_dim"),

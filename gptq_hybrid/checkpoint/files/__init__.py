@@ -5,8 +5,8 @@ each start of vLLM, loads neither.
 """
 
 from ._base import Files, Range, Reads, file_label
-from ._open import open_files
+from ._open import HUB_HOSTS, open_files
 from .hub_id import is_hub_id
 from .local import LocalFiles
 
-__all__ = ["Files", "LocalFiles", "Range", "Reads", "file_label", "is_hub_id", "open_files"]
+__all__ = ["HUB_HOSTS", "Files", "LocalFiles", "Range", "Reads", "file_label", "is_hub_id", "open_files"]

@@ -64,6 +64,9 @@ class Files(Protocol):
     def read_many(self, parts: Sequence[Range]) -> list[bytes | Exception]:
         """Read several ranges, in order; a range that fails yields its CheckpointError in place of bytes."""
 
+    def digest(self, name: str) -> str | None:
+        """SHA-256 of a whole file as its publisher declares it, in hexadecimal; None where nobody does."""
+
 
 def file_label(files: Files, name: str) -> str:
     """Path or address of one file, for messages."""

@@ -11,17 +11,20 @@ from ._base import Files
 from .hub_id import is_hub_id
 from .local import LocalFiles
 
-_HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
+HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 _REMEDY = "Give the folder that holds config.json, a hub id (OWNER/NAME) or the URL of a folder."
 
 
-def open_files(where: str | Path, *, follow_links: bool = True, timeout: float = 30.0) -> Files:
+def open_files(
+    where: str | Path, *, follow_links: bool = True, timeout: float = 30.0, deadline: float | None = None
+) -> Files:
     """Return the files of a checkpoint; an existing folder goes before a hub id of the same name.
 
     Args:
         where: a folder, OWNER/NAME[@REVISION], or the URL of a folder or of a model's page on the hub.
         follow_links: as :class:`LocalFiles` has it.
         timeout: seconds that one network request may take.
+        deadline: seconds from now that all of them may take together.
 
     Raises:
         CheckpointError: ``where`` is none of these, or a hub model that cannot be listed (see ``hub.open_hub``).
@@ -33,22 +36,22 @@ def open_files(where: str | Path, *, follow_links: bool = True, timeout: float =
     if text.lower().startswith(("http://", "https://")):
         hub_id = _hub_id_in(text)
         if hub_id is not None:
-            return _open_hub(hub_id, timeout)
+            return _open_hub(hub_id, timeout, deadline)
         # Imported here, as the hub below: a local folder needs neither, and is what a start of vLLM checks.
         from .http import HttpFiles
 
-        return HttpFiles(text, timeout=timeout)
+        return HttpFiles(text, timeout=timeout, deadline=deadline)
     if is_hub_id(text) and not exists:
-        return _open_hub(text, timeout)
+        return _open_hub(text, timeout, deadline)
     if exists or "/" not in text or text.startswith((".", "/", "~")):
         raise CheckpointError(text, "is not a folder", remedy=_REMEDY)
     raise CheckpointError(text, "is neither a folder, a hub id (OWNER/NAME) nor a URL", remedy=_REMEDY)
 
 
-def _open_hub(hub_id: str, timeout: float) -> Files:
+def _open_hub(hub_id: str, timeout: float, deadline: float | None) -> Files:
     from .hub import open_hub
 
-    return open_hub(hub_id, timeout=timeout)
+    return open_hub(hub_id, timeout=timeout, deadline=deadline)
 
 
 def _on_disk(path: Path) -> tuple[bool, bool]:
@@ -71,7 +74,7 @@ def _hub_id_in(url: str) -> str | None:
     except ValueError:
         return None
     path = [unquote(part) for part in parts.path.strip("/").split("/")]
-    if host not in _HUB_HOSTS or path[2:3] == ["resolve"]:
+    if host not in HUB_HOSTS or path[2:3] == ["resolve"]:
         return None
     revision = f"@{path[3]}" if len(path) == 4 and path[2] == "tree" else ""
     hub_id = "/".join(path[:2]) + revision

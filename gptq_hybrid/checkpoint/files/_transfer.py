@@ -60,6 +60,7 @@ class Transfer:
         reads: where to count requests and bytes.
         location: the name of the place in messages.
         remedies: for a file that needs authorisation, and for a server that cannot be reached.
+        deadline: seconds from now for all requests together.
     """
 
     def __init__(
@@ -70,6 +71,8 @@ class Transfer:
         reads: Reads,
         location: str,
         remedies: tuple[str, str],
+        *,
+        deadline: float | None = None,
     ) -> None:
         self._url = url
         self.address = without_credentials(url)
@@ -78,6 +81,8 @@ class Transfer:
         self._reads = reads
         self._location = location
         self._when_forbidden, self._when_unreachable = remedies
+        self._allowed = deadline
+        self._until = None if deadline is None else time.monotonic() + deadline
         self._lock = threading.Lock()
         self._client: httpx.Client | None = None
 
@@ -105,8 +110,9 @@ class Transfer:
         begun = time.monotonic()
         attempt = 1
         while True:
+            timeout = self._time_left(name)
             try:
-                return within(self._timeout + _GRACE, partial(work, time.monotonic() + self._timeout))
+                return within(timeout + _GRACE, partial(work, time.monotonic() + timeout))
             except TimeoutError:
                 raise self._late(name) from None
             except _MayPassError as trouble:
@@ -121,6 +127,27 @@ class Transfer:
                     ) from trouble
             time.sleep(wait)
             attempt += 1
+
+    def _time_left(self, name: str) -> float:
+        """Seconds for the next request.
+
+        Raises:
+            LateError: all requests together took too long.
+        """
+        if self._until is None:
+            return self._timeout
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise self._out_of_time(name)
+        return min(self._timeout, left)
+
+    def _out_of_time(self, name: str) -> LateError:
+        reason = f"was not read: all requests together took the {self._allowed:g} s allowed"
+        return LateError(
+            self.at(name),
+            self.explain(name, reason),
+            remedy=f"Give more with --deadline SECONDS. {OTHERWISE}",
+        )
 
     @contextmanager
     def answer(
@@ -179,6 +206,8 @@ class Transfer:
         return b"".join(pieces)
 
     def _late(self, name: str) -> LateError:
+        if self._until is not None and time.monotonic() >= self._until:
+            return self._out_of_time(name)
         reason = self.explain(name, f"did not arrive within {self._timeout:g} s")
         return LateError(self.at(name), reason, remedy=self._when_unreachable)
 

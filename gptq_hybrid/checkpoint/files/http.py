@@ -29,6 +29,7 @@ class HttpFiles:
         headers: sent with each request, but (like the credentials) not to another host that the server redirects
             to.
         timeout: seconds for each request as a whole. With its retries a read takes at most twice that.
+        deadline: seconds from now that all reads may take together; None for no limit.
         listing: names of all files, where they are known; other names are then absent without a request.
         location: the name of the place in messages; the address without credentials by default.
 
@@ -46,6 +47,7 @@ class HttpFiles:
         *,
         headers: Mapping[str, str] | None = None,
         timeout: float = 30.0,
+        deadline: float | None = None,
         listing: Iterable[str] | None = None,
         location: str | None = None,
     ) -> None:
@@ -55,9 +57,12 @@ class HttpFiles:
         self.reads = Reads()
         self._listing = None if listing is None else frozenset(listing)
         self._sizes: dict[str, int | None] = {}
+        self._versions: dict[str, str] = {}
         self._lock = threading.Lock()
         remedies = (self.when_forbidden, self.when_unreachable)
-        self._transfer = Transfer(url, headers or {}, timeout, self.reads, self.location, remedies)
+        self._transfer = Transfer(
+            url, headers or {}, timeout, self.reads, self.location, remedies, deadline=deadline
+        )
 
     @property
     def address(self) -> str:
@@ -141,6 +146,10 @@ class HttpFiles:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
+    def digest(self, name: str) -> str | None:
+        """None: a plain server declares no SHA-256."""
+        return None
+
     def _is_absent(self, name: str) -> bool:
         unlisted = self._listing is not None and name not in self._listing
         return unlisted or self._sizes.get(name, 0) is None
@@ -151,6 +160,25 @@ class HttpFiles:
         if before != size:
             reason = f"changed while it was read: it had {before} bytes, then {size}"
             raise TransferError(self._transfer.at(name), reason)
+
+    def _same_version(self, name: str, response: httpx.Response) -> None:
+        """Refuse an answer of another version of the file than earlier ones: pieces of two would be mixed.
+
+        Raises:
+            TransferError: its strong ETag, or without any its Last-Modified, is another one.
+        """
+        tag = response.headers.get("ETag", "")
+        version = "" if tag.startswith("W/") else tag or response.headers.get("Last-Modified", "")
+        if not version:
+            return
+        with self._lock:
+            before = self._versions.setdefault(name, version)
+        if before != version:
+            raise TransferError(
+                self._transfer.at(name),
+                f"changed while it was read: the server called it {before}, then {version}",
+                remedy="Check it again once it stays as it is.",
+            )
 
     def _head(self, name: str, deadline: float) -> bool:
         """Learn the size; return False where a HEAD request does not tell it."""
@@ -166,6 +194,8 @@ class HttpFiles:
         headers = {"Range": f"bytes={part.begin}-{last}"}
         with self._transfer.answer("GET", part.name, headers, deadline) as response:
             begin, end, size = self._sent(part, response)
+            if response.status_code != 416:
+                self._same_version(part.name, response)
             if size is None:
                 data = self._transfer.body(response, part.name, end, deadline, exactly=False)
                 self._learn(part.name, len(data))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,21 @@ _LOG_IN = "Set HF_TOKEN, or run `hf auth login`"
 class _HubFiles(HttpFiles):
     when_forbidden = f"{_LOG_IN}; of a gated model, accept the licence on its page first."
     when_unreachable = f"Check the connection. {_OFFLINE}"
+    # Asks the hub for the SHA-256 of every file it stores apart (git-lfs), by name.
+    ask_digests: Callable[[], Mapping[str, str]] | None = None
+
+    @cached_property
+    def _digests(self) -> Mapping[str, str]:
+        return {} if self.ask_digests is None else self.ask_digests()
+
+    def digest(self, name: str) -> str | None:
+        """SHA-256 of the file as the hub declares it, asked for once; None for a file in git itself."""
+        return self._digests.get(name)
 
 
-def open_hub(repo_id: str, *, timeout: float = 30.0, endpoint: str | None = None) -> Files:
+def open_hub(
+    repo_id: str, *, timeout: float = 30.0, deadline: float | None = None, endpoint: str | None = None
+) -> Files:
     """Open a model on the hub, with all files at the commit its revision points to now.
 
     Makes one request, for the listing. With HF_HUB_OFFLINE set it makes none and opens the copy in the local
@@ -32,6 +45,7 @@ def open_hub(repo_id: str, *, timeout: float = 30.0, endpoint: str | None = None
     Args:
         repo_id: OWNER/NAME or OWNER/NAME@REVISION.
         timeout: seconds that one network request may take.
+        deadline: seconds from now that all reads may take together.
         endpoint: the hub's URL; HF_ENDPOINT's by default.
 
     Raises:
@@ -52,23 +66,35 @@ def open_hub(repo_id: str, *, timeout: float = 30.0, endpoint: str | None = None
     # The new name of a renamed model: the old one costs a redirect per read.
     repo = info.id if isinstance(info.id, str) and is_hub_id(info.id) else repo
     url = hf_hub_url(repo, "config.json", revision=info.sha or revision or "main", endpoint=endpoint)
-    return _HubFiles(
+    files = _HubFiles(
         url.removesuffix("/config.json"),
         headers={"Authorization": f"Bearer {token}"} if token else None,
         timeout=timeout,
+        deadline=deadline,
         listing=[file.rfilename for file in info.siblings] if info.siblings is not None else None,
         location=repo_id,
     )
+    files.ask_digests = partial(_digests, repo_id, endpoint, token, timeout)
+    return files
 
 
-def _info(repo_id: str, endpoint: str, token: str | None, timeout: float) -> Any:
+def _digests(repo_id: str, endpoint: str, token: str | None, timeout: float) -> dict[str, str]:
+    info = _info(repo_id, endpoint, token, timeout, with_files=True)
+    known = {file.rfilename: getattr(file.lfs, "sha256", None) for file in info.siblings or ()}
+    return {name: digest for name, digest in known.items() if isinstance(digest, str)}
+
+
+def _info(repo_id: str, endpoint: str, token: str | None, timeout: float, *, with_files: bool = False) -> Any:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
     repo, _, revision = repo_id.partition("@")
     model_info = HfApi(endpoint=endpoint, token=token or False).model_info
     try:
-        return within(timeout, partial(model_info, repo, revision=revision or None, timeout=timeout))
+        return within(
+            timeout,
+            partial(model_info, repo, revision=revision or None, timeout=timeout, files_metadata=with_files),
+        )
     except TimeoutError as error:
         raise CheckpointError(
             repo_id,

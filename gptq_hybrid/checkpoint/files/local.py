@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 from gptq_hybrid.common.errors import CheckpointError
+from gptq_hybrid.common.small_files import opened, read_range
 
 from ._base import Range, Reads, leads_out
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class LocalFiles:
@@ -84,33 +91,52 @@ class LocalFiles:
         return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def read(self, part: Range) -> bytes:
-        path = self._path / part.name
-        refusal = self.refusal(part.name)
-        if refusal is not None:
-            raise CheckpointError(path, refusal)
-        try:
-            if not stat.S_ISREG(path.stat().st_mode):
-                raise FileNotFoundError
-            with path.open("rb", buffering=0) as handle:
-                left = os.fstat(handle.fileno()).st_size - part.begin
-                left = left if part.count is None else min(left, part.count)
-                handle.seek(part.begin)
-                data = _read_all(handle.fileno(), left)
-        except FileNotFoundError as error:
-            raise CheckpointError(path, "does not exist") from error
-        except OSError as error:
-            raise CheckpointError(path, f"cannot be read: {error.strerror or error}") from error
-        self.reads.note(len(data))
-        return data
+        with self._opened(part.name) as descriptor:
+            return self._part(descriptor, part)
 
     def read_many(self, parts: Sequence[Range]) -> list[bytes | Exception]:
         out: list[bytes | Exception] = []
-        for part in parts:
+        # A file is opened once for all of its parts that stand together.
+        for name, together in groupby(parts, key=attrgetter("name")):
+            done, wanted = len(out), list(together)
             try:
-                out.append(self.read(part))
+                with self._opened(name) as descriptor:
+                    out += [self._part(descriptor, part) for part in wanted]
             except CheckpointError as error:
-                out.append(error)
+                out[done:] = [error] * len(wanted)
         return out
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[int]:
+        path = self._path / name
+        refusal = self.refusal(name)
+        if refusal is not None:
+            raise CheckpointError(path, refusal)
+        with opened(path) as descriptor:
+            yield descriptor
+
+    def _part(self, descriptor: int, part: Range) -> bytes:
+        left = os.fstat(descriptor).st_size - part.begin
+        data = read_range(descriptor, part.begin, left if part.count is None else min(left, part.count))
+        self.reads.note(len(data))
+        return data
+
+    def digest(self, name: str) -> str | None:
+        """SHA-256 of the file as the hub it was downloaded from has it; None where nothing tells it.
+
+        The cache of huggingface_hub names its files by it, and ``hf download --local-dir`` writes it down. A note
+        that is older than the file is about another.
+        """
+        path = self._path / name
+        if path.is_symlink() and _SHA256.fullmatch(blob := path.readlink().name):
+            return blob
+        note = self._path / ".cache" / "huggingface" / "download" / f"{name}.metadata"
+        try:
+            _, etag, when = note.read_text(encoding="utf-8").split()[:3]
+            current = path.stat().st_mtime - 1 <= float(when)
+        except (OSError, ValueError):
+            return None
+        return etag if current and _SHA256.fullmatch(etag) else None
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
@@ -118,12 +144,3 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return entry.is_file()
     except OSError:  # a loop of links
         return False
-
-
-def _read_all(descriptor: int, count: int) -> bytes:
-    # One read() returns at most 2 GiB on Linux, and may return less anywhere.
-    pieces: list[bytes] = []
-    while count > 0 and (piece := os.read(descriptor, min(count, 1 << 28))):
-        pieces.append(piece)
-        count -= len(piece)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)

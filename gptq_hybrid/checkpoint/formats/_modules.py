@@ -43,6 +43,8 @@ class Module:
         parts: vLLM's names for its parts; empty where the checkpoint stores it as one.
         vllm_class: vLLM's class.
         renames: prefixes that vLLM replaces in the names that a config lists.
+        fused_patterns: whether patterns of compressed-tensors' ``ignore`` are tried on the name of a fused module,
+            as from vLLM 0.30 on; before, it counts only as it stands.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Module:
     parts: tuple[str, ...]
     vllm_class: str
     renames: tuple[tuple[str, str], ...]
+    fused_patterns: bool = True
 
     @property
     def output_head(self) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gptq_hybrid.checkpoint._patterns import matches
 from gptq_hybrid.checkpoint.layout import LinearSpec
+from gptq_hybrid.checkpoint.patterns import matches
 
 from . import awq, gptq
 from ._base import Config, Expected, Format, Stored, Tensors, integer, strings

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gptq_hybrid.checkpoint._patterns import matches
 from gptq_hybrid.checkpoint.layout import LinearSpec
+from gptq_hybrid.checkpoint.patterns import matches
 
 from ._base import (
     FLOAT_DTYPES,
@@ -92,7 +92,13 @@ def _group(config: Config, module: Module) -> Config | None:
 
 def _builds(config: Config, module: Module) -> Built:
     ignore = [_renamed(module, entry) for entry in strings(config.get("ignore"))]
-    ignored = listed(module, lambda name: any(_names(entry, name) for entry in ignore))
+
+    def is_listed(name: str) -> bool:
+        if name == module.name and module.parts and not module.fused_patterns:
+            return name in ignore
+        return any(_names(entry, name) for entry in ignore)
+
+    ignored = listed(module, is_listed)
     if ignored is None:
         return parts_differ(module, "ignore")
     group = None if ignored else _group(config, module)

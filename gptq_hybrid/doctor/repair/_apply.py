@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from gptq_hybrid.checkpoint import INDEX_NAME, MTP_FILE, Checkpoint, write_verbatim
 from gptq_hybrid.common.atomic import building_directory, building_file, write_json_atomic
 from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.common.small_files import MOST_BYTES
 
 from ._changes import Changes
 from ._head import RECEIPT
@@ -32,6 +34,7 @@ def apply_in_place(changes: Changes, checkpoint: Checkpoint, progress: Progress 
     folder = checkpoint.path
     refuse_full_disk(folder, changes)
     assert set(changes.shards) <= {MTP_FILE}, "main shards are never rewritten in place"
+    _remove_left_behind(folder, changes)
     backups: list[str] = []
     digests: dict[str, str] = {}
     count = _counter(progress, changes)
@@ -113,13 +116,26 @@ def _backup(path: Path) -> list[str]:
     number = 0
     while True:
         backup = path.with_name(f"{path.name}.bak" + (f".{number}" if number else ""))
-        if backup.exists() and backup.samefile(path):
+        if backup.exists() and (backup.samefile(path) or _same_content(backup, path)):
             return []  # left by a run that was interrupted right after
         if not backup.exists():
             break
         number += 1
     _link_or_copy(path, backup, small_too=True)
     return [backup.name]
+
+
+def _same_content(one: Path, other: Path) -> bool:
+    """Whether two small files hold the same; large ones are backed up as links, and need no comparison."""
+    sizes = {path.stat().st_size for path in (one, other)}
+    return len(sizes) == 1 and max(sizes) <= MOST_BYTES and one.read_bytes() == other.read_bytes()
+
+
+def _remove_left_behind(folder: Path, changes: Changes) -> None:
+    """Remove half-written files of a repair that was killed; the folder is locked, so that nobody writes them."""
+    for name in (*changes.shards, *changes.documents, RECEIPT):
+        for path in folder.glob(f".{glob.escape(name)}.*.tmp"):
+            path.unlink(missing_ok=True)
 
 
 def _link_or_copy(source: Path, target: Path, *, small_too: bool = False) -> None:

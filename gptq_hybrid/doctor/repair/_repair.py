@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gptq_hybrid.checkpoint import INDEX_NAME, MTP_FILE, Checkpoint, formats, layout_for
 from gptq_hybrid.checkpoint.files import LocalFiles, open_files
+from gptq_hybrid.common.atomic import locked
 from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.doctor._check import check_mtp, run_rules
 from gptq_hybrid.doctor.findings import Finding
@@ -78,6 +79,26 @@ def repair(
             remedy="Name a folder for the result: add --out DIR.",
         )
     checkpoint = Checkpoint.open(path)
+    if out is not None or dry_run:
+        return _repair(checkpoint, mtp_from, out, dry_run, split_mtp, merge_mtp, progress)
+    with locked(checkpoint.path) as free:
+        if not free:
+            raise HybridError(
+                f"{checkpoint.path}: another qwen36 repair is at work on it", remedy="Wait until it is done."
+            )
+        # Opened anew: what was read before the lock may have been repaired meanwhile.
+        return _repair(Checkpoint.open(path), mtp_from, out, dry_run, split_mtp, merge_mtp, progress)
+
+
+def _repair(
+    checkpoint: Checkpoint,
+    mtp_from: str | Path | None,
+    out: str | Path | None,
+    dry_run: bool,
+    split_mtp: bool,
+    merge_mtp: bool,
+    progress: Progress | None,
+) -> Repair:
     changes = _changes(checkpoint, mtp_from, copy=out is not None, split=split_mtp, merge=merge_mtp)
     result = checkpoint.path
     backups: tuple[str, ...] = ()
@@ -90,7 +111,7 @@ def repair(
                 apply_as_copy(changes, checkpoint, result, progress)
         except OSError as error:
             raise HybridError(
-                f"{error.filename or out or path}: cannot be written: {error.strerror or error}",
+                f"{error.filename or out or checkpoint.path}: cannot be written: {error.strerror or error}",
                 remedy="Nothing is lost. Make it writable, and run the same command again.",
             ) from error
     if dry_run and changes.sentences:

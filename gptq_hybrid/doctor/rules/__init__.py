@@ -9,6 +9,7 @@ from .mtp_quantization import MTP_QUANTIZATION_RULES
 from .quantization_config import QUANTIZATION_CONFIG_RULES
 from .quantization_values import QUANTIZATION_VALUES_RULES
 from .serving import SERVING_RULES
+from .values import VALUES_RULES
 from .weights import WEIGHT_RULES
 
 BUILTIN_RULES = (
@@ -18,6 +19,7 @@ BUILTIN_RULES = (
     *QUANTIZATION_CONFIG_RULES,
     *QUANTIZATION_VALUES_RULES,
     *WEIGHT_RULES,
+    *VALUES_RULES,
     *ACT_ORDER_RULES,
     *CONFIG_RULES,
     *SERVING_RULES,

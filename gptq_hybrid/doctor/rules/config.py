@@ -8,6 +8,7 @@ from typing import Any
 from gptq_hybrid.doctor import vllm_releases
 from gptq_hybrid.doctor.findings import Fault, Inspection, Severity, rule
 
+from .modules import text_only
 from .samples import samples
 
 HEAD = "lm_head.weight"
@@ -31,6 +32,20 @@ _OTHERS = frozenset(
     }
 )  # fmt: skip
 _ACTIVATION = "silu"
+# `_ACTIVATION_REGISTRY` of vLLM 0.32.
+_VISION_ACTIVATIONS = frozenset(
+    {
+        "gelu", "gelu_fast", "gelu_new", "gelu_pytorch_tanh", "relu", "relu2", "silu", "swish", "quick_gelu",
+        "tanh", "sigmoid", "xielu",
+    }
+)  # fmt: skip
+# What transformers finds in PyTorch by its name. vLLM takes a type of its own for those that no model has.
+_DTYPES = frozenset(
+    {
+        "bfloat16", "float16", "half", "float32", "float", "float64", "double", "float8_e4m3fn", "float8_e5m2",
+        "int8", "uint8", "int16", "short", "int32", "int", "int64", "long", "bool",
+    }
+)  # fmt: skip
 _ROPE_TYPES = frozenset(
     {
         "default", "mrope", "linear", "ntk", "dynamic", "yarn", "longrope", "su", "llama3", "mllama4",
@@ -104,7 +119,13 @@ def _unsuited(inspection: Inspection, name: str) -> Iterator[Fault]:
     checkpoint = inspection.checkpoint
     model_type, nested = checkpoint.config.get("model_type"), checkpoint.multimodal
     towers = [tensor for tensor in checkpoint.loaded if tensor.startswith("model.visual.")]
-    if nested and model_type == "qwen3_5_text":
+    inner = checkpoint.text_config.get("model_type", "qwen3_5_text")
+    if nested and inner != "qwen3_5_text":
+        yield Fault(
+            f"`text_config.model_type` is {inner!r}; vLLM builds layers for 'qwen3_5_text' alone",
+            file="config.json",
+        )
+    elif nested and model_type == "qwen3_5_text":
         yield Fault(
             "model_type is qwen3_5_text, whose config has no text_config: vLLM reads no dimension from there",
             file="config.json",
@@ -160,15 +181,33 @@ def values(inspection: Inspection) -> Iterator[Fault]:
         yield Fault(
             f"`hidden_act` is {text['hidden_act']!r}; vLLM has {_ACTIVATION!r} alone", file="config.json"
         )
-    kind = _rope_type(text)
+    vision = inspection.checkpoint.config.get("vision_config")
+    act = vision.get("hidden_act") if isinstance(vision, Mapping) else None
+    if act is not None and act not in _VISION_ACTIVATIONS and not text_only(inspection):
+        yield Fault(f"`vision_config.hidden_act` is {act!r}; vLLM has no such activation", file="config.json")
+    for owner in (inspection.checkpoint.config, text):
+        # The new name goes before the old one; the root's before the text config's.
+        dtype = owner.get("dtype", owner.get("torch_dtype"))
+        if dtype is not None and dtype not in _DTYPES:
+            yield Fault(f"`dtype` is {dtype!r}, which is no type that PyTorch has", file="config.json")
+            break
+    if not isinstance(gate := text.get("attn_output_gate", True), int):
+        yield Fault(f"`attn_output_gate` is {gate!r}; vLLM adds it to 1", file="config.json")
+    rope = _rope(text)
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if key in rope and type(rope[key]) not in (int, float):
+            yield Fault(
+                f"`{key}` of the rotary embedding is {rope[key]!r}, which is no number", file="config.json"
+            )
+    kind = rope.get("rope_type", rope.get("type", "default"))
     if not isinstance(kind, str) or kind not in _ROPE_TYPES:
         yield Fault(f"rope type {kind!r} is not one that vLLM has", file="config.json")
 
 
-def _rope_type(text: Mapping[str, Any]) -> object:
-    """The kind of rotary embedding; ``rope_scaling``, the old key, goes before ``rope_parameters``."""
+def _rope(text: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of the rotary embedding; ``rope_scaling``, the old key, goes before ``rope_parameters``."""
     rope = text.get("rope_scaling") or text.get("rope_parameters")
-    return rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, Mapping) else "default"
+    return rope if isinstance(rope, Mapping) else {}
 
 
 @rule(

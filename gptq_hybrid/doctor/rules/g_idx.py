@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from gptq_hybrid.checkpoint import TensorInfo, formats
 from gptq_hybrid.checkpoint.formats.gptq import settings
 from gptq_hybrid.checkpoint.g_idx import natural_bytes
+from gptq_hybrid.common.errors import BoundsError
 from gptq_hybrid.doctor.findings import Inspection
 
 from .linears import lookup_names, quantized_output_head
@@ -14,6 +15,8 @@ from .linears import lookup_names, quantized_output_head
 # Over a network: the first 512 features of the modules of the first layers of each kind. By chance, act order
 # leaves those in place about once in 10^200.
 _FAR_FEATURES, _FAR_MODULES = 512, 10
+# All are held at once.
+_MOST_BYTES = 96 << 20
 
 
 def g_idx(inspection: Inspection) -> dict[str, tuple[TensorInfo, bytes]]:
@@ -42,6 +45,11 @@ def _read_g_idx(inspection: Inspection) -> dict[str, tuple[TensorInfo, bytes]]:
     for info in infos.values():
         features = info.shape[0] if most is None else min(most, info.shape[0])
         parts.append((info, 0, features * (8 if info.dtype == "I64" else 4)))
+    if (size := sum(count for *_, count in parts)) > _MOST_BYTES:
+        raise BoundsError(
+            f"{checkpoint.location}/config.json",
+            f"calls for g_idx of {size >> 20} MiB in all; more than {_MOST_BYTES >> 20} are not read",
+        )
     data = checkpoint.read_parts(parts)
     return {name: (info, _as_int32(info, raw)) for (name, info), raw in zip(infos.items(), data, strict=True)}
 

@@ -28,6 +28,18 @@ def unreadable(inspection: Inspection) -> Iterator[Fault]:
         yield Fault(inspection.checkpoint.index_error.message, file=INDEX_NAME)
 
 
+def _named_for(inspection: Inspection) -> dict[str, list[str]]:
+    """The tensors that the index names, by file."""
+
+    def compute(inspection: Inspection) -> dict[str, list[str]]:
+        by_file: dict[str, list[str]] = {}
+        for tensor, file in (inspection.checkpoint.index or {}).items():
+            by_file.setdefault(file, []).append(tensor)
+        return by_file
+
+    return inspection.once("index_by_file", compute)
+
+
 @rule(
     "file-outside",
     scope="files",
@@ -35,9 +47,8 @@ def unreadable(inspection: Inspection) -> Iterator[Fault]:
     remedy="Put the file itself into the checkpoint folder, or allow links with --follow-symlinks.",
 )
 def outside(inspection: Inspection) -> Iterator[Fault]:
-    index = inspection.checkpoint.index or {}
     for name, reason in inspection.checkpoint.refused_files.items():
-        tensors = [tensor for tensor, file in index.items() if file == name]
+        tensors = _named_for(inspection).get(name, [])
         subject = f"{INDEX_NAME} sends {some(tensors)} to {name!r}, which" if tensors else repr(name)
         yield Fault(f"{subject} {reason}", tensor=tensors[0] if tensors else None, file=name)
 
@@ -101,9 +112,8 @@ def not_found_by_name(inspection: Inspection) -> Iterator[Fault]:
     remedy=_FETCH,
 )
 def missing_file(inspection: Inspection) -> Iterator[Fault]:
-    index = inspection.checkpoint.index or {}
     for name in inspection.checkpoint.missing_files:
-        tensors = [tensor for tensor, file in index.items() if file == name]
+        tensors = _named_for(inspection)[name]
         yield Fault(
             f"{INDEX_NAME} names {name}, which does not exist; it should hold {some(tensors)}",
             file=name,
@@ -119,8 +129,9 @@ def missing_file(inspection: Inspection) -> Iterator[Fault]:
 )
 def shard_unreadable(inspection: Inspection) -> Iterator[Fault]:
     inspection.checkpoint.read_all_headers()
+    referenced = set(inspection.checkpoint.referenced)
     for name, error in sorted(inspection.checkpoint.header_errors.items()):
-        if name in inspection.checkpoint.referenced:
+        if name in referenced:
             yield Fault(error.message, file=name, remedy=error.remedy)
 
 
@@ -203,8 +214,9 @@ def unnamed_tensor(inspection: Inspection) -> Iterator[Fault]:
 def orphan_file(inspection: Inspection) -> Iterator[Fault]:
     inspection.checkpoint.read_all_headers()
     dense = {spec.name for spec in inspection.layout.dense}
+    referenced = set(inspection.checkpoint.referenced)
     for name in inspection.checkpoint.on_disk:
-        if name in inspection.checkpoint.referenced:
+        if name in referenced:
             continue
         header = inspection.checkpoint.headers.get(name)
         needed = [

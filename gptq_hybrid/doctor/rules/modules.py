@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from gptq_hybrid.checkpoint import LinearSpec, formats
 from gptq_hybrid.checkpoint.formats import Built, Module, Stored, fp8, module_of
+from gptq_hybrid.checkpoint.quantization import GPTQ_METHODS, quant_method
+from gptq_hybrid.doctor import vllm_releases
 from gptq_hybrid.doctor.findings import Inspection
 
 from .linears import describe, unquantized_linears
@@ -61,13 +63,31 @@ def construct(
     owners: dict[str, tuple[Module, list[LinearSpec]]] = {}
     for linear in linears:
         module = module_of(linear.name, text_only=text_only(inspection), draft=draft)
+        if inspection.older_than(vllm_releases.FUSED_PATTERNS_SINCE):
+            module = replace(module, fused_patterns=False)
         owners.setdefault(module.name, (module, []))[1].append(linear)
     out: list[Construction] = []
     for module, group in owners.values():
         forms = [(linear, formats.stored(inspection.checkpoint.loaded, linear.name)) for linear in group]
         parts = tuple((linear, stored) for linear, stored in forms if stored is not None)
-        out.append(Construction(module, declared.builds(config, module), tuple(group), parts, bool(draft)))
+        built = declared.builds(config, module)
+        if draft and module.name.startswith("mtp.layers.") and _draft_is_plain(inspection):
+            built = Built(False)
+        out.append(Construction(module, built, tuple(group), parts, bool(draft)))
     return out
+
+
+def _draft_is_plain(inspection: Inspection) -> bool:
+    """Whether vLLM builds the draft's layers unquantized for a rule of ``dynamic``, whatever the method.
+
+    In GPTQ's own configs the rule ``mtp-quantization`` names it.
+    """
+    config = inspection.checkpoint.quantization_config or {}
+    dynamic = config.get("dynamic")
+    if quant_method(config) in GPTQ_METHODS or inspection.older_than(vllm_releases.MTP_RULE_MEANS_ALL):
+        return False
+    patterns = dynamic if isinstance(dynamic, (Mapping, list)) else ()
+    return any(isinstance(p, str) and p.startswith("-:") and "mtp" in p for p in patterns)
 
 
 def of_body(inspection: Inspection) -> list[Construction]:

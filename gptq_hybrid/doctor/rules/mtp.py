@@ -9,9 +9,10 @@ from gptq_hybrid.checkpoint.formats import Stored
 from gptq_hybrid.checkpoint.headers import TensorInfo
 from gptq_hybrid.doctor.findings import Fault, Inspection, rule, some
 from gptq_hybrid.doctor.head_place import Elsewhere, dropped_by_target, head_elsewhere
+from gptq_hybrid.doctor.values import Role, role_of, what_is_wrong
 
 from .linears import module_name, unread_format
-from .samples import all_alike, all_zero, has_non_finite, samples
+from .samples import values as observed
 
 _GET_WHOLE = "Fetch it again from where it came from, or graft the head of the unquantized original"
 GRAFT = f"{_GET_WHOLE}: qwen36 repair {{path}} --mtp-from ORIGINAL"
@@ -180,36 +181,23 @@ def dtypes(inspection: Inspection) -> Iterator[Fault]:
     remedy=GRAFT,
 )
 def values(inspection: Inspection) -> Iterator[Fault]:
-    """Find matrices of nothing but zeros, and samples that hold NaN or infinity.
+    """Find matrices of one value, scales of zeros, and whatever holds NaN or infinity.
 
-    One-dimensional tensors may be zero: the norms of this family scale by 1 + w. For a quantized linear the rule
-    looks at the scales, and at the packed values, which are zero weights if all are equal.
+    One-dimensional tensors may be zero: the norms of this family scale by 1 + w.
     """
-    candidates: list[tuple[TensorInfo, bool]] = []
+    candidates: list[tuple[TensorInfo, Role]] = []
     for spec in inspection.layout.mtp:
         stored = stored_as(inspection, spec)
         if stored is None or (not stored.quantized and stored.parts["weight"].shape != spec.shape):
             continue
-        for suffix in ("weight", "scales", "weight_scale", "weight_scale_inv"):
-            info = stored.parts.get(suffix)
-            if info is not None and info.dtype in formats.FLOAT_DTYPES:
-                candidates.append((info, len(spec.shape) > 1 and info.nbytes > 0))
-        for suffix in ("qweight", "weight_packed"):
-            if (info := stored.parts.get(suffix)) is not None and info.nbytes:
-                candidates.append((info, True))
-    data = samples(inspection.checkpoint, [info for info, _ in candidates])
-    for (info, matrix), sample in zip(candidates, data, strict=True):
-        if info.dtype not in formats.FLOAT_DTYPES:
-            if not all_alike(inspection.checkpoint, info, sample):
-                continue
-            what = "holds one value over and over"
-        elif matrix and all_zero(inspection.checkpoint, info, sample):
-            what = "holds only zeros"
-        elif has_non_finite(info.dtype, sample):
-            what = "holds NaN or infinite values"
-        else:
-            continue
-        yield Fault(f"{info.name} in {info.file} {what}", tensor=info.name, file=info.file)
+        for suffix, info in stored.parts.items():
+            role = role_of(module_name(spec), suffix, info.shape)
+            if info.nbytes and (role is Role.MATRIX or info.dtype[0] in "BF"):
+                candidates.append((info, role))
+    seen = observed(inspection, [info for info, _ in candidates])
+    for (info, role), found in zip(candidates, seen, strict=True):
+        if what := what_is_wrong(role, found):
+            yield Fault(f"{info.name} in {info.file} {what}", tensor=info.name, file=info.file)
 
 
 MTP_RULES = (configured, misplaced, unindexed, missing, shapes, dtypes, values)

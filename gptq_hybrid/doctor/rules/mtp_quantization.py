@@ -151,8 +151,8 @@ def fused(inspection: Inspection) -> Iterator[Fault]:
 )
 def dynamic_null(inspection: Inspection) -> Iterator[Fault]:
     config = inspection.checkpoint.quantization_config
-    if config is None or quant_method(config) not in GPTQ_METHODS or "dynamic" not in config:
-        return
+    if config is None or "dynamic" not in config or quant_method(config) == "modelopt_fp4":
+        return  # of that method alone vLLM does not look at the rules
     if config["dynamic"] is None:
         harmless = inspection.older_than(vllm_releases.NULL_DYNAMIC_BREAKS)
         yield Fault(

@@ -78,9 +78,10 @@ def unknown_method(inspection: Inspection) -> Iterator[Fault]:
             return
     if config is None or not method:
         return
-    if method not in vllm_releases.METHODS:
-        # Other releases have other methods.
-        read = inspection.vllm is None or inspection.vllm.at_least(vllm_releases.METHODS_READ)
+    older = inspection.older_than(vllm_releases.METHODS_READ) and method in vllm_releases.OLD_METHODS
+    if method not in vllm_releases.METHODS or older:
+        # The few that older releases had may be known there; the others were known to none.
+        read = not older
         yield Fault(
             f"vLLM {vllm_releases.METHODS_READ} knows no quant_method {method!r}; it knows "
             f"{', '.join(sorted(vllm_releases.METHODS))}",
@@ -124,6 +125,11 @@ def settings(inspection: Inspection) -> Iterator[Fault]:
         and packing not in _AUTO_ROUND_PACKINGS
     ):
         yield Fault(f"packing_format {packing!r} is not one that vLLM loads", file="config.json")
+    dynamic = None if config is None else config.get("dynamic")
+    # From the release on that looks at act order while it reads the config, of whatever method.
+    looked_at = is_gptq(inspection) or not inspection.older_than(vllm_releases.NO_ACT_ORDER)
+    if dynamic is not None and not isinstance(dynamic, dict) and looked_at:
+        yield Fault("quantization_config.dynamic is not an object of rules", file="config.json")
     if config is None or not is_gptq(inspection):
         return
     for key in ("bits", "group_size", "desc_act", "sym"):
@@ -134,9 +140,6 @@ def settings(inspection: Inspection) -> Iterator[Fault]:
         yield Fault(f"bits={bits!r}, group_size={group!r}, sym={sym!r} cannot be served", file="config.json")
     if (layout := config.get("checkpoint_format", "gptq")) not in ("gptq", "gptq_v2"):
         yield Fault(f"checkpoint_format {layout!r} is not one that vLLM loads", file="config.json")
-    dynamic = config.get("dynamic")
-    if dynamic is not None and not isinstance(dynamic, dict):
-        yield Fault("quantization_config.dynamic is not an object of rules", file="config.json")
 
 
 @rule(

@@ -252,6 +252,8 @@ def _syntax_problem(template: str) -> str | None:
         Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template)
     except TemplateSyntaxError as error:
         return f"line {error.lineno}: {error.message}"
+    except RecursionError:
+        return "it is nested too deeply"
     return None
 
 

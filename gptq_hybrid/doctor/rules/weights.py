@@ -9,16 +9,13 @@ from gptq_hybrid.checkpoint.formats import Stored
 from gptq_hybrid.checkpoint.headers import TensorInfo
 from gptq_hybrid.doctor.findings import Fault, Inspection, Severity, rule, some
 
-from .linears import SCALES, linears, quantized_output_head, unquantized_linears, unread_format
+from .linears import linears, unquantized_linears, unread_format
 from .modules import Construction, misplaced, of_body, output_heads, unaligned
-from .samples import has_non_finite, samples
 
 _REQUANTIZE = "Quantize again: qwen36 quantize ORIGINAL TARGET"
 _REFETCH = "Fetch the checkpoint again, or quantize again: qwen36 quantize ORIGINAL TARGET"
 # The suffixes that mark a quantized linear; its other tensors come with one of these.
 _PACKED = (".qweight", ".weight_packed", ".weight_scale", ".weight_scale_inv")
-# Linears whose scales are sampled over a network.
-_FAR_SCALES = 8
 
 
 def _packed(inspection: Inspection) -> Iterator[tuple[Construction, LinearSpec, Stored]]:
@@ -139,6 +136,8 @@ def extra(inspection: Inspection) -> Iterator[Fault]:
     buildable |= {linear.name for linear in unquantized_linears(inspection)}
     buildable |= {"lm_head"} | {name.removesuffix(".weight") for name in inspection.mtp_names}
     for name, info in inspection.checkpoint.loaded.items():
+        if name.startswith("mtp.") and not inspection.drafting:
+            continue  # the target skips these, and there is no draft
         if name.startswith("language_model.mtp."):
             continue  # no place for a head: `mtp-elsewhere` says so, and without MTP vLLM drops it
         suffix = next((s for s in _PACKED if name.endswith(s)), None)
@@ -202,33 +201,6 @@ def fused(inspection: Inspection) -> Iterator[Fault]:
             )
 
 
-@rule(
-    "scales-values",
-    scope="quantized",
-    explanation="One NaN or infinite scale turns every output of its layer into NaN.",
-    remedy=_REFETCH,
-)
-def scales(inspection: Inspection) -> Iterator[Fault]:
-    """Sample the scales: of every linear on a disk, of a few over a network."""
-    head = quantized_output_head(inspection)
-    infos = [
-        info
-        for _, stored in (*linears(inspection), *([head] if head else []))
-        for suffix in SCALES
-        if (info := stored.parts.get(suffix)) is not None
-        and info.dtype in formats.FLOAT_DTYPES
-        and info.nbytes
-    ]
-    if inspection.checkpoint.files.far:
-        infos = infos[:: max(1, len(infos) // _FAR_SCALES)][:_FAR_SCALES]
-    for info, data in zip(infos, samples(inspection.checkpoint, infos, count=1), strict=True):
-        what = "holds NaN or infinite values" if has_non_finite(info.dtype, data) else None
-        if what is None and not any(data):
-            what = "holds only zeros, as far as sampled"
-        if what:
-            yield Fault(f"{info.name} in {info.file} {what}", tensor=info.name, file=info.file)
-
-
 WEIGHT_RULES = (
     missing,
     parts,
@@ -237,5 +209,4 @@ WEIGHT_RULES = (
     plain_shape,
     plain_dtype,
     fused,
-    scales,
 )

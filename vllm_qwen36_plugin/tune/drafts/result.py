@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from gptq_hybrid.common.atomic import write_json_atomic
 from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.common.small_files import read_json
 from gptq_hybrid.common.vllm_server import Acceptance
 
 from .client import Answer, Load
@@ -200,12 +200,12 @@ class Results:
             return cls(path, settings)
         other = "Give another file with --out, or remove this one."
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             if content["kind"] != KIND or content["format"] != FORMAT:
                 raise ValueError
             results = [CellResult.from_json(entry) for entry in content["cells"]]
             earlier: dict[str, Any] = dict(content["settings"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (HybridError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise HybridError(f"{path} exists and is no result of this command", remedy=other) from error
         changed = [name for name in settings if earlier.get(name) != settings[name]]
         if changed:

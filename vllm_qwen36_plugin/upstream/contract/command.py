@@ -52,7 +52,9 @@ def contract(
             _show(report, package.place, all_names)
     broken = any(report.broken for report in reports)
     if broken and not as_json:
-        print_next(Step("read what the new release does there, and change what the named ledger entries are about"))
+        print_next(
+            Step("read what the new release does there, and change what the named ledger entries are about")
+        )
     if broken:
         raise typer.Exit(MOVED)
 

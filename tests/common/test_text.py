@@ -70,4 +70,4 @@ def test_markup_is_escaped_by_one_function() -> None:
         for path in (root / top).rglob("*.py")
         if "rich.markup" in path.read_text(encoding="utf-8")
     ]
-    assert own == ["gptq_hybrid/common/tables.py"]
+    assert own == ["gptq_hybrid/common/terminal.py"]

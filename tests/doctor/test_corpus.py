@@ -50,7 +50,7 @@ def test_a_case_gets_its_verdict(bases: Bases, case: CorpusCase, tmp_path: Path)
 
 
 def test_what_engines_did_still_agrees_with_what_is_said(bases: Bases, tmp_path: Path) -> None:
-    """Compare recorded starts of engines (`bench/doctor/agreement.py`) with the present rules."""
+    """Compare recorded starts of engines (`tests/corpus/engines.py`) with the present rules."""
     recorded = json.loads(RECORD.read_text())
     cases = {case.id: case for case in CASES}
     assert len(recorded["cases"]) >= 12

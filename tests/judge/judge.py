@@ -10,7 +10,7 @@ thrown away.
 
 Why this is fair: nothing of this project takes part. `loading.py` names what is replaced: linear kernels, which
 accept what Marlin accepts on an Ada or Hopper GPU and are never run. Why it is not the whole truth: there is no
-forward pass, no tokenizer, no processor and no GPU. `bench/doctor/agreement.py` starts real engines for those.
+forward pass, no tokenizer, no processor and no GPU. `tests/corpus/engines.py` starts real engines for those.
 
 vLLM runs in a child process that serves many calls: the plugin's patches, which other tests put into theirs, stay
 out of it, and so do its own out of theirs.

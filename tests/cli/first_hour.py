@@ -1,6 +1,6 @@
 """A stranger's first hour on a machine without a GPU, from a fresh clone, as a terminal and as a pipe show it.
 
-    python -m bench.first_hour.run REPOSITORY FOLDER bench/first_hour/transcript.json
+    python -m tests.cli.first_hour REPOSITORY FOLDER bench/first_hour/transcript.json
 
 Clones REPOSITORY into FOLDER, types commands.toml there, and what `check` says to type. A quarter of an hour, 7 GB.
 """
@@ -20,7 +20,8 @@ from bench.arguments import command_line
 from bench.results import Json, save
 from gptq_hybrid.common.machine import environment
 
-TYPED = tomllib.loads(Path(__file__).with_name("commands.toml").read_text(encoding="utf-8"))
+ROOM = Path(__file__).parents[2] / "bench" / "first_hour"
+TYPED = tomllib.loads((ROOM / "commands.toml").read_text(encoding="utf-8"))
 _MOST = 60
 _FIELDS = ("command", "watched", "code", "seconds", "lines")
 # Escapes of terminals, and what is this machine's alone: a mirror of pip's, the kernel.

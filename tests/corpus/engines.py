@@ -1,6 +1,6 @@
 """Does a real vLLM do what `qwen36 check` says it will?
 
-    python -m bench.doctor.agreement QUANTIZED [--only CASE …] [--out FILE]
+    python -m tests.corpus.engines QUANTIZED [--only CASE …] [--out FILE]
 
 QUANTIZED is the demo checkpoint as `qwen36 demo --keep` quantizes it. Cases of the corpus (`tests/corpus`) are
 served by a stock `vllm serve` (no plugin of ours; on CPUs without AVX-512 the int4 kernel it lacks), with the flags
@@ -99,7 +99,7 @@ def main() -> int:
         "--reference", type=Path, help="the same with the recipe `reference`, for act-order cases"
     )
     parser.add_argument("--only", nargs="+", choices=CHOSEN, default=CHOSEN)
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("agreement.json"))
+    parser.add_argument("--out", type=Path, default=Path("bench/doctor/agreement.json"))
     args = parser.parse_args()
     cases = {case.id: case for case in (*GOOD, *CASES)}
     results = load(args.out) or {"cases": {}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from gptq_hybrid.checkpoint import DraftVocab, write_draft_vocab
 from gptq_hybrid.checkpoint.files import LocalFiles
 from gptq_hybrid.checkpoint.vocabulary import read_vocabulary
 from gptq_hybrid.demo.builder import DemoCheckpoint
+from tests.log_lines import lines_from
 from vllm_qwen36_plugin.draft_head import front
 from vllm_qwen36_plugin.draft_head.front import check_before_start
 from vllm_qwen36_plugin.errors import OptionsError
@@ -55,6 +57,39 @@ def add_list(folder: Path, *, tokenizer: str | None = None, size: int | None = N
     size = config.get("text_config", config)["vocab_size"] if size is None else size
     write_draft_vocab(folder / "draft_vocab.json", DraftVocab(sha, size, tuple(range(100)), {}, {}))
     return folder
+
+
+def sleeping(original: DemoCheckpoint, precision: str, **model_config: Any) -> Any:
+    vllm_config = config(original.path, {"draft": precision})
+    vars(vllm_config.model_config).update(model_config)
+    check_before_start(vllm_config)
+    return getattr(vllm_config.model_config, "sleep_preserve_parameter_names", None)
+
+
+@pytest.mark.parametrize(
+    ("precision", "asleep", "kept", "then"),
+    [
+        ("w8", True, [], ["draft.*"]),
+        ("w8", True, ["engram.*"], ["engram.*", "draft.*"]),
+        ("w8", True, ["draft.model.*"], ["draft.model.*"]),
+        ("w8", False, [], []),
+        # vLLM's own can be loaded again.
+        ("bf16", True, [], []),
+    ],
+)
+def test_sleep_keeps_drafts_that_no_checkpoint_holds(
+    original: DemoCheckpoint, precision: str, asleep: bool, kept: list[str], then: list[str]
+) -> None:
+    found = sleeping(original, precision, enable_sleep_mode=asleep, sleep_preserve_parameter_names=list(kept))
+    assert found == then
+
+
+def test_a_vllm_that_loses_them_in_sleep_is_warned_of(original: DemoCheckpoint) -> None:
+    with lines_from(logging.WARNING) as said:
+        sleeping(original, "bf16", enable_sleep_mode=True)
+        assert said() == ""
+        sleeping(original, "w8", enable_sleep_mode=True)
+    assert "loses quantized drafts in sleep level 2" in said()
 
 
 def test_the_length_of_drafts_tells_compiled_graphs_apart(original: DemoCheckpoint) -> None:

@@ -55,6 +55,7 @@ class Library:
             layer.words, layer.scales = words, scales  # type: ignore[attr-defined]
             return DenseKernel(shape).apply_weights(layer, x) * (2 if self.wrong else 1)
 
+        call.locks = torch.zeros(4, 8, dtype=torch.int32)  # type: ignore[attr-defined]
         return call
 
     def same_bytes(self, *_: Any) -> bool:
@@ -89,6 +90,19 @@ def test_one_weight_is_multiplied_by_whichever_kernel_is_faster(
         assert linear.served == {way: 1}
     assert library.calls == [1, 32]
     assert "128x256 humming for 1-32 and exact from 512" in shown()
+
+
+def test_its_locks_are_a_buffer_of_the_model_which_sleep_keeps(
+    serving: Serving, stock_is: Any, library: Library
+) -> None:
+    stock_is("MarlinLinearKernel")
+    with serving():
+        layers = [Layer(MARLIN).load(seed) for seed in range(2)]
+    call = entry(layers[0]).humming
+    assert call is not None
+    buffers = [dict(layer.named_buffers()) for layer in layers]
+    assert [list(each) for each in buffers] == [["qwen36_humming_locks"], []]
+    assert buffers[0]["qwen36_humming_locks"] is call.locks  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ from typing import Any
 
 from gptq_hybrid.common.errors import CheckpointError
 from vllm_qwen36_plugin.errors import OptionsError
+from vllm_qwen36_plugin.log import logger
 from vllm_qwen36_plugin.start import enter_salt, plugin_options, show_refusal_alone
-from vllm_qwen36_plugin.upstream.vllm_config import draft_lengths, mtp_draft
+from vllm_qwen36_plugin.upstream.vllm_config import draft_lengths, keep_drafts_in_sleep, mtp_draft
 
 from .settings import current_device, draft_settings
 from .vocabulary import draft_list, ids_to_draft
@@ -40,5 +41,10 @@ def check_before_start(vllm_config: Any) -> None:
     except OptionsError:
         show_refusal_alone()
         raise
+    if settings.precision != "bf16" and not keep_drafts_in_sleep(vllm_config):
+        logger.warning(
+            "vllm-qwen36-plugin: this vLLM loses quantized drafts in sleep level 2, and no reload brings them "
+            'back; use level 1, vLLM 0.31 or later, or set "qwen36.draft" to "bf16"'
+        )
     enter_salt(vllm_config, "drafts", settings.precision)
     enter_salt(vllm_config, "tokens a draft", draft_lengths(vllm_config))

@@ -12,7 +12,7 @@ begins in a thread when the model is built, and runs while the checkpoint is rea
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import cycle
 from typing import Any
@@ -31,7 +31,32 @@ _COMPUTE = json.dumps({"use_batch_invariant": False, "use_f16_accum": False, "ge
 _workers = ThreadPoolExecutor(1, thread_name_prefix="qwen36-humming")
 _configs: dict[tuple[Shape, int], Future[torch.Tensor]] = {}
 
-Call = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+class Kernel:
+    """Multiplies x ``[m, k]`` by words and scales in Marlin's layout: ``[m, n]``.
+
+    Attributes:
+        locks: int32, zero between calls. Sleep level 2 keeps a model's buffers and nothing else: it is to be one.
+    """
+
+    def __init__(self, n: int, configs: torch.Tensor, locks: torch.Tensor) -> None:
+        from humming.ops import launch_kernel
+
+        self._n, self._configs, self._launch = n, configs, launch_kernel
+        self.locks = locks
+        self._turns = cycle(locks.unbind())
+
+    def __call__(self, x: torch.Tensor, words: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        out = x.new_empty(x.shape[0], self._n)
+        self._launch(
+            configs=self._configs,
+            inputs=x,
+            weight=words,
+            weight_scale=scales,
+            outputs=out,
+            locks=next(self._turns),
+        )
+        return out
 
 
 def suits(shape: Shape) -> bool:
@@ -58,8 +83,8 @@ def begin(shape: Shape, device: torch.device | None = None) -> Future[torch.Tens
     return _configs[key]
 
 
-def kernel_for(shape: Shape, device: torch.device, patience: float = PATIENCE) -> Call:
-    """Return what multiplies x ``[m, k]`` by words and scales in Marlin's layout: ``[m, n]``.
+def kernel_for(shape: Shape, device: torch.device, patience: float = PATIENCE) -> Kernel:
+    """Return the kernel of a shape.
 
     Args:
         patience: seconds to wait for kernels that are still being compiled, those of other shapes as well: beside
@@ -71,20 +96,9 @@ def kernel_for(shape: Shape, device: torch.device, patience: float = PATIENCE) -
     """
     configs = begin(shape, device).result(timeout=max(patience, 0.001))
     wait(tuple(_configs.values()), timeout=patience)
-    from humming.ops import launch_kernel
-
     blocks = torch.cuda.get_device_properties(device).multi_processor_count
     # As many as vLLM's own kernel for Humming has, of which each call leaves zeros behind.
-    locks = cycle([torch.zeros(blocks * 8, dtype=torch.int32, device=device) for _ in range(_LOCKS)])
-
-    def call(x: torch.Tensor, words: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-        out = x.new_empty(x.shape[0], shape.n)
-        launch_kernel(
-            configs=configs, inputs=x, weight=words, weight_scale=scales, outputs=out, locks=next(locks)
-        )
-        return out
-
-    return call
+    return Kernel(shape.n, configs, torch.zeros(_LOCKS, blocks * 8, dtype=torch.int32, device=device))
 
 
 def same_bytes(

@@ -34,6 +34,7 @@ _HUMMING = "HummingLinearKernel"
 # linears of a layer have 34,816 columns at most.
 _HEAD = 1 << 16
 FP8_SCALES = "qwen36_fp8_scales"
+_LOCKS = "qwen36_humming_locks"
 _choosing_stock = False
 
 
@@ -131,7 +132,7 @@ class PrefillLinearKernel(MPLinearKernel):  # type: ignore[misc]
             words, scales = "weight", "weight_scale"
         # vLLM from 0.30 on has no g_idx.
         unread = {self.w_zp_name, getattr(self, "w_gidx_name", None)}
-        self.names = sorted(_tensors(layer, {"bias", FP8_SCALES, "act_order"} | unread))
+        self.names = sorted(_tensors(layer, {"bias", FP8_SCALES, _LOCKS, "act_order"} | unread))
         linear = dispatch.Linear(
             self.shape,
             self.stock,
@@ -147,6 +148,9 @@ class PrefillLinearKernel(MPLinearKernel):  # type: ignore[misc]
         if fp8 is not None:
             _store_fp8_scales(layer, fp8)
         preparation.enter(linear, [getattr(layer, name) for name in self.names], fp8, original)
+        locks = getattr(linear.humming, "locks", None)
+        if first and locks is not None:
+            layer.register_buffer(_LOCKS, locks)
 
     def apply_weights(
         self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None

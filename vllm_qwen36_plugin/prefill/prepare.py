@@ -22,7 +22,7 @@ from vllm_qwen36_plugin.upstream.linear_kernels import in_gptq_layout, left_to_v
 from . import dispatch, humming, measure, scratch
 from .banner import gemm_suffix, pace_line, table_line
 from .base import Load, marlin_is_faster
-from .humming import Call
+from .humming import Kernel
 from .layouts import marlin_scale_places
 from .profile import (
     GEMMS,
@@ -235,7 +235,7 @@ class Preparation:
 
     def _humming(
         self, linear: dispatch.Linear, original: Original, tensors: Sequence[torch.Tensor]
-    ) -> Call | None:
+    ) -> Kernel | None:
         """Make Humming's kernel for a shape that Marlin holds, if it is installed, right, and compiled in time."""
         if not self.choosable or not humming.suits(linear.shape):
             return None

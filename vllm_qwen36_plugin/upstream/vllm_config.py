@@ -1,6 +1,7 @@
 """What a ``VllmConfig`` says of its draft model and of the checkpoint's quantization.
 
-Changes: the draft's load config gets ``enable_weights_track``, where vLLM has that for quantized models.
+Changes: the draft's load config gets ``enable_weights_track``, where vLLM has that for quantized models. With sleep
+    mode ``sleep_preserve_parameter_names`` gets the draft's parameters.
 Why: the checks before start and in the worker go by it. By then every alias of MTP has become ``mtp``.
 Versions: 0.19.1 to 0.33.0; a load config of the draft's own came in 0.2x.
 Checks: a missing attribute of the draft is a ``CompatError``; a missing ``quantization_config`` is none.
@@ -94,6 +95,23 @@ def draft_weights_are_tracked(vllm_config: Any) -> bool:
     """Whether vLLM's loader looks for parameters of the draft that nothing was loaded into."""
     extra = getattr(draft_load_config(vllm_config), "model_loader_extra_config", None)
     return isinstance(extra, dict) and bool(extra.get(_TRACK))
+
+
+def keep_drafts_in_sleep(vllm_config: Any) -> bool:
+    """Have vLLM keep the draft's parameters through sleep level 2; False if it sleeps and this vLLM cannot.
+
+    What is quantized after loading is in no checkpoint, so no reload brings it back. vLLM 0.31 and later keep
+    parameters by name; earlier ones wake up with whatever is in that memory.
+    """
+    model_config = vllm_config.model_config
+    if not getattr(model_config, "enable_sleep_mode", False):
+        return True
+    kept = getattr(model_config, "sleep_preserve_parameter_names", None)
+    if not isinstance(kept, list):
+        return False
+    if not any(name.startswith("draft.") for name in kept):
+        kept.append("draft.*")
+    return True
 
 
 def load_format(load_config: Any) -> str:

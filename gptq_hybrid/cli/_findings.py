@@ -8,6 +8,7 @@ from rich.table import Table
 
 from gptq_hybrid.common.tables import plain, report_table
 from gptq_hybrid.common.terminal import Screen
+from gptq_hybrid.common.text import printable
 from gptq_hybrid.doctor import Finding, Rule, Severity
 
 _COLOUR = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow"}
@@ -24,10 +25,15 @@ def print_findings(screen: Screen, path: str, findings: Iterable[Finding]) -> No
         where = place(path, finding)
         head = f"[{_COLOUR[finding.severity]}]{finding.severity}[/]\\[{finding.rule}]"
         screen.print(
-            f"{head} {plain(where)}: {plain(_message(where, finding))}\n"
-            f"  [bold]help:[/] {plain(finding.remedy)}",
+            f"{head} {_line(where)}: {_line(_message(where, finding))}\n"
+            f"  [bold]help:[/] {_line(finding.remedy)}",
             soft_wrap=True,
         )
+
+
+def _line(text: str) -> str:
+    """Text that cannot pretend to be a line of its own."""
+    return plain(printable(text, lines=False))
 
 
 def _message(where: str, finding: Finding) -> str:

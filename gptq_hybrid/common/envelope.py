@@ -57,8 +57,13 @@ def envelope(
 
 def print_json(result: Any, **fields: Any) -> None:
     """Print the envelope of ``result`` on stdout; ``fields`` are those of :func:`envelope`."""
-    json.dump(envelope(result, **fields), sys.stdout, indent=2, ensure_ascii=False)
-    sys.stdout.write("\n")
+    filled = envelope(result, **fields)
+    text = json.dumps(filled, indent=2, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a name with half a character in it
+        text = json.dumps(filled, indent=2)
+    sys.stdout.write(text + "\n")
 
 
 def print_json_error(error: HybridError) -> None:

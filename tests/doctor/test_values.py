@@ -194,5 +194,5 @@ def test_a_snapshot_in_the_cache_is_compared_with_the_names_of_its_blobs(
 def test_the_command_says_how_far_it_is_off_a_terminal_too(shop: Workshop) -> None:
     command = [str(Path(sys.executable).with_name("qwen36")), "check", str(shop.folder), "--deep", "--json"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert json.loads(ended.stdout)["verdict"] == "serves"
+    assert json.loads(ended.stdout)["result"]["checkpoints"][0]["verdict"] == "serves"
     assert "MiB of" in ended.stderr

@@ -103,7 +103,7 @@ def test_a_request_is_planned_before_it_is_run(original: DemoCheckpoint, tmp_pat
 def test_a_target_that_came_after_the_plan_is_refused_at_once(
     original: DemoCheckpoint, tmp_path: Path
 ) -> None:
-    plan = plan_run(QuantizeRequest(original.path, tmp_path / "out", calibration="nowhere"))
+    plan = plan_run(QuantizeRequest(original.path, tmp_path / "out", calibration="demo"))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "file").touch()
     with pytest.raises(HybridError, match="exists already"):
@@ -124,6 +124,6 @@ def test_the_command_line_says_that_speed_ups_are_off_and_why(
     monkeypatch.setenv("COLUMNS", "60")
     with pytest.raises(HybridError, match="enough"):
         quantize_command(str(original.path), tmp_path / "out", calibration="demo", recipe="static")
-    screen = capfd.readouterr().out
+    screen = capfd.readouterr().err
     (line,) = [line for line in screen.splitlines() if "gptqmodel 9.9" in line]
     assert re.search(r"warning: the speed-ups are off .*: gptqmodel 9\.9 has moved: no patch of", line)

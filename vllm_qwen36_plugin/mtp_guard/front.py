@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 from vllm_qwen36_plugin.errors import MtpHeadError
@@ -25,15 +25,17 @@ from vllm_qwen36_plugin.upstream.vllm_config import MtpDraft, mtp_draft, track_d
 if TYPE_CHECKING:
     from gptq_hybrid.doctor import Finding
 
-_PASSED = "QWEN36_MTP_PASSED"
+_PASSED, _WHOLE = "QWEN36_MTP_PASSED", "QWEN36_MTP_WHOLE"
+_GPTQ = (".qweight", ".qzeros", ".scales", ".g_idx")
 
 
 def check_before_start(vllm_config: Any) -> None:
     """Refuse a config that asks for MTP with a checkpoint whose head cannot draft.
 
     Logs and reads nothing if MTP is off. What it cannot see (a model not downloaded yet, a loader of another
-    format) it leaves to the check in the worker, and to vLLM's loader, which it has look for parameters that
-    nothing was loaded into (0.32 and later). An error of its own does the same, with a warning.
+    format) it leaves to the check in the worker. It has vLLM's loader look for parameters that nothing was loaded
+    into (0.32 and later), unless the head does without some that nothing reads, such as zero points. An error of
+    its own leaves all to the worker, with a warning.
 
     Raises:
         MtpHeadError: with a message for the user, which vLLM's commands print without a traceback.
@@ -42,8 +44,8 @@ def check_before_start(vllm_config: Any) -> None:
     options = plugin_options(vllm_config)
     try:
         draft = mtp_draft(vllm_config)
-        problems = None if draft is None else _problems(draft, options)
-        if draft is not None and options.mtp_check == "on":
+        problems, whole = (None, False) if draft is None else _problems(draft, options)
+        if whole:
             track_draft_weights(vllm_config)
     except Exception as error:  # noqa: BLE001 - a check that breaks must not keep a good model from serving
         logger.warning("MTP check before start is off, the worker will check: %s", error or repr(error))
@@ -66,33 +68,36 @@ def head_refusal(model: str, problems: Iterable[tuple[str, str]]) -> str:
     )
 
 
-def _problems(draft: MtpDraft, options: PluginOptions) -> list[tuple[str, str]] | None:
-    """Return what is wrong with the head and what to do about it; None if it was not examined."""
+def _problems(draft: MtpDraft, options: PluginOptions) -> tuple[list[tuple[str, str]] | None, bool]:
+    """Return what is wrong with the head and what to do about it, and whether all that vLLM makes for it is there.
+
+    None and False if it was not examined.
+    """
     from gptq_hybrid.common.errors import CheckpointError, UnsupportedArchitectureError
     from gptq_hybrid.doctor import check_mtp, installed_vllm
 
     if options.mtp_check == "off":
         logger.info("vllm-qwen36-plugin: MTP check is off (mtp_check=off)")
         note("MTP head", "unchecked", "mtp_check is off")
-        return None
+        return None, False
     banner = f"vllm-qwen36-plugin {plugin_version()} active: mtp hard check"
     if draft.load_format not in INDEXED_FORMATS:
         logger.info("%s (in the worker: load format %s)", banner, draft.load_format)
-        return None
+        return None, False
     if passed_in_parent(_PASSED, draft.model):
-        return None
+        return None, passed_in_parent(_WHOLE, draft.model)
     begun = time.perf_counter()
     try:
         checkpoint = open_local(draft.model, draft.revision, draft.download_dir)
         if checkpoint is None:
             logger.info("%s (in the worker: %s is not on this machine yet)", banner, draft.model)
-            return None
+            return None, False
         findings = check_mtp(checkpoint, vllm=installed_vllm())
     except CheckpointError as error:
-        return [(error.message, error.remedy or "")]
+        return [(error.message, error.remedy or "")], False
     except UnsupportedArchitectureError as error:
         logger.info("%s (in the worker: %s)", banner, error.message)
-        return None
+        return None, False
     for finding in findings:
         if not _refuses(finding):
             logger.warning("%s: %s", checkpoint.location, finding.message)
@@ -101,7 +106,22 @@ def _problems(draft: MtpDraft, options: PluginOptions) -> list[tuple[str, str]] 
         logger.info("%s (files in order, %.0f ms)", banner, (time.perf_counter() - begun) * 1e3)
         note("MTP head", "checked", "its files are in order")
         note_passed(_PASSED, draft.model)
-    return problems
+    whole = _is_whole({name for name in checkpoint.loaded if "mtp." in name})
+    if whole:
+        note_passed(_WHOLE, draft.model)
+    return problems, whole
+
+
+def _is_whole(names: Collection[str]) -> bool:
+    """Whether a head has every tensor that vLLM makes a parameter for, also those that a kernel never reads.
+
+    Symmetric GPTQ serves without zero points. Of other packed formats that is not known.
+    """
+    return all(
+        name.endswith((".weight", ".bias", *_GPTQ))
+        and (not name.endswith(".qweight") or f"{name.removesuffix('qweight')}qzeros" in names)
+        for name in names
+    )
 
 
 def _refuses(finding: Finding) -> bool:

@@ -183,12 +183,13 @@ def values(inspection: Inspection) -> Iterator[Fault]:
         )
     vision = inspection.checkpoint.config.get("vision_config")
     act = vision.get("hidden_act") if isinstance(vision, Mapping) else None
-    if act is not None and act not in _VISION_ACTIVATIONS and not text_only(inspection):
+    known = isinstance(act, str) and act in _VISION_ACTIVATIONS
+    if act is not None and not known and not text_only(inspection):
         yield Fault(f"`vision_config.hidden_act` is {act!r}; vLLM has no such activation", file="config.json")
     for owner in (inspection.checkpoint.config, text):
         # The new name goes before the old one; the root's before the text config's.
         dtype = owner.get("dtype", owner.get("torch_dtype"))
-        if dtype is not None and dtype not in _DTYPES:
+        if dtype is not None and not (isinstance(dtype, str) and dtype in _DTYPES):
             yield Fault(f"`dtype` is {dtype!r}, which is no type that PyTorch has", file="config.json")
             break
     if not isinstance(gate := text.get("attn_output_gate", True), int):

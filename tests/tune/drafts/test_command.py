@@ -192,7 +192,7 @@ def test_a_server_that_dies_leaves_what_was_measured(
     fake()
     code, out, err = qwen36(*arguments)
     assert code == 0, err
-    assert "3 cells are taken from qwen36-drafts.json" in words(out)
+    assert "3 cells are taken from qwen36-drafts.json" in words(err)
     assert {(entry["drafts"], entry["body"]["max_tokens"]) for entry in requests(here)} == {(1, 12)}
     assert len(requests(here)) == 4 + 8, "one cell alone, and its warm-up"
     again = json.loads((here / "qwen36-drafts.json").read_text())

@@ -97,7 +97,8 @@ CASES: dict[str, tuple[Attack, str]] = {
     ),
     "config-with-9900-slow-rules": (
         quantization({**GPTQ, "dynamic": {f"+:.*.*.*x{i}$": {} for i in range(9_900)}}),
-        "not-read",
+        # A fast machine is done with them before the time for matching is up.
+        "not-read or quantized-mismatch",
     ),
     "config-with-300000-ignored": (
         quantization(
@@ -233,7 +234,7 @@ def test_an_attack_ends_in_a_finding(shop: Workshop, name: str) -> None:
         return ended
 
     findings = refused(shop.folder, run=apart if name in COSTLY else run_here)
-    assert rule in {finding["rule"] for finding in findings}
+    assert {finding["rule"] for finding in findings}.intersection(rule.split(" or "))
 
 
 def test_memory_stays_far_below_the_size_of_a_huge_index(shop: Workshop) -> None:

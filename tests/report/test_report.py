@@ -23,12 +23,18 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(notes, "_kept", {})
     monkeypatch.delenv(notes.FILE, raising=False)
     monkeypatch.delenv(noting.MULTIPROCESS, raising=False)
+    # That of a test before, which had vLLM make a config in this process.
+    others = publish._collector
+    if others.file is not None:
+        REGISTRY.unregister(others)
     collector = publish.NotesCollector()
     monkeypatch.setattr(publish, "_collector", collector)
     yield
     if collector.file is not None:
         REGISTRY.unregister(collector)
         collector.file.unlink(missing_ok=True)
+    if others.file is not None:
+        REGISTRY.register(others)
     os.environ.pop(notes.FILE, None)
 
 

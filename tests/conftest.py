@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -122,3 +123,12 @@ def shown() -> Iterator[Callable[[], str]]:
     """What the plugin has logged so far, a line each, as ``LEVEL message``."""
     with lines_from(logging.DEBUG) as lines:
         yield lines
+
+
+@pytest.fixture(autouse=True)
+def settings_of_the_command_line() -> Iterator[None]:
+    """What a command that ran in this process set (JSON, quiet, colours) is not for the next test."""
+    yield
+    terminal = sys.modules.get("gptq_hybrid.common.terminal")
+    if terminal is not None:
+        vars(terminal.SETTINGS).update(vars(terminal.Settings()))

@@ -2,8 +2,8 @@
 
 ``humming-kernels`` is a dependency of vLLM from 0.33 on, which takes it on Hopper alone. For 4-bit codes and
 activations of 16 bits it lays words and scales out as Marlin does, bit for bit (0.1.19 against vLLM 0.33.0, all
-shapes of the 27B on one H200; start-up compares them again). Up to 16 tokens it took 0.75 to 0.90 of Marlin's time
-there, at 2,048 tokens 0.45 (bench/prefill).
+shapes of the 27B on one H200; start-up compares them again). Up to 16 tokens it took 0.78 to 0.90 of Marlin's time
+there, at 2,048 tokens 0.46 (bench/prefill).
 
 Its kernels are compiled on first use, once per card and shape: on an H200's 16 cores 10 s a shape. So compiling
 begins in a thread when the model is built, and runs while the checkpoint is read.

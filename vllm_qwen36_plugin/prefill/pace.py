@@ -1,8 +1,8 @@
 """The host's pace: from how many tokens on a pass that is launched kernel by kernel may leave the stock kernel.
 
 A pass takes as long as its kernels or as the host takes to launch them, whichever is longer. A route has the GPU do
-less and the host more, so where the host sets the pace it costs time. With vLLM 0.33.0 on the slow host of an H200,
-`exact` took 1.46 of Marlin's time to the first token of 1,024. CUDA graphs have no such cost.
+less and the host more, so where the host sets the pace it costs time: at 512 tokens `exact` took 1.12 of Marlin's
+time to the first token (bench/prefill, one H200, vLLM 0.26.0). CUDA graphs have no such cost.
 
 So the host is timed while it serves, from one call of a layer's linear to that of the next layer. A route is
 taken from the number of tokens on at which the stock kernels alone would keep the GPU busy longer than the host
@@ -19,8 +19,8 @@ from typing import Protocol
 from .profile import Starts
 from .shape import Shape
 
-# Tokens from which any host known so far is ahead: Marlin's linears of one layer take 5 ms on an H200, 10 on a 4090
-# (derived), and the slowest host took 4.3 ms a layer with `exact`.
+# Tokens from which any host measured so far is ahead: Marlin's linears of a layer then take 4.7 ms on an H200, and
+# the slowest host took 2.5 ms to launch a layer (bench/prefill).
 UNKNOWN = 2048
 # Layers in a row whose time is averaged: a multiple of the 4 after which the kinds of layers repeat. The least such
 # average counts, as others have a pass's end in them, a compilation, or a full queue of launches.
@@ -28,8 +28,7 @@ _WINDOW = 16
 _FEW = 128
 # Calls to watch; then the pace is settled.
 _CALLS = 4096
-# Windows after which a pace is believed: in the first passes kernels are still compiled and tuned (57 ms a layer
-# were seen, and 2.5 in the next pass).
+# Windows after which a pace is believed: in the first passes kernels are still compiled and tuned.
 _WINDOWS = 8
 # As in measure.py: so much faster a route must be.
 _MARGIN = 0.03

@@ -35,6 +35,8 @@ _PROBED = ("model.safetensors", MTP_FILE)
 MOST_FILES = 4096
 # The 27B's index has 0.2 MB. Parsed, one takes about eight times its size.
 MAX_INDEX_BYTES = 12 << 20
+# Files in folders below whose headers are read, where a head may have been put.
+_MOST_BELOW = 64
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,16 @@ class Checkpoint:
         """Tensors in safetensors files that the index never names, by name."""
         referenced = set(self.referenced)
         return self._tensors(tuple(name for name in self.on_disk if name not in referenced))
+
+    @cached_property
+    def below(self) -> dict[str, TensorInfo]:
+        """Tensors in safetensors files one folder below that the index never names, by name; local folders only."""
+        folder = self.files.folder
+        if folder is None:
+            return {}
+        found = (path.relative_to(folder).as_posix() for path in sorted(folder.glob("*/*.safetensors")))
+        names = [name for name in found if not name.startswith(".") and name not in self.referenced]
+        return self._tensors(tuple(names[:_MOST_BELOW]))
 
     def _tensors(self, names: tuple[str, ...]) -> dict[str, TensorInfo]:
         skipped = {*self.refused_files, *self.missing_files}

@@ -38,6 +38,10 @@ def head_elsewhere(checkpoint: Checkpoint, layout: TensorLayout) -> Elsewhere | 
     for name, info in loaded.items():
         if name.startswith(_OWN):
             places.setdefault(info.file, {})[name] = info
+    if not any(n.startswith(_OWN) for n in (*loaded, *checkpoint.stray)):
+        for name, info in checkpoint.below.items():
+            if name.startswith(_OWN):
+                places.setdefault(info.file, {})[name] = info
     for place, tensors in places.items():
         if all(formats.stored(tensors, spec.name.removesuffix(".weight")) for spec in layout.mtp):
             return Elsewhere(place, tensors)

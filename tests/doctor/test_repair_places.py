@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 
 from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.doctor import check
@@ -79,6 +80,31 @@ def test_a_head_in_a_subfolder_is_brought_up(bases: Bases, tmp_path: Path) -> No
     assert "mtp/weights.safetensors" in finding.message
     repair(shop.folder)
     assert errors(shop.folder) == []
+
+
+@pytest.mark.parametrize("named", ["not named", "named where it is not", "beside the whole original"])
+def test_a_head_in_a_subfolder_that_the_index_does_not_name_is_found_and_brought_up(
+    bases: Bases, tmp_path: Path, named: str
+) -> None:
+    shop = Workshop(bases["gptq"], tmp_path / "case")
+    (shop.folder / "mtp").mkdir()
+    below = shop.folder / "mtp" / "weights.safetensors"
+    (shop.folder / MTP_FILE).rename(below)
+    if named == "beside the whole original":
+        tensors = load_file(below) | {"lm_head.weight": torch.ones(2, 2)}
+        below.unlink()
+        save_file(tensors, below)
+    if named != "named where it is not":
+        shop.index(lambda m: [m.pop(name) for name, file in list(m.items()) if file == MTP_FILE])
+    report = check(shop.folder, vllm="0.32.0")
+    (finding,) = [finding for finding in report.errors if finding.rule == "mtp-elsewhere"]
+    assert "mtp/weights.safetensors" in finding.message
+    assert finding.remedy == f"Move it: qwen36 repair {shop.folder}"
+    assert "mtp-missing" not in {finding.rule for finding in report.findings}
+    before = below.read_bytes()
+    repair(shop.folder)
+    assert errors(shop.folder) == []
+    assert below.read_bytes() == before
 
 
 @pytest.mark.parametrize("method", ["gptq", None])

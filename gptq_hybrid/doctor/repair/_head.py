@@ -102,7 +102,8 @@ def bring_head(changes: Changes, checkpoint: Checkpoint, head: Elsewhere, *, cop
         HybridError: vLLM fails on the names it has now, they are in a main shard, and the result is not a ``copy``.
     """
     stored = {info.name for info in head.tensors.values()}
-    for name in sorted({info.file for info in head.tensors.values()}):
+    below = {info.file for info in checkpoint.below.values()}
+    for name in sorted({info.file for info in head.tensors.values()} - below):
         alone = checkpoint.headers[name].tensors.keys() <= stored
         if name == MTP_FILE and alone:
             continue

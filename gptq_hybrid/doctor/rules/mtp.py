@@ -65,8 +65,18 @@ def elsewhere(inspection: Inspection) -> Elsewhere | None:
 )
 def misplaced(inspection: Inspection) -> Iterator[Fault]:
     head = elsewhere(inspection)
-    if head is not None and head.place.endswith("."):
-        first = next(iter(head.tensors.values()))
+    if head is None:
+        return
+    first = next(iter(head.tensors.values()))
+    if inspection.checkpoint.below.get(first.name) is first:
+        yield Fault(
+            f"the MTP head lies in {first.file} ({len(head.tensors)} tensors), below the checkpoint folder and not "
+            "in the index, where no loader looks for it",
+            tensor=first.name,
+            file=first.file,
+            remedy="Move it: qwen36 repair {path}",
+        )
+    elif head.place.endswith("."):
         yield Fault(
             f"the MTP head lies under {head.place}* in {first.file} ({len(head.tensors)} tensors), where no draft "
             "looks for it",

@@ -6,17 +6,14 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from gptq_hybrid.cli import main
 from gptq_hybrid.demo.builder import DemoCheckpoint
 from gptq_hybrid.evaluate import read_evaluation
+from tests.command_line import Run, in_process
 from tests.streaming.rounded import CHECKPOINT, HELDOUT, read_config, rounded
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -31,18 +28,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def qwen36(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], here: Path) -> Run:
     """Exit code, stdout and stderr of the command, run in this process: importing takes longer than it does."""
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["qwen36", *map(str, arguments)])
-        capfd.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        return code, *capfd.readouterr()
-
-    return run
+    return in_process(monkeypatch, capfd)
 
 
 @pytest.fixture(scope="module")

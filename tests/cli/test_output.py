@@ -18,10 +18,11 @@ from typer.testing import CliRunner
 
 import gptq_hybrid.cli
 from gptq_hybrid.checkpoint import INDEX_NAME
-from gptq_hybrid.cli import build_app, main
+from gptq_hybrid.cli import build_app
 from gptq_hybrid.cli.help_page import commands, whole_command
 from gptq_hybrid.demo.builder import DemoCheckpoint
 from gptq_hybrid.doctor import check_rules
+from tests.command_line import Run, in_process
 from tests.corpus import Workshop
 from tests.losses.made import records
 
@@ -29,26 +30,13 @@ QWEN36 = str(Path(sys.executable).with_name("qwen36"))
 SCHEMA = json.loads((Path(gptq_hybrid.cli.__file__).parent / "schema.json").read_text(encoding="utf-8"))
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
-Run = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     """Exit code, stdout and stderr of the command in this process, whose stdout is no terminal."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-
-    def start(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["qwen36", *map(str, arguments)])
-        capfd.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        return code, *capfd.readouterr()
-
-    return start
+    return in_process(monkeypatch, capfd)
 
 
 def on_terminal(*arguments: str | Path, columns: int, **environment: str) -> list[str]:

@@ -15,12 +15,11 @@ from typing import Any
 
 import pytest
 
-from gptq_hybrid.cli import main
 from gptq_hybrid.common import vllm_server as server
+from tests.command_line import Run, in_process
 from tests.tune.drafts.made import ENVIRONMENT, FAKE, MINI
 from vllm_qwen36_plugin.tune.drafts import command as _command
 
-Run = Callable[..., tuple[int, str, str]]
 QUICK = ("--batches", "1,4", "--context", "short", "--max-tokens", "12", "--repeats", "2", "--requests", "4")
 
 
@@ -50,18 +49,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, here: Path) -> Callable[..., None]:
 @pytest.fixture
 def qwen36(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], here: Path) -> Run:
     """Exit code, stdout and stderr of the command, run in this process."""
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["qwen36", "tune", "drafts", *map(str, arguments)])
-        capfd.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        return code, *capfd.readouterr()
-
-    return run
+    return in_process(monkeypatch, capfd, "tune", "drafts")
 
 
 def requests(here: Path) -> list[dict[str, Any]]:
@@ -256,7 +244,6 @@ from gptq_hybrid.common import vllm_server
 from vllm_qwen36_plugin.tune.drafts import command
 vllm_server.vllm_command = lambda: [sys.executable, {str(FAKE)!r}]
 command.probe_machine = lambda: (True, {ENVIRONMENT!r})
-from gptq_hybrid.cli import main
 main()
 """
 

@@ -6,21 +6,19 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from gptq_hybrid.cli import main
+from tests.command_line import Run, in_process
 from tests.tune.prefill.made import CARD, made_up
 from vllm_qwen36_plugin.prefill.profile import Profile, Starts, cache_path, read, write
 from vllm_qwen36_plugin.prefill.shape import Shape
 from vllm_qwen36_plugin.tune.prefill import command, machine
 from vllm_qwen36_plugin.tune.prefill.result import Tuned
 
-Run = Callable[..., tuple[int, str, str]]
 MINI = Path(__file__).parents[3] / "bench" / "mini" / "checkpoint"
 
 
@@ -37,18 +35,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def qwen36(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], here: Path) -> Run:
     """Exit code, stdout and stderr of the command, run in this process."""
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["qwen36", *map(str, arguments)])
-        capfd.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        return code, *capfd.readouterr()
-
-    return run
+    return in_process(monkeypatch, capfd)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Iterable
+from concurrent.futures import Future
 from contextlib import ExitStack
 from hashlib import sha256
 from logging import Logger
@@ -53,7 +54,7 @@ KNOWN_TYPES: tuple[object, ...] = (
     *(value for value in vars(builtins).values() if isinstance(value, type)),
     *(value for value in vars(types).values() if isinstance(value, type)),
     torch.Tensor, torch.nn.Parameter, torch.nn.Module, torch.dtype, torch.device,
-    torch.cuda.Event, torch.cuda.Stream,
+    torch.cuda.Event, torch.cuda.Stream, Future,
     torch.library, torch, Path, Path.stat(ROOT), re.compile(""), re.match("", ""), ExitStack, Logger, sha256(),
 )  # fmt: skip
 OTHERS = {

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +26,7 @@ from .stock import MACHETE, Layer, MarlinLinearKernel, activations, entry  # noq
 pytestmark = pytest.mark.engine  # no engine, but vLLM's linears are imported: some seconds
 
 MARLIN = Shape("marlin", 128, 256, 4, 64, "bfloat16")
+OTHER = Shape("marlin", 256, 256, 4, 64, "bfloat16")
 Serving = Callable[..., AbstractContextManager[None]]
 
 
@@ -222,6 +225,36 @@ def test_machete_stays_if_the_comparison_fails(
     assert layer.kernel.shape == MACHETE
     assert "not compared with Machete: they are still being compiled" in shown()
     assert torch.equal(layer(activations(3)), activations(3) @ layer.dense.t())
+
+
+def test_a_start_waits_for_the_compiler_once_and_not_for_each_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiling: Future[Any] = Future()
+    monkeypatch.setattr(humming, "_configs", {(MARLIN, 0): compiling, (OTHER, 0): compiling})
+    monkeypatch.setattr(humming, "_waited", [0.0])
+    now, waits = [100.0], []
+
+    def wait(futures: Any, timeout: float) -> None:
+        waits.append(timeout)
+        now[0] += timeout
+
+    monkeypatch.setattr(humming, "wait", wait)
+    monkeypatch.setattr(humming, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    for shape in (MARLIN, OTHER, MARLIN):
+        with pytest.raises(TimeoutError):
+            humming.kernel_for(shape, torch.device("cuda", 0))
+    assert waits == [humming.PATIENCE, 0, 0]
+
+
+def test_what_the_compiler_raises_is_raised_where_the_kernel_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(shape: Shape, index: int) -> Any:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(humming, "_compile", broken)
+    monkeypatch.setattr(humming, "_configs", {})
+    with pytest.raises(RuntimeError, match="no compiler"):
+        humming.kernel_for(MARLIN, torch.device("cuda", 0))
 
 
 def test_the_load_is_that_of_a_request_alone_and_of_many() -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_qwen36_plugin.prefill.pace import UNKNOWN, Pace, busy_from
-from vllm_qwen36_plugin.prefill.profile import Starts
 from vllm_qwen36_plugin.prefill.shape import Shape
 
 GATE_UP = Shape("marlin", 256, 1024, 4, 128, "bfloat16")
@@ -22,7 +21,6 @@ MTP = Shape("marlin", 256, 1024, 8, 128, "bfloat16")
 class Kind:
     shape: Shape
     layers: int
-    starts: Starts = field(default_factory=Starts)
 
 
 KINDS = [Kind(GATE_UP, 16), Kind(QKV, 4), Kind(MTP, 1)]

@@ -12,23 +12,28 @@ begins in a thread when the model is built, and runs while the checkpoint is rea
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from itertools import cycle
+from threading import Lock, Thread
 from typing import Any
 
 import torch
 
+from vllm_qwen36_plugin.log import logger
+
 from .shape import Shape
 
-# Seconds that a start waits for kernels that are still being compiled when weights are there.
+# Seconds that a start waits, for all shapes together, for kernels that are still being compiled.
 PATIENCE = 60.0
+_waited = [0.0]
 # Humming pads other sizes, and a padded weight is not Marlin's.
 _N_STEP, _K_STEP = 256, 128
 # Linears of one shape take turns with these: the next kernel of a stream may begin before the last one has ended.
 _LOCKS = 4
 _COMPUTE = json.dumps({"use_batch_invariant": False, "use_f16_accum": False, "gemm_type": "dense"})
-_workers = ThreadPoolExecutor(1, thread_name_prefix="qwen36-humming")
+_one_at_a_time = Lock()
 _configs: dict[tuple[Shape, int], Future[torch.Tensor]] = {}
 
 
@@ -79,23 +84,36 @@ def begin(shape: Shape, device: torch.device | None = None) -> Future[torch.Tens
     """Begin to compile a shape's kernels for a GPU (None: the current one), in a thread, unless that has begun."""
     key = shape, _index(device)
     if key not in _configs:
-        _configs[key] = _workers.submit(_compile, *key)
+        future: Future[torch.Tensor] = Future()
+        _configs[key] = future
+        # A daemon: a start that fails does not wait for it.
+        Thread(target=_keep, args=(future, *key), name="qwen36-humming", daemon=True).start()
     return _configs[key]
 
 
-def kernel_for(shape: Shape, device: torch.device, patience: float = PATIENCE) -> Kernel:
+def kernel_for(shape: Shape, device: torch.device) -> Kernel:
     """Return the kernel of a shape.
 
-    Args:
-        patience: seconds to wait for kernels that are still being compiled, those of other shapes as well: beside
-            a compiler the host is too slow for what is measured next.
+    It waits for kernels that are still being compiled, those of other shapes as well: beside a compiler the host is
+    too slow for what is measured next. All waits of a process together are at most :data:`PATIENCE`.
 
     Raises:
         TimeoutError: they are not there yet. Compiling goes on, and the next start finds them.
         Exception: whatever Humming or its compiler raises.
     """
-    configs = begin(shape, device).result(timeout=max(patience, 0.001))
-    wait(tuple(_configs.values()), timeout=patience)
+    begun = time.perf_counter()
+    future = begin(shape, device)
+    left = PATIENCE - _waited[0]
+    if not future.done() and left > 0:
+        logger.info(
+            "vllm-qwen36-plugin: Humming compiles its kernels, once for this GPU: %.0f s at most",
+            left,
+        )
+    try:
+        wait((future, *_configs.values()), timeout=max(left, 0.0))
+        configs = future.result(timeout=0)
+    finally:
+        _waited[0] += time.perf_counter() - begun
     blocks = torch.cuda.get_device_properties(device).multi_processor_count
     # As many as vLLM's own kernel for Humming has, of which each call leaves zeros behind.
     return Kernel(shape.n, configs, torch.zeros(_LOCKS, blocks * 8, dtype=torch.int32, device=device))
@@ -120,6 +138,14 @@ def same_bytes(
         torch.equal(own[name].view(torch.int16).reshape(-1), held.view(torch.int16).reshape(-1))
         for name, held in zip(("weight", "weight_scale"), tensors, strict=True)
     )
+
+
+def _keep(future: Future[torch.Tensor], shape: Shape, index: int) -> None:
+    try:
+        with _one_at_a_time:
+            future.set_result(_compile(shape, index))
+    except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
+        future.set_exception(error)
 
 
 def _compile(shape: Shape, index: int) -> torch.Tensor:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from .profile import Starts
 from .shape import Shape
 
 # Tokens from which any host measured so far is ahead: Marlin's linears of a layer then take 4.7 ms on an H200, and
@@ -40,10 +39,6 @@ class Timed(Protocol):
     @property
     def shape(self) -> Shape:
         """Of the linear."""
-
-    @property
-    def starts(self) -> Starts:
-        """What serves which numbers of tokens."""
 
     @property
     def layers(self) -> int:

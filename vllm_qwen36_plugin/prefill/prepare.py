@@ -171,7 +171,8 @@ class Preparation:
             if linear.humming is None:
                 linear.starts = replace(linear.starts, humming=())
             if tensors[linear.words].is_cuda:
-                self._time_host(linear, tensors, fp8)
+                if linear.routes or linear.starts.humming:
+                    self._time_host(linear, tensors, fp8)
                 release_workspaces()
         linear.layers += 1
         self.linears[linear.shape] = dispatch.put(linear)

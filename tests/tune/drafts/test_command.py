@@ -240,6 +240,7 @@ def test_answers_that_cannot_be_used(
 
 LAUNCH = f"""
 import sys
+from gptq_hybrid.cli import main
 from gptq_hybrid.common import vllm_server
 from vllm_qwen36_plugin.tune.drafts import command
 vllm_server.vllm_command = lambda: [sys.executable, {str(FAKE)!r}]

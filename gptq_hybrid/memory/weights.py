@@ -40,6 +40,11 @@ class WeightBytes:
         """
         return self.total - (0 if drafts else self.mtp) - (0 if images else self.vision)
 
+    def rank(self, ranks: int) -> WeightBytes:
+        """The share of one of ``ranks`` GPUs: all is divided but ``rest``, which each has whole."""
+        divided = (-(-part // ranks) for part in astuple(self)[:-1])
+        return WeightBytes(*divided, self.rest)
+
 
 def weight_bytes(checkpoint: Checkpoint) -> WeightBytes:
     """Add up the tensors of a checkpoint by part; reads headers alone.

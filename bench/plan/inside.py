@@ -80,7 +80,9 @@ def _specs(config: Any) -> dict[str, Any]:
         else:
             Platform._find_non_ssm_backend = classmethod(lambda cls, config: FlashAttentionBackend)
         Platform.update_block_size_for_backend(config)
-        runner = SimpleNamespace(vllm_config=config, shared_kv_cache_layers={}, cache_config=config.cache_config)
+        runner = SimpleNamespace(
+            vllm_config=config, shared_kv_cache_layers={}, cache_config=config.cache_config
+        )
         return GPUModelRunner.get_kv_cache_spec(runner)
 
 

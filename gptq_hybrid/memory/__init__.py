@@ -2,7 +2,7 @@
 
 from .cache import CPU_ALIGNMENT, KV_DTYPES, STATE_DTYPES, TRITON_KV_DTYPES, CacheLayout, cache_layout
 from .fit import CUDA_SHARE, UTILIZATION, Fit, fit, parse_size
-from .running import LEAST, MOST, PARTS, RESERVE, Running
+from .running import LEAST, MOST, PARTS, RESERVE, VISION, Running
 from .weights import WeightBytes, weight_bytes
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "STATE_DTYPES",
     "TRITON_KV_DTYPES",
     "UTILIZATION",
+    "VISION",
     "CacheLayout",
     "Fit",
     "Running",

@@ -107,6 +107,12 @@ class CacheLayout:
         """Sequences of ``tokens`` each that ``cache_bytes`` hold together, with their states."""
         return self.blocks(cache_bytes) // (self.sequence_blocks + self.token_blocks(tokens))
 
+    def kept(self, cache_bytes: int, tokens: int, running: int) -> int:
+        """Contexts of ``tokens`` that prefix caching holds while ``running`` of them run; one state each at rest."""
+        groups = self.sequence_blocks // self.states
+        room = self.blocks(cache_bytes) - running * groups * (self.states - 1)
+        return max(0, room // (groups + self.token_blocks(tokens)))
+
     def longest(self, cache_bytes: int, sequences: int) -> int:
         """Tokens that each of ``sequences`` can have at once, in whole blocks; 0 if their states do not fit."""
         groups = -(-self.attention_layers // self.group_layers)

@@ -10,7 +10,7 @@ from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.common.units import size_text
 
 from .cache import CacheLayout, cache_layout
-from .running import GIB, RESERVE
+from .running import GIB, RESERVE, VISION
 from .weights import WeightBytes, weight_bytes
 
 # What CUDA gives a process of a card's memory: 23.6 GiB of an RTX 4090's 24, 31.4 of an RTX 5090's 32 (from public
@@ -78,7 +78,7 @@ class Fit:
         start = (
             f"derived, not measured: {size_text(self.usable)} usable - {size_text(self.loaded)} weights"
             f"{' without the vision tower' if self.weights.vision and not self.images else ''}"
-            f" - {size_text(RESERVE)} to run"
+            f" - {size_text(RESERVE + self.images * VISION.expected)} to run"
         )
         if not self.fits:
             return f"{start} leaves no room for a context"
@@ -139,7 +139,8 @@ def fit(
     )
 
     def left(with_images: bool) -> int:
-        return max(0, usable - loaded.served(drafts=bool(drafts), images=with_images) - reserve)
+        taken = loaded.served(drafts=bool(drafts), images=with_images)
+        return max(0, usable - taken - reserve - with_images * VISION.expected)
 
     if images is None:
         images = weights.vision > 0 and _room_for_images(layout, left(True), sequences, context)

@@ -42,6 +42,11 @@ PARTS = (
     _part("libraries", 512, 220, 880, "CUDA's modules and workspaces, outside PyTorch"),
     _part("plugin", 165, 0, 200, "128 MiB of scratch and what goes with it; 159 MiB measured on an H200"),
 )
+# Only where images are served: vLLM runs the tower once on its largest image, in the same profile run. What stays at
+# the peak of the rest are the outputs: 16,384 tokens of 5,120 values in 16 bits.
+VISION = _part(
+    "vision profile", 160, 0, 1100, "outputs of the largest image; at most the tower's own activations"
+)
 # Between what the reference card's two rows of an L40S leave: 2.2 GiB (18.2 GiB of W4A16) and 3.3 GiB (29 GiB of
 # FP8).
 RESERVE = sum(part.expected for part in PARTS)

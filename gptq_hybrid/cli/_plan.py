@@ -23,6 +23,8 @@ from ._serve import serving_steps
 # From this release on Gated DeltaNet's prefill by FlashInfer exports states; Hopper and Blackwell have it.
 _EXPORTS_SINCE = "0.33"
 _FLASHINFER = (9, 10, 12)
+# Findings of a faulty checkpoint that are shown; `qwen36 check` has all.
+_FINDINGS = 3
 
 
 def plan_command(
@@ -212,7 +214,9 @@ def _print(room: Any, found: Any, report: Report, plot: Path | None) -> None:
         screen.say(
             f"{report.path} will not serve: {number} error{'' if number == 1 else 's'}; mend that first."
         )
-        print_findings(screen, report.path, report.errors)
+        print_findings(screen, report.path, report.errors[:_FINDINGS])
+        if number > _FINDINGS:
+            screen.say(f"All of them: qwen36 check {report.path}")
         screen.say("")
     screen.say(room.verdict(found))
     for sentence in room.answers(found):
@@ -232,6 +236,7 @@ def _print(room: Any, found: Any, report: Report, plot: Path | None) -> None:
 def _explain(path: Path, checkpoint: str | None, timeout: float) -> None:
     from gptq_hybrid import plan as room
     from gptq_hybrid.checkpoint import Checkpoint
+    from gptq_hybrid.checkpoint.files import open_files
 
     log = room.read_log(path)
     name = checkpoint or log.model
@@ -240,7 +245,7 @@ def _explain(path: Path, checkpoint: str | None, timeout: float) -> None:
             f"{path} does not name the checkpoint", remedy=f"Run: qwen36 plan CHECKPOINT --explain {path}"
         )
     try:
-        opened = Checkpoint.open(name, timeout=timeout)
+        opened = Checkpoint.read(open_files(name, timeout=timeout))
     except HybridError as error:
         if checkpoint is not None:
             raise

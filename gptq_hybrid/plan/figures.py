@@ -18,7 +18,8 @@ class Figure:
 
     Attributes:
         part: what it is, for people.
-        group: what it belongs to: ``weights``, ``sequences``, ``free cache``, ``running``, ``not used``.
+        group: what it belongs to: ``weights``, ``keys and values``, ``states``, ``free cache``, ``running``,
+            ``not used``.
         bytes: as expected.
         kind: ``exact`` follows from headers and vLLM's own arithmetic, ``derived`` from public figures,
             ``estimated`` from measurements elsewhere.
@@ -109,29 +110,32 @@ def _sequences(fit: Fit, tokens: int) -> list[Figure]:
     found = [
         _exact(
             "keys and values",
-            "sequences",
+            "keys and values",
             value * (layout.attention_layers - mtp_layers),
             f"{sequences} × {tokens:,} tokens × {layout.attention_layers - mtp_layers} layers, {fit.kv_dtype}",
         ),
         _exact(
-            "keys and values of the MTP layer", "sequences", value * mtp_layers, "one more layer with drafts"
+            "keys and values of the MTP layer",
+            "keys and values",
+            value * mtp_layers,
+            "one more layer with drafts",
         ),
         _exact(
             "Gated-DeltaNet states",
-            "sequences",
+            "states",
             recurrent,
             f"one for each of {sequences}, whatever its length",
         ),
-        _exact("convolution states", "sequences", convolution, "the same"),
+        _exact("convolution states", "states", convolution, "the same"),
         _exact(
             "states for drafts",
-            "sequences",
+            "states",
             (recurrent + convolution) * fit.drafts,
             f"{fit.drafts} more for each, as a rejected draft must be undone",
         ),
         _exact(
             "states for the prefix cache",
-            "sequences",
+            "states",
             (recurrent + convolution) * kept,
             "a running sequence keeps the state at its last whole block"
             + (", and what FlashInfer's prefill exports" if kept > 1 else ""),
@@ -141,7 +145,7 @@ def _sequences(fit: Fit, tokens: int) -> list[Figure]:
     found.append(
         _exact(
             "rounding",
-            "sequences",
+            "states",
             blocks * layout.block_bytes - used,
             f"blocks of {layout.block_tokens:,} tokens",
         )

@@ -14,13 +14,14 @@ from .solve import Plan
 _GIB = 1 << 30
 _GROUPS = {
     "weights": drawing.COLOURS[0],
-    "sequences": drawing.COLOURS[2],
+    "keys and values": drawing.COLOURS[2],
+    "states": drawing.COLOURS[3],
     "free cache": drawing.COLOURS[5],
     "running": drawing.COLOURS[4],
     "not used": "#BBBBBB",
 }
 # Narrower parts get no label of their own.
-_LABEL_GIB = 0.035
+_LABEL_GIB = 0.06
 
 
 def draw(plan: Plan) -> Any:
@@ -41,18 +42,16 @@ def draw(plan: Plan) -> Any:
         _bar(ax, row, figures(plan.question, option.fit, tokens=plan.tokens), memory)
     ax.axvline(plan.fit.usable / _GIB, color="black", linewidth=1, linestyle="--")
     ax.axvline(memory, color="black", linewidth=1)
-    ax.set_yticks(range(len(plan.drafts)), [f"{option.fit.drafts} drafts" for option in plan.drafts])
+    names = [f"{number} draft{'' if number == 1 else 's'}" for number in (o.fit.drafts for o in plan.drafts)]
+    ax.set_yticks(range(len(names)), names)
     ax.invert_yaxis()
+    ax.set_xlim(left=0)
     ax.set_xlabel("GiB; dashed: what vLLM may take", fontsize=9)
     for name, colour in _GROUPS.items():
         ax.bar(0, 0, color=colour, label=name)
     ax.legend(fontsize=8, ncols=len(_GROUPS), loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
-    canvas.suptitle(
-        drawing.text(
-            f"{plan.question.card.name}: {plan.fit.sequences} × {plan.tokens:,} tokens at once, KV {plan.fit.kv_dtype}"
-        ),
-        fontsize=10,
-    )
+    load = f"{plan.fit.sequences} × {plan.tokens:,} tokens at once, KV {plan.fit.kv_dtype}"
+    canvas.suptitle(drawing.text(f"{plan.question.card.name}: {load}"), fontsize=10)
     return canvas
 
 

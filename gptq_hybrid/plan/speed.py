@@ -11,7 +11,7 @@ prefix cache, those that do not are read again; a round is one turn of each:
     round = sequences × (reply / total speed + share read again × context / prompt speed)
 
 Checked against one public report (RTX 4090, stock vLLM 0.30, RedHatAI's INT4 of 27B, text alone, real prompts): 53
-tokens a second without drafts and 82 with two, and 2,814 to 2,888 of a prompt, where this gives 53, 90 and 2,820.
+tokens a second without drafts and 82 with two, and 2,814 to 2,888 of a prompt, where this gives 53, 90 and 2,780.
 There an 8-agent load took 2.3 times as long with two drafts, as prefix hits fell from 77 to 51 %.
 """
 
@@ -65,12 +65,12 @@ class Speed:
         return sequences * (REPLY / self.total + again)
 
 
-def parameters(checkpoint: Checkpoint) -> int:
-    """Parameters that every token is multiplied by: linears and output head of the model."""
+def parameters(checkpoint: Checkpoint) -> tuple[int, int]:
+    """Parameters of the model's linears, which every token is multiplied by, and of its output head."""
     layout = layout_for(checkpoint.config)
     linears = sum(linear.out_features * linear.in_features for linear in layout.quantized)
     head = layout.output_head
-    return linears + (0 if head is None else head.out_features * head.in_features)
+    return linears, 0 if head is None else head.out_features * head.in_features
 
 
 def speed(checkpoint: Checkpoint, question: Question, fit: Fit, *, batch: int, tokens: int) -> Speed | None:
@@ -86,8 +86,10 @@ def speed(checkpoint: Checkpoint, question: Question, fit: Fit, *, batch: int, t
     values = layout.token_bytes * layout.attention_layers * tokens
     read = weights.linears + weights.rest + head + drafts * (weights.mtp + head) + batch * (states + values)
     seconds = read / (SHARE * card.bandwidth)
-    token, prompt = 2 * parameters(checkpoint), 0.0
+    linears, output = parameters(checkpoint)
+    prompt = 0.0
     if card.dense:
-        seconds = max(seconds, token * batch * (1 + drafts) / (ranks * card.dense))
-        prompt = PROMPT_SHARE * ranks * card.dense / token
+        seconds = max(seconds, 2 * (linears + output) * batch * (1 + drafts) / (ranks * card.dense))
+        # Of a prompt only the last token is multiplied by the output head.
+        prompt = PROMPT_SHARE * ranks * card.dense / (2 * linears)
     return Speed(batch, seconds, question.tokens_a_step(drafts), prompt)

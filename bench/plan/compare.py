@@ -4,8 +4,8 @@
     python -m bench.plan.compare OUT.json --engine CHECKPOINT [--gpu] [--only 3]     # engines of this vLLM
 
 `--inside`: no engine and no weights. In a process of that Python vLLM's own config, model classes of the 27B (on
-`meta`), ``Platform.update_block_size_for_backend`` and ``EngineCore._initialize_kv_caches`` divide a pretended amount
-of memory. Stand-ins: FlashAttention or Triton as attention's backend, and the worker that says what is free.
+`meta`), ``Platform.update_block_size_for_backend`` and ``EngineCore._initialize_kv_caches`` divide a pretended
+amount of memory. Stand-ins: FlashAttention or Triton as attention's backend, and the worker that says what is free.
 
 `--engine`: real engines, one after another; each logs its tokens and then runs one request more than planned.
 With `--gpu` the cache is what vLLM finds free at 0.5 to 0.9 of the card, with dummy weights; else 48 MiB.

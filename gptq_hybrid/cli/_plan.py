@@ -32,7 +32,8 @@ def plan_command(
         str | None,
         typer.Argument(
             metavar="CHECKPOINT",
-            help="Folder, hub id OWNER/NAME[@REVISION], or URL of a folder. With --explain: the log's, if left out.",
+            help="Folder, hub id OWNER/NAME[@REVISION], or URL of a folder. With --explain: the log's, if "
+            "left out.",
             show_default=False,
         ),
     ] = None,
@@ -111,8 +112,10 @@ def plan_command(
 ) -> None:
     """Say what context, concurrency and drafts fit a GPU, and with which flags.
 
-    Reads headers and small files alone; no GPU is needed. Whatever of --context, --concurrency, --drafts and --kv is
-    left out is solved for. Exit code 0: it fits, or should. 1: it does not, or the checkpoint is faulty. 2: bad input.
+    Reads headers and small files alone; no GPU is needed. Whatever of --context, --concurrency, --drafts and --kv
+    is left out is solved for.
+
+    Exit code 0: it fits, or should. 1: it does not, or the checkpoint is faulty. 2: bad input.
     """
     if explain is not None:
         _explain(explain, checkpoint, timeout)
@@ -187,16 +190,13 @@ def _card(gpu: str | None, memory: str | None, bandwidth: str | None) -> GpuProf
                 else "the vLLM that is installed here is built for CPUs"
             )
             raise HybridError(what, remedy="Name the card: --gpu 'RTX 4090', or its memory: --memory 24GiB.")
-        place = found
     else:
-        place = place_named(gpu)
-    if place == "cpu":
+        found = place_named(gpu)
+    if found == "cpu":
         raise HybridError(
             "--gpu cpu: a plan is of a GPU's memory", remedy="Run: qwen36 check CHECKPOINT --gpu cpu"
         )
-    if bandwidth is not None:
-        return replace(place, bandwidth=read_bandwidth(bandwidth))
-    return place
+    return found if bandwidth is None else replace(found, bandwidth=read_bandwidth(bandwidth))
 
 
 def _checked(checkpoint: str, *, mtp: bool, vllm: VllmRelease | None, timeout: float) -> Report:

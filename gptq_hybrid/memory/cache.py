@@ -108,7 +108,7 @@ class CacheLayout:
         return self.blocks(cache_bytes) // (self.sequence_blocks + self.token_blocks(tokens))
 
     def kept(self, cache_bytes: int, tokens: int, running: int) -> int:
-        """Contexts of ``tokens`` that prefix caching holds while ``running`` of them run; one state each at rest."""
+        """Contexts of ``tokens`` that stay cached while ``running`` of them run; at rest one has a single state."""
         groups = self.sequence_blocks // self.states
         room = self.blocks(cache_bytes) - running * groups * (self.states - 1)
         return max(0, room // (groups + self.token_blocks(tokens)))

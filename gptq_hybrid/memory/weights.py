@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass
 
 from gptq_hybrid.checkpoint import Checkpoint, layout_for
 
@@ -42,8 +42,8 @@ class WeightBytes:
 
     def rank(self, ranks: int) -> WeightBytes:
         """The share of one of ``ranks`` GPUs: all is divided but ``rest``, which each has whole."""
-        divided = (-(-part // ranks) for part in astuple(self)[:-1])
-        return WeightBytes(*divided, self.rest)
+        divided = {name: -(-part // ranks) for name, part in asdict(self).items()}
+        return WeightBytes(**divided | {"rest": self.rest})
 
 
 def weight_bytes(checkpoint: Checkpoint) -> WeightBytes:

@@ -191,14 +191,17 @@ def sentences(found: Explanation) -> Iterator[str]:
         yield f"{version} had {size_text(cache)} for its KV cache and did not start{needed}."
     elif found.counted == "one group":
         yield (
-            f"{version} logged {log.tokens:,} tokens, which is 1/{found.groups} of the cache: it counts the blocks of one "
+            f"{version} logged {log.tokens:,} tokens, which is 1/{found.groups} of the cache: it counts "
+            f"the blocks of one "
             f"of {found.groups} groups of layers, though all draw from one pool. One sequence can have "
             f"{found.alone:,} tokens."
         )
     elif found.counted == "requests":
         yield (
-            f"{version} logged {log.tokens:,} tokens: --max-model-len ({log.length:,}) times the requests of that length "
-            f"that fit at once ({log.tokens / (log.length or 1):.2f}), each with its states. It is no number of tokens "
+            f"{version} logged {log.tokens:,} tokens: --max-model-len ({log.length:,}) times the requests "
+            f"of that length "
+            f"that fit at once ({log.tokens / (log.length or 1):.2f}), each with its states. It is no "
+            f"number of tokens "
             "that any load could fill: with another --max-model-len it is another."
         )
     else:
@@ -208,15 +211,18 @@ def sentences(found: Explanation) -> Iterator[str]:
         )
     states = layout.sequence_bytes
     yield (
-        f"Of {size_text(cache)} each running sequence takes {size_text(states)} for its Gated-DeltaNet states, whatever "
-        f"its length, and a token {layout.token_bytes * layout.attention_layers:,} bytes. So one sequence alone can "
+        f"Of {size_text(cache)} each running sequence takes {size_text(states)} for its Gated-DeltaNet "
+        f"states, whatever "
+        f"its length, and a token {layout.token_bytes * layout.attention_layers:,} bytes. So one sequence "
+        f"alone can "
         f"have {found.alone:,} tokens, {found.sequences} at once {found.each:,} each."
     )
     if log.length and found.alone > log.length and found.sequences == 1:
         yield f"--max-model-len {log.length:,} is less than fits: up to {found.alone:,}."
     if log.length and found.each < log.length and found.sequences > 1:
         yield (
-            f"{found.sequences} requests of {log.length:,} tokens do not fit at once; {layout.at_once(cache, log.length)} "
+            f"{found.sequences} requests of {log.length:,} tokens do not fit at once; "
+            f"{layout.at_once(cache, log.length)} "
             "do, and the others wait or are put off and read again."
         )
 

@@ -29,7 +29,8 @@ def verdict(plan: Plan) -> str:
     ]
     if plan.question.tensor_parallel > 1:
         what.append(f"{plan.question.tensor_parallel} GPUs")
-    return f"{plan.checkpoint.location} on {plan.question.card.name}: {plan.sure}: {_load(plan)}, {', '.join(what)}."
+    where = f"{plan.checkpoint.location} on {plan.question.card.name}"
+    return f"{where}: {plan.sure}: {_load(plan)}, {', '.join(what)}."
 
 
 def _load(plan: Plan) -> str:
@@ -41,7 +42,8 @@ def _load(plan: Plan) -> str:
         return f"contexts up to {fitted.context:,} tokens, {fitted.tokens:,} in {number} at once"
     if question.context is None and not fitted.fits:
         return f"{number} at once, of any length"
-    return f"{number} of {question.context or fitted.context:,} tokens{' each' if fitted.sequences > 1 else ''} at once"
+    each = " each" if fitted.sequences > 1 else ""
+    return f"{number} of {question.context or fitted.context:,} tokens{each} at once"
 
 
 def _kv_text(kv: str) -> str:
@@ -53,7 +55,8 @@ def answers(plan: Plan) -> Iterator[str]:
     low, high = plan.margin
     each = " each" if plan.fit.sequences > 1 else ""
     yield (
-        f"With {plan.fit.sequences} at once there is room for {plan.option.longest:,} tokens{each}; {low:,} if running "
+        f"With {plan.fit.sequences} at once there is room for {plan.option.longest:,} tokens{each}; "
+        f"{low:,} if running "
         f"takes as much as was ever seen, {high:,} if it takes as little."
     )
     if not plan.option.holds:
@@ -89,12 +92,13 @@ def _about_drafts(plan: Plan) -> Iterator[str]:
         return
     shown = plan.fit.drafts or 2
     without, with_drafts = options[0], options[shown]
+    number = plan.number
     lost = without.fit.tokens - with_drafts.fit.tokens
+    states = (with_drafts.fit.layout.sequence_bytes - without.fit.layout.sequence_bytes) * number
     yield (
-        f"{shown} draft{'' if shown == 1 else 's'} cost {lost:,} tokens of KV cache at {without.fit.sequences} at once: "
-        f"{size_text(without.fit.cache - with_drafts.fit.cache)} of MTP head, "
-        f"{size_text((with_drafts.fit.layout.sequence_bytes - without.fit.layout.sequence_bytes) * without.fit.sequences)} "
-        "of states, and one more layer of keys and values."
+        f"{shown} draft{'' if shown == 1 else 's'} cost {lost:,} tokens of KV cache with {number} at once: "
+        f"{size_text(without.fit.cache - with_drafts.fit.cache)} of MTP head, {size_text(states)} of states, "
+        "and one more layer of keys and values."
     )
     if (
         without.round is None
@@ -105,12 +109,11 @@ def _about_drafts(plan: Plan) -> Iterator[str]:
         yield "Whether drafts pay is not said: the card's bandwidth is not known (--bandwidth)."
         return
     ratio = with_drafts.round / without.round
-    number = plan.question.concurrency or 1
     reason = ""
     if with_drafts.kept < min(number, without.kept):
         reason = (
-            f", as {with_drafts.kept} of {number} contexts stay cached in place of {min(number, without.kept)} and the "
-            "rest are read again"
+            f", as {with_drafts.kept} of {number} contexts stay cached in place of "
+            f"{min(number, without.kept)} and the rest are read again"
         )
     elif with_drafts.at_once < min(number, without.at_once):
         reason = f", as {with_drafts.at_once} run at once in place of {min(number, without.at_once)}"
@@ -122,6 +125,12 @@ def _about_drafts(plan: Plan) -> Iterator[str]:
         yield (
             f"MTP pays: derived, a round of {number} takes {ratio:.2f} of the time without it, at "
             f"{plan.question.tokens_a_step(shown):.2f} tokens a step."
+        )
+    if plan.schedule:
+        ranges = ", ".join(f"{drafts} for {first} to {last} at once" for first, last, drafts in plan.schedule)
+        yield (
+            f"Fastest by batch size, derived: {ranges}; in --speculative-config that is "
+            f'"num_speculative_tokens_per_batch_size": {schedule_text(plan)} (vLLM 0.24 and later).'
         )
 
 
@@ -153,12 +162,12 @@ def _margin(figure: Figure) -> str:
 def drafts_table(plan: Plan) -> ReportTable:
     """The same request by number of drafts."""
     question = plan.question
-    number = question.concurrency or plan.fit.sequences
     shares = ", ".join(f"{share:.0%}" for share in question.acceptance)
     usual = "as published for trained heads" if question.acceptance == ACCEPTANCE else "as given"
     table = report_table(
-        f"By drafts, {number} at once",
-        f"Speeds and rounds (each replies once with {REPLY} tokens) are derived; accepted by position {shares}, {usual}.",
+        f"By drafts, {plan.number} at once",
+        f"Speeds and rounds (each replies once with {REPLY} tokens) are derived; accepted by position "
+        f"{shares}, {usual}.",
     )
     for title in ("drafts", "tokens each", "at once", "kept", "tok/s each", "tok/s all", "round, s"):
         table.add_column(title, justify="right")
@@ -178,7 +187,7 @@ def _row(option: Option) -> list[str]:
 def choices_table(plan: Plan) -> ReportTable:
     """The same request by KV type and by recipe."""
     table = report_table(
-        f"Tokens each of {plan.question.concurrency or plan.fit.sequences}, with other choices",
+        f"Tokens each of {plan.number}, with other choices",
         "int4_per_token_head takes vLLM's Triton kernels of attention, which are slower.",
     )
     table.add_column("choice", no_wrap=True)
@@ -210,8 +219,7 @@ def _reason(plan: Plan, flag: str) -> str:
     block = fitted.layout.block_tokens
     reasons = {
         "--speculative-config": f"{fitted.drafts} drafts by the checkpoint's MTP head, "
-        f"{question.tokens_a_step(fitted.drafts):.2f} tokens a step (derived)"
-        + (", fewer in larger batches" if plan.schedule else ""),
+        f"{question.tokens_a_step(fitted.drafts):.2f} tokens a step (derived)",
         "--kv-cache-dtype": "half the bytes of a token in 16 bits, or fewer",
         "--gpu-memory-utilization": "the share vLLM may take; raise it only where nothing else uses the card",
         "--max-num-seqs": "so many hold their states at once; more would only be put off",

@@ -77,6 +77,11 @@ class Plan:
         return self.option.fit
 
     @property
+    def number(self) -> int:
+        """Sequences at once that the tables are for."""
+        return self.question.concurrency or self.fit.sequences
+
+    @property
     def tokens(self) -> int:
         """Tokens that each of the sequences is planned to hold at once."""
         if self.question.context is not None:
@@ -180,7 +185,7 @@ def solve(checkpoint: Checkpoint, question: Question) -> Plan:
         checkpoint=checkpoint,
         option=option,
         solved=tuple(name for name, value in given.items() if value is None),
-        drafts=tuple(_option(checkpoint, same, number, kv) for number in counts),
+        drafts=tuple(_option(checkpoint, same, number, kv) for number in sorted({*counts, drafts})),
         kv_types=tuple(
             _option(checkpoint, same, drafts, name) for name in ("auto", "fp8", *TRITON_KV_DTYPES[-1:])
         ),
@@ -262,8 +267,8 @@ def _batched(question: Question, block: int) -> int:
 def _choose(options: dict[tuple[int, str], Option], question: Question) -> tuple[int, str]:
     """Drafts and KV type.
 
-    Of what holds, the fastest; where speeds are alike, the fewest drafts, as each takes cache. If nothing holds, what
-    comes closest. Where all else is given, the KV type with the most bits that still holds it.
+    Of what holds, the fastest; where speeds are alike, the fewest drafts, as each takes cache. If nothing holds,
+    what comes closest. Where all else is given, the KV type with the most bits that still holds it.
     """
     able = [key for key, option in options.items() if option.holds]
     if not able:

@@ -1,12 +1,12 @@
 """How fast a step of decoding is, derived from what it must read and compute; for comparing numbers of drafts.
 
-A step reads every weight that it uses once, the keys and values of each sequence, and reads and writes each state. It
-multiplies each token of the batch, drafts included, by every linear. Whichever takes longer sets the pace:
+A step reads every weight that it uses once, the keys and values of each sequence, and reads and writes each state.
+It multiplies each token of the batch, drafts included, by every linear. Whichever takes longer sets the pace:
 
     seconds = max(bytes / (SHARE × bandwidth), 2 × parameters × tokens / dense rate)
 
-A prompt takes ``2 × parameters × tokens`` operations. When agents take turns and not all of their contexts stay in the
-prefix cache, those that do not are read again; a round is one turn of each:
+A prompt takes ``2 × parameters × tokens`` operations. When agents take turns and not all of their contexts stay in
+the prefix cache, those that do not are read again; a round is one turn of each:
 
     round = sequences × (reply / total speed + share read again × context / prompt speed)
 
@@ -24,7 +24,8 @@ from gptq_hybrid.memory import Fit
 
 from .question import Question
 
-# Share of the public bandwidth that a step reaches: 0.8 in that report; 0.5 on an H200, whose launches set the pace.
+# Share of the public bandwidth that a step reaches: 0.8 in that report; 0.5 on an H200, whose launches set the
+# pace.
 SHARE = 0.8
 # Share of the tensor rate that a prompt reaches with Marlin, in that report and on an RTX 6000 Ada.
 PROMPT_SHARE = 0.82

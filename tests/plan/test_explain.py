@@ -21,7 +21,8 @@ def config_line(version: str, **more: object) -> str:
     told = {"max_seq_len": 200000, "kv_cache_dtype": "fp8", "enable_prefix_caching": True, **more}
     words = ", ".join(f"{name}={value}" for name, value in told.items())
     return (
-        f"(EngineCore_DP0 pid=7) INFO 11-30 20:15:35 [core.py:105] Initializing a V1 LLM engine (v{version}) with config: "
+        f"(EngineCore_DP0 pid=7) INFO 11-30 20:15:35 [core.py:105] Initializing a V1 LLM engine "
+        f"(v{version}) with config: "
         "model='./Qwen3.6-27B-W4A16-G128', speculative_config=SpeculativeConfig(method='mtp', "
         f"model='./Qwen3.6-27B-W4A16-G128', num_spec_tokens=2), tokenizer='x', tensor_parallel_size=1, {words}\n"
     )
@@ -33,8 +34,8 @@ def old_log(gib: float, tokens: int, length: int) -> str:
         "INFO [utils.py:233] non-default args: {'model_tag': './Qwen3.6-27B-W4A16-G128', 'max_num_seqs': 8, "
         "'gpu_memory_utilization': 0.95}\n"
         + config_line("0.19.1", max_seq_len=length)
-        + "INFO [config.py:281] Setting attention block size to 1600 tokens to ensure that attention page size is >= "
-        "mamba page size.\n"
+        + "INFO [config.py:281] Setting attention block size to 1600 tokens to ensure that attention page size is "
+        ">= mamba page size.\n"
         "INFO [gpu_model_runner.py:4837] Model loading took 18.23 GiB memory and 9.1 seconds\n"
         "INFO [backends.py:391] Compiling a graph for compile range (1, 2048) takes 31.02 s\n"
         f"INFO [gpu_worker.py:436] Available KV cache memory: {gib} GiB\n"
@@ -50,7 +51,7 @@ def old_log(gib: float, tokens: int, length: int) -> str:
 def test_the_reference_card_s_rows_come_out_and_are_a_quarter(
     full: Full, gib: float, tokens: int, card: str, length: int
 ) -> None:
-    """21.79 and 9.86 GiB are rounded: within 0.005 GiB the count of one group of four is the card's to the digit."""
+    """21.79 and 9.86 GiB are rounded: within 0.005 GiB the count of one group of four is the card's."""
     assert f"{tokens // 1000}K" == card
     found = explain(parse_log(old_log(gib, tokens, length)), full("reference"))
     assert found.counted == "one group"
@@ -77,8 +78,8 @@ def test_newer_releases_count_whole_requests(full: Full) -> None:
         config_line("0.33.0", max_seq_len=100000)
         + "INFO [core.py] Directly load AOT compilation from path /x\n"
         + "INFO [gpu_worker.py:700] Available KV cache memory: 8.0 GiB\n"
-        + "INFO [kv_cache_utils.py:1140] GPU KV cache size: 205,333 tokens, Maximum concurrency for 100,000 tokens per "
-        "request: 2.05x\n"
+        + "INFO [kv_cache_utils.py:1140] GPU KV cache size: 205,333 tokens, Maximum concurrency for 100,000 tokens "
+        "per request: 2.05x\n"
     )
     found = explain(parse_log(text), full("static-mse"))
     assert found.counted == "requests"
@@ -114,8 +115,10 @@ def test_gains_are_tokens_for_the_same_sequences(full: Full) -> None:
 
 def test_a_start_that_failed_for_its_cache_is_explained(full: Full) -> None:
     text = config_line("0.32.0", max_seq_len=262144) + (
-        "ValueError: To serve at least one request with the model's max seq len (262144), (9.12 GiB KV cache is needed, "
-        "which is larger than the available KV cache memory (3.42 GiB). Based on the available memory, the estimated "
+        "ValueError: To serve at least one request with the model's max seq len (262144), (9.12 GiB KV "
+        "cache is needed, "
+        "which is larger than the available KV cache memory (3.42 GiB). Based on the available memory, "
+        "the estimated "
         "maximum model length is 86400."
     )
     found = explain(parse_log(text), full("static-mse"))
@@ -135,8 +138,8 @@ def test_a_cpu_engine_s_log(original: DemoCheckpoint) -> None:
     text = (
         config_line("0.32.0", max_seq_len=512, kv_cache_dtype="auto", enable_prefix_caching=False)
         + "INFO [cpu_worker.py:233] Explicitly set (1.0/23.5) GiB for KV cache on node 0.\n"
-        + "INFO [kv_cache_utils.py:2327] CPU KV cache size: 65,536 tokens, Maximum concurrency for 512 tokens per request: "
-        "128.00x\n"
+        + "INFO [kv_cache_utils.py:2327] CPU KV cache size: 65,536 tokens, Maximum concurrency for 512 tokens "
+        "per request: 128.00x\n"
     )
     found = explain(parse_log(text), Checkpoint.open(original.path))
     assert found.log.device == "CPU"

@@ -108,10 +108,12 @@ def test_auto_is_this_machine_s_gpu(
 
 
 LOG = (
-    "INFO [core.py:105] Initializing a V1 LLM engine (v0.32.0) with config: model={model!r}, speculative_config=None, "
+    "INFO [core.py:105] Initializing a V1 LLM engine (v0.32.0) with config: model={model!r}, "
+    "speculative_config=None, "
     "max_seq_len=512, tensor_parallel_size=1, kv_cache_dtype=auto, enable_prefix_caching=False\n"
     "INFO [gpu_worker.py:700] Available KV cache memory: 1.0 GiB\n"
-    "INFO [kv_cache_utils.py:2327] GPU KV cache size: {tokens:,} tokens, Maximum concurrency for 512 tokens per request: "
+    "INFO [kv_cache_utils.py:2327] GPU KV cache size: {tokens:,} tokens, Maximum concurrency for 512 "
+    "tokens per request: "
     "1.0x\n"
 )
 

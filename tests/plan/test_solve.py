@@ -137,7 +137,7 @@ def test_agents_whose_contexts_do_not_stay_cached_are_better_off_without_mtp(ful
 
 
 def test_speeds_are_near_the_one_report_of_this_model_on_a_4090(full: Full) -> None:
-    """Stock vLLM 0.30, INT4, text alone: 52.5 to 53.7 tokens a second, 82.3 with two drafts; prompts 2,814 to 2,888."""
+    """Stock vLLM 0.30, INT4, text alone: 53 tokens a second, 82.3 with two drafts; prompts 2,814 to 2,888."""
     question = Question(card("RTX 4090"))
     for drafts, reported in ((0, 53.1), (2, 82.3)):
         fitted = fit(full("static-mse"), 24 * GIB, drafts=drafts, kv_dtype="fp8", images=False)

@@ -1,7 +1,7 @@
 """KV tokens as `qwen36 plan` computes them against those that vLLM logs, and the largest batch that runs.
 
-    python -m bench.plan.compare OUT.json --inside /tmp/vllm-0.26.0/bin/python ...   # any release, on a CPU
-    python -m bench.plan.compare OUT.json --engine CHECKPOINT [--gpu] [--only 3]     # engines of this vLLM
+    python -m tests.plan.compare OUT.json --inside /tmp/vllm-0.26.0/bin/python ...   # any release, on a CPU
+    python -m tests.plan.compare OUT.json --engine CHECKPOINT [--gpu] [--only 3]     # engines of this vLLM
 
 `--inside`: no engine and no weights. In a process of that Python vLLM's own config, model classes of the 27B (on
 `meta`), ``Platform.update_block_size_for_backend`` and ``EngineCore._initialize_kv_caches`` divide a pretended
@@ -230,7 +230,7 @@ def main() -> None:
             ]
         for python, *rest in wanted:
             subprocess.run(
-                [python, "-m", "bench.plan.compare", str(args.out), "--only", "-1", *rest], check=True
+                [python, "-m", "tests.plan.compare", str(args.out), "--only", "-1", *rest], check=True
             )
         return
     result = load(args.out) or {"inside": {}, "engines": {}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -136,15 +137,17 @@ class Plan:
 
     @cached_property
     def schedule(self) -> list[tuple[int, int, int]]:
-        """Ranges of batch sizes with the number of drafts that is fastest there, derived; empty for one number."""
+        """Ranges of batch sizes with the drafts that are fastest there, derived; empty where fewer never pay."""
         most, drafts = self.fit.sequences, self.fit.drafts
         if not drafts or most < 2 or not self.question.card.bandwidth:
             return []
-        ranges: list[tuple[int, int, int]] = []
-        for batch in range(1, most + 1):
-            best = _fastest(self.checkpoint, self.question, self.drafts[: drafts + 1], batch, self.tokens)
-            if ranges and ranges[-1][2] == best:
-                ranges[-1] = (ranges[-1][0], batch, best)
+        options = [option for option in self.drafts if option.fit.drafts <= drafts]
+        ranges = [(1, 1, drafts)]
+        for batch in range(2, most + 1):
+            first, _, before = ranges[-1]
+            best = min(before, _fastest(self.checkpoint, self.question, options, batch, self.tokens))
+            if best == before:
+                ranges[-1] = (first, batch, best)
             else:
                 ranges.append((batch, batch, best))
         return ranges if len(ranges) > 1 else []
@@ -294,7 +297,7 @@ def _choose(options: dict[tuple[int, str], Option], question: Question) -> tuple
 
 
 def _fastest(
-    checkpoint: Checkpoint, question: Question, options: tuple[Option, ...], batch: int, tokens: int
+    checkpoint: Checkpoint, question: Question, options: Sequence[Option], batch: int, tokens: int
 ) -> int:
     speeds = {
         option.fit.drafts: found.total

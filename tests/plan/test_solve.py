@@ -223,18 +223,23 @@ def test_the_reserve_of_check_is_the_sum_of_the_parts() -> None:
     assert RESERVE == 2.5 * GIB
 
 
-def test_drafts_follow_the_size_of_the_batch_where_they_stop_paying(full: Full) -> None:
-    found = plan(
-        full, "static-mse", "RTX 3090", context=4000, concurrency=2, drafts=3, acceptance=(0.9, 0.2, 0.1)
-    )
-    assert found.schedule == [] or found.schedule[0][0] == 1
-    compute = plan(
-        full, "compact", "H200", context=2000, concurrency=256, drafts=3, acceptance=(0.7, 0.4, 0.2)
-    )
-    counts = [drafts for _, _, drafts in compute.schedule]
-    assert counts == sorted(counts, reverse=True)
-    assert counts[0] > counts[-1]
-    assert compute.schedule[-1][1] == 256
+def test_drafts_fall_with_the_size_of_the_batch_where_they_stop_paying(full: Full) -> None:
+    """Past what memory can feed, a rejected draft is work that brought nothing."""
+    unlikely = (0.7, 0.4, 0.2)
+    large = plan(full, "compact", "H200", context=2000, concurrency=256, drafts=3, acceptance=unlikely)
+    counts = [drafts for _, _, drafts in large.schedule]
+    assert counts == sorted(set(counts), reverse=True)
+    assert counts[0] == 3 > counts[-1]
+    assert [large.schedule[0][0], large.schedule[-1][1]] == [1, 256]
+    assert any("num_speculative_tokens_per_batch_size" in sentence for sentence in answers(large))
+    assert plan(full, "static-mse", "L40S", concurrency=8, drafts=3).schedule == []
+
+
+@pytest.mark.parametrize("drafts", [5, 8])
+def test_more_drafts_than_the_table_usually_shows_are_shown(full: Full, drafts: int) -> None:
+    found = plan(full, "compact", "L40S", concurrency=2, drafts=drafts)
+    assert [option.fit.drafts for option in found.drafts] == [0, 1, 2, 3, 4, drafts]
+    assert any(sentence.startswith(f"{drafts} drafts cost ") for sentence in answers(found))
 
 
 @pytest.mark.parametrize(

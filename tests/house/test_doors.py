@@ -27,7 +27,7 @@ FLOORS = {
         ("demo", "sensitivity"),
         ("quantize",),
         ("definition",),
-        ("writer", "evaluate", "live"),
+        ("writer", "evaluate", "live", "plan"),
         ("recipes",),
         ("upstream",),
         ("doctor", "calibration", "streaming", "draft_vocab", "losses"),

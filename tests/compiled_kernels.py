@@ -26,7 +26,7 @@ import triton
 
 from gptq_hybrid.upstream.speedups import _block_kernel
 from vllm_qwen36_plugin.act_order import norm_kernel
-from vllm_qwen36_plugin.prefill import activations, expand
+from vllm_qwen36_plugin.prefill import activations, eight_bit_words, expand
 
 FP8 = torch.float8_e4m3fn
 TYPES = {
@@ -205,6 +205,16 @@ def _quantizing(k: int) -> Callable[[pytest.MonkeyPatch], Launch]:
     return record
 
 
+def _rearranging(signs: bool) -> Callable[[pytest.MonkeyPatch], Launch]:
+    def record(patch: pytest.MonkeyPatch) -> Launch:
+        launch = replaced(patch, eight_bit_words, "_rearrange")
+        out = _empty(K // 32, 4 * COLUMNS, dtype=torch.int32)
+        eight_bit_words.rearrange(_empty(K * N // 8, dtype=torch.int32), out, COLUMNS, N, signs=signs)
+        return launch
+
+    return record
+
+
 def norming(
     dtype: torch.dtype, *, add: bool, warps: int = norm_kernel.WARPS
 ) -> Callable[[pytest.MonkeyPatch], Launch]:
@@ -259,6 +269,13 @@ def _expand_cases() -> Iterator[Case]:
 
 CASES = (
     *_expand_cases(),
+    *(
+        Case(
+            "words for 8 bits", "as e4m3" if signs else "as int8", _rearranging(signs), targets, 6,
+            (_LOADS, _STORES), (_NARROW_STORES,),
+        )
+        for signs, targets in ((False, TARGETS), (True, HAVE_E4M3))
+    ),
     *(
         Case("tokens to e4m3", f"k {k}", _quantizing(k), HAVE_E4M3, 2 if k == 17408 else 7, (_TO_E4M3, _LOADS))
         for k in (5120, 6144, 17408)

@@ -64,6 +64,16 @@ def interpreted_activations() -> Any:
     return _interpreted(activations, "quantize_tokens")
 
 
+@pytest.fixture(scope="session")
+def interpreted_words() -> Any:
+    """`eight_bit_words` likewise, as ``interpreted_words.rearrange``."""
+    pytest.importorskip("torch")
+    pytest.importorskip("triton")
+    from vllm_qwen36_plugin.prefill import eight_bit_words
+
+    return _interpreted(eight_bit_words, "rearrange")
+
+
 def _interpreted(stock: Any, function: str) -> Any:
     from triton.runtime import interpreter
 

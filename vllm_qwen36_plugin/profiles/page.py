@@ -28,8 +28,8 @@ PAGE = Path(__file__).with_name("ROOFLINE.md")
 TOKENS = (512, 1024, 2048, 4096, 8192)
 _TOP = f"""# Prefill on Ada and Ampere: derived, not measured
 
-Written by `python -m vllm_qwen36_plugin.profiles.page` from the rates in `derived_prefill.py`. None of the cards was
-at hand. Times of all quantized linears of one pass of the 27B (24.3 billion values), as shares of Marlin's:
+Written by `python -m vllm_qwen36_plugin.profiles.page` from the rates in `derived_prefill.py`. None of the cards
+was at hand. Times of all quantized linears of one pass of the 27B (24.3 billion values), as shares of Marlin's:
 
     stock(M) = M · s        route(M) = e + M · p
 

@@ -145,9 +145,8 @@ class Preparation:
     def fp8_scales(self, linear: dispatch.Linear, tensors: Sequence[torch.Tensor]) -> torch.Tensor | None:
         """Compute a layer's FP8 scales, float32 ``[2, n]``; None without ``prefill=fp8`` or a GPU that has e4m3."""
         scales, known = tensors[linear.scales], self.linears.get(linear.shape)
-        if "fp8" not in self.settings.routes or not fp8_possible(scales.device):
-            return None
-        if known is not None and not known.takes("fp8"):
+        wanted = "fp8" in self.settings.routes and (known is None or known.takes("fp8"))
+        if not wanted or not fp8_possible(scales.device):
             return None
         computed = fp8_scales(scales, linear.shape.bits)
         if linear.shape.layout == "marlin":
@@ -314,8 +313,14 @@ class Preparation:
                     "prefill=fp8 needs a GPU that multiplies e4m3 (Ada or later) and vLLM's kernel for it"
                 )
                 continue
-            if route in EIGHT_BIT and not _rows_are_known():
-                continue
+            if route in EIGHT_BIT:
+                try:
+                    decode_rows.publish_rows()
+                except CompatError as error:
+                    _warn_once(
+                        f"8-bit activations are off, as no step says which rows are of prompts: {error}"
+                    )
+                    continue
             gemms: tuple[GemmName, ...] = ("vllm",)
             if route == "fp8":
                 device, dtype = tensors[linear.words].device, getattr(torch, linear.shape.dtype)
@@ -448,16 +453,6 @@ def fp8_possible(device: torch.device) -> bool:
         scaled_mm.check()
     except CompatError as error:
         _warn_once(str(error))
-        return False
-    return True
-
-
-def _rows_are_known() -> bool:
-    """Whether steps say which rows are of prompts; without that nothing may take activations of 8 bits."""
-    try:
-        decode_rows.publish_rows()
-    except CompatError as error:
-        _warn_once(f"8-bit activations are off, as nothing says which rows are of prompts: {error}")
         return False
     return True
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -15,10 +13,10 @@ pytest.importorskip("vllm")
 from gptq_hybrid.packing import dequantize, natural_g_idx, pack, quantize_rtn  # noqa: E402
 from tests.act_order.layers import GROUP, HIDDEN, Layer, act_order_config  # noqa: E402
 from tests.act_order.layers import one_rank as build_on_one_rank  # noqa: E402
+from tests.ranks import Ranks  # noqa: E402
 from vllm_qwen36_plugin.act_order import method as method_module  # noqa: E402
 from vllm_qwen36_plugin.act_order import split as split_module  # noqa: E402
 from vllm_qwen36_plugin.errors import ActOrderError  # noqa: E402
-from vllm_qwen36_plugin.upstream.tensor_parallel import Rank  # noqa: E402
 
 pytestmark = pytest.mark.engine  # no engine, but vLLM's linears are imported: some seconds
 
@@ -26,34 +24,6 @@ pytestmark = pytest.mark.engine  # no engine, but vLLM's linears are imported: s
 INNER = 288
 OUT = "model.layers.0.self_attn.o_proj"
 MLP = "model.layers.0.mlp"
-
-
-class Ranks:
-    """Threads that stand for ranks: each knows its number, and they wait for each other where they gather."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._own = threading.local()
-        self._barrier = threading.Barrier(size, timeout=60)
-        self._given: list[Any] = [None] * size
-
-    def rank(self) -> Rank:
-        return Rank(self._own.number, self.size)
-
-    def gathered(self, part: torch.Tensor, dim: int) -> torch.Tensor:
-        self._given[self._own.number] = part.clone()
-        self._barrier.wait()
-        whole = torch.cat(self._given, dim=dim)
-        self._barrier.wait()
-        return whole
-
-    def run(self, work: Callable[[int], Any]) -> list[Any]:
-        def one(number: int) -> Any:
-            self._own.number = number
-            return work(number)
-
-        with ThreadPoolExecutor(self.size) as pool:
-            return list(pool.map(one, range(self.size)))
 
 
 @pytest.fixture(params=[2, 3, 4])

@@ -34,8 +34,10 @@ class DraftReport:
         del self._dense_bytes[id(layer)]
         return len(self._dense_bytes)
 
-    def line(self, precision: Precision, model: torch.nn.Module, head: DraftHead | None) -> str:
-        """Say in one line what the linears took and take now, and what the draft head takes."""
+    def line(
+        self, precision: Precision, model: torch.nn.Module, head: DraftHead | None, gpus: int = 1
+    ) -> str:
+        """Say in one line what the linears took and take now, and what the draft head takes, a GPU."""
         parts = []
         if self._dense_bytes:
             before = sum(self._dense_bytes.values())
@@ -48,7 +50,8 @@ class DraftReport:
             which = "all" if head.ids is None else "the likeliest"
             share = f"{which} {tokens:,} of {head.vocabulary:,} tokens"
             parts.append(f"an output head of {head.bytes / _MIB:.0f} MiB for {share}")
-        return f"vllm-qwen36-plugin: drafts from {_NAMES[precision]}: {', '.join(parts)}"
+        each = f" (on each of {gpus} GPUs)" if gpus > 1 else ""
+        return f"vllm-qwen36-plugin: drafts from {_NAMES[precision]}: {', '.join(parts)}{each}"
 
 
 def _quantized_here(module: torch.nn.Module) -> bool:

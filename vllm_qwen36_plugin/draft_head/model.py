@@ -5,19 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from vllm.distributed import get_tensor_model_parallel_world_size
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 
 from vllm_qwen36_plugin.log import logger
 from vllm_qwen36_plugin.mtp_guard.worker import Qwen3_5MTP as _CheckedQwen3_5MTP
 from vllm_qwen36_plugin.options import PluginOptions
+from vllm_qwen36_plugin.ranks import agreed, first_rank
 from vllm_qwen36_plugin.report import note
 from vllm_qwen36_plugin.start import enter_salt
+from vllm_qwen36_plugin.upstream.tensor_parallel import rank
 
 from .banner import DraftReport
 from .head import DraftHead
 from .methods import CheckedOnLoad, quantizing_method
 from .settings import DraftSettings, current_device, draft_settings
+from .sharded import make_sharded
 from .vocabulary import draft_list, ids_to_draft
 
 # vLLM builds the draft model with an output head of its own and assigns the target's afterwards.
@@ -37,11 +39,8 @@ class Qwen3_5MTP(_CheckedQwen3_5MTP):  # noqa: N801 - vLLM's name for it
         self.draft_head: DraftHead | None = None
         self._report = DraftReport()
         try:
-            settings = draft_settings(
-                PluginOptions.of(vllm_config.additional_config),
-                *current_device(),
-                gpus=get_tensor_model_parallel_world_size(),
-            )
+            options = PluginOptions.of(vllm_config.additional_config)
+            settings = draft_settings(options, *current_device())
             self._quantize_linears(settings)
         except Exception as error:  # noqa: BLE001 - drafts as vLLM makes them are right too
             logger.warning(
@@ -83,20 +82,23 @@ class Qwen3_5MTP(_CheckedQwen3_5MTP):  # noqa: N801 - vLLM's name for it
             try:
                 self.draft_head = self._draft_head(lm_head, settings)
             except Exception as error:  # noqa: BLE001 - the target's head drafts as well
-                logger.warning(
-                    "vllm-qwen36-plugin: drafts use the model's own output head because %s",
-                    error or repr(error),
-                )
-        line = self._report.line(settings.precision, self.model, self.draft_head)
-        logger.info("%s", line)
-        note("drafts", settings.precision, line.partition(": ")[2])
+                if first_rank():
+                    logger.warning(
+                        "vllm-qwen36-plugin: drafts use the model's own output head because %s",
+                        error or repr(error),
+                    )
+        if first_rank():
+            line = self._report.line(settings.precision, self.model, self.draft_head, rank().size)
+            logger.info("%s", line)
+            note("drafts", settings.precision, line.partition(": ")[2])
 
     def _draft_head(self, lm_head: torch.nn.Module, settings: DraftSettings) -> DraftHead | None:
-        if get_tensor_model_parallel_world_size() > 1:
-            return None  # each GPU has a part of the output head
-        ids = ids_to_draft(settings, draft_list(self.vllm_config, settings))
+        ranks = rank().size
+        ids = agreed(lambda: ids_to_draft(settings, draft_list(self.vllm_config, settings), ranks))
         if ids is None and (settings.precision == "bf16" or not settings.whole_head):
             return None
+        if ranks > 1:
+            return make_sharded(lm_head, self.config.vocab_size, ids, settings.precision)
         return DraftHead(lm_head, self.config.vocab_size, ids, settings.precision)
 
     def compute_logits(self, hidden_states: torch.Tensor, spec_step_idx: int = 0) -> torch.Tensor | None:

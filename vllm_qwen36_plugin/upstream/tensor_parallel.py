@@ -1,4 +1,4 @@
-"""What the ranks of tensor parallelism tell each other while a model is loaded.
+"""What the ranks of tensor parallelism tell each other, most of it while a model is loaded.
 
 Calls: ``get_tp_group`` of ``vllm.distributed``, and PyTorch's collectives over its two process groups.
 Why: vLLM's own ``all_gather`` takes floating point alone on a CPU, and none of its calls carries Python objects.
@@ -48,6 +48,13 @@ def gathered(part: torch.Tensor, dim: int) -> torch.Tensor:
         group=group.cpu_group if part.device.type == "cpu" else group.device_group,
     )
     return torch.cat(list(parts), dim=dim)
+
+
+def gathered_logits(part: torch.Tensor) -> torch.Tensor:
+    """Concatenate floating-point parts along the last dimension while the model runs, as vLLM does with logits."""
+    from vllm.distributed import tensor_model_parallel_all_gather
+
+    return tensor_model_parallel_all_gather(part, -1)
 
 
 def told(mine: Any) -> list[Any]:

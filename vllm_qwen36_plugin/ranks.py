@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 Made = TypeVar("Made")
@@ -42,3 +42,19 @@ def agreed(make: Callable[[], Made]) -> Made:
     number, reason = failed[0]
     where = f" (on GPU {number} of {len(reasons)})" if rank().size > 1 else ""
     raise RankError(f"{reason}{where}") from error
+
+
+def on_each_rank(problems: Sequence[Sequence[str]]) -> list[str]:
+    """Join what the ranks found wrong: once what all found, and with the GPU what some did.
+
+    Args:
+        problems: of each rank.
+    """
+    common = [each for each in problems[0] if all(each in others for others in problems)]
+    of_some = [
+        f"on GPU {number} of {len(problems)}: {each}"
+        for number, found in enumerate(problems)
+        for each in found
+        if each not in common
+    ]
+    return common + of_some

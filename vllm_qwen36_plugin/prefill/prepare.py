@@ -14,7 +14,6 @@ import torch
 from vllm_qwen36_plugin.errors import CompatError
 from vllm_qwen36_plugin.hookspecs import shipped_profiles
 from vllm_qwen36_plugin.log import logger
-from vllm_qwen36_plugin.report import note
 from vllm_qwen36_plugin.upstream import scaled_mm
 from vllm_qwen36_plugin.upstream.cublas import release_workspaces
 from vllm_qwen36_plugin.upstream.linear_kernels import in_gptq_layout, left_to_vllm
@@ -36,6 +35,7 @@ from .profile import (
     shipped_for,
     write,
 )
+from .ranks import agree, tell
 from .replay import NotReplayable, Template
 from .routes import FP8_SCALE_BYTES, fp8_scales
 from .selftest import Original, problem_with, problem_with_replay, record_replay
@@ -412,18 +412,13 @@ def _begin() -> None:
     if preparation is None:
         return
     linears = list(preparation.linears.values())
-    _tell("prefill", preparation.settings.mode, table_line(linears, preparation.settings, preparation.source))
+    agree(linears)
+    tell("prefill", preparation.settings.mode, table_line(linears, preparation.settings, preparation.source))
     host = dispatch.pace()
     times = preparation.profile.times_us if preparation.profile else {}
     host.watch(
-        linears, times, preparation.host_us, lambda: _tell("prefill's host", "watched", pace_line(host))
+        linears, times, preparation.host_us, lambda: tell("prefill's host", "watched", pace_line(host))
     )
-
-
-def _tell(path: str, state: str, line: str) -> None:
-    """Log a line, and note it for /metrics without the plugin's name before it."""
-    logger.info("%s", line)
-    note(path, state, line.partition(": ")[2])
 
 
 def _load() -> Load:

@@ -15,7 +15,7 @@ What drafts cost is a variant less `none`; what 64 layers would add to each foll
 Made-up heads agree on next to nothing, and steps are counted by vLLM's own metrics. OUT.json is written after each
 variant; variants already in it with the same settings are kept unless named in --variants.
 
-With ``--tensor-parallel-size 2`` two GPUs share the model. Other processes run its kernels then, and none is counted.
+With ``--tensor-parallel-size 2`` two GPUs share the model; kernels are not counted then.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ import torch
 from vllm_qwen36_plugin.errors import CompatError
 from vllm_qwen36_plugin.hookspecs import shipped_profiles
 from vllm_qwen36_plugin.log import logger
-from vllm_qwen36_plugin.report import note
 from vllm_qwen36_plugin.upstream import decode_rows, scaled_mm
 from vllm_qwen36_plugin.upstream.cublas import release_workspaces
 from vllm_qwen36_plugin.upstream.linear_kernels import in_gptq_layout, left_to_vllm
@@ -38,6 +37,7 @@ from .profile import (
     shipped_for,
     write,
 )
+from .ranks import agree, tell
 from .replay import NotReplayable, Template
 from .routes import FP8_SCALE_BYTES, fp8_scales
 from .selftest import Original, failing, problem_with, problem_with_replay, record_replay
@@ -475,20 +475,15 @@ def _begin() -> None:
     preparation = latest()
     if preparation is None:
         return
-    preparation.give_back()
     linears = list(preparation.linears.values())
-    _tell("prefill", preparation.settings.mode, table_line(linears, preparation.settings, preparation.source))
+    agree(linears)
+    preparation.give_back()
+    tell("prefill", preparation.settings.mode, table_line(linears, preparation.settings, preparation.source))
     host = dispatch.pace()
     times = preparation.profile.times_us if preparation.profile else {}
     host.watch(
-        linears, times, preparation.host_us, lambda: _tell("prefill's host", "watched", pace_line(host))
+        linears, times, preparation.host_us, lambda: tell("prefill's host", "watched", pace_line(host))
     )
-
-
-def _tell(path: str, state: str, line: str) -> None:
-    """Log a line, and note it for /metrics without the plugin's name before it."""
-    logger.info("%s", line)
-    note(path, state, line.partition(": ")[2])
 
 
 def _reason(error: Exception) -> str:

@@ -42,6 +42,7 @@ FLOORS = {
         ("tune", "features", "models", "profiles"),
         ("draft_head",),
         ("act_order", "mtp_guard", "prefill", "cpu"),
+        ("ranks",),
         ("start", "upstream", "report"),
         ("options", "hookspecs", "log"),
         ("architectures", "errors"),

@@ -110,10 +110,10 @@ def plan_command(
     ] = 30.0,
     as_json: AsJson = False,
 ) -> None:
-    """Say what context, concurrency and drafts fit a GPU, and with which flags.
+    """Say what fits a GPU, and with which flags.
 
-    Reads headers and small files alone; no GPU is needed. Whatever of --context, --concurrency, --drafts and --kv
-    is left out is solved for.
+    Context, concurrency, drafts and KV type, from headers and small files alone; no GPU is needed. Whatever of
+    --context, --concurrency, --drafts and --kv is left out is solved for.
 
     Exit code 0: it fits, or should. 1: it does not, or the checkpoint is faulty. 2: bad input.
     """

@@ -191,9 +191,9 @@ def receipt_command(
 ) -> None:
     """Measure what a checkpoint does, so that others can check it.
 
-    Serves it, and sends prompts of six domains, cold and warm, one and several at a time, through vllm bench serve. Keeps times,
-    throughput, acceptance by position, versions, flags, GPU, clocks and the checkpoint's digest, and says what is
-    fiction. Writes receipt.json, a section for a model card, a picture, and .eval_results for the hub.
+    Serves it, and sends prompts of six domains through vllm bench serve, one and several at a time, cold and warm.
+    Keeps times, throughput, acceptance by position, versions, flags, GPU, clocks and the checkpoint's digest, and
+    says what is fiction. Writes receipt.json, a section for a model card, a picture, and .eval_results for the hub.
 
     Exit code 0: measured; with --verify, equal. 1: with --verify, not equal. 2: bad input, or a server that ended;
     what was measured is kept. 3: with --verify, intervals are too wide to say.
@@ -295,8 +295,8 @@ def _write(receipt: Receipt, folder: Path, benchmark: str | None) -> list[Path]:
 def _show(
     receipt: Receipt, folder: Path, written: list[Path], target: str, *, wide: bool, as_json: bool
 ) -> None:
-    from gptq_hybrid.receipt.target import is_url
     from gptq_hybrid.receipt.table import cells_table, summary
+    from gptq_hybrid.receipt.target import is_url
 
     card = "CHECKPOINT" if is_url(target) else shlex.quote(target)
     steps = [

@@ -9,7 +9,7 @@ from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.doctor import check
 from gptq_hybrid.live import Reading, advise
 
-from .plan import RANDOM
+from .load import LEAST_TOKENS
 from .record import Measured, Receipt
 
 # Of these, receipts cannot be compared.
@@ -106,9 +106,9 @@ def _of_cell(measured: Measured) -> Iterator[Warning]:
         yield _warning(
             "other-requests", f"{cell.name}: the server answered {counted - sent} requests of others"
         )
-    short = [count for repeat in repeats for count in repeat.output_tokens]
-    if cell.domain != RANDOM and sum(count < 2 for count in short) > len(short) / 2:
+    answers = [count for repeat in repeats for count in repeat.output_tokens]
+    if sum(count < LEAST_TOKENS for count in answers) > len(answers) / 2:
         yield _warning(
             "short-answers",
-            f"{cell.name}: most answers have one token or none, so there is hardly a time per token",
+            f"{cell.name}: most answers have fewer than {LEAST_TOKENS} tokens, and so no time per token",
         )

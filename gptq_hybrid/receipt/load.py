@@ -19,6 +19,8 @@ from gptq_hybrid.common.small_files import read_json
 
 _COMPLETIONS = "/v1/completions"
 _TAIL = 12
+# Of a shorter answer one part of the stream, with several tokens in it, would decide the time per token.
+LEAST_TOKENS = 8
 
 
 class LoadError(HybridError):
@@ -56,7 +58,8 @@ class Answers:
 
     Attributes:
         ttft: from the request to its first token.
-        tpot: from the first token to the last, for each token after the first; None for answers of fewer than two.
+        tpot: from the first token to the last, for each token after the first; None for answers of fewer than
+            :data:`LEAST_TOKENS`.
         itl: between the parts of a stream; with drafts a part has several tokens.
         prompt_tokens, output_tokens: counted by the server.
         seconds: from the first request to the last answer.
@@ -137,7 +140,7 @@ def read_answers(content: Mapping[str, Any]) -> Answers:
     outputs = [int(count) for count in content["output_lens"]]
     # As vLLM computes it: the stream after the first token, shared by the tokens in it.
     tpot = [
-        round(1e3 * sum(map(float, gaps)) / (count - 1), 4) if count > 1 and gaps else None
+        round(1e3 * sum(map(float, gaps)) / (count - 1), 4) if count >= LEAST_TOKENS and gaps else None
         for gaps, count in zip(content["itls"], outputs, strict=True)
     ]
     return Answers(

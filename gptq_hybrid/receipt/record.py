@@ -27,7 +27,7 @@ class Repeat:
     """One burst of a cell.
 
     Attributes:
-        ttft_ms, tpot_ms: of each request, milliseconds; a time per token is None for an answer of one token.
+        ttft_ms, tpot_ms: of each request, milliseconds; a time per token is None for a short answer.
         itl_ms: the distribution between parts of a stream: ``count``, ``mean`` and quantiles by their share.
         prompt_tokens, output_tokens: of each request.
         seconds: from the first request to the last answer.

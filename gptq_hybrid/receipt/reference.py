@@ -37,9 +37,9 @@ _TINY = (64, 16)
 _BATCHES = (1, 16)
 _GIB = 1 << 30
 NOT_COMPARABLE = (
-    "Not comparable to the card's own figures: another GPU than its L40S (memory bandwidth, FP8 and BF16 rates, and "
-    "which kernel vLLM picks), another vLLM than 0.19.1, drafts accepted at a given rate rather than by accident, and "
-    "tokens of KV cache as newer versions count them (0.19.1 shows about a quarter of them)."
+    "Not comparable to the card's own figures: another GPU than its L40S (memory bandwidth, FP8 and BF16 rates, "
+    "and which kernel vLLM picks), another vLLM than 0.19.1, drafts accepted at a given rate rather than by "
+    "accident, and tokens of KV cache as newer versions count them (0.19.1 shows about a quarter of them)."
 )
 # What a column is measured with, and the variables that make it so.
 _STOCK, _PLUGIN = "stock", "plugin"

@@ -85,22 +85,27 @@ def require_vllm() -> None:
     """Refuse where the load generator is missing.
 
     Raises:
-        HybridError: vLLM is not installed.
+        HybridError: vLLM is not installed, or pandas, with which its benchmark reads prompts.
     """
     if find_spec("vllm") is None:
         raise HybridError(
             "vLLM is not installed here, and the requests are sent by its `vllm bench serve`",
             remedy="Run: pip install 'vllm-qwen36-plugin[serve]' (where there is no GPU: [cpu])",
         )
+    if find_spec("pandas") is None:
+        raise HybridError(
+            "pandas is not installed, and `vllm bench serve` reads prompts with it",
+            remedy="Run: pip install pandas",
+        )
 
 
-def make_receipt(request: Request, tell: Tell | None = None, *, loads: Loads = vllm_bench) -> Receipt:
+def make_receipt(request: Request, tell: Tell | None = None, *, loads: Loads | None = None) -> Receipt:
     """Measure what the folder of ``request`` lacks; its receipt is written after every repeat.
 
     Args:
         request: what to measure.
         tell: how progress is told.
-        loads: makes the load generator, a context manager of a target and a log.
+        loads: makes the load generator, a context manager of a target and a log; ``vllm bench serve`` by default.
 
     Raises:
         HybridError: the target is no vLLM or no checkpoint, the folder holds a receipt of something else, or the
@@ -110,8 +115,8 @@ def make_receipt(request: Request, tell: Tell | None = None, *, loads: Loads = v
     require_vllm()
     earlier = read_receipt(request.out) if (request.out / NAME).is_file() else None
     if is_url(request.target):
-        return _of_url(request, earlier, tell, loads)
-    return _of_checkpoint(request, earlier, tell, loads)
+        return _of_url(request, earlier, tell, loads or vllm_bench)
+    return _of_checkpoint(request, earlier, tell, loads or vllm_bench)
 
 
 def _of_url(request: Request, earlier: Receipt | None, tell: Tell, loads: Loads) -> Receipt:

@@ -1,14 +1,18 @@
-"""The tokenizer and chat template of a running server, asked over HTTP."""
+"""The tokenizer, chat template and counters of a running server, asked over one connection."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.live import Counters, Scrape, read
 
 if TYPE_CHECKING:
+    import httpx
+
     from gptq_hybrid.calibration.prompts import Prompt
 
 _SECONDS = 120.0
@@ -16,7 +20,7 @@ _SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A server's ``/tokenize`` and ``/detokenize``.
+    """A server's ``/tokenize``, ``/detokenize`` and ``/metrics``.
 
     Attributes:
         url: of the server, without a trailing slash.
@@ -46,27 +50,35 @@ class Endpoint:
         ]
         return str(self._ask("/detokenize", {"tokens": list(ids)})["prompt"])
 
+    def counters(self) -> Counters:
+        """Read what the server has counted so far.
+
+        Raises:
+            HybridError: it does not answer.
+        """
+        response = self._send("GET", "/metrics", None)
+        return read(Scrape(self.url, response.text, None)).counters
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    @cached_property
+    def _client(self) -> httpx.Client:
+        import httpx
+
+        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        # Reading the system's certificates takes longer than all questions of a run; plain HTTP needs none.
+        verify = self.url.startswith("https://")
+        return httpx.Client(timeout=_SECONDS, headers=headers, trust_env=verify, verify=verify)
+
     def _ask(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         answer = self._post(path, body)
         assert answer is not None
         return answer
 
     def _post(self, path: str, body: Mapping[str, Any], *, may_refuse: bool = False) -> dict[str, Any] | None:
-        import httpx
-
-        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
-        try:
-            response = httpx.post(
-                self.url + path,
-                json={"model": self.model, **body},
-                headers=headers,
-                timeout=_SECONDS,
-                trust_env=False,
-            )
-        except httpx.HTTPError as error:
-            raise HybridError(
-                f"the server at {self.url} does not answer {path}: {error or type(error).__name__}"
-            ) from error
+        response = self._send("POST", path, {"model": self.model, **body})
         if response.status_code == 400 and may_refuse:
             return None
         if response.status_code != 200:
@@ -76,3 +88,13 @@ class Endpoint:
             )
         parsed: dict[str, Any] = response.json()
         return parsed
+
+    def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> httpx.Response:
+        import httpx
+
+        try:
+            return self._client.request(method, self.url + path, json=body)
+        except httpx.HTTPError as error:
+            raise HybridError(
+                f"the server at {self.url} does not answer {path}: {error or type(error).__name__}"
+            ) from error

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gptq_hybrid.calibration.prompts import Prompt
 from gptq_hybrid.common.errors import HybridError
-from gptq_hybrid.live import Counters, read, scrape
+from gptq_hybrid.live import Counters
 
 from .endpoint import Endpoint
 from .gpu import watching
@@ -100,7 +100,7 @@ class Measurement:
     def _measure(self, cell: Cell, burst: Burst, number: int) -> None:
         repeats = self.receipt.plan.repeats
         self.on_cell(f"{cell.name}, {number + 1} of {repeats}", self.done())
-        before = self._counters()
+        before = self.endpoint.counters()
         with watching(self.here) as watch:
             answers: Answers = self.load.run(burst)
         counted = self._settled().since(before)
@@ -152,14 +152,11 @@ class Measurement:
             return f"random tokens, {plan.random_tokens}/{plan.max_tokens}, seed {plan.seed}"
         return digest_of(p for number in range(plan.repeats) for p in self._prompts(cell, number, ""))
 
-    def _counters(self) -> Counters:
-        return read(scrape(self.endpoint.url, api_key=self.endpoint.api_key)).counters
-
     def _settled(self) -> Counters:
-        now = self._counters()
+        now = self.endpoint.counters()
         for _ in range(_SETTLE_TRIES):
             time.sleep(_SETTLED_AFTER)
-            before, now = now, self._counters()
+            before, now = now, self.endpoint.counters()
             if now == before:
                 break
         return now
@@ -169,7 +166,7 @@ class Measurement:
         kept = f"{done} repeats are kept in {self.path}; the same command goes on from there."
         remedy = "\n".join(filter(None, (error.remedy, kept if done else "Nothing was measured yet.")))
         try:
-            self._counters()
+            self.endpoint.counters()
         except HybridError:
             return HybridError(
                 f"the server at {self.endpoint.url} ended while {cell.name} was measured: {error.message}",

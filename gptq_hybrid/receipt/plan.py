@@ -119,6 +119,8 @@ class Plan:
                 f"the server's {max_model_len:,} tokens",
                 remedy="Serve with a larger --max-model-len, or give fewer with --random or --max-tokens.",
             )
+        if self.random_tokens:
+            return self, []
         fitting = tuple(c for c in self.contexts if self.tokens_of(c) <= room)
         if not fitting or room < 1:
             raise HybridError(

@@ -28,7 +28,7 @@ from .record import Receipt
 from .run import Request
 from .summary import Estimate, acceptance_by_position, median, over_repeats
 from .table import with_interval
-from .target import open_target, speculative
+from .target import at_least, open_target, speculative
 
 # Published for Qwen3.6-27B with four drafts on an Intel B70 card: 0.763, 0.623, 0.459, 0.396 by position.
 RATES = (0.763, 0.623)
@@ -207,9 +207,8 @@ def make_card(request: ReferenceRequest, measure: Measure) -> Card:
         variables: dict[str, str] = {}
         if not flags:
             command = serve_command(checkpoint, this_place(), drafts=0)
-            flags, variables = list(command.arguments[1:]), dict(command.environment)
-        if "--max-num-seqs" not in flags:
-            flags += ["--max-num-seqs", str(max(_BATCHES))]
+            variables = dict(command.environment)
+            flags = at_least(list(command.arguments[1:]), "--max-num-seqs", max(_BATCHES))
         flags += ["--speculative-config", json.dumps(config)]
         for variant in (_STOCK, _PLUGIN):
             label = Path(checkpoint.location).name

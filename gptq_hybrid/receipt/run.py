@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -213,7 +213,7 @@ def _measure(
     path = request.out / NAME
     target = Target(reading.url, model, _tokenizer(request, checkpoint, reading), request.api_key)
     tell.total(sum(len(m.repeats) for m in receipt.cells.values()), len(cells) * plan.repeats)
-    with _loads(loads, target, request.out / "bench.log") as load:
+    with closing(endpoint), _loads(loads, target, request.out / "bench.log") as load:
         measurement = Measurement(
             receipt,
             path,

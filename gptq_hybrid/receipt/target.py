@@ -128,7 +128,7 @@ def launch(
         arguments = list(command.arguments)
         variables = {**dict(command.environment), **variables}
         if place == "cpu":
-            arguments = _at_least(arguments, "--max-num-seqs", most_in_flight)
+            arguments = at_least(arguments, "--max-num-seqs", most_in_flight)
     variables = {k: v for k, v in variables.items() if k in (environment or {}) or k not in os.environ}
     return Launch(checkpoint, tuple(arguments), variables)
 
@@ -145,7 +145,8 @@ def _missing(flags: list[str], names: set[str]) -> list[str]:
     return kept
 
 
-def _at_least(arguments: list[str], name: str, least: int) -> list[str]:
+def at_least(arguments: list[str], name: str, least: int) -> list[str]:
+    """Return arguments in which the number of an option is no less than that; added where it is missing."""
     if name not in arguments:
         return [*arguments, name, str(least)]
     at = arguments.index(name) + 1

@@ -10,7 +10,11 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import sys
+
+# The program behind the command `vllm`. What it imports stays imported, so only the first run takes long.
+_PROGRAM = "vllm.entrypoints.cli.main"
 
 
 def main() -> None:
@@ -18,22 +22,21 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     # Whatever prints, also from compiled code, must not mix with the answers.
     os.dup2(2, 1)
-    from vllm.benchmarks.serve import add_cli_args
-    from vllm.benchmarks.serve import main as bench_serve
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-    parser = FlexibleArgumentParser()
-    add_cli_args(parser)
     for line in sys.stdin:
-        error = None
-        try:
-            bench_serve(parser.parse_args(json.loads(line)))
-        except SystemExit as ended:
-            error = f"vllm bench serve refused its arguments (exit code {ended.code})"
-        except Exception as raised:  # noqa: BLE001 - whatever it is, the other side has to hear of it
-            error = f"{type(raised).__name__}: {raised}"
-        answers.write(json.dumps({"error": error}) + "\n")
+        answers.write(json.dumps({"error": run(json.loads(line))}) + "\n")
         answers.flush()
+
+
+def run(arguments: list[str]) -> str | None:
+    """Run the command once; return what went wrong, or None."""
+    sys.argv = ["vllm", "bench", "serve", *arguments]
+    try:
+        runpy.run_module(_PROGRAM, run_name="__main__", alter_sys=False)
+    except SystemExit as ended:
+        return f"it refused its arguments (exit code {ended.code})" if ended.code else None
+    except Exception as raised:  # noqa: BLE001 - whatever it is, the other side has to hear of it
+        return f"{type(raised).__name__}: {raised}"
+    return None
 
 
 if __name__ == "__main__":

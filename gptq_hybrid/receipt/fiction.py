@@ -71,8 +71,9 @@ def of_checkpoint(folder: Path, *, vllm: str | None, plugin: bool) -> Iterator[W
     except HybridError as error:
         yield _warning("faulty-checkpoint", f"qwen36 check cannot read it: {error.message}")
         return
-    for finding in report.errors:
-        yield _warning("faulty-checkpoint", f"qwen36 check: {finding.message}")
+    if report.errors:
+        more = f"; and {len(report.errors) - 1} more" if len(report.errors) > 1 else ""
+        yield _warning("faulty-checkpoint", f"qwen36 check: {report.errors[0].message}{more}")
 
 
 def after(receipt: Receipt, reading: Reading) -> Iterator[Warning]:

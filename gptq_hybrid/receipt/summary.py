@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .record import Repeat
+if TYPE_CHECKING:
+    from .record import Repeat
 
 Array: TypeAlias = NDArray[np.float64]
 LEVEL, RESAMPLES, SEED = 0.95, 2000, 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,7 @@ def test_prompts_are_sent_as_they_are_and_in_order(tmp_path: Path) -> None:
 
 def test_random_prompts_have_their_lengths_and_seed(tmp_path: Path) -> None:
     arguments = bench_arguments(Burst((), 256, 16, 1024, 32, 7), TARGET, tmp_path, "r.json")
-    pairs = dict(zip(arguments[::2], arguments[1::2], strict=False))
+    pairs = dict(pairwise(arguments))
     assert "--dataset-path" not in arguments
     assert (pairs["--random-input-len"], pairs["--random-output-len"]) == ("1024", "256")
     assert (pairs["--num-prompts"], pairs["--seed"]) == ("32", "7")
@@ -130,3 +131,37 @@ for line in sys.stdin:
 def test_the_process_is_the_module_of_this_room() -> None:
     assert load.__package__ == "gptq_hybrid.receipt"
     assert sys.executable
+
+
+def test_the_program_runs_vllm_s_command_again_and_again_and_tells_what_went_wrong(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    code = """
+import json, pathlib, sys
+assert sys.argv[:3] == ["vllm", "bench", "serve"], sys.argv
+arguments = sys.argv[3:]
+concurrency = arguments[arguments.index("--max-concurrency") + 1]
+if concurrency == "2":
+    sys.exit(2)
+if concurrency == "3":
+    raise ValueError("no such tokenizer")
+print("what vLLM prints goes to the log")
+folder = pathlib.Path(arguments[arguments.index("--result-dir") + 1])
+name = arguments[arguments.index("--result-filename") + 1]
+(folder / name).write_text(pathlib.Path(SAVED).read_text())
+"""
+    folder = tmp_path / "vllm" / "entrypoints" / "cli"
+    folder.mkdir(parents=True)
+    for package in (folder, folder.parent, folder.parent.parent):
+        (package / "__init__.py").touch()
+    saved = str(RECORDED / "vllm-0.33.0-real.json")
+    (folder / "main.py").write_text(f"SAVED = {saved!r}\n{code}")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with vllm_bench(TARGET, tmp_path / "log") as bench:
+        assert bench.run(Burst(("a",), 8, 1)).output_tokens == (8, 8, 8)
+        with pytest.raises(LoadError, match=r"refused its arguments \(exit code 2\)"):
+            bench.run(Burst(("a",), 8, 2))
+        with pytest.raises(LoadError, match="ValueError: no such tokenizer"):
+            bench.run(Burst(("a",), 8, 3))
+        assert bench.run(Burst(("a",), 8, 1)).output_tokens == (8, 8, 8)
+    assert "what vLLM prints goes to the log" in (tmp_path / "log").read_text()

@@ -269,6 +269,7 @@ def _measured(request: Request) -> Receipt:
 
 @contextmanager
 def _progress(request: Request) -> Iterator[Tell]:
+    from gptq_hybrid.receipt.measure import count_of_repeats
     from gptq_hybrid.receipt.run import Tell
 
     with counting_bars(err()) as progress:
@@ -277,7 +278,7 @@ def _progress(request: Request) -> Iterator[Tell]:
         def total(done: int, of: int) -> None:
             progress.update(task, total=of, completed=done)
             if done:
-                note(f"{done} repeats are taken from {request.out}")
+                note(f"{count_of_repeats(done)} taken from {request.out}")
 
         def cell(what: str, done: int) -> None:
             progress.begin(task, what, completed=done)

@@ -163,7 +163,7 @@ class Measurement:
 
     def _ended(self, cell: Cell, error: HybridError) -> HybridError:
         done = self.done()
-        kept = f"{done} repeats are kept in {self.path}; the same command goes on from there."
+        kept = f"{count_of_repeats(done)} kept in {self.path}; the same command goes on from there."
         remedy = "\n".join(filter(None, (error.remedy, kept if done else "Nothing was measured yet.")))
         try:
             self.endpoint.counters()
@@ -173,3 +173,8 @@ class Measurement:
                 remedy=remedy,
             )
         return HybridError(f"{cell.name}: {error.message}", remedy=remedy)
+
+
+def count_of_repeats(count: int) -> str:
+    """Say a count of repeats with its verb: ``1 repeat is``, ``2 repeats are``."""
+    return f"{count} repeat{'s are' if count != 1 else ' is'}"

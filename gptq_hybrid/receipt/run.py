@@ -12,6 +12,7 @@ from typing import Any
 
 from gptq_hybrid.checkpoint import Checkpoint
 from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.common.versions import find_vllm, plugin_installed
 from gptq_hybrid.common.vllm_server import ServerExitedError, vllm_server
 from gptq_hybrid.doctor.chat import readable_template
 from gptq_hybrid.live import Reading, read, scrape
@@ -143,10 +144,18 @@ def _of_checkpoint(request: Request, earlier: Receipt | None, tell: Tell, loads:
     chat = readable_template(checkpoint) is not None
     plan, _ = _with_prompts(request, chat)
     if earlier is not None:
-        # Versions are known once it runs; what is typed is known now.
-        known = {**earlier.identity, "plan": plan.as_json(), **started.public}
+        # What the server says is known once it runs; what is typed and lies here is known now.
+        digest = describe_subject(checkpoint, "")["digest"]
+        known = {**earlier.identity, "plan": plan.as_json(), "digest": digest, **started.public}
+        installed = _release(find_vllm())
+        if installed != _release(earlier.server["vllm"]):
+            known["vllm"] = installed
         _refuse_other(earlier, known, request.out)
         if earlier.complete:
+            tell.note(
+                f"{request.out / NAME} is complete already, so nothing was measured. "
+                "To measure again, give another folder with --out."
+            )
             return earlier
     request.out.mkdir(parents=True, exist_ok=True)
     log = request.out / "server.log"
@@ -253,8 +262,6 @@ def _with_prompts(request: Request, chat: bool) -> tuple[Plan, Workload | None]:
 def _faults(checkpoint: Checkpoint) -> list[dict[str, str]]:
     if checkpoint.files.far:
         return []
-    from gptq_hybrid.common.versions import find_vllm, plugin_installed
-
     return list(fiction.of_checkpoint(checkpoint.path, vllm=find_vllm(), plugin=plugin_installed()))
 
 
@@ -264,6 +271,11 @@ def _tokenizer(request: Request, checkpoint: Checkpoint | None, reading: Reading
     if checkpoint is not None and not checkpoint.files.far:
         return str(checkpoint.path.resolve())
     return reading.root or reading.model or ""
+
+
+def _release(version: str | None) -> str | None:
+    """Return a version without what stands behind a plus sign, such as ``+cpu``."""
+    return None if version is None else version.partition("+")[0]
 
 
 def _refuse_silent(reading: Reading) -> None:

@@ -125,6 +125,27 @@ def test_a_complete_receipt_is_shown_again_without_a_server(
     again = run(MINI, "--quick", "--", "--max-num-seqs", "4")
     assert (first[0], again[0], made.bursts) == (0, 0, 0)
     assert first[1] == again[1]
+    assert "is complete already, so nothing was measured" in again[2]
+
+
+def test_a_receipt_of_the_weights_that_were_there_before_is_not_taken_for_these(
+    monkeypatch: pytest.MonkeyPatch, fake: FakeVllm, run: Run, tmp_path: Path
+) -> None:
+    import shutil
+
+    folder = tmp_path / "mine"
+    shutil.copytree(MINI, folder)
+    patched(monkeypatch, fake)
+    assert run(folder, "--quick", "--", "--max-num-seqs", "4")[0] == 0
+    head = folder / "mtp.safetensors"
+    raw = bytearray(head.read_bytes())
+    raw[-64:] = bytes(64)
+    raw[len(raw) // 2 :: 97] = bytes(len(raw[len(raw) // 2 :: 97]))
+    head.write_bytes(raw)
+    made = patched(monkeypatch, fake)
+    code, _, stderr = run(folder, "--quick", "--", "--max-num-seqs", "4")
+    assert (code, made.bursts) == (2, 0)
+    assert "is of something else: digest" in stderr
 
 
 def test_verify_measures_the_same_again_and_says_equal(

@@ -21,6 +21,11 @@ COMMANDS = (
     ("quantize", "_quantize:quantize_command", "Quantize a checkpoint to W4A16 GPTQ, MTP head included."),
     ("losses", "_losses:losses_command", "Say which modules were quantized badly."),
     ("check", "_check:check_command", "Say whether checkpoints will serve with vLLM and MTP."),
+    (
+        "plan",
+        "_plan:plan_command",
+        "Say what context, concurrency and drafts fit a GPU, and with which flags.",
+    ),
     ("doctor", "_doctor:doctor_command", "Say what a running server does, and what to change."),
     ("repair", "_repair:repair_command", "Rebuild the index, correct the config, graft a lost head."),
     ("eval", "_eval:eval_command", "Measure how far checkpoints are from their original."),

@@ -24,7 +24,7 @@ FLOORS = {
     "gptq_hybrid": (
         ("plugin",),  # what the distribution contributes to the hooks; loaded by name
         ("cli",),
-        ("demo", "sensitivity"),
+        ("demo", "sensitivity", "receipt"),
         ("quantize",),
         ("definition",),
         ("writer", "evaluate", "live", "plan"),

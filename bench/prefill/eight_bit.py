@@ -12,15 +12,7 @@ from typing import Any
 import torch
 
 from bench.arguments import command_line
-from bench.prefill.linear import (
-    build,
-    environment,
-    graphed,
-    kernel_config,
-    random_weight,
-    relative_rms,
-    vllm_config,
-)
+from bench.prefill import linear
 from bench.prefill.results import MODULES
 from bench.results import save
 from gptq_hybrid.packing import dequantize_symmetric
@@ -32,10 +24,9 @@ def measure(k: int, n: int) -> dict[str, Any]:
     from vllm_qwen36_plugin.prefill.shape import Shape
     from vllm_qwen36_plugin.upstream.linear_kernels import kernel_named
 
-    weight = random_weight(k, n, 128, torch.bfloat16, "cuda")
-    marlin = kernel_named("MarlinLinearKernel", "CUDA", kernel_config(k, n, 128, torch.bfloat16))
-    assert marlin is not None
-    kernel, layer = build(*weight, marlin, 128)
+    weight = linear.random_weight(k, n, 128, torch.bfloat16, "cuda")
+    marlin = kernel_named("MarlinLinearKernel", "CUDA", linear.kernel_config(k, n, 128, torch.bfloat16))
+    kernel, layer = linear.build(*weight, marlin, 128)
     scratch = torch.empty(k // 32, 4 * n, dtype=torch.int32, device="cuda")
     calls: dict[str, Any] = {"Marlin": partial(kernel.apply_weights, layer)}
     result: dict[str, Any] = {"same_words": {}, "failed": {}, "us": {}, "error": {}}
@@ -49,20 +40,20 @@ def measure(k: int, n: int) -> dict[str, Any]:
             result["failed"][name] = repr(error)
     for rows in (256, 512, 1024, 2048, 4096, 8192):
         x = torch.randn(rows, k, device="cuda", dtype=torch.bfloat16)
-        times = graphed({name: partial(call, x) for name, call in calls.items()}, rows * k * n / 1.5e8)
         exact = x[:256].float() @ dequantize_symmetric(*weight, 4).float().t()
-        result["us"][rows] = {name: each["us"] for name, each in times.items()}
-        result["error"][rows] = {name: relative_rms(call(x)[:256], exact) for name, call in calls.items()}
+        by_name = {name: partial(call, x) for name, call in calls.items()}
+        result["us"][rows] = linear.graphed(by_name, rows * k * n / 1.5e8)
+        result["error"][rows] = {name: linear.relative_rms(c(x)[:256], exact) for name, c in calls.items()}
     return result
 
 
 def main() -> None:
     """Command line."""
-    args = command_line(__doc__, "out").parse_args()
+    out = command_line(__doc__, "out").parse_args().out
     os.environ |= {"VLLM_PLUGINS": "", "VLLM_DISABLED_KERNELS": "MacheteLinearKernel,HummingLinearKernel"}
-    with vllm_config(prefill="off"):
+    with linear.vllm_config(prefill="off"):
         shapes = {module: measure(k, n) for module, (k, n, _) in MODULES.items()}
-    save(args.out, {"environment": environment(), "shapes": shapes})
+        save(out, {"environment": linear.environment(), "shapes": shapes})
 
 
 if __name__ == "__main__":

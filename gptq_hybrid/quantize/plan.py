@@ -31,6 +31,7 @@ from gptq_hybrid.recipes.sizes import (
     size_changes,
     working_bytes,
 )
+from gptq_hybrid.tuning.sizes import TuneSizes
 from gptq_hybrid.upstream import installed_version, refuse_batches
 from gptq_hybrid.upstream.speedups import room_on_gpu
 
@@ -69,6 +70,7 @@ class RunSizes:
         hidden: inputs and outputs of a layer over the calibration.
         projection: inputs of a mixer's output projection over the calibration.
         native: inputs of the unquantized model that GPTAQ keeps over the calibration; 0 without GPTAQ.
+        tune: what tuning needs besides; None for a recipe without ``[tune]``.
     """
 
     tokens: int
@@ -81,6 +83,13 @@ class RunSizes:
     hidden: int
     projection: int
     native: int
+    tune: TuneSizes | None = None
+
+    @property
+    def tuning_disk(self) -> int:
+        """Bytes beside the target: the checkpoint before tuning, the original's states, and the tuning's own."""
+        # Of both kinds of state a second one while the first is replaced.
+        return 0 if self.tune is None else self.output + 2 * self.tune.states + 2 * self.tune.trained
 
     @classmethod
     def estimate(cls, checkpoint: Checkpoint, layout: TensorLayout, request: QuantizeRequest) -> RunSizes:
@@ -104,6 +113,15 @@ class RunSizes:
             hidden=hidden_state_bytes(int(checkpoint.text_config["hidden_size"]), tokens),
             projection=projection_input_bytes(layout, tokens),
             native=native,
+            tune=None
+            if request.recipe.tune is None
+            else TuneSizes.estimate(
+                layout,
+                request.recipe.tune,
+                hidden=int(checkpoint.text_config["hidden_size"]),
+                group_size=request.group_size,
+                max_length=request.max_length,
+            ),
         )
 
     def with_tokens(self, tokens: int) -> RunSizes:
@@ -168,6 +186,14 @@ class MemoryPlan:
         hidden = sizes.hidden if self.hidden_on_cpu else 0
         projection = 0 if self.keeps_on_gpu(sizes.projection) else sizes.projection
         return _PROCESS + sizes.dense + hidden + projection
+
+    def tuning_memory(self, sizes: RunSizes) -> int:
+        """Bytes of main memory that tuning takes, after the run; 0 without it."""
+        if sizes.tune is None:
+            return 0
+        # Estimated in BF16; on a CPU hidden states are float32.
+        states = (sizes.tune.states + sizes.tune.inputs) * (1 if self.gpu else 2)
+        return (_PROCESS if self.gpu else _CPU_PROCESS) + states + sizes.tune.trained
 
 
 @dataclass(frozen=True)
@@ -234,7 +260,7 @@ def plan_run(request: QuantizeRequest) -> RunPlan:
         hidden_on_cpu=memory.hidden_on_cpu,
         run_memory=memory.run_memory(sizes),
     )
-    disk = _check_disk(request.target, sizes.peak, state)
+    disk = _check_disk(request.target, sizes.peak + sizes.tuning_disk, state)
     if settings.get("gptaq"):
         refuse_batches(request.batch_size)
     _refuse_native(sizes, memory, bound=True)
@@ -250,6 +276,7 @@ def plan_run(request: QuantizeRequest) -> RunPlan:
         *disk,
         ("state", state.describe(request, sizes.layers)),
         *_memory_facts(sizes, memory),
+        *_tuning_facts(request, sizes, memory),
         (
             "versions",
             ", ".join(f"{n} {find_version(n) or 'not installed'}" for n in ("torch", "transformers")),
@@ -422,6 +449,23 @@ def _memory_facts(sizes: RunSizes, memory: MemoryPlan) -> Facts:
     return facts
 
 
+def _tuning_facts(request: QuantizeRequest, sizes: RunSizes, memory: MemoryPlan) -> Facts:
+    settings = request.recipe.tune
+    if settings is None or sizes.tune is None:
+        return []
+    facts = [
+        (
+            "tuning",
+            f"{settings.steps:,} steps of {settings.tokens:,} tokens, on {settings.documents:,} documents more "
+            "than --samples",
+        ),
+        ("", f"about {size_text(memory.tuning_memory(sizes))} of main memory (estimate)"),
+    ]
+    if memory.gpu is not None:
+        facts.append(("", f"about {size_text(sizes.tune.gpu)} of GPU memory (estimate; never run on a GPU)"))
+    return facts
+
+
 def _warnings(
     request: QuantizeRequest, layout: TensorLayout, sizes: RunSizes, memory: MemoryPlan
 ) -> list[str]:
@@ -436,7 +480,17 @@ def _warnings(
             "act order: stock vLLM 0.30 and later refuse the result; vllm-qwen36-plugin serves it on one GPU, "
             "permuting the input of its layers. The recipes static-mse and static need no such step"
         )
+    if (need := memory.tuning_memory(sizes)) > (free := free_memory()):
+        warnings.append(
+            f"tuning takes about {size_text(need)} of main memory, and {size_text(free)} are free: give fewer "
+            "`tokens` or `documents` in the recipe's [tune], or it will swap or be killed"
+        )
     if memory.gpu is not None:
+        if sizes.tune is not None and sizes.tune.gpu > int(memory.gpu_bytes * _USABLE):
+            warnings.append(
+                f"tuning takes about {size_text(sizes.tune.gpu)} of GPU memory; {memory.gpu} has "
+                f"{size_text(memory.gpu_bytes)}"
+            )
         if sizes.working > int(memory.gpu_bytes * _USABLE):
             warnings.append(
                 f"one layer's working set is about {size_text(sizes.working)}; {memory.gpu} has "

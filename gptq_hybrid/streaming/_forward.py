@@ -62,8 +62,10 @@ def _pad(documents: Sequence[Sequence[int]], numbers: list[int]) -> Batch:
 
 
 def read_ahead(read: Callable[[int], T], numbers: Sequence[int]) -> Iterator[tuple[int, T]]:
-    """Yield ``(number, read(number))`` in turn. Reading a layer takes about as long as running it, so the next is read
-    meanwhile, in a thread.
+    """Yield ``(number, read(number))`` in turn.
+
+    Reading and unpacking a layer of the 27B takes about as long as running it, so the next is read meanwhile, in a
+    thread.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="next-layer") as reader:
         ahead = reader.submit(read, numbers[0]) if numbers else None

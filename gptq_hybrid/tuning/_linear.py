@@ -11,7 +11,7 @@ from torch.nn import functional
 from gptq_hybrid.packing import unpack_words
 
 
-class GroupedLinear(nn.Module):
+class GroupedLinear(nn.Module):  # type: ignore[misc]
     """``y = x Wᵀ`` with ``W[o, i] = codes[o, i] · scales[group of i, o]``, groups in natural order.
 
     The dense weight is made anew for each product, so between layers there are codes of one byte and no more.
@@ -34,11 +34,11 @@ class GroupedLinear(nn.Module):
         self.dtype = dtype
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        weight: torch.Tensor = _Dequantize.apply(self.scales, self.codes, self.dtype)  # type: ignore[no-untyped-call]
+        weight: torch.Tensor = _Dequantize.apply(self.scales, self.codes, self.dtype)
         return functional.linear(inputs, weight)
 
 
-class _Dequantize(torch.autograd.Function):
+class _Dequantize(torch.autograd.Function):  # type: ignore[misc]
     """Codes and scales to a dense weight; autograd's own product would keep a float32 copy of the codes."""
 
     @staticmethod

@@ -27,8 +27,8 @@ class Packed:
 class Parameters:
     """The tensors of a checkpoint's decoder layers, and of its final norm, that are trained.
 
-    Of scales the relative change is a parameter, so one learning rate suits them all: ``scale = stored · (1 + p)``. A
-    norm's gain is trained as it is stored; whether the model multiplies by it or by one more, its size is about 1.
+    Of scales the relative change is a parameter, so one learning rate suits all: ``scale = stored · (1 + p)``. A
+    norm's gain is trained as it is stored. Whether or not the model adds one to it, the factor is about 1.
 
     Attributes:
         values: float32, by the name of the tensor in the checkpoint. Leaves, on the CPU.
@@ -97,6 +97,10 @@ class Parameters:
             return was
         tensor = self.tensor(name)
         return (tensor.bfloat16() if name.endswith(SCALES) else tensor).to(was.dtype)
+
+    def moved(self, name: str) -> bool:
+        """Whether the file will hold another tensor than it did."""
+        return not torch.equal(self.stored(name), self._stored[name])
 
     def gradient(self, name: str, gradient: torch.Tensor) -> None:
         """Add the gradient of the tensor ``name`` to its parameter's."""

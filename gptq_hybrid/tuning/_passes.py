@@ -62,7 +62,7 @@ class TunedStack:
             normed = norm(leaf)
             above = normed.detach().requires_grad_(True)
             for part in self._divergence(batch, above, target):
-                (part / tokens).backward()  # type: ignore[no-untyped-call]
+                (part / tokens).backward()
                 total += float(part.detach())
             assert above.grad is not None
             normed.backward(above.grad)
@@ -74,7 +74,7 @@ class TunedStack:
             for place, (state, flow) in enumerate(zip(inputs[number], flows, strict=True)):
                 leaf = state.to(self.stack.device).requires_grad_(True)
                 with torch.enable_grad():
-                    self.stack.run_layer(layer, leaf).backward(flow.to(self.stack.device))  # type: ignore[no-untyped-call]
+                    self.stack.run_layer(layer, leaf).backward(flow.to(self.stack.device))
                 assert leaf.grad is not None
                 flows[place] = leaf.grad.cpu()
             self._collect(layer, dict(self.parameters.of_layer(number)))

@@ -26,7 +26,7 @@ FLOORS = {
         ("cli",),
         ("demo", "sensitivity"),
         ("quantize",),
-        ("definition",),
+        ("definition", "tuning"),
         ("writer", "evaluate", "live"),
         ("recipes",),
         ("upstream",),

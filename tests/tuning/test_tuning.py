@@ -53,13 +53,16 @@ def test_a_stopped_tuning_ends_with_the_same_tensors_and_writes_scales_and_norms
 
     steps: list[int] = []
     stopped = tune(request(), on_step=lambda done, total: steps.append(done), stop=lambda: steps[-1] == 2)
-    assert stopped is None and steps == [0, 1, 2]
+    assert stopped is None
+    assert steps == [0, 1, 2]
     with pytest.raises(HybridError, match="of another tuning"):
         tune(request(TuneSettings(steps=7, tokens=400)))
     steps.clear()
     again = tune(request(), on_step=lambda done, total: steps.append(done))
-    assert again is not None and steps == [3, 4, 5, 6]
-    assert same(whole.tensors, again.tensors) and whole.report == again.report
+    assert again is not None
+    assert steps == [3, 4, 5, 6]
+    assert same(whole.tensors, again.tensors)
+    assert whole.report == again.report
 
     # The divergence that is reported is of documents that no gradient saw, as the file holds it.
     checks = {check["step"]: check["kld"] for check in whole.report["stopping_kld"]}
@@ -88,7 +91,8 @@ def test_a_stopped_tuning_ends_with_the_same_tensors_and_writes_scales_and_norms
     fresh = tune(
         TuneRequest(CHECKPOINT, target, texts, TuneSettings(steps=1, tokens=400, scale_rate=0, norm_rate=0))
     )
-    assert fresh is not None and fresh.tensors == {}
+    assert fresh is not None
+    assert fresh.tensors == {}
     assert fresh.report["stopping_kld"][0]["kld"] == pytest.approx(min(checks.values()), abs=2e-8)
 
 
@@ -96,13 +100,15 @@ def test_nothing_learned_changes_nothing(packed: Callable[..., Path], texts: lis
     """A rate that ruins the model is noticed on the stopping part, and what was there before is taken."""
     ruined = tune(TuneRequest(CHECKPOINT, packed(), texts, TuneSettings(steps=2, tokens=400, scale_rate=5.0)))
     assert ruined is not None
-    assert ruined.report["step_taken"] == 0 and ruined.tensors == {}
+    assert ruined.report["step_taken"] == 0
+    assert ruined.tensors == {}
 
 
 def test_texts_to_stop_on_are_none_of_those_learned_from(texts: list[list[int]]) -> None:
     split = split_texts(texts, 300)
     learned = {ids for step in split.steps for ids in step}
-    assert learned.isdisjoint(split.stopping) and len(split.stopping) == len({tuple(t) for t in texts}) // 10
+    assert learned.isdisjoint(split.stopping)
+    assert len(split.stopping) == len({tuple(t) for t in texts}) // 10
     assert all(sum(map(len, step)) >= 300 for step in split.steps)
     # The order of the documents that come in does not matter.
     assert split_texts(texts[::-1], 300) == split

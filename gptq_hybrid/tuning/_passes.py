@@ -59,9 +59,11 @@ class TunedStack:
         norm = self._norm(rounded=False)
         for batch, state, target in zip(batches, states, targets, strict=True):
             leaf = state.to(self.stack.device).requires_grad_(True)
-            normed = norm(leaf)
+            kept = _mask(batch)
+            normed = norm(leaf)[kept.to(self.stack.device)]
+            # A leaf of its own: each chunk of logits then has a graph of its own, freed before the next.
             above = normed.detach().requires_grad_(True)
-            for part in self._divergence(batch, above, target):
+            for part in self._divergence(above, target[kept]):
                 (part / tokens).backward()
                 total += float(part.detach())
             assert above.grad is not None
@@ -87,8 +89,9 @@ class TunedStack:
         norm, total = self._norm(rounded=rounded), 0.0
         with torch.no_grad():
             for batch, state, target in zip(batches, states, targets, strict=True):
-                normed = norm(state.to(self.stack.device))
-                total += sum(float(part) for part in self._divergence(batch, normed, target))
+                kept = _mask(batch)
+                normed = norm(state.to(self.stack.device))[kept.to(self.stack.device)]
+                total += sum(float(part) for part in self._divergence(normed, target[kept]))
         return total / sum(sum(batch.lengths) for batch in batches)
 
     def _forward(
@@ -158,10 +161,13 @@ class TunedStack:
             if leaf.grad is not None:
                 self.parameters.gradient(full, leaf.grad)
 
-    def _divergence(self, batch: Batch, normed: torch.Tensor, target: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Yield the summed KL(original ‖ own) of a chunk of tokens after the other, padding left out."""
-        kept = torch.arange(batch.tokens.shape[1])[None] < torch.tensor(batch.lengths)[:, None]
-        own, states = normed[kept.to(normed.device)], target[kept]
+    def _divergence(self, own: torch.Tensor, states: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Yield the summed KL(original ‖ own) of a chunk of tokens after the other.
+
+        Args:
+            own: final-normed states ``[tokens, hidden]``.
+            states: the original's.
+        """
         size = _LOGITS.get(self.stack.device.type, _LOGITS["cpu"]) // self.head.vocabulary
         size = max(_LEAST_TOKENS, size)
         for start in range(0, len(states), size):
@@ -169,3 +175,8 @@ class TunedStack:
                 log_ref = self.teacher.logits(states[start : start + size]).log_softmax(-1)
             log_own = self.head.logits(own[start : start + size]).log_softmax(-1)
             yield (log_ref.exp() * (log_ref - log_own)).sum()
+
+
+def _mask(batch: Batch) -> torch.Tensor:
+    """Return bool ``[documents, length]``, false where a document is padded."""
+    return torch.arange(batch.tokens.shape[1])[None] < torch.tensor(batch.lengths)[:, None]

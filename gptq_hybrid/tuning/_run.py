@@ -231,6 +231,6 @@ def _report(progress: Progress, texts: Texts, request: TuneRequest, device: torc
         "stopping_tokens": sum(map(len, texts.stopping)),
         "texts_sha256": texts.sha256,
         "step_taken": progress.best_step,
-        "stopping_kld": [{"step": step, "kld": round(value, 8)} for step, value in progress.checks],
+        "stopping_kld": [{"step": step, "kld": max(0.0, round(value, 8))} for step, value in progress.checks],
         "dtype": "bfloat16" if device.type == "cuda" else "float32",
     }

@@ -35,6 +35,7 @@ from gptq_hybrid.tuning.sizes import TuneSizes
 from gptq_hybrid.upstream import installed_version, refuse_batches
 from gptq_hybrid.upstream.speedups import room_on_gpu
 
+from ._tuning_plan import tuning_facts, tuning_warnings
 from .request import QuantizeRequest
 from .state import StateDecision, decide_state, folder_bytes, state_folder
 
@@ -276,7 +277,7 @@ def plan_run(request: QuantizeRequest) -> RunPlan:
         *disk,
         ("state", state.describe(request, sizes.layers)),
         *_memory_facts(sizes, memory),
-        *_tuning_facts(request, sizes, memory),
+        *tuning_facts(request.recipe.tune, sizes.tune, memory.tuning_memory(sizes), memory.gpu),
         (
             "versions",
             ", ".join(f"{n} {find_version(n) or 'not installed'}" for n in ("torch", "transformers")),
@@ -449,23 +450,6 @@ def _memory_facts(sizes: RunSizes, memory: MemoryPlan) -> Facts:
     return facts
 
 
-def _tuning_facts(request: QuantizeRequest, sizes: RunSizes, memory: MemoryPlan) -> Facts:
-    settings = request.recipe.tune
-    if settings is None or sizes.tune is None:
-        return []
-    facts = [
-        (
-            "tuning",
-            f"{settings.steps:,} steps of {settings.tokens:,} tokens, on {settings.documents:,} documents more "
-            "than --samples",
-        ),
-        ("", f"about {size_text(memory.tuning_memory(sizes))} of main memory (estimate)"),
-    ]
-    if memory.gpu is not None:
-        facts.append(("", f"about {size_text(sizes.tune.gpu)} of GPU memory (estimate; never run on a GPU)"))
-    return facts
-
-
 def _warnings(
     request: QuantizeRequest, layout: TensorLayout, sizes: RunSizes, memory: MemoryPlan
 ) -> list[str]:
@@ -480,17 +464,8 @@ def _warnings(
             "act order: stock vLLM 0.30 and later refuse the result; vllm-qwen36-plugin serves it on one GPU, "
             "permuting the input of its layers. The recipes static-mse and static need no such step"
         )
-    if (need := memory.tuning_memory(sizes)) > (free := free_memory()):
-        warnings.append(
-            f"tuning takes about {size_text(need)} of main memory, and {size_text(free)} are free: give fewer "
-            "`tokens` or `documents` in the recipe's [tune], or it will swap or be killed"
-        )
+    warnings += tuning_warnings(sizes.tune, memory.tuning_memory(sizes), memory.gpu, memory.gpu_bytes)
     if memory.gpu is not None:
-        if sizes.tune is not None and sizes.tune.gpu > int(memory.gpu_bytes * _USABLE):
-            warnings.append(
-                f"tuning takes about {size_text(sizes.tune.gpu)} of GPU memory; {memory.gpu} has "
-                f"{size_text(memory.gpu_bytes)}"
-            )
         if sizes.working > int(memory.gpu_bytes * _USABLE):
             warnings.append(
                 f"one layer's working set is about {size_text(sizes.working)}; {memory.gpu} has "

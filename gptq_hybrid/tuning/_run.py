@@ -14,6 +14,7 @@ import torch
 
 from gptq_hybrid.checkpoint.fingerprint import checkpoint_fingerprint
 from gptq_hybrid.common.machine import environment
+from gptq_hybrid.common.paths import keep_paths
 from gptq_hybrid.evaluate.inputs import exact_float32
 from gptq_hybrid.evaluate.passes import PassSettings, run_pass
 from gptq_hybrid.evaluate.states import StateStore, state_key
@@ -53,6 +54,9 @@ class TuneRequest:
     settings: TuneSettings
     work: Path | None = None
     save_every: float = 60.0
+
+    def __post_init__(self) -> None:
+        keep_paths(self, "source", "checkpoint", "work")
 
 
 @dataclass(frozen=True, slots=True)

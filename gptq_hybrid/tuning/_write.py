@@ -14,7 +14,7 @@ from ._run import Tuned
 REPORT = "tuning.json"
 
 
-def write_tuned(checkpoint: Path, target: Path, tuned: Tuned, *, keep_mtp: bool) -> None:
+def write_tuned(checkpoint: str | Path, target: str | Path, tuned: Tuned, *, keep_mtp: bool) -> None:
     """Write ``checkpoint`` with the tensors of ``tuned`` to ``target``, all of it or nothing.
 
     Files that stay as they are become hard links where the disk allows; ``checkpoint`` is not changed.
@@ -24,7 +24,7 @@ def write_tuned(checkpoint: Path, target: Path, tuned: Tuned, *, keep_mtp: bool)
         HybridError: the result fails the checks that serving relies on.
     """
     with building_directory(target) as folder:
-        for path in sorted(checkpoint.iterdir()):
+        for path in sorted(Path(checkpoint).iterdir()):
             if path.is_file():
                 _link_or_copy(path, folder / path.name)
         replace_tensors(folder, dict(tuned.tensors))

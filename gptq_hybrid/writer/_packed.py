@@ -131,7 +131,7 @@ def _rewrite(
             path.unlink()
 
 
-def replace_tensors(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+def replace_tensors(folder: str | Path, tensors: dict[str, torch.Tensor]) -> None:
     """Rewrite those shards in ``folder`` that hold ``tensors``, with these in their places.
 
     All else, headers' metadata included, stays as it is. A shard that is a hard link becomes a file of its own.
@@ -139,6 +139,7 @@ def replace_tensors(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     Raises:
         HybridError: a tensor is not in ``folder``, or has another dtype or shape there.
     """
+    folder = Path(folder)
     files = LocalFiles(folder)
     shards = Checkpoint(files, {})
     left = set(tensors) - shards.loaded.keys()

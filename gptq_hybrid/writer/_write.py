@@ -94,7 +94,7 @@ def write_checkpoint(
     return verdict
 
 
-def refuse_faults(folder: Path, *, keep_mtp: bool) -> None:
+def refuse_faults(folder: str | Path, *, keep_mtp: bool) -> None:
     """Refuse a checkpoint that fails the checks that serving relies on.
 
     Raises:

@@ -193,8 +193,10 @@ class MemoryPlan:
         if sizes.tune is None:
             return 0
         # Estimated in BF16; on a CPU hidden states are float32.
-        states = (sizes.tune.states + sizes.tune.inputs) * (1 if self.gpu else 2)
-        return (_PROCESS if self.gpu else _CPU_PROCESS) + states + sizes.tune.trained
+        width = 1 if self.gpu else 2
+        steps = (sizes.tune.states + sizes.tune.inputs) * width + sizes.tune.trained
+        # The original's states are there twice while the final norm is applied.
+        return (_PROCESS if self.gpu else _CPU_PROCESS) + max(steps, 2 * width * sizes.tune.states)
 
 
 @dataclass(frozen=True)

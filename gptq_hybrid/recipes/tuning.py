@@ -17,9 +17,9 @@ class TuneSettings:
         norm_rate: learning rate of norm gains; 0 leaves them as they are.
     """
 
-    steps: int = 200
+    steps: int = 100
     tokens: int = 8192
-    documents: int = 512
+    documents: int = 768
     scale_rate: float = 2e-3
     norm_rate: float = 1e-3
 

@@ -117,6 +117,7 @@ FEATURES = (
     # First: what the others note has to go somewhere.
     _checked("the report in /metrics", "report", ".report.publish", "before_start"),
     _checked("the MTP check before start", "mtp", ".mtp_guard.front"),
+    _checked("Triton's folder", "triton", ".start.triton_cache", platform="cuda"),
     Feature("the MTP check in the worker", _replace_draft_class),
     _checked("the options for drafts", "drafts", ".draft_head.front"),
     Feature("packed weights on CPUs", _replace_target_classes, "cpu"),

@@ -116,27 +116,6 @@ def equal(reference: Json, searched: Json) -> str:
     return "\n".join(f"* {same_bytes(result)}; {_made_with(result)}" for result in (reference, searched))
 
 
-def kills(result: Json) -> str:
-    """Runs of the command, what kills left, and which files of the targets differ."""
-    columns = [
-        Column("run", "name"), Column("s", "seconds", ".0f"), Column("exit code", "exit"),
-        Column("layers kept", "layers"), Column("target there", lambda row: "yes" if row["target"] else "no"),
-    ]  # fmt: skip
-    settings = result["settings"]
-    made = (
-        f"{where(result['environment'])}; {settings['layers']} layers of "
-        f"{'a tiny model' if settings['tiny'] else 'the 27B'}, {settings['samples']} rows of at most "
-        f"{settings['length']} tokens, recipe `{settings['recipe']}`"
-    )
-    rows = ({"name": name, **run} for name, run in result["runs"].items())
-    differing = {"repetition": result["again_differs"], "continued run": result["continued_differs"]}
-    lines = "\n".join(
-        f"* A run and its {what}: of {result['files']} files these differ: {', '.join(names) or 'none'}"
-        for what, names in differing.items()
-    )
-    return f"{table(columns, rows, made)}\n\n{lines}"
-
-
 def hessian(result: Json) -> str:
     """Error of Hessians, and of the weights quantized with them, by way of multiplying."""
     rows = [
@@ -171,8 +150,8 @@ def quality(result: Json) -> str:
 
 
 _HERE = Path(__file__).parent
-REFERENCE, DEFAULT, BYTES, MEMORY, KILL, HESSIAN, QUALITY = (
-    _HERE / f"{name}.json" for name in ("run", "default", "bytes", "memory", "kill", "hessian", "quality")
+REFERENCE, DEFAULT, BYTES, MEMORY, HESSIAN, QUALITY = (
+    _HERE / f"{name}.json" for name in ("run", "default", "bytes", "memory", "hessian", "quality")
 )
 PAGE = Page(
     _HERE / "README.md",
@@ -181,7 +160,6 @@ PAGE = Page(
         "reference": (speed, REFERENCE),
         "bytes": (equal, REFERENCE, BYTES),
         "memory": (memory, MEMORY),
-        "kill": (kills, KILL),
         "hessian": (hessian, HESSIAN),
         "quality": (quality, QUALITY),
     },

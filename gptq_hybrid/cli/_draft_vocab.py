@@ -86,8 +86,10 @@ def draft_vocab_command(
 
 
 def _next_steps(vocab: DraftVocab, target: Path, *, own_place: bool) -> list[Step]:
-    size = next((n for n, share in vocab.coverage.items() if share >= _ENOUGH), None)
-    setting: dict[str, Any] = {"draft_vocab": size or 65536}
+    size = next((n for n, share in vocab.coverage.items() if share >= _ENOUGH), 65536)
+    if size >= vocab.vocab_size:
+        return [Step("leave the list out: fewer tokens than all hold too little of a text")]
+    setting: dict[str, Any] = {"draft_vocab": size}
     if not own_place:
         setting["draft_vocab_file"] = str(target)
     switch = json.dumps({"qwen36": setting})

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, RenderResult
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from .terminal import plain
 
 __all__ = ["ReportTable", "plain", "report_table"]
+
+# Off a terminal a cell is never folded, so a table may be as wide as a paragraph; its rule need not be.
+_LONGEST_RULE = 100
 
 
 class ReportTable(Table):
@@ -37,7 +42,8 @@ class ReportTable(Table):
             yield from console.render(Text(self.title_line, style="bold"), fold)
         needed = self._least_width(console, options)
         width = max(options.max_width, needed)
-        yield from super().__rich_console__(console, replace(options, max_width=width))
+        table = super().__rich_console__(console, replace(options, max_width=width))
+        yield from table if console.is_terminal else _for_pipes(table)
         if self.caption_line:
             yield from console.render(Text(self.caption_line, style="dim"), fold)
 
@@ -45,6 +51,17 @@ class ReportTable(Table):
         """Columns that the table takes with every column that may be narrowed at its narrowest."""
         wide = replace(options, max_width=10_000)
         return self.__rich_measure__(console, wide).minimum
+
+
+def _for_pipes(rendered: Iterable[Any]) -> Iterator[Segment]:
+    """The lines of a table without blanks at their ends, and without a rule that is longer than any screen."""
+    for line in Segment.split_lines(rendered):
+        text = "".join(segment.text for segment in line).rstrip()
+        left = min(len(text), _LONGEST_RULE) if text.strip("─") == "" else len(text)
+        for segment in line:
+            yield segment._replace(text=segment.text[:left])
+            left = max(left - len(segment.text), 0)
+        yield Segment.line()
 
 
 def report_table(title: str, caption: str, *, padding: int | tuple[int, int] = (0, 1)) -> ReportTable:

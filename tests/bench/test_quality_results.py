@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from bench.quality.grid import BY_NAME, Experiment
-from bench.quality.intervals import digest
 from bench.quality.results import FILE, Results, merge
 from bench.quality.sizes import extra_bytes, layout_27b, size_of
 from bench.results import load, save
@@ -120,11 +119,6 @@ def test_calls_with_other_settings_or_documents_are_not_merged(key: str) -> None
         second["experiments"]["static"]["summary"]["domains"][0]["tokens"] += 1
     with pytest.raises(ValueError, match=f"other {key}"):
         merge([first, second])
-
-
-def test_misses_are_counted_on_either_side() -> None:
-    outcomes = [(True, False, 0.2), (False, True, 0.4), (False, True, 0.6), (False, False, 0.8)]
-    assert digest(outcomes) == [0.25, 0.25, 0.5, 0.5]
 
 
 def test_sizes_of_packed_heads_are_those_the_producer_announces() -> None:

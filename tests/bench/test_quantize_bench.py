@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.quantize import kill, report, run
+from bench.quantize import report, run
 from bench.quantize.slice import slice_config, write_slice
 from bench.quantize.timing import Watch, covered
 from gptq_hybrid.checkpoint import layout_for
@@ -102,17 +101,6 @@ def test_other_bytes_are_said_aloud() -> None:
     same, other = ({"runs": {"stock": {"bytes": "a"}, "ours": {"bytes": b}}} for b in ("a", "b"))
     assert report.same_bytes(same) == "`ours` and `stock`: the same bytes (a)"
     assert "OTHER BYTES" in report.same_bytes(other)
-
-
-def test_files_differ_by_bytes_or_by_being_there(tmp_path: Path) -> None:
-    one, other = tmp_path / "one", tmp_path / "other"
-    for folder, files in ((one, {"a": "1", "b": "1", "c": "1"}), (other, {"a": "1", "b": "2", "d": "1"})):
-        folder.mkdir()
-        for name, text in files.items():
-            (folder / name).write_text(text)
-            # Of one size and one time: only the bytes can tell.
-            os.utime(folder / name, (0, 0))
-    assert kill.differing(one, other) == ["b", "c", "d"]
 
 
 def test_a_digest_is_of_the_tensors_whatever_files_they_are_in(tmp_path: Path) -> None:

@@ -33,6 +33,19 @@ class Head(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.randn(VOCABULARY, WIDTH).bfloat16(), requires_grad=False)
 
 
+class Halved(QuantizeMethodBase):  # type: ignore[misc]
+    """Stands for a method that packs: it keeps the weight, and needs no kernel."""
+
+    def create_weights(self, *_: Any, **__: Any) -> None:
+        raise AssertionError("never called")
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        assert layer.weight.shape == (VOCABULARY, WIDTH)
+
+    def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: Any = None) -> torch.Tensor:
+        return x @ layer.weight.t()
+
+
 @pytest.fixture
 def drafter(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """A draft model as it is when vLLM has loaded it, without its layers."""
@@ -40,16 +53,18 @@ def drafter(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     monkeypatch.setattr(module, "draft_list", lambda *_: None)
     monkeypatch.setattr(module, "ids_to_draft", lambda *_: FEW)
 
-    def make(precision: Any = "bf16", vocabulary: int | None = None, *, whole_head: bool = True) -> Any:
+    def make(precision: Any = "bf16", vocabulary: int | None = None, *whole_head: Any) -> Any:
         made = Qwen3_5MTP.__new__(Qwen3_5MTP)
         torch.nn.Module.__init__(made)
         made.config = SimpleNamespace(vocab_size=VOCABULARY)
-        made.vllm_config = SimpleNamespace(additional_config={})
+        made.vllm_config = SimpleNamespace(
+            additional_config={}, speculative_config=SimpleNamespace(draft_lm_head_quantization=None)
+        )
         made.model = torch.nn.Module()
         made.lm_head = Head()
         made.logits_processor = lambda head, hidden: hidden @ head.weight.t()
         made.draft_head, made._report = None, DraftReport()
-        made._settings = DraftSettings(precision, vocabulary, None, whole_head)
+        made._settings = DraftSettings(precision, vocabulary, None, *whole_head)
         return made
 
     return make
@@ -114,15 +129,116 @@ def test_a_head_that_cannot_be_made_costs_a_warning_and_no_more(
     )
 
 
-def test_auto_makes_no_head_over_all_tokens(
+def fake_copy(monkeypatch: pytest.MonkeyPatch, share: float) -> list[int]:
+    """Let all tokens be drafted, and a copy of the head take this share; return the bytes that are asked about."""
+    asked: list[int] = []
+
+    def share_of_cache(extra: int, _: Any) -> float:
+        asked.append(extra)
+        return share
+
+    monkeypatch.setattr(module, "ids_to_draft", lambda *_: None)
+    monkeypatch.setattr(module, "share_of_cache", share_of_cache)
+    monkeypatch.setattr(head, "quantizing_method", lambda *_: Halved())
+    return asked
+
+
+def test_auto_copies_the_whole_head_in_four_bits_where_it_takes_little_of_the_cache(
     drafter: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, shown: Callable[[], str]
 ) -> None:
-    monkeypatch.setattr(module, "ids_to_draft", lambda *_: None)
-    made = drafter("w8", whole_head=False)
+    asked = fake_copy(monkeypatch, 0.011)
+    made = drafter("w8", 0, "w4", 1 / 16)
+    target = hand_over(made)
+    assert made.draft_head is not None
+    assert made.draft_head.precision == "w4"
+    # 4-bit codes, and a BF16 scale of each 32.
+    assert asked == [VOCABULARY * WIDTH // 2 + 2 * VOCABULARY * WIDTH // 32]
+    hidden = torch.randn(3, WIDTH).bfloat16()
+    assert torch.equal(made.get_top_tokens(hidden), (hidden @ target.weight.t()).argmax(-1))
+    assert "an output head in W4 of" in shown()
+    assert f"for all {VOCABULARY} of {VOCABULARY} tokens (1.1% of the KV cache for it)" in shown()
+
+
+@pytest.mark.parametrize(
+    ("share", "why"),
+    [
+        (0.07, "a copy in W4 would take 7.0% of the KV cache"),
+        (float("inf"), "more than the KV cache has"),
+    ],
+)
+def test_auto_leaves_the_head_where_a_copy_takes_much_of_the_cache(
+    share: float,
+    why: str,
+    drafter: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    shown: Callable[[], str],
+) -> None:
+    fake_copy(monkeypatch, share)
+    made = drafter("w8", 0, "w4", 1 / 16)
     hand_over(made)
     assert made.draft_head is None
-    assert "the model's output head" in shown()
+    assert why in shown()
     assert "WARNING" not in shown()
+
+
+def test_a_copy_that_was_asked_for_is_made_whatever_it_takes(
+    drafter: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = fake_copy(monkeypatch, float("inf"))
+    made = drafter("w8", 0)
+    hand_over(made)
+    assert made.draft_head.precision == "w8"
+    assert asked == []
+
+
+def test_a_copy_of_the_whole_head_is_for_few_positions(
+    drafter: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_copy(monkeypatch, 0.0)
+    made = drafter("w8", 0, "w4", 1 / 16)
+    target = hand_over(made)
+    copied: list[int] = []
+    monkeypatch.setattr(made.draft_head, "logits", lambda hidden: copied.append(len(hidden)))
+    for positions in (1, 64, 65, 256):
+        logits = made.compute_logits(torch.randn(positions, WIDTH).bfloat16())
+        assert (logits is None) == (positions <= 64)
+    assert copied == [1, 64]
+    assert made.lm_head is target
+
+
+def test_a_shorter_list_is_kept_to_at_any_number_of_positions(drafter: Callable[..., Any]) -> None:
+    made = drafter()
+    hand_over(made)
+    logits = made.compute_logits(torch.randn(256, WIDTH).bfloat16())
+    assert int(torch.isfinite(logits[0]).sum()) == len(FEW)
+
+
+def test_auto_shares_a_head_that_is_packed_already(
+    drafter: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = fake_copy(monkeypatch, 0.0)
+    made = drafter("w8", 0, "w4", 1 / 16)
+    packed = torch.nn.Module()
+    packed.qweight = torch.nn.Parameter(torch.zeros(4, 4, dtype=torch.int32), requires_grad=False)
+    del made.lm_head
+    made.lm_head = packed
+    assert made.draft_head is None
+    assert asked == []
+
+
+@pytest.mark.parametrize("whole", [(), ("w4", 1 / 16)])
+def test_where_vllm_copies_the_head_for_drafts_it_is_left_at_that(
+    whole: tuple[Any, ...],
+    drafter: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    shown: Callable[[], str],
+) -> None:
+    fake_copy(monkeypatch, 0.0)
+    made = drafter("w8", 0, *whole)
+    made.vllm_config.speculative_config.draft_lm_head_quantization = "fp8"
+    hand_over(made)
+    assert made.draft_head is None
+    assert "vLLM's own copy of it drafts (draft_lm_head_quantization)" in shown()
 
 
 def test_with_several_gpus_the_head_stays(

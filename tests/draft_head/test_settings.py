@@ -19,9 +19,14 @@ def decided(section: dict[str, Any], device: tuple[str, Any], gpus: int = 1) -> 
 
 
 @pytest.mark.parametrize("device", [ADA, AMPERE])
-def test_auto_on_one_gpu_takes_eight_bits_and_leaves_head_and_vocabulary(device: tuple[str, Any]) -> None:
+def test_auto_on_one_gpu_takes_eight_bits_and_a_head_in_four_over_all_tokens_if_it_fits(
+    device: tuple[str, Any],
+) -> None:
     for section in ({}, {"draft": "auto"}):
-        assert decided(section, device) == DraftSettings("w8", 0, None, whole_head=False)
+        settings = decided(section, device)
+        assert settings == DraftSettings("w8", 0, None, "w4", settings.most_of_cache)
+        assert settings.precision_of_whole_head == "w4"
+        assert settings.most_of_cache == 1 / 16
 
 
 @pytest.mark.parametrize(("device", "gpus"), [(TURING, 1), (CPU, 1), (("cuda", None), 1), (ADA, 2)])
@@ -41,12 +46,14 @@ def test_auto_drafts_from_a_part_of_the_vocabulary_where_that_is_asked_for(
     section: dict[str, Any], vocabulary: int | None
 ) -> None:
     file = section.get("draft_vocab_file")
-    assert decided(section, ADA) == DraftSettings("w8", vocabulary, file, whole_head=False)
+    settings = decided(section, ADA)
+    assert (settings.precision, settings.vocabulary, settings.list_file) == ("w8", vocabulary, file)
 
 
 @pytest.mark.parametrize("device", [ADA, AMPERE, CPU])
 def test_four_bits_come_with_the_usual_vocabulary(device: tuple[str, Any]) -> None:
     assert decided({"draft": "w4"}, device) == DraftSettings("w4", None, None)
+    assert decided({"draft": "w4"}, device).precision_of_whole_head == "w4"
 
 
 @pytest.mark.parametrize(("precision", "fc"), [("bf16", "bf16"), ("fp8", "fp8"), ("w8", "w8"), ("w4", "w8")])

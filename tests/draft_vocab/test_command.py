@@ -53,6 +53,8 @@ def test_the_list_is_written_into_the_checkpoint_and_check_says_so(folder: Path,
     done = qwen36("draft-vocab", folder, "--data", texts)
     assert done.returncode == 0, done.stderr
     assert "12 documents" in done.stdout
+    # The constructed checkpoint has 1,024 tokens: the shortest length of a list is all of them.
+    assert "leave the list out" in done.stdout
     vocab = read_draft_vocab(folder)
     assert vocab is not None
     checked = qwen36("check", folder)

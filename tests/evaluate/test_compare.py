@@ -112,7 +112,7 @@ def test_no_p_value_of_random_signs_is_zero() -> None:
 
 
 def test_the_test_keeps_its_level_and_finds_what_is_there() -> None:
-    # Numbers for more cases, by bench/quality/intervals.py: bench/quality/power.json.
+    # Numbers for more cases: bench/quality/power.json.
     rng, repeat = np.random.default_rng(7), 400
 
     def rejected(factor: float, n: int) -> float:

@@ -68,9 +68,18 @@ def test_readme_shows_the_two_commands_that_need_nothing_installed() -> None:
     assert {f"{_SET_UP}qwen36 demo", f"{_SET_UP}pytest"} <= set(read(README).splitlines())
 
 
-def test_readme_has_every_room_on_its_map() -> None:
-    mapped = re.findall(r"^\| `((?:gptq_hybrid|vllm_qwen36_plugin)/\w+)/` \|", read(README), re.MULTILINE)
-    assert sorted(mapped) == sorted(ROOMS)
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_s_page_has_every_room_on_its_map(package: str) -> None:
+    mapped = re.findall(
+        r"^\| \[`(\w+)/`\]\(\1/README\.md\) \|", read(ROOT / package / "README.md"), re.MULTILINE
+    )
+    assert sorted(f"{package}/{room}" for room in mapped) == [
+        r for r in sorted(ROOMS) if r.startswith(f"{package}/")
+    ]
+
+
+def test_readme_leads_to_the_maps() -> None:
+    assert all(f"`{package}/README.md`" in read(README) for package in PACKAGES)
 
 
 def test_every_package_has_a_page() -> None:

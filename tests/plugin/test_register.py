@@ -253,9 +253,10 @@ def test_the_checks_before_start_exist_and_pass_a_config_that_asks_for_nothing(
     for feature in features.FEATURES:
         if feature.install.__qualname__.startswith("_checked"):
             feature.install()
-    assert set(checks) == {"report", "mtp", "drafts", "act-order", "prefill"}
+    assert set(checks) == {"report", "mtp", "drafts", "act-order", "prefill", "triton"}
     # It publishes in this process; tests of its own do that.
     del checks["report"]
+    monkeypatch.setenv("TRITON_CACHE_DIR", "named by the user")
     vllm_config = SimpleNamespace(
         model_config=SimpleNamespace(model="nowhere", revision=None, quantization=None),
         load_config=SimpleNamespace(load_format="auto", download_dir=None),

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .settings import Precision
 
 _MIB = 1 << 20
-_NAMES: dict[Precision, str] = {
+NAMES: dict[Precision, str] = {
     "bf16": "the checkpoint's own weights",
     "fp8": "FP8",
     "w4": "W4",
@@ -24,6 +24,7 @@ class DraftReport:
 
     def __init__(self) -> None:
         self._dense_bytes: dict[int, int] = {}
+        self._remark = ""
 
     def add(self, layer: torch.nn.Module) -> None:
         """Note a linear that is to be quantized and is still dense."""
@@ -34,12 +35,24 @@ class DraftReport:
         del self._dense_bytes[id(layer)]
         return len(self._dense_bytes)
 
+    def freed(self, model: torch.nn.Module) -> int:
+        """Bytes that the linears take less than before they were quantized."""
+        return sum(self._dense_bytes.values()) - self._taken(model)
+
+    def remark(self, text: str) -> None:
+        """Say this of the head, in the line; the latest remark counts."""
+        self._remark = text
+
+    @staticmethod
+    def _taken(model: torch.nn.Module) -> int:
+        return sum(_stored_bytes(module) for module in model.modules() if _quantized_here(module))
+
     def line(self, precision: Precision, model: torch.nn.Module, head: DraftHead | None) -> str:
         """Say in one line what the linears took and take now, and what the draft head takes."""
         parts = []
         if self._dense_bytes:
             before = sum(self._dense_bytes.values())
-            now = sum(_stored_bytes(module) for module in model.modules() if _quantized_here(module))
+            now = self._taken(model)
             parts.append(f"{len(self._dense_bytes)} MTP linears {before / _MIB:.0f} -> {now / _MIB:.0f} MiB")
         if head is None:
             parts.append("the model's output head")
@@ -47,8 +60,11 @@ class DraftReport:
             tokens = head.vocabulary if head.ids is None else len(head.ids)
             which = "all" if head.ids is None else "the likeliest"
             share = f"{which} {tokens:,} of {head.vocabulary:,} tokens"
-            parts.append(f"an output head of {head.bytes / _MIB:.0f} MiB for {share}")
-        return f"vllm-qwen36-plugin: drafts from {_NAMES[precision]}: {', '.join(parts)}"
+            form = "" if head.precision == precision else f" in {NAMES[head.precision]}"
+            parts.append(f"an output head{form} of {head.bytes / _MIB:.0f} MiB for {share}")
+        if self._remark:
+            parts[-1] += f" ({self._remark})"
+        return f"vllm-qwen36-plugin: drafts from {NAMES[precision]}: {', '.join(parts)}"
 
 
 def _quantized_here(module: torch.nn.Module) -> bool:

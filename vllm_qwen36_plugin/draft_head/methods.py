@@ -176,10 +176,25 @@ def quantizing_method(weight: torch.Tensor, precision: Precision) -> QuantizeMet
         return Fp8OnLoad() if not (weight.shape[0] % 16 or weight.shape[1] % 16) else None
     if precision == "bf16":
         return None
-    group_size = next((size for size in _GROUPS[precision] if weight.shape[1] % size == 0), None)
+    group_size = _group_size(weight.shape[1], precision)
     if group_size is None or weight.shape[0] % 64:
         return None
     return PackedOnLoad(weight, group_size, _BITS[precision])
+
+
+def quantized_bytes(weight: torch.Tensor, precision: Precision) -> int:
+    """Bytes of ``weight`` ``[n, k]`` in ``precision``: codes, and 16-bit scales of groups (float32 of channels)."""
+    n, k = (int(size) for size in weight.shape)
+    if precision == "bf16":
+        return n * k * int(weight.element_size())
+    if precision == "fp8":
+        return n * k + 4 * n
+    group_size = _group_size(k, precision) or k
+    return n * k * _BITS[precision] // 8 + 2 * n * (k // group_size)
+
+
+def _group_size(k: int, precision: Precision) -> int | None:
+    return next((size for size in _GROUPS[precision] if k % size == 0), None)
 
 
 def _refuse_to_load(*_: Any, **__: Any) -> None:

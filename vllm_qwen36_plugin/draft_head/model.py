@@ -14,10 +14,11 @@ from vllm_qwen36_plugin.options import PluginOptions
 from vllm_qwen36_plugin.report import note
 from vllm_qwen36_plugin.start import enter_salt
 
-from .banner import DraftReport
-from .head import DraftHead
-from .methods import CheckedOnLoad, quantizing_method
-from .settings import DraftSettings, current_device, draft_settings
+from .banner import NAMES, DraftReport
+from .head import DraftHead, dense_weight
+from .methods import CheckedOnLoad, quantized_bytes, quantizing_method
+from .room import copied_by_vllm, share_of_cache
+from .settings import DraftSettings, Precision, current_device, draft_settings
 from .vocabulary import draft_list, ids_to_draft
 
 # vLLM builds the draft model with an output head of its own and assigns the target's afterwards.
@@ -79,6 +80,7 @@ class Qwen3_5MTP(_CheckedQwen3_5MTP):  # noqa: N801 - vLLM's name for it
 
     def _make_head(self, lm_head: torch.nn.Module, settings: DraftSettings) -> None:
         self.draft_head = None
+        self._report.remark("")
         if not settings.stock:
             try:
                 self.draft_head = self._draft_head(lm_head, settings)
@@ -95,20 +97,42 @@ class Qwen3_5MTP(_CheckedQwen3_5MTP):  # noqa: N801 - vLLM's name for it
         if get_tensor_model_parallel_world_size() > 1:
             return None  # each GPU has a part of the output head
         ids = ids_to_draft(settings, draft_list(self.vllm_config, settings))
-        if ids is None and (settings.precision == "bf16" or not settings.whole_head):
+        if ids is not None:
+            return DraftHead(lm_head, self.config.vocab_size, ids, settings.precision)
+        precision = settings.precision_of_whole_head
+        if precision == "bf16":
             return None
-        return DraftHead(lm_head, self.config.vocab_size, ids, settings.precision)
+        if copied_by_vllm(self.vllm_config):
+            self._report.remark("vLLM's own copy of it drafts (draft_lm_head_quantization)")
+            return None
+        if settings.most_of_cache is not None and not self._pays(lm_head, precision, settings.most_of_cache):
+            return None
+        return DraftHead(lm_head, self.config.vocab_size, None, precision)
+
+    def _pays(self, lm_head: torch.nn.Module, precision: Precision, most: float) -> bool:
+        """Whether a copy of the head takes little of the KV cache; a packed head is read as cheaply as a copy."""
+        weight = dense_weight(lm_head)
+        if weight is None:
+            return False
+        extra = quantized_bytes(weight, precision) - self._report.freed(self.model)
+        share = share_of_cache(extra, self.vllm_config)
+        cost = f"{share:.1%} of the KV cache" if share < 1 else "more than the KV cache has"
+        if share <= most:
+            self._report.remark(f"{cost} for it")
+            return True
+        self._report.remark(f"a copy in {NAMES[precision]} would take {cost}")
+        return False
 
     def compute_logits(self, hidden_states: torch.Tensor, spec_step_idx: int = 0) -> torch.Tensor | None:
         """Return ``[positions, vocabulary]``; tokens that are not drafted have minus infinity."""
-        if self.draft_head is None:
+        if self.draft_head is None or self.draft_head.leaves(len(hidden_states)):
             stock: torch.Tensor | None = super().compute_logits(hidden_states, spec_step_idx)
             return stock
         return self.draft_head.logits(hidden_states)
 
     def get_top_tokens(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return the likeliest token at each position, int64."""
-        if self.draft_head is None:
+        if self.draft_head is None or self.draft_head.leaves(len(hidden_states)):
             stock: torch.Tensor = super().get_top_tokens(hidden_states, *args, **kwargs)
             return stock
         return self.draft_head.top(hidden_states)

@@ -19,6 +19,9 @@ USUAL_VOCABULARY = 65536
 _W8_IN_W4 = ("fc",)
 # Ampere: the oldest with BF16, and with every kernel of vLLM's for 8 bits.
 _LEAST_FOR_AUTO = (8, 0)
+# `auto` copies the whole output head in W4 where the copy, less what W8 frees in the MTP layer, takes no more than
+# this share of the KV cache. Of a 27B it is 0.3 GiB net: 1 % on 48 GB, and too much where 24 GB leave 4 GiB.
+_MOST_OF_CACHE = 1 / 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,18 +32,25 @@ class DraftSettings:
         precision: of the weights.
         vocabulary: how many tokens may be drafted: 0 for all, None for the usual number if there is a list.
         list_file: a list of tokens other than the checkpoint's.
-        whole_head: whether, without a list, the output head is copied in ``precision`` too.
+        whole_head: precision of a copy of the whole output head, where no list narrows it; None: ``precision``.
+        most_of_cache: the largest share of the KV cache that such a copy may take; None: it is made in any case.
     """
 
     precision: Precision
     vocabulary: int | None
     list_file: str | None
-    whole_head: bool = True
+    whole_head: Precision | None = None
+    most_of_cache: float | None = None
 
     @property
     def stock(self) -> bool:
         """Whether drafts are left as vLLM makes them."""
         return self.precision == "bf16" and self.vocabulary == 0
+
+    @property
+    def precision_of_whole_head(self) -> Precision:
+        """Precision of a copy of the whole output head; ``"bf16"`` for none."""
+        return self.precision if self.whole_head is None else self.whole_head
 
     def precision_for(self, linear: str) -> Precision:
         """Return the precision of a linear of the MTP layer, by its name in vLLM's draft model."""
@@ -53,10 +63,9 @@ def draft_settings(
     """Decide what drafts are made from on a ``device`` (``"cuda"``, ``"cpu"``) of this (major, minor) capability.
 
     `auto` is W8 on one NVIDIA GPU: drafts like those of the BF16 weights (with the trained small model all of them
-    are accepted, bench/drafts) from half of the linears' bytes. It makes no copy of the whole output head, which
-    would take 1.2 GiB of the 27B's KV cache. Nor does it cut the vocabulary unasked: in a language that the list
-    was not counted from, hardly any draft would be accepted. With several GPUs, and on a CPU, where W8 saves
-    nothing, drafts stay vLLM's.
+    are accepted, bench/drafts) from half of the linears' bytes. It copies the output head in W4 where the card has
+    room for that. It does not cut the vocabulary unasked: in a language that the list was not counted from, hardly
+    any draft would be accepted. With several GPUs, and on a CPU, where W8 saves nothing, drafts stay vLLM's.
 
     Raises:
         OptionsError: FP8 where vLLM has no GEMM for it.
@@ -69,7 +78,7 @@ def draft_settings(
         return DraftSettings(options.draft, options.draft_vocab, options.draft_vocab_file)
     vocabulary = options.draft_vocab if options.draft_vocab is not None or options.draft_vocab_file else 0
     if device == "cuda" and capability is not None and capability >= _LEAST_FOR_AUTO and gpus == 1:
-        return DraftSettings("w8", vocabulary, options.draft_vocab_file, whole_head=False)
+        return DraftSettings("w8", vocabulary, options.draft_vocab_file, "w4", _MOST_OF_CACHE)
     return DraftSettings("bf16", vocabulary, options.draft_vocab_file)
 
 

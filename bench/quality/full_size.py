@@ -4,8 +4,8 @@
 
 Writes a BF16 slice and a round-to-nearest W4 copy into WORK (about 16 GB for 4 layers), scores one against the
 other on rows of 2,048 tokens, and OUT/full_size.json: peak GPU memory and seconds. Needs a GPU. Figures
-of a whole model follow by repetition of layers, which is an extrapolation and labelled so. With `--tune` the copy is
-tuned instead, for four steps of 8,192 tokens, and OUT/tuning_full_size.json is written.
+of a whole model follow by repetition of layers, which is an extrapolation and labelled so. With `--tune` the copy
+is tuned instead, for four steps of 8,192 tokens, and OUT/tuning_full_size.json is written.
 """
 
 from __future__ import annotations

@@ -191,7 +191,11 @@ def _card(gpu: str | None, memory: str | None, bandwidth: str | None) -> GpuProf
             )
             raise HybridError(what, remedy="Name the card: --gpu 'RTX 4090', or its memory: --memory 24GiB.")
     else:
-        found = place_named(gpu)
+        try:
+            found = place_named(gpu)
+        except HybridError as error:
+            remedy = "Give one of these, or what it has: --memory 24GiB --bandwidth 1008GB/s"
+            raise HybridError(error.message, remedy=remedy) from error
     if found == "cpu":
         raise HybridError(
             "--gpu cpu: a plan is of a GPU's memory", remedy="Run: qwen36 check CHECKPOINT --gpu cpu"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from gptq_hybrid.common.memory import free_memory
 from gptq_hybrid.common.units import size_text
-from gptq_hybrid.recipes import TuneSettings
-from gptq_hybrid.tuning.sizes import TuneSizes
+from gptq_hybrid.recipes import TuneSettings, TuneSizes
 
 # The share of a GPU that a run may plan with; the rest is for kernels, the CUDA context and fragmentation.
 _USABLE = 0.9

@@ -19,7 +19,7 @@ from gptq_hybrid.common.units import size_text
 from gptq_hybrid.common.versions import find_version
 from gptq_hybrid.doctor import Severity, run_rules
 from gptq_hybrid.doctor.mtp_head import find_mtp_in
-from gptq_hybrid.recipes import Packaging, refuse_impossible
+from gptq_hybrid.recipes import Packaging, TuneSizes, refuse_impossible
 from gptq_hybrid.recipes.sizes import (
     dense_state_bytes,
     hidden_state_bytes,
@@ -31,7 +31,6 @@ from gptq_hybrid.recipes.sizes import (
     size_changes,
     working_bytes,
 )
-from gptq_hybrid.tuning.sizes import TuneSizes
 from gptq_hybrid.upstream import installed_version, refuse_batches
 from gptq_hybrid.upstream.speedups import room_on_gpu
 

@@ -4,6 +4,5 @@ from ._parameters import Parameters
 from ._passes import TunedStack
 from ._run import Tuned, TuneRequest, tune
 from ._write import REPORT, write_tuned
-from .sizes import TuneSizes
 
-__all__ = ["REPORT", "Parameters", "TuneRequest", "TuneSizes", "Tuned", "TunedStack", "tune", "write_tuned"]
+__all__ = ["REPORT", "Parameters", "TuneRequest", "Tuned", "TunedStack", "tune", "write_tuned"]

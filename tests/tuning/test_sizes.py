@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from gptq_hybrid.checkpoint import layout_for
-from gptq_hybrid.recipes import TuneSettings, load_recipe
-from gptq_hybrid.tuning import TuneSizes
+from gptq_hybrid.recipes import TuneSettings, TuneSizes, load_recipe
 from tests.checkpoint.test_layout import CONFIG_27B
 
 GIB = 1 << 30

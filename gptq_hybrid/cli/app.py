@@ -31,6 +31,8 @@ COMMANDS = (
     ("eval", "_eval:eval_command", "Measure how far checkpoints are from their original."),
     ("sensitivity", "_sensitivity:sensitivity_command", "Measure which modules cost most when quantized."),
     ("draft-vocab", "_draft_vocab:draft_vocab_command", "Rank tokens by how often replies use them."),
+    ("receipt", "_receipt:receipt_command", "Measure what a checkpoint does, so that others can check it."),
+    ("card", "_card:card_command", "Write a model card from what is known of a checkpoint."),
     ("demo", "_demo:demo_command", "Build, quantize and serve a small checkpoint with MTP."),
 )
 

@@ -24,9 +24,9 @@ FLOORS = {
     "gptq_hybrid": (
         ("plugin",),  # what the distribution contributes to the hooks; loaded by name
         ("cli",),
-        ("demo", "sensitivity"),
+        ("demo", "sensitivity", "receipt"),
         ("quantize",),
-        ("definition",),
+        ("definition", "tuning"),
         ("writer", "evaluate", "live", "plan"),
         ("recipes",),
         ("upstream",),

@@ -1,10 +1,11 @@
 """What `qwen36 eval` needs at the 27B's sizes: a slice with random weights, its real widths and vocabulary.
 
-    python -m bench.quality.full_size WORK OUT [--layers 4] [--documents 16]
+    python -m bench.quality.full_size WORK OUT [--layers 4] [--documents 16] [--tune]
 
 Writes a BF16 slice and a round-to-nearest W4 copy into WORK (about 16 GB for 4 layers), scores one against the
 other on rows of 2,048 tokens, and OUT/full_size.json: peak GPU memory and seconds. Needs a GPU. Figures
-of a whole model follow by repetition of layers, which is an extrapolation and labelled so.
+of a whole model follow by repetition of layers, which is an extrapolation and labelled so. With `--tune` the copy
+is tuned instead, for four steps of 8,192 tokens, and OUT/tuning_full_size.json is written.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,14 @@ from safetensors.torch import save_file
 from bench import dummy
 from bench.arguments import command_line
 from bench.results import save
+from gptq_hybrid.calibration import encode_documents, load_documents
 from gptq_hybrid.checkpoint import layout_for, write_index
 from gptq_hybrid.common.atomic import write_json_atomic
+from gptq_hybrid.common.machine import environment
 from gptq_hybrid.evaluate import EvalRequest, score
 from gptq_hybrid.packing import pack, quantize_rtn
+from gptq_hybrid.recipes import TuneSettings
+from gptq_hybrid.tuning import TuneRequest, tune
 
 _MINI = Path(__file__).parents[1] / "mini"
 
@@ -92,17 +98,41 @@ def documents(path: Path, count: int) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
+def tuning(original: Path, packed: Path, data: Path) -> dict[str, Any]:
+    """Tune the copy; peak memory, and seconds of each step."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(original)
+    texts = [d.input_ids for d in encode_documents(load_documents([str(data)]), tokenizer, 2048)]
+    times: list[float] = []
+    torch.cuda.reset_peak_memory_stats()
+    request = TuneRequest(original, packed, texts, TuneSettings(steps=4, tokens=8192))
+    done = tune(request, on_step=lambda *_: times.append(time.perf_counter()))
+    assert done is not None
+    return {
+        "environment": environment("cuda"),
+        "step_seconds": [round(b - a, 2) for a, b in pairwise(times)],
+        "peak_gpu_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
+        "report": done.report,
+    }
+
+
 def main() -> None:
     """Command line."""
     parser = command_line(__doc__, "work", "out")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--documents", type=int, default=16)
+    parser.add_argument("--tune", action="store_true")
     args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
     original, packed, data = args.work / "original", args.work / "w4", args.work / "documents.jsonl"
     config = build(original, args.layers)
     quantize(original, packed, config)
     documents(data, args.documents)
     torch.cuda.empty_cache()
+    if args.tune:
+        save(args.out / "tuning_full_size.json", tuning(original, packed, data))
+        return
     request = EvalRequest(original, (packed,), (str(data),), max_length=2048, drafts=2)
     started = time.perf_counter()
     scored = score(request)
@@ -113,7 +143,6 @@ def main() -> None:
         "peak_gpu_gib": round((scored.peak_gpu_bytes or 0) / 2**30, 2),
         "mean_kld": round(float(np.concatenate([s.kld for s in scored.scores["w4"]]).mean()), 4),
     }
-    args.out.mkdir(parents=True, exist_ok=True)
     save(args.out / "full_size.json", result)
     print(result)
 

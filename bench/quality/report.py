@@ -14,7 +14,7 @@ from bench.quality.grid import BY_NAME, CODE, ENGLISH, LANGUAGES
 from bench.quality.results import FILE, Estimate, Results, Run
 from bench.quality.sizes import extra_bytes, layout_27b, layout_mini, size_of
 from bench.results import Json
-from bench.tables import Column, number, table, where
+from bench.tables import Column, at, number, table, where
 
 _KINDS = {"English": ENGLISH, "code": CODE, "other languages": LANGUAGES}
 _NAME = Column("experiment", lambda run: f"`{run.name}`")
@@ -269,6 +269,55 @@ def recipes(content: Json) -> str:
     return table(columns, [results.runs["static-mse"], *results.group("recipe")])
 
 
+def tuned(result: Json) -> str:
+    """`tuned` beside the checkpoint that it was made of: `qwen36 eval TUNED STATIC-MSE`."""
+    (pair,) = result["comparisons"]
+    differences = {d["measure"]: d for d in pair["overall"]["differences"]}
+
+    def change(row: Json) -> str | None:
+        ratio = pair["kld_ratio"]
+        shares = Estimate(*(ratio[key] - 1 for key in ("value", "low", "high")))
+        return _share(shares) if row["name"] == pair["a"] else None
+
+    def p(measure: str) -> Callable[[Json], float | None]:
+        return lambda row: differences[measure]["p"] if row["name"] == pair["a"] else None
+
+    def estimate(*path: str) -> Callable[[Json], Estimate]:
+        return lambda row: Estimate(*(at(row, (*path, key)) for key in ("value", "low", "high")))
+
+    columns = [
+        Column("checkpoint", lambda row: f"`{row['name']}`"),
+        Column("KLD, 10⁻³ nats a token", estimate("overall", "kld_mean"), lambda x: _interval(x, ".2f", 1000)),
+        Column("against `static-mse`", change), Column("p", p("kld_mean"), _p),
+        Column("top-1", ("overall", "top1", "value"), ".2%"),
+        Column(
+            "tokens a step", estimate("overall", "acceptance", "length"), lambda x: _interval(x, ".3f", 1)
+        ),
+        Column("p", p("acceptance_length"), _p),
+    ]  # fmt: skip
+    s = result["settings"]
+    return table(
+        columns,
+        result["checkpoints"],
+        f"{where(result['environment'])}; {s['documents']} documents, {s['tokens']:,} tokens",
+    )
+
+
+def tuned_domains(result: Json) -> str:
+    """The change of each domain's KLD, and whether it is shown after correction for 15 domains."""
+    own, control = (
+        {d["domain"]: d["kld_mean"]["value"] for d in c["domains"]} for c in result["checkpoints"]
+    )
+    shown = {
+        part["domain"]: d["p_holm"] <= 0.05
+        for part in result["comparisons"][0]["domains"]
+        for d in part["differences"]
+        if d["measure"] == "kld_mean"
+    }
+    cells = (f"{_percent(own[d] / control[d] - 1)}{'' if shown[d] else ' (not shown)'}" for d in own)
+    return table(list(own), [list(cells)])
+
+
 def served(result: Json) -> str:
     """Two recipes and the original in a stock vLLM."""
     columns = [
@@ -317,6 +366,7 @@ PAGE = Page(
     {
         **{t.__name__: (t, FILE) for t in (calls, methods, seeds, texts, rows, modules, heads, recipes)},
         "gptaq": (gptaq, _HERE / "gptaq.json"),
+        **{t.__name__: (t, _HERE / "tuned.json") for t in (tuned, tuned_domains)},
         "coverage": (coverage, _HERE / "coverage.json"),
         "power": (power, _HERE / "power.json"),
         "served": (served, _HERE / "served-vllm-0.26.json"),

@@ -3,6 +3,7 @@
 from ._documents import Document, EncodedDocument, encode_documents, load_documents
 from ._files import jsonl_files, read_jsonl
 from ._load import Calibration, load_calibration
+from ._manifest import rows_sha256
 from ._mix import mix_names
 from ._pack import DEFAULT_PACK
 from ._refuse import refuse_bad_calibration, refuse_bad_documents
@@ -28,4 +29,5 @@ __all__ = [
     "read_jsonl",
     "refuse_bad_calibration",
     "refuse_bad_documents",
+    "rows_sha256",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from gptq_hybrid.common.errors import HybridError
 from ._documents import load_documents
 from ._duplicates import TextIndex
 from ._files import ROW_ENDINGS, is_row_folder
-from ._manifest import Request, build_manifest
+from ._manifest import Request, build_manifest, rows_sha256
 from ._mix import Part, is_mix, load_mix
 from ._pack import DEFAULT_PACK, end_of_text, pack_rows
 from ._select import NEAR_EXCLUDED, Selection, select
@@ -30,10 +30,12 @@ class Calibration:
     Attributes:
         rows: ``{"input_ids", "attention_mask"}``, lists of ints, as gptqmodel takes them.
         manifest: what the rows are, a JSON object.
+        further: token ids of the documents that were drawn after those of the rows.
     """
 
     rows: list[dict[str, list[int]]]
     manifest: dict[str, Any]
+    further: list[list[int]] = field(default_factory=list)
 
 
 def load_calibration(
@@ -45,6 +47,7 @@ def load_calibration(
     seed: int = 0,
     pack: bool = DEFAULT_PACK,
     exclude: Sequence[str | Path] = (),
+    further: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:
     """Draw rows to calibrate on: the same rows for the same arguments, data and library versions.
@@ -57,6 +60,7 @@ def load_calibration(
         seed: decides which rows are drawn.
         pack: put several whole documents into a row, with the end-of-text token between them.
         exclude: files of evaluation documents. A row that equals one, or shares half of its text, is left out.
+        further: documents to draw besides, in the same proportions, none of which is in a row.
         on_progress: called with the number of rows (tokens with ``pack``) so far and in the end.
 
     Raises:
@@ -71,6 +75,7 @@ def load_calibration(
         seed=seed,
         by_tokens=pack,
         excluded=_index_excluded(exclude),
+        further=further,
         on_progress=on_progress,
     )
     if not selection.rows:
@@ -79,7 +84,12 @@ def load_calibration(
     if pack:
         rows = pack_rows(rows, max_length, end_of_text(tokenizer))
     request = Request(spec, samples, max_length, seed, pack, tuple(str(path) for path in exclude))
-    return Calibration(to_calibration(rows), build_manifest(request, parts, selection, rows, tokenizer))
+    manifest = build_manifest(request, parts, selection, rows, tokenizer)
+    more = [chosen.input_ids for chosen in selection.further]
+    if further:
+        counts = Counter(chosen.domain for chosen in selection.further)
+        manifest["further"] = {"documents": dict(sorted(counts.items())), "sha256": rows_sha256(more)}
+    return Calibration(to_calibration(rows), manifest, more)
 
 
 def _no_rows_error(spec: str, selection: Selection) -> HybridError:

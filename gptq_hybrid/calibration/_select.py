@@ -34,15 +34,17 @@ class Selection:
 
     Attributes:
         rows: in the order they were drawn.
+        further: likewise, those that were drawn after them.
         dropped: by domain, how many rows were left out for each reason: ``malformed``, ``with_broken_text``,
             ``with_images`` (``_audio``, ``_video``, ``_other_parts``), ``held_out``, ``excluded``, ``duplicate``,
             ``near_duplicate``, ``rejected`` (by the chat template), ``short``. Of files, the unreadable rows of
             all lines count, whatever was drawn.
-        exhausted: the parts that had no more rows.
+        exhausted: the parts that had no more rows, before there were enough without ``further``.
         rejection: the last message of the chat template.
     """
 
     rows: list[ChosenRow] = field(default_factory=list)
+    further: list[ChosenRow] = field(default_factory=list)
     dropped: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     exhausted: list[str] = field(default_factory=list)
     rejection: str | None = None
@@ -66,6 +68,7 @@ def select(
     seed: int,
     by_tokens: bool,
     excluded: TextIndex | None = None,
+    further: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Selection:
     """Draw rows until there are ``samples`` of them, or ``samples`` × ``max_length`` tokens.
@@ -82,6 +85,7 @@ def select(
         seed: decides which rows are drawn.
         by_tokens: count tokens, not rows.
         excluded: documents that must not be drawn, nor any row that shares half of their text.
+        further: rows to draw after those.
         on_progress: called with the number drawn so far and in the end, in rows or tokens.
 
     Raises:
@@ -90,7 +94,7 @@ def select(
     selection = Selection()
     chosen = TextIndex(NEAR_DUPLICATE, max_length)
     # Rows read at most: enough if rows have a 64th of the length, or one row in 64 is usable.
-    limit = samples * max(64, max_length // 64) + 1024
+    limit = (samples + further) * max(64, max_length // 64) + 1024
     streams = []
     for part in sorted(parts, key=lambda part: part.name):
         domain = part.name or find_source(part.source).name
@@ -100,16 +104,16 @@ def select(
     goal = samples * max_length if by_tokens else samples
     drawn = 0
     try:
-        while streams and drawn < goal:
+        while streams and (drawn < goal or len(selection.further) < further):
             stream = min(streams, key=lambda s: (s.tokens / s.part.weight, s.part.name))
             full = stream.part.max_rows is not None and stream.drawn >= stream.part.max_rows
             row = None if full else _draw(stream, tokenizer, max_length, chosen, excluded, selection)
             if row is None:
                 streams.remove(stream)
-                if not full:
+                if not full and drawn < goal:
                     selection.exhausted.append(stream.part.name)
                 continue
-            selection.rows.append(row)
+            (selection.rows if drawn < goal else selection.further).append(row)
             stream.drawn += 1
             stream.tokens += len(row.input_ids)
             drawn += len(row.input_ids) if by_tokens else 1

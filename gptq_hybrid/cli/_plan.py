@@ -110,10 +110,10 @@ def plan_command(
     ] = 30.0,
     as_json: AsJson = False,
 ) -> None:
-    """Say what context, concurrency and drafts fit a GPU, and with which flags.
+    """Say what fits a GPU, and with which flags.
 
-    Reads headers and small files alone; no GPU is needed. Whatever of --context, --concurrency, --drafts and --kv
-    is left out is solved for.
+    Context, concurrency, drafts and KV type, from headers and small files alone; no GPU is needed. Whatever of
+    --context, --concurrency, --drafts and --kv is left out is solved for.
 
     Exit code 0: it fits, or should. 1: it does not, or the checkpoint is faulty. 2: bad input.
     """
@@ -191,7 +191,11 @@ def _card(gpu: str | None, memory: str | None, bandwidth: str | None) -> GpuProf
             )
             raise HybridError(what, remedy="Name the card: --gpu 'RTX 4090', or its memory: --memory 24GiB.")
     else:
-        found = place_named(gpu)
+        try:
+            found = place_named(gpu)
+        except HybridError as error:
+            remedy = "Give one of these, or what it has: --memory 24GiB --bandwidth 1008GB/s"
+            raise HybridError(error.message, remedy=remedy) from error
     if found == "cpu":
         raise HybridError(
             "--gpu cpu: a plan is of a GPU's memory", remedy="Run: qwen36 check CHECKPOINT --gpu cpu"

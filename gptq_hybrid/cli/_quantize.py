@@ -135,6 +135,7 @@ def quantize_command(
     with output_to_log("quantize", enabled=not verbose) as terminal, counting_bars(terminal) as progress:
         drawing = progress.add_task("calibration", total=None)
         layers = progress.add_task("layers", total=None, visible=False)
+        tuning = {name: progress.add_task(name, total=None, visible=False) for name in ("original", "tuning")}
 
         def on_calibration(done: int, total: int) -> None:
             progress.update(drawing, completed=done, total=total)
@@ -152,8 +153,14 @@ def quantize_command(
         def on_layer(done: int, total: int) -> None:
             progress.update(layers, completed=done, total=total)
 
+        def on_original(done: int, total: int) -> None:
+            progress.update(tuning["original"], completed=done, total=total, visible=True)
+
+        def on_step(done: int, total: int) -> None:
+            progress.update(tuning["tuning"], completed=done, total=total, visible=True)
+
         def on_stop() -> None:
-            terminal.say("Stopping after this layer, to keep it; Ctrl-C again stops at once.")
+            terminal.say("Stopping after this layer or step, to keep it; Ctrl-C again stops at once.")
 
         def on_abort(error: HybridError) -> None:
             # The process ends right after this, without leaving the blocks that it is in.
@@ -169,6 +176,8 @@ def quantize_command(
             on_manifest=on_manifest,
             on_slower=on_slower,
             on_layer=on_layer,
+            on_original=on_original,
+            on_step=on_step,
             on_stop=on_stop,
             on_abort=on_abort,
         )
@@ -237,6 +246,7 @@ def _as_json(result: QuantizeResult) -> dict[str, Any]:
         "target_bytes": result.target_bytes,
         "seconds": round(result.seconds, 1),
         "continued_layers": result.continued,
+        "tuning": None if result.tuning is None else dict(result.tuning),
     }
 
 
@@ -264,6 +274,20 @@ def resolve_source(source: str) -> Path:
 def slower_line(reason: str) -> str:
     """Say in one line that gptqmodel runs at its own speed, and why."""
     return f"warning: the speed-ups are off and gptqmodel runs at its own speed: {reason}"
+
+
+def tuning_line(report: Mapping[str, Any]) -> str:
+    """Say in one line what tuning came to, on texts that no gradient saw."""
+    checks = {check["step"]: check["kld"] for check in report["stopping_kld"]}
+    before, after = checks[0], checks[report["step_taken"]]
+    if not report["step_taken"]:
+        return (
+            "Tuning brought nothing on the texts kept apart for stopping: scales and norms stay as they were."
+        )
+    return (
+        f"Tuning, {report['step_taken']:,} steps: divergence on {report['stopping_documents']} documents kept "
+        f"apart for stopping {before:.4f} → {after:.4f} nats a token ({after / before - 1:+.1%})"
+    )
 
 
 def calibration_table(manifest: Mapping[str, Any]) -> Table:
@@ -299,6 +323,8 @@ def print_summary(screen: Screen, result: QuantizeResult) -> None:
         f"{duration_text(result.seconds)}{after}"
     )
     screen.print(summary(records))
+    if result.tuning is not None:
+        screen.say(tuning_line(result.tuning))
     if not SETTINGS.quiet:
         screen.say("")
         screen.print(kinds_table(records))

@@ -24,7 +24,7 @@ COMMANDS = (
     (
         "plan",
         "_plan:plan_command",
-        "Say what context, concurrency and drafts fit a GPU, and with which flags.",
+        "Say what fits a GPU, and with which flags.",
     ),
     ("doctor", "_doctor:doctor_command", "Say what a running server does, and what to change."),
     ("repair", "_repair:repair_command", "Rebuild the index, correct the config, graft a lost head."),

@@ -21,6 +21,8 @@ _ROUNDING = int(0.005 * (1 << 30))
 # What a second start got more than the first, which compiled: 1.85 GiB (RTX 8000, 27B), nothing on a V100.
 _COLD = "up to about 1.9 GiB"
 _UTILIZATION = 0.95
+# Where --max-num-seqs leaves each fewer tokens, as its default of 256 does, figures are for as many as have these.
+_USEFUL = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,9 @@ def explain(log: StartupLog, checkpoint: Checkpoint) -> Explanation:
     layout = _layout(log, checkpoint)
     length = log.length or layout.block_tokens
     sequences = log.sequences or max(1, layout.at_once(log.cache_bytes, length))
-    sequences = min(sequences, max(1, layout.at_once(log.cache_bytes, 1)))
+    useful = min(length, _USEFUL)
+    if layout.longest(log.cache_bytes, sequences) < useful:
+        sequences = max(1, layout.at_once(log.cache_bytes, useful))
     found = Explanation(
         log=log,
         layout=layout,
@@ -139,9 +143,8 @@ def _gains(found: Explanation, checkpoint: Checkpoint) -> Iterator[Gain]:
                 f"{log.drafts - 1} in place of {log.drafts} drafts", with_(drafts=log.drafts - 1), "a draft"
             )
     if KV_DTYPES[log.kv][0] == 2:
-        yield Gain(
-            "--kv-cache-dtype fp8", with_(kv_dtype="fp8"), "precision of keys and values; Ada and later"
-        )
+        cards = "" if log.device == "CPU" else "; Ada and later"
+        yield Gain("--kv-cache-dtype fp8", with_(kv_dtype="fp8"), f"precision of keys and values{cards}")
     if KV_DTYPES[log.kv][0] >= 1 and log.device != "CPU":
         yield Gain(
             "--kv-cache-dtype int4_per_token_head",

@@ -20,6 +20,8 @@ _PASS_WORK, _REST_WORK = 6.36e14, 1.22e13
 _H200_RATE = 695e12
 # On a CPU a product of small matrices comes closer to what large ones reach: fitted to runs of the demo's model.
 _CPU_GAIN = 8.0
+# Of that rate, what tuning comes to. Not measured on a GPU; on a CPU the small model takes about so long.
+_TUNING_GAIN = 0.5
 _OVERHEAD_SECONDS = 0.3
 _TRIAL_SECONDS = 0.3
 
@@ -44,6 +46,8 @@ def estimate_seconds(plan: RunPlan) -> Estimate:
     passes = _PASS_SECONDS * pass_work(plan.layout, plan.sizes.tokens) / _PASS_WORK
     rest = _REST_SECONDS * rest_work(plan.layout) / _REST_WORK
     seconds = (passes + rest) * scale + _OVERHEAD_SECONDS * len(plan.layout.quantized)
+    if plan.sizes.tune is not None:
+        seconds += plan.sizes.tune.work / (rate * _TUNING_GAIN)
     return Estimate(
         seconds,
         f"runs on one H200, scaled by {rate / 1e12:,.3g} TFLOP/s, which is what this {device} multiplies with",

@@ -19,7 +19,7 @@ from gptq_hybrid.common.units import size_text
 from gptq_hybrid.common.versions import find_version
 from gptq_hybrid.doctor import Severity, run_rules
 from gptq_hybrid.doctor.mtp_head import find_mtp_in
-from gptq_hybrid.recipes import Packaging, refuse_impossible
+from gptq_hybrid.recipes import Packaging, TuneSizes, refuse_impossible
 from gptq_hybrid.recipes.sizes import (
     dense_state_bytes,
     hidden_state_bytes,
@@ -34,6 +34,7 @@ from gptq_hybrid.recipes.sizes import (
 from gptq_hybrid.upstream import installed_version, refuse_batches
 from gptq_hybrid.upstream.speedups import room_on_gpu
 
+from ._tuning_plan import tuning_facts, tuning_warnings
 from .request import QuantizeRequest
 from .state import StateDecision, decide_state, folder_bytes, state_folder
 
@@ -69,6 +70,7 @@ class RunSizes:
         hidden: inputs and outputs of a layer over the calibration.
         projection: inputs of a mixer's output projection over the calibration.
         native: inputs of the unquantized model that GPTAQ keeps over the calibration; 0 without GPTAQ.
+        tune: what tuning needs besides; None for a recipe without ``[tune]``.
     """
 
     tokens: int
@@ -81,6 +83,13 @@ class RunSizes:
     hidden: int
     projection: int
     native: int
+    tune: TuneSizes | None = None
+
+    @property
+    def tuning_disk(self) -> int:
+        """Bytes beside the target: the checkpoint before tuning, the original's states, and the tuning's own."""
+        # Of both kinds of state a second one while the first is replaced.
+        return 0 if self.tune is None else self.output + 2 * self.tune.states + 2 * self.tune.trained
 
     @classmethod
     def estimate(cls, checkpoint: Checkpoint, layout: TensorLayout, request: QuantizeRequest) -> RunSizes:
@@ -104,6 +113,15 @@ class RunSizes:
             hidden=hidden_state_bytes(int(checkpoint.text_config["hidden_size"]), tokens),
             projection=projection_input_bytes(layout, tokens),
             native=native,
+            tune=None
+            if request.recipe.tune is None
+            else TuneSizes.estimate(
+                layout,
+                request.recipe.tune,
+                hidden=int(checkpoint.text_config["hidden_size"]),
+                group_size=request.group_size,
+                max_length=request.max_length,
+            ),
         )
 
     def with_tokens(self, tokens: int) -> RunSizes:
@@ -168,6 +186,16 @@ class MemoryPlan:
         hidden = sizes.hidden if self.hidden_on_cpu else 0
         projection = 0 if self.keeps_on_gpu(sizes.projection) else sizes.projection
         return _PROCESS + sizes.dense + hidden + projection
+
+    def tuning_memory(self, sizes: RunSizes) -> int:
+        """Bytes of main memory that tuning takes, after the run; 0 without it."""
+        if sizes.tune is None:
+            return 0
+        # Estimated in BF16; on a CPU hidden states are float32.
+        width = 1 if self.gpu else 2
+        steps = (sizes.tune.states + sizes.tune.inputs) * width + sizes.tune.trained
+        # The original's states are there twice while the final norm is applied.
+        return (_PROCESS if self.gpu else _CPU_PROCESS) + max(steps, 2 * width * sizes.tune.states)
 
 
 @dataclass(frozen=True)
@@ -234,7 +262,7 @@ def plan_run(request: QuantizeRequest) -> RunPlan:
         hidden_on_cpu=memory.hidden_on_cpu,
         run_memory=memory.run_memory(sizes),
     )
-    disk = _check_disk(request.target, sizes.peak, state)
+    disk = _check_disk(request.target, sizes.peak + sizes.tuning_disk, state)
     if settings.get("gptaq"):
         refuse_batches(request.batch_size)
     _refuse_native(sizes, memory, bound=True)
@@ -250,6 +278,7 @@ def plan_run(request: QuantizeRequest) -> RunPlan:
         *disk,
         ("state", state.describe(request, sizes.layers)),
         *_memory_facts(sizes, memory),
+        *tuning_facts(request.recipe.tune, sizes.tune, memory.tuning_memory(sizes), memory.gpu),
         (
             "versions",
             ", ".join(f"{n} {find_version(n) or 'not installed'}" for n in ("torch", "transformers")),
@@ -436,6 +465,7 @@ def _warnings(
             "act order: stock vLLM 0.30 and later refuse the result; vllm-qwen36-plugin serves it, "
             "permuting the input of its layers. The recipes static-mse and static need no such step"
         )
+    warnings += tuning_warnings(sizes.tune, memory.tuning_memory(sizes), memory.gpu, memory.gpu_bytes)
     if memory.gpu is not None:
         if sizes.working > int(memory.gpu_bytes * _USABLE):
             warnings.append(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from gptq_hybrid.checkpoint import DraftVocab
 from gptq_hybrid.common.disk import room_text, writing_trouble
 from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.draft_vocab import draft_vocab_from_rows
-from gptq_hybrid.losses import ModuleRecord, write_log
+from gptq_hybrid.losses import ModuleRecord, read_log, write_log
 from gptq_hybrid.upstream import checkpoint_config, told_before_abort
-from gptq_hybrid.writer import QuantizationFailedError, Verdict
+from gptq_hybrid.writer import QuantizationFailedError, Verdict, judge
 
+from ._tuning import tune_into_target
 from .plan import RunPlan, plan_run, refuse_existing
 from .request import QuantizeRequest
-from .state import RunState, calibration_items, open_state, request_items
+from .state import RunState, calibration_items, open_state, request_items, untuned_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class QuantizeResult:
         draft_vocab: what was written as ``draft_vocab.json``. None without an MTP head, and where the calibration
             has no reply to count.
         continued: layers that an earlier, killed run had done.
+        tuning: what tuning came to (``tuning.json``); None for a recipe without ``[tune]``.
     """
 
     target: Path
@@ -51,6 +54,7 @@ class QuantizeResult:
     seconds: float
     draft_vocab: DraftVocab | None = None
     continued: int = 0
+    tuning: Mapping[str, Any] | None = None
 
 
 def quantize(
@@ -60,6 +64,8 @@ def quantize(
     on_manifest: Callable[[Mapping[str, Any]], None] | None = None,
     on_slower: Callable[[str], None] | None = None,
     on_layer: Callable[[int, int], None] | None = None,
+    on_original: Callable[[int, int], None] | None = None,
+    on_step: Callable[[int, int], None] | None = None,
     on_stop: Callable[[], None] | None = None,
     on_abort: Callable[[HybridError], None] | None = None,
 ) -> QuantizeResult:
@@ -78,8 +84,10 @@ def quantize(
         on_layer: called with (done, total) as layers finish.
         on_abort: called with what to tell the user before gptqmodel ends the process, because a task of its
             threads failed.
-        on_stop: called at the first Ctrl-C or SIGTERM while layers are quantized; the run goes on to the end of its
-            layer.
+        on_original: called with (done, total) as the original's layers run over the texts to tune on.
+        on_step: called with (done, total) as steps of tuning finish.
+        on_stop: called at the first Ctrl-C or SIGTERM while layers are quantized or tuned; the run goes on to the
+            end of its layer or step.
 
     Raises:
         HybridError: what :func:`plan_run` refuses, calibration data, or a state that does not fit; no target was
@@ -104,6 +112,7 @@ def quantize(
         seed=request.seed,
         pack=request.pack,
         exclude=request.exclude,
+        further=request.recipe.tune.documents if request.recipe.tune else 0,
         on_progress=on_calibration,
     )
     if on_manifest is not None:
@@ -127,24 +136,90 @@ def quantize(
             items = request_items(request, hidden_on_cpu=plan.memory.hidden_on_cpu)
             items |= calibration_items(calibration.manifest)
             state = stack.enter_context(open_state(request.target, items, restart=request.restart))
+        target, tuning = request.target, request.recipe.tune is not None
+        if tuning:
+            target = untuned_folder(state, request.target, stack)
         try:
-            result = _quantize(
-                plan,
-                state,
-                calibration,
-                draft_vocab,
-                on_slower=on_slower,
-                on_layer=on_layer,
-                on_stop=on_stop,
-            )
+            if tuning and target.is_dir():
+                result = _read_result(plan, target, calibration, draft_vocab)
+            else:
+                result = _quantize(
+                    plan,
+                    state,
+                    calibration,
+                    draft_vocab,
+                    target,
+                    on_slower=on_slower,
+                    on_layer=on_layer,
+                    on_stop=on_stop,
+                )
         except QuantizationFailedError:
             if state is not None:
                 # The same layers would be judged the same.
                 state.remove()
             raise
+        if tuning:
+            result = _tune(
+                result, request, state, calibration, on_original=on_original, on_step=on_step, on_stop=on_stop
+            )
         if state is not None:
             state.remove()
     return result
+
+
+def _tune(
+    result: QuantizeResult,
+    request: QuantizeRequest,
+    state: RunState | None,
+    calibration: Calibration,
+    **callbacks: Any,
+) -> QuantizeResult:
+    started = time.perf_counter()
+    if state is not None:
+        # The packed checkpoint is whole; nothing goes back to a layer any more.
+        state.drop_layers()
+    _free_gpu()
+    report = tune_into_target(
+        request,
+        result.target,
+        calibration.further,
+        work=state.tuning if state is not None else None,
+        **callbacks,
+    )
+    return replace(
+        result,
+        target=request.target,
+        target_bytes=_safetensors_bytes(request.target),
+        seconds=result.seconds + time.perf_counter() - started,
+        tuning=report,
+    )
+
+
+def _free_gpu() -> None:
+    """Let go of what gptqmodel held: its model is part of a circle of references."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _read_result(
+    plan: RunPlan, untuned: Path, calibration: Calibration, draft_vocab: DraftVocab | None
+) -> QuantizeResult:
+    """Return what an earlier, killed run had quantized; only the tuning is left."""
+    records = {record.module: record for record in read_log(untuned).modules}
+    return QuantizeResult(
+        target=untuned,
+        records=records,
+        verdict=judge(records.values(), plan.request.limits),
+        calibration=calibration.manifest,
+        source_bytes=_safetensors_bytes(plan.request.source),
+        target_bytes=_safetensors_bytes(untuned),
+        seconds=0.0,
+        draft_vocab=draft_vocab,
+        continued=plan.sizes.layers,
+    )
 
 
 @contextmanager
@@ -179,6 +254,7 @@ def _quantize(
     state: RunState | None,
     calibration: Calibration,
     draft_vocab: DraftVocab | None,
+    target: Path,
     *,
     on_slower: Callable[[str], None] | None,
     on_layer: Callable[[int, int], None] | None,
@@ -210,7 +286,7 @@ def _quantize(
             on_layer(continued, layers)
     model.quantize(calibration.rows, batch_size=request.batch_size, **options)
     try:
-        model.save(str(request.target))
+        model.save(str(target))
     except QuantizationFailedError as error:
         log = request.target.with_name(f"{request.target.name}.failed.csv")
         write_log(log, list(model.module_records.values()))
@@ -219,12 +295,12 @@ def _quantize(
             remedy=f"See which modules: qwen36 losses {log}. Use more, or more varied, calibration data.",
         ) from error
     return QuantizeResult(
-        target=request.target,
+        target=target,
         records=model.module_records,
         verdict=model.verdict,
         calibration=calibration.manifest,
         source_bytes=_safetensors_bytes(request.source),
-        target_bytes=_safetensors_bytes(request.target),
+        target_bytes=_safetensors_bytes(target),
         seconds=time.perf_counter() - started,
         draft_vocab=draft_vocab,
         continued=continued,

@@ -14,6 +14,7 @@ from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.common.small_files import read_small_file
 
 from .packaging import Packaging
+from .tuning import TuneSettings
 
 # Least divergence of the W4 recipes in bench/quality, over four calibration seeds.
 DEFAULT_RECIPE = "static-mse"
@@ -33,6 +34,11 @@ _SECTIONS: dict[str, dict[str, tuple[object, ...]]] = {
     "mtp": {"bits": (4, 8, 16)},
     "checkpoint": {"text_only": (True, False)},
 }
+# Of the table [tune]: the kind of each value, and the least.
+_TUNE: dict[str, tuple[type, int]] = {
+    "steps": (int, 1), "tokens": (int, 16), "documents": (int, 20),
+    "scale_rate": (float, 0), "norm_rate": (float, 0),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +51,14 @@ class Recipe:
         settings: keyword arguments of gptqmodel's ``QuantizeConfig``. ``gptaq``, where set, is a table of
             ``alpha`` and ``device`` (of the unquantized model's inputs).
         packaging: what the writer does.
+        tune: how scales and norms are tuned afterwards; None if they are not.
     """
 
     name: str
     description: str
     settings: dict[str, Any]
     packaging: Packaging = field(default_factory=Packaging)
+    tune: TuneSettings | None = None
 
     def quantize_config(self, **overrides: Any) -> Any:
         """Return gptqmodel's ``QuantizeConfig`` for this recipe; ``overrides`` win.
@@ -102,7 +110,7 @@ def _parse(content: str, where: str, name: str) -> Recipe:
         data = tomllib.loads(content)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise HybridError(f"{where} is not TOML: {error}", remedy="Correct the file.") from error
-    _refuse_unknown(where, "", data, ("description", "quantize_config", *_SECTIONS))
+    _refuse_unknown(where, "", data, ("description", "quantize_config", *_SECTIONS, "tune"))
     description = data.get("description")
     if not isinstance(description, str):
         raise HybridError(f"{where}: `description` must be a sentence", remedy="Say what the recipe is for.")
@@ -125,7 +133,30 @@ def _parse(content: str, where: str, name: str) -> Recipe:
     )
     _refuse_gptaq(where, settings)
     _refuse_dynamic(where, settings, packaging)
-    return Recipe(name, description, settings, packaging)
+    return Recipe(name, description, settings, packaging, _tune(where, data, settings))
+
+
+def _tune(where: str, data: Mapping[str, Any], settings: Mapping[str, Any]) -> TuneSettings | None:
+    """Read the table ``[tune]``; an empty one stands for the defaults."""
+    if "tune" not in data:
+        return None
+    table = _table(where, data, "tune")
+    _refuse_unknown(where, "tune.", table, tuple(_TUNE))
+    for key, value in table.items():
+        kind, least = _TUNE[key]
+        number = isinstance(value, int) or (kind is float and isinstance(value, float))
+        # NaN is not at least anything.
+        if isinstance(value, bool) or not number or not value >= least or value == float("inf"):
+            raise HybridError(
+                f"{where}: `tune.{key}` is {value!r}",
+                remedy=f"It must be {'a number' if kind is float else 'a whole number'} from {least} on.",
+            )
+    if settings["desc_act"] and not settings.get("static_groups"):
+        raise HybridError(
+            f"{where}: groups in act order cannot be tuned",
+            remedy="Set static_groups = true, as static-mse has.",
+        )
+    return TuneSettings(**table)
 
 
 def _table(where: str, data: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ states are kept, in main memory. So for a 27B model the GPU holds one layer, one
 output head.
 """
 
-from ._forward import Batch, LayerStream, States, make_batches, read_layers
+from ._forward import Batch, LayerStream, States, make_batches, read_ahead, read_layers
 from ._heads import MtpHead, OutputHead
 from ._stack import TextStack
 from ._weights import CheckpointWeights, Overlay, Weights
@@ -21,5 +21,6 @@ __all__ = [
     "TextStack",
     "Weights",
     "make_batches",
+    "read_ahead",
     "read_layers",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from torch import nn
 from ._stack import TextStack
 
 States = list[torch.Tensor]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,22 +61,27 @@ def _pad(documents: Sequence[Sequence[int]], numbers: list[int]) -> Batch:
     return Batch(tokens, tuple(numbers), lengths)
 
 
+def read_ahead(read: Callable[[int], T], numbers: Sequence[int]) -> Iterator[tuple[int, T]]:
+    """Yield ``(number, read(number))`` in turn.
+
+    Reading and unpacking a layer of the 27B takes about as long as running it, so the next is read meanwhile, in a
+    thread.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="next-layer") as reader:
+        ahead = reader.submit(read, numbers[0]) if numbers else None
+        for place, number in enumerate(numbers):
+            assert ahead is not None
+            content = ahead.result()
+            ahead = reader.submit(read, numbers[place + 1]) if place + 1 < len(numbers) else None
+            yield number, content
+
+
 def read_layers(
     stack: TextStack, first: int, last: int
 ) -> Iterator[tuple[int, nn.Module, Mapping[str, torch.Tensor]]]:
-    """Yield layers ``first … last - 1``: the number, the module ready to run, and its dense tensors on the CPU.
-
-    Reading and unpacking a layer of the 27B takes about as long as running it, so the next layer is read
-    meanwhile.
-    """
-    with ThreadPoolExecutor(1, thread_name_prefix="next-layer") as reader:
-        ahead = reader.submit(stack.layer_tensors, first) if first < last else None
-        number = first
-        while ahead is not None:
-            tensors = ahead.result()
-            ahead = reader.submit(stack.layer_tensors, number + 1) if number + 1 < last else None
-            yield number, stack.layer(number, tensors), tensors
-            number += 1
+    """Yield layers ``first … last - 1``: the number, the module ready to run, and its dense tensors on the CPU."""
+    for number, tensors in read_ahead(stack.layer_tensors, range(first, last)):
+        yield number, stack.layer(number, tensors), tensors
 
 
 class LayerStream:

@@ -60,13 +60,30 @@ class TextStack:
         """Read one layer's dense tensors to the CPU, for :meth:`layer`."""
         return self.weights.under(f"{self.prefix}.layers.{number}.")
 
-    def layer(self, number: int, tensors: Mapping[str, torch.Tensor] | None = None) -> nn.Module:
-        """Build decoder layer ``number``, ready to run."""
+    def layer(
+        self,
+        number: int,
+        tensors: Mapping[str, torch.Tensor] | None = None,
+        linears: Mapping[str, nn.Module] | None = None,
+    ) -> nn.Module:
+        """Build decoder layer ``number``, ready to run.
+
+        Args:
+            number: of the layer, from 0.
+            tensors: its dense tensors; None to read them.
+            linears: modules, without parameters, that stand in for linears of the layer, by their names in it.
+        """
         from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5DecoderLayer
+
+        def build() -> nn.Module:
+            module: nn.Module = Qwen3_5DecoderLayer(self.config, number)
+            for name, linear in (linears or {}).items():
+                module.set_submodule(name, linear)
+            return module
 
         if tensors is None:
             tensors = self.layer_tensors(number)
-        return self.fill(lambda: Qwen3_5DecoderLayer(self.config, number), tensors, f"layer {number}")
+        return self.fill(build, tensors, f"layer {number}")
 
     def norm(self, tensors: Mapping[str, torch.Tensor] | None = None, label: str = "norm") -> nn.Module:
         """Build an RMSNorm over the hidden size; without ``tensors`` the final one."""

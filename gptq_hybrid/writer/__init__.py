@@ -5,8 +5,9 @@ Configs say what is quantized and hold no trace of the machine. All else is as t
 :class:`~gptq_hybrid.recipes.Packaging` the two heads are packed, or the vision tower left out.
 """
 
+from ._packed import replace_tensors
 from ._verdict import Limits, QuantizationFailedError, Verdict, judge
-from ._write import CheckpointSpec, write_checkpoint
+from ._write import CheckpointSpec, refuse_faults, write_checkpoint
 
 __all__ = [
     "CheckpointSpec",
@@ -14,5 +15,7 @@ __all__ = [
     "QuantizationFailedError",
     "Verdict",
     "judge",
+    "refuse_faults",
+    "replace_tensors",
     "write_checkpoint",
 ]

@@ -131,6 +131,42 @@ def _rewrite(
             path.unlink()
 
 
+def replace_tensors(folder: str | Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Rewrite those shards in ``folder`` that hold ``tensors``, with these in their places.
+
+    All else, headers' metadata included, stays as it is. A shard that is a hard link becomes a file of its own.
+
+    Raises:
+        HybridError: a tensor is not in ``folder``, or has another dtype or shape there.
+    """
+    folder = Path(folder)
+    files = LocalFiles(folder)
+    shards = Checkpoint(files, {})
+    left = set(tensors) - shards.loaded.keys()
+    if left:
+        raise HybridError(f"{folder} holds no {min(left)}", remedy="Give the checkpoint that was tuned.")
+    for name, header in list(shards.headers.items()):
+        own = {tensor: tensors[tensor].contiguous() for tensor in header.tensors if tensor in tensors}
+        if not own:
+            continue
+        with _in_file(folder, own) as (new_files, infos):
+            new = {info.name: info for info in infos}
+            for info in new.values():
+                old = header.tensors[info.name]
+                if (info.dtype, info.shape) != (old.dtype, old.shape):
+                    raise HybridError(
+                        f"{info.name} would become {info.dtype} {info.shape}; it is {old.dtype} {old.shape}"
+                    )
+            path = folder / name
+            rewritten = path.with_suffix(".new")
+            write_verbatim(
+                rewritten,
+                [(new_files, new[t]) if t in new else (files, info) for t, info in header.tensors.items()],
+                metadata=dict(header.metadata) or {"format": "pt"},
+            )
+            rewritten.replace(path)
+
+
 @contextmanager
 def _in_file(folder: Path, tensors: dict[str, torch.Tensor]) -> Iterator[tuple[LocalFiles, list[TensorInfo]]]:
     """Put the tensors into a safetensors file of their own, in a temporary folder beside ``folder``."""

@@ -89,12 +89,17 @@ def write_checkpoint(
         extend_log(folder / LOG_NAME, list(spec.records.values()))
         for name, content in spec.extra_json.items():
             write_json_atomic(folder / name, dict(content))
-        _refuse_faults(folder, keep_mtp=spec.keep_mtp)
+        refuse_faults(folder, keep_mtp=spec.keep_mtp)
         refuse_machine_paths(folder, [source.path, target, folder])
     return verdict
 
 
-def _refuse_faults(folder: Path, *, keep_mtp: bool) -> None:
+def refuse_faults(folder: str | Path, *, keep_mtp: bool) -> None:
+    """Refuse a checkpoint that fails the checks that serving relies on.
+
+    Raises:
+        HybridError: it does; the message has the first five errors.
+    """
     # What serving needs beside the weights comes from the source, and is checked there before the run.
     without = {"serving"} if keep_mtp else {"serving", "mtp"}
     findings = run_rules(Checkpoint.open(folder), without=without, mtp=keep_mtp)

@@ -76,6 +76,24 @@ def test_weights_are_shares_of_tokens_whatever_the_lengths_of_rows(two: Path, to
     )
 
 
+@pytest.mark.parametrize("pack", [False, True])
+def test_documents_beside_those_of_the_rows_leave_the_rows_as_they_are(
+    two: Path, tokenizer: Any, pack: bool
+) -> None:
+    def draw(further: int) -> Calibration:
+        return load_calibration(str(two), tokenizer, samples=20, max_length=128, pack=pack, further=further)
+
+    alone, with_more = draw(0), draw(30)
+    assert alone.rows == with_more.rows
+    assert alone.further == []
+    assert len(with_more.further) == 30
+    inside = {tuple(row["input_ids"]) for row in draw(0).rows}
+    text = [",".join(map(str, row)) for row in inside]
+    assert not any(",".join(map(str, ids)) in row for ids in with_more.further for row in text)
+    assert sum(with_more.manifest["further"]["documents"].values()) == 30
+    assert "further" not in alone.manifest
+
+
 def test_the_order_of_parts_and_of_lines_makes_no_difference(two: Path, tokenizer: Any) -> None:
     first = load_calibration(mix(two, SHORT, LONG), tokenizer, samples=32, max_length=512)
     lines = (two / "long.jsonl").read_text().splitlines(keepends=True)

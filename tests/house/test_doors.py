@@ -26,7 +26,7 @@ FLOORS = {
         ("cli",),
         ("demo", "sensitivity", "receipt"),
         ("quantize",),
-        ("definition",),
+        ("definition", "tuning"),
         ("writer", "evaluate", "live", "plan"),
         ("recipes",),
         ("upstream",),

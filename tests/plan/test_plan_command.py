@@ -145,7 +145,7 @@ def test_a_log_is_explained_with_the_checkpoint_it_names(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--gpu", "Voodoo 5"], ["no card known here", "RTX 4090", "24GiB"]),
+        (["--gpu", "Voodoo 5"], ["no card known here", "RTX 4090", "--memory 24GiB --bandwidth 1008GB/s"]),
         (["--memory", "24"], ["no GPU's memory", "24GiB"]),
         (["--memory", "24GiB", "--bandwidth", "fast"], ["no bandwidth", "1008GB/s"]),
         (["--memory", "24GiB", "--gpu", "l40s"], ["both name a card"]),

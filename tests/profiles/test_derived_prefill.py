@@ -186,6 +186,14 @@ def test_what_no_figure_is_known_of_stays_with_vllm(change: dict[str, object]) -
     assert {profile.starts(shape) for profile in DERIVED_PREFILL_PROFILES} == {Starts()}
 
 
+def test_the_pages_linears_are_those_of_the_27b() -> None:
+    counted = {
+        Shape("marlin", kind.k, kind.n, kind.bits, kind.group_size, "bfloat16"): kind.count
+        for kind in read_linears(None)
+    }
+    assert counted == page.LINEARS
+
+
 def test_the_page_is_what_the_formulas_give() -> None:
     assert page.PAGE.read_text() == page.text(), "run python -m vllm_qwen36_plugin.profiles.page"
     for profile in DERIVED_PREFILL_PROFILES:

@@ -277,7 +277,7 @@ def test_a_state_has_to_fit_beside_what_its_run_takes(
 
 def test_the_code_that_decides_the_result_is_part_of_the_run(tmp_path: Path) -> None:
     def package(name: str, patch: str = "+ line") -> Path:
-        for folder in ("upstream/speedups", "definition", "packing"):
+        for folder in ("upstream/speedups", "definition", "packing", "tuning", "streaming"):
             (tmp_path / name / folder).mkdir(parents=True)
             (tmp_path / name / folder / "module.py").write_text("code")
         (tmp_path / name / "upstream" / "solver.patch").write_text(patch)

@@ -174,6 +174,15 @@ def test_what_vllm_cannot_load_is_refused(choices: dict[str, int], message: str)
         (GOOD + "gptaq = { alpha = 0.25, beta = 0.2 }\n", r"`quantize_config\.gptaq\.beta` is not known"),
         (GOOD + 'gptaq = { alpha = 0.25, device = "gpu" }\n', r"`quantize_config\.gptaq\.device` is 'gpu'"),
         (GOOD + "act_group_aware = true\ngptaq = { alpha = 0.25 }\n", "would ignore `act_group_aware`"),
+        (GOOD + "[tune]\nsteps = 0\n", r"`tune\.steps` is 0"),
+        (GOOD + "[tune]\nsteps = 1.5\n", r"`tune\.steps` is 1\.5"),
+        (GOOD + "[tune]\nscale_rate = nan\n", r"`tune\.scale_rate` is nan"),
+        (GOOD + "[tune]\nnorm_rate = true\n", r"`tune\.norm_rate` is True"),
+        (GOOD + "[tune]\nrate = 1\n", r"`tune\.rate` is not known"),
+        (
+            GOOD.replace("desc_act = false", "desc_act = true") + "[tune]\n",
+            "groups in act order cannot be tuned",
+        ),
         ("= 4", "is not TOML"),
     ],
 )

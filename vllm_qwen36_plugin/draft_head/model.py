@@ -96,36 +96,34 @@ class Qwen3_5MTP(_CheckedQwen3_5MTP):  # noqa: N801 - vLLM's name for it
 
     def _draft_head(self, lm_head: torch.nn.Module, settings: DraftSettings) -> DraftHead | None:
         ranks = rank().size
+        make = make_sharded if ranks > 1 else DraftHead
         ids = agreed(lambda: ids_to_draft(settings, draft_list(self.vllm_config, settings), ranks))
-        precision = (
-            settings.precision if ids is not None else self._precision_of_whole_head(lm_head, settings)
-        )
-        if ids is None and precision == "bf16":
-            return None
-        if ranks > 1:
-            return make_sharded(lm_head, self.config.vocab_size, ids, precision)
-        return DraftHead(lm_head, self.config.vocab_size, ids, precision)
-
-    def _precision_of_whole_head(self, lm_head: torch.nn.Module, settings: DraftSettings) -> Precision:
-        """Decide in which precision the whole head is copied; ``"bf16"`` for not at all."""
+        if ids is not None:
+            return make(lm_head, self.config.vocab_size, ids, settings.precision)
         precision = settings.precision_of_whole_head
         if precision == "bf16":
-            return precision
+            return None
         if copied_by_vllm(self.vllm_config):
             self._report.remark("vLLM's own copy of it drafts (draft_lm_head_quantization)")
-            return "bf16"
-        if settings.most_of_cache is None:
-            return precision
+            return None
+        if settings.most_of_cache is not None and not self._pays(lm_head, precision, settings.most_of_cache):
+            return None
+        return make(lm_head, self.config.vocab_size, None, precision)
+
+    def _pays(self, lm_head: torch.nn.Module, precision: Precision, most: float) -> bool:
+        """Whether a copy of the head takes little of the KV cache; a packed head is read as cheaply as a copy."""
         weight = dense_weight(lm_head)
         if weight is None:
-            return "bf16"  # a packed head is read as cheaply as a copy
+            return False
         extra = quantized_bytes(weight, precision) - self._report.freed(self.model)
-        # The rank with the least room decides for all: they exchange logits.
-        share = max(told(share_of_cache(extra, self.vllm_config)))
+        # That of the GPU with the least room: all have a copy, or none.
+        share = max(told(agreed(lambda: share_of_cache(extra, self.vllm_config))))
         cost = f"{share:.1%} of the KV cache" if share < 1 else "more than the KV cache has"
-        fits = share <= settings.most_of_cache
-        self._report.remark(f"{cost} for it" if fits else f"a copy in {NAMES[precision]} would take {cost}")
-        return precision if fits else "bf16"
+        if share <= most:
+            self._report.remark(f"{cost} for it")
+            return True
+        self._report.remark(f"a copy in {NAMES[precision]} would take {cost}")
+        return False
 
     def compute_logits(self, hidden_states: torch.Tensor, spec_step_idx: int = 0) -> torch.Tensor | None:
         """Return ``[positions, vocabulary]``; tokens that are not drafted have minus infinity."""

@@ -82,7 +82,7 @@ class Linear:
     attributes: dict[str, Any] = field(default_factory=dict)
     template: Template | None = None
     replay: Replay | None = None
-    _cuts: dict[tuple[int, int], bool] = field(default_factory=dict)
+    _cuts: dict[tuple[int, int, int], bool] = field(default_factory=dict)
 
     @property
     def plain(self) -> bool:
@@ -112,13 +112,13 @@ class Linear:
 
     def cuts(self, route: Route, tokens: int, first: int) -> bool:
         """Whether a call is cut in two: its ``first`` rows with 16 bits, the others by ``route`` with 8."""
-        key = tokens, first
+        start = getattr(self.starts, route)
+        key = tokens, first, start
         if key not in self._cuts:
             # As many steps as any load repeats; a call of each layer asks again.
             if len(self._cuts) > _CUTS:
                 self._cuts.clear()
             ways = self.way_for(tokens, eight_bit=False), self.way_for(first, eight_bit=False), route
-            start = getattr(self.starts, route)
             self._cuts[key] = pays(tokens, first, start, *(self.times.get(way) for way in ways))
         return self._cuts[key]
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from vllm_qwen36_plugin.prefill.profile import ROUTES, Route
 from vllm_qwen36_plugin.prefill.shape import Shape
-from vllm_qwen36_plugin.tune.prefill.shapes import read_linears
 
 from .derived_prefill import (
     BANDWIDTH_SHARE,
@@ -26,6 +25,14 @@ from .derived_prefill import (
 
 PAGE = Path(__file__).with_name("ROOFLINE.md")
 TOKENS = (512, 1024, 2048, 4096, 8192)
+# The quantized linears of the 27B, and how many it has of each.
+LINEARS = {
+    Shape("marlin", 5120, 14336, 4, 128, "bfloat16"): 16,
+    Shape("marlin", 5120, 16384, 4, 128, "bfloat16"): 48,
+    Shape("marlin", 6144, 5120, 4, 128, "bfloat16"): 64,
+    Shape("marlin", 5120, 34816, 4, 128, "bfloat16"): 64,
+    Shape("marlin", 17408, 5120, 4, 128, "bfloat16"): 64,
+}
 _TOP = f"""# Prefill on Ada and Ampere: derived, not measured
 
 Written by `python -m vllm_qwen36_plugin.profiles.page` from the rates in `derived_prefill.py`. None of the cards
@@ -42,12 +49,11 @@ was at hand. Times of all quantized linears of one pass of the 27B (24.3 billion
 def share_of_a_pass(route: Route, bandwidth: float, rates: Rates, tokens: int) -> float | None:
     """All quantized linears of the 27B by a route, as a share of Marlin's time; None for ``fp8`` without e4m3."""
     stock = whole = 0.0
-    for kind in read_linears(None):
-        shape = Shape("marlin", kind.k, kind.n, kind.bits, kind.group_size, "bfloat16")
+    for shape, count in LINEARS.items():
         found = costs(route, shape, bandwidth, rates, tokens)
         if found is None:
             return None
-        values = kind.k * kind.n * kind.count
+        values = shape.k * shape.n * count
         stock += found[0] * tokens * values
         whole += (found[1] + found[2] * tokens) * values
     return whole / stock
@@ -68,7 +74,7 @@ def _card(profile: DerivedProfile) -> str:
         "| tokens | Marlin, TFLOP/s | Marlin, ms | `exact` | `fp8` |",
         "|---:|---:|---:|---:|---:|",
     ]
-    values = sum(kind.k * kind.n * kind.count for kind in read_linears(None))
+    values = sum(shape.k * shape.n * count for shape, count in LINEARS.items())
     for tokens in TOKENS:
         marlin = [rate_at(rates.marlin, tokens) for rates in figures.rates]
         cells = [_between([rate / 1e12 for rate in marlin], 0)]
@@ -89,10 +95,7 @@ def _between(values: list[float], digits: int) -> str:
 
 
 def _starts(profile: DerivedProfile, route: Route) -> str:
-    found = {
-        getattr(profile.starts(Shape("marlin", kind.k, kind.n, 4, 128, "bfloat16")), route)
-        for kind in read_linears(None)
-    }
+    found = {getattr(profile.starts(shape), route) for shape in LINEARS}
     numbers = sorted(tokens for tokens in found if tokens is not None)
     if not numbers:
         return "never"

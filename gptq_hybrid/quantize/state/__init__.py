@@ -6,7 +6,7 @@ which publishes a state by renaming one file. The folder goes when the target is
 """
 
 from .decision import StateDecision, StateSize, decide_state, state_size
-from .folder import RunState, folder_bytes, open_state, state_folder
+from .folder import RunState, folder_bytes, open_state, state_folder, untuned_folder
 from .manifest import calibration_items, differences, request_items
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "request_items",
     "state_folder",
     "state_size",
+    "untuned_folder",
 ]

@@ -67,11 +67,13 @@ class StateDecision:
         size: None for a run that keeps no state.
         reason: why it keeps none.
         done: finished layers that it continues after.
+        tuning: all layers are quantized, and it continues with tuning.
     """
 
     size: StateSize | None
     reason: str = ""
     done: int = 0
+    tuning: bool = False
 
     @property
     def disk(self) -> int:
@@ -83,6 +85,8 @@ class StateDecision:
         if self.size is None:
             return f"a run that is killed starts anew: {self.reason}"
         folder = state_folder(request.target)
+        if self.tuning:
+            return f"continuing with tuning, from {folder}"
         if self.done:
             return f"continuing after layer {self.done} of {layers}, from {folder}"
         often = "after each layer" if self.size.interval == 1 else f"every {self.size.interval} layers"
@@ -112,14 +116,16 @@ def decide_state(
         reason = "gptqmodel keeps a state on the main thread only"
     size = state_size(inputs, packed, dense, request.state_every)
     state = RunState(state_folder(request.target))
-    done = 0
+    done, tuning = 0, False
     if reason is None and not request.restart:
-        done = state.layers()
-        if done:
+        done, tuning = state.layers(), state.untuned.is_dir()
+        if done or tuning:
             state.refuse_other(request_items(request, hidden_on_cpu=hidden_on_cpu), partial=True)
-    if reason is None and not done and size.memory + run_memory > free_memory():
+    if reason is None and not done and not tuning and size.memory + run_memory > free_memory():
         reason = (
             f"writing a state takes {size_text(size.memory)} of main memory beside the run's "
             f"{size_text(run_memory)}, and {size_text(free_memory())} are free"
         )
-    return StateDecision(None, reason) if reason is not None else StateDecision(size, done=done)
+    return (
+        StateDecision(None, reason) if reason is not None else StateDecision(size, done=done, tuning=tuning)
+    )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import fcntl
 import glob
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from .manifest import refuse_other_run
 _MANIFEST = "run.json"
 _LOCK = "lock"
 _STORE = "gptqmodel"
+_UNTUNED = "untuned"
+_TUNING = "tuning"
 _FORMAT = 1
 
 
@@ -43,6 +46,25 @@ class RunState:
     def store(self) -> Path:
         """Where gptqmodel keeps its part."""
         return self.folder / _STORE
+
+    @property
+    def untuned(self) -> Path:
+        """Where a recipe with ``[tune]`` has its packed checkpoint; the folder is there once that is whole."""
+        return self.folder / _UNTUNED
+
+    @property
+    def tuning(self) -> Path:
+        """Where its tuning keeps states."""
+        return self.folder / _TUNING
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is anything that a continuation need not do again."""
+        return self.untuned.is_dir() or self.layers() > 0
+
+    def drop_layers(self) -> None:
+        """Throw gptqmodel's part away."""
+        shutil.rmtree(self.store, ignore_errors=True)
 
     def layers(self) -> int:
         """Count the finished layers that a continuation need not do again.
@@ -82,13 +104,22 @@ class RunState:
         Raises:
             HybridError: the layers are of another run, or the state is damaged.
         """
-        if self.layers():
+        if self.begun:
             refuse_other_run(self.folder, self.manifest(), items, partial=partial)
 
     def remove(self) -> None:
         """Throw the state away; the manifest goes last, so that half a removal is still recognised."""
-        shutil.rmtree(self.store, ignore_errors=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for part in (self.store, self.tuning, self.untuned, self.folder):
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def untuned_folder(state: RunState | None, target: Path, stack: ExitStack) -> Path:
+    """Return where the checkpoint that is to be tuned goes; without a state, where it goes when ``stack`` does."""
+    if state is not None:
+        return state.untuned
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.untuned-")
+    return Path(stack.enter_context(scratch)) / _UNTUNED
 
 
 @contextmanager
@@ -118,9 +149,10 @@ def open_state(target: Path, items: Mapping[str, str], *, restart: bool) -> Iter
                 remedy="Wait for it, or choose another target.",
             ) from error
         if restart:
-            shutil.rmtree(state.store, ignore_errors=True)
+            for part in (state.store, state.tuning, state.untuned):
+                shutil.rmtree(part, ignore_errors=True)
         state.refuse_other(items)
-        if not state.layers():
+        if not state.begun:
             shutil.rmtree(state.store, ignore_errors=True)
             write_json_atomic(state.folder / _MANIFEST, {"format": _FORMAT, "run": dict(items)})
         for attempt in state.store.glob("attempt-*"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -18,8 +19,8 @@ from gptq_hybrid.quantize.request import QuantizeRequest
 
 # They compute, and so decide the last bits of a sum.
 _LIBRARIES = ("gptqmodel", "torch", "transformers", "triton", "flash-linear-attention", "causal-conv1d")
-# Folders of this package whose code runs while layers are quantized.
-_CODE = ("upstream", "definition", "packing")
+# Folders of this package whose code runs while layers are quantized or tuned.
+_CODE = ("upstream", "definition", "packing", "tuning", "streaming")
 _SHOWN = 90
 _ABSENT = "absent"
 
@@ -35,6 +36,7 @@ def request_items(request: QuantizeRequest, *, hidden_on_cpu: bool) -> dict[str,
     items = {f"source {name}": value for name, value in file_fingerprints(request.source).items()}
     items |= {f"recipe {key}": _text(value) for key, value in sorted(recipe.settings.items())}
     items |= {
+        "recipe tune": _text(None if recipe.tune is None else asdict(recipe.tune)),
         "recipe lm_head.bits": str(packaging.lm_head_bits),
         "recipe mtp.bits": str(packaging.mtp_bits),
         "recipe checkpoint.text_only": _text(packaging.text_only),

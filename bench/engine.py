@@ -39,6 +39,8 @@ def set_up(kernel: str = "marlin") -> None:
     os.environ |= {"VLLM_PLUGINS": "", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ["VLLM_DISABLED_KERNELS"] = _DISABLED[kernel]
+    # Workers of several GPUs are forked: what was installed by hand is in them. So nothing may touch a GPU before.
+    os.environ |= {"VLLM_WORKER_MULTIPROC_METHOD": "fork", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
 
 def start(
@@ -72,6 +74,8 @@ def start(
         }
     if args.tiny:
         extra["enforce_eager"] = True
+    if args.tensor_parallel_size > 1:
+        extra["tensor_parallel_size"] = args.tensor_parallel_size
     if drafts:
         extra["speculative_config"] = {"method": "mtp", "num_speculative_tokens": drafts} | (drafting or {})
     if log_stats:
@@ -167,6 +171,16 @@ def generate(llm: Any, batch: Prompts, new: int) -> tuple[float, list[list[int]]
 def turns(names: tuple[str, ...], repeats: int) -> list[tuple[str, ...]]:
     """Rounds of all names, each starting with the next one: clock and temperature drift meet all of them."""
     return [names[i % len(names) :] + names[: i % len(names)] for i in range(repeats)]
+
+
+def first_tokens(llm: Any, lengths: Sequence[int], repeats: int) -> Json:
+    """Milliseconds to the first token of a prompt alone, by its length; the first of each length is left out."""
+    times: Json = {}
+    for length in lengths:
+        each = [generate(llm, prompts([length], vocabulary(llm)), 1)[0] for _ in range(repeats + 1)]
+        times[str(length)] = [round(seconds * 1e3, 2) for seconds in each[1:]]
+        print(f"{length} tokens: ms to the first: {' '.join(map(str, times[str(length)]))}", flush=True)
+    return times
 
 
 def decode_steps(llm: Any, batches: Sequence[int], count: int, repeats: int) -> Json:

@@ -44,7 +44,7 @@ CONFIG = {
 }
 SHARDS = 5
 Tensor = tuple[str, str, tuple[int, ...]]
-WIDTH = {"BF16": 2, "F16": 2, "I32": 4}
+WIDTH = {"BF16": 2, "F16": 2, "I32": 4, "F32": 4, "F8_E4M3": 1}
 # BF16 and F16 values of about 0.01 to 1: every high byte is 0x3c.
 _FINITE = b"".join(bytes((byte, 0x3C)) for byte in range(256)) * 8
 

@@ -26,9 +26,9 @@ def qwen36_gpu_profiles() -> list[GpuProfile]:
 # the same card comes after ours and wins.
 @hookimpl(trylast=True)
 def qwen36_prefill_profiles() -> list[ShippedProfile]:
-    from .profiles.ada_prefill import ADA_PREFILL_PROFILES
+    from .profiles.derived_prefill import DERIVED_PREFILL_PROFILES
 
-    return list(ADA_PREFILL_PROFILES)
+    return list(DERIVED_PREFILL_PROFILES)
 
 
 @hookimpl

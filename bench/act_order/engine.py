@@ -54,7 +54,7 @@ def run(variant: str, args: argparse.Namespace, folder: Path) -> Json:
     )
     started = time.perf_counter() - begin
     config = llm.llm_engine.vllm_config
-    layers = linears(loaded[-1], variant)
+    layers = linears(loaded[-1], variant) if loaded else {}
     print(f"{variant}: started in {started:.0f} s, {layers}", flush=True)
     _, tokens = generate(llm, batch_of(_BATCHES[-1], vocabulary(llm)), _SHOWN)
     return {
@@ -85,7 +85,14 @@ def linears(model: Any, variant: str) -> dict[str, int]:
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
     """What runs must share to be compared."""
-    return {"layers": args.layers, "tiny": args.tiny, "attention": args.attention, "steps": _STEPS}
+    gpus = {"gpus": args.tensor_parallel_size} if args.tensor_parallel_size > 1 else {}
+    return {
+        "layers": args.layers,
+        "tiny": args.tiny,
+        "attention": args.attention,
+        "steps": _STEPS,
+        **gpus,
+    }
 
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -14,6 +14,8 @@ its own:
 What drafts cost is a variant less `none`; what 64 layers would add to each follows from `none` and `none-4`.
 Made-up heads agree on next to nothing, and steps are counted by vLLM's own metrics. OUT.json is written after each
 variant; variants already in it with the same settings are kept unless named in --variants.
+
+With ``--tensor-parallel-size 2`` two GPUs share the model; kernels are not counted then.
 """
 
 from __future__ import annotations
@@ -27,7 +29,16 @@ from typing import Any
 
 from bench.drafts.acceptance import DRAFTS, options
 from bench.drafts.report import engine_tables
-from bench.engine import batch_of, environment, generate, kernels_between, set_up, start, vocabulary
+from bench.engine import (
+    batch_of,
+    environment,
+    first_tokens,
+    generate,
+    kernels_between,
+    set_up,
+    start,
+    vocabulary,
+)
 from bench.mini.engine import counters
 from bench.results import Json
 from bench.variants import engine_arguments, main, saving
@@ -38,6 +49,7 @@ VARIANTS = (
 )  # fmt: skip
 _USUAL = ("none", "none-4", "stock", "auto", "w8:65536")
 _BATCHES, _NEW, _TINY_NEW = (1, 16), 128, 8
+_PROMPTS = (1024, 2000)
 # vLLM alone.
 _PLAIN = ("none", "none-4", "stock", "stock:fp8")
 _WITHOUT = ("none", "none-4")
@@ -149,6 +161,7 @@ def run(variant: str, args: argparse.Namespace, folder: Path) -> Json:
         "environment": environment(),
         "start_seconds": round(started, 1),
         "bandwidth": bandwidth(),
+        **({"ttft_ms": first_tokens(llm, _PROMPTS, args.repeats)} if not args.tiny else {}),
         "steps": measure(llm, variant, args),
     }
 
@@ -162,6 +175,7 @@ def settings(args: argparse.Namespace) -> Json:
         "memory": args.memory,
         "drafts": DRAFTS,
         "kernel": args.kernel,
+        **({"gpus": args.tensor_parallel_size} if args.tensor_parallel_size > 1 else {}),
     }
 
 

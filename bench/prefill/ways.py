@@ -75,7 +75,7 @@ class Ways(_Problems):
         from vllm_qwen36_plugin.prefill import dispatch
 
         # The ways are compared, on this host as well: not the choice between them.
-        dispatch.pace().eager_from = 0
+        dispatch.pace().eager_from = dispatch.pace().cut_from = 0
         dispatch.pace().watching = False
         served = {route for _, routes, _ in self._linears for route in routes}
         self.names = ("stock", *(route for route in ("exact", "fp8") if route in served))

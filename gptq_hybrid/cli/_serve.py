@@ -17,7 +17,7 @@ def print_memory(screen: Screen, command: ServeCommand, checkpoint: str) -> None
     if found is not None:
         screen.say(f"Memory: {found.text()}.")
         if not found.fits:
-            screen.say("It does not fit this card. The recipe with the fewest bytes is `compact`.")
+            screen.say(f"It does not fit this card. What would: qwen36 plan {checkpoint} --gpu CARD")
     elif not command.environment and not SETTINGS.quiet:
         note(
             "No GPU was found here, so the line has no flags of memory. "

@@ -21,11 +21,18 @@ COMMANDS = (
     ("quantize", "_quantize:quantize_command", "Quantize a checkpoint to W4A16 GPTQ, MTP head included."),
     ("losses", "_losses:losses_command", "Say which modules were quantized badly."),
     ("check", "_check:check_command", "Say whether checkpoints will serve with vLLM and MTP."),
+    (
+        "plan",
+        "_plan:plan_command",
+        "Say what fits a GPU, and with which flags.",
+    ),
     ("doctor", "_doctor:doctor_command", "Say what a running server does, and what to change."),
     ("repair", "_repair:repair_command", "Rebuild the index, correct the config, graft a lost head."),
     ("eval", "_eval:eval_command", "Measure how far checkpoints are from their original."),
     ("sensitivity", "_sensitivity:sensitivity_command", "Measure which modules cost most when quantized."),
     ("draft-vocab", "_draft_vocab:draft_vocab_command", "Rank tokens by how often replies use them."),
+    ("receipt", "_receipt:receipt_command", "Measure what a checkpoint does, so that others can check it."),
+    ("card", "_card:card_command", "Write a model card from what is known of a checkpoint."),
     ("demo", "_demo:demo_command", "Build, quantize and serve a small checkpoint with MTP."),
 )
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from .errors import HybridError
@@ -192,6 +193,28 @@ def kill_servers() -> None:
     for group in tuple(_running):
         with suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)
+
+
+@contextmanager
+def servers_end_on_signal() -> Iterator[None]:
+    """On Ctrl-C, SIGTERM or a closed terminal: kill every server at once, then leave the block.
+
+    Killed at once: during an orderly end a second Ctrl-C would leave the server running.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        kill_servers()
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + number)
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, leave) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _wait_ready(

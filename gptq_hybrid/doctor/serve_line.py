@@ -23,7 +23,7 @@ DRAFTS = 2
 _NO_IMAGES = ("--limit-mm-per-prompt", '{"image": 0, "video": 0}')
 _IMAGES = ("--limit-mm-per-prompt", '{"image": 4, "video": 0}')
 # The oldest GPUs with 8-bit floats: Ada.
-_FP8_SINCE = (8, 9)
+FP8_SINCE = (8, 9)
 # On CPUs, where memory is cheap and time is not.
 _CPU_SEQUENCES, _CPU_TOKENS = 2, 32768
 _GIB = 1 << 30
@@ -94,7 +94,11 @@ class ServeCommand:
 
 
 def serve_command(
-    checkpoint: str | Path | Checkpoint, place: Place | None = None, *, drafts: int = DRAFTS
+    checkpoint: str | Path | Checkpoint,
+    place: Place | None = None,
+    *,
+    drafts: int = DRAFTS,
+    fitted: Fit | None = None,
 ) -> ServeCommand:
     """Return the command that serves a checkpoint at a place, with every flag that it needs there.
 
@@ -102,18 +106,19 @@ def serve_command(
         checkpoint: an open one, or its folder.
         place: a GPU, whose memory decides the flags; ``"cpu"`` for vLLM's CPU build; None for no such flags.
         drafts: tokens to draft with MTP, if the checkpoint has a head; 0 for none.
+        fitted: how the memory of ``place`` is divided, if that was decided before.
     """
     opened = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)
     profile = None if place == "cpu" else place
-    drafts = drafts if _drafts(opened) else 0
-    arguments = serve_arguments(opened, profile, drafts=drafts)
+    drafts = drafts if has_mtp(opened) else 0
+    arguments = serve_arguments(opened, profile, drafts=drafts, fitted=fitted)
     chat = readable_template(opened) is not None
     if place == "cpu":
         environment, flags = _cpu_flags(opened, drafts)
         # Both say that there are no images.
         arguments = _without(arguments, _NO_IMAGES[0])
         return ServeCommand(environment, (*arguments, *flags), chat=chat)
-    return ServeCommand((), tuple(arguments), _fit(opened, profile, drafts), chat)
+    return ServeCommand((), tuple(arguments), fitted or _fit(opened, profile, drafts), chat)
 
 
 def serve_arguments(
@@ -123,6 +128,7 @@ def serve_arguments(
     drafts: int = DRAFTS,
     chat: bool = True,
     most_drafts: int | None = None,
+    fitted: Fit | None = None,
 ) -> list[str]:
     """Return arguments of ``vllm serve``, the checkpoint first.
 
@@ -134,9 +140,10 @@ def serve_arguments(
         drafts: tokens to draft with MTP, if the checkpoint has a head; 0 for none.
         chat: whether to add the parsers of thinking blocks and tool calls that the chat template needs.
         most_drafts: drafts that memory must suffice for; ``drafts`` by default.
+        fitted: how the memory is divided, if that was decided before.
     """
     arguments = _model(checkpoint)
-    if drafts and _drafts(checkpoint):
+    if drafts and has_mtp(checkpoint):
         arguments += ["--speculative-config", json.dumps({"method": "mtp", "num_speculative_tokens": drafts})]
     template = readable_template(checkpoint) if chat else None
     if reasoning := reasoning_parser(template):
@@ -145,7 +152,7 @@ def serve_arguments(
         arguments += ["--enable-auto-tool-choice", "--tool-call-parser", tools]
     flags = list(profile.serve_flags if profile else ())
     room_for = drafts if most_drafts is None else most_drafts
-    found = _fit(checkpoint, profile, room_for if _drafts(checkpoint) else 0)
+    found = fitted or _fit(checkpoint, profile, room_for if has_mtp(checkpoint) else 0)
     if found is not None and found.fits:
         flags += [word for pair in _memory_flags(found) if pair[0] not in flags for word in pair]
     vision = layout_for(checkpoint.config).vision
@@ -164,7 +171,7 @@ def _without(words: list[str], option: str) -> list[str]:
     return words[:at] + words[at + 2 :]
 
 
-def _drafts(checkpoint: Checkpoint) -> bool:
+def has_mtp(checkpoint: Checkpoint) -> bool:
     """Whether the checkpoint has an MTP head that a loader finds."""
     return bool(layout_for(checkpoint.config).mtp) and any(
         name.startswith("mtp.") for name in checkpoint.loaded
@@ -174,7 +181,7 @@ def _drafts(checkpoint: Checkpoint) -> bool:
 def _fit(checkpoint: Checkpoint, profile: GpuProfile | None, drafts: int) -> Fit | None:
     if profile is None:
         return None
-    kv_dtype = "fp8" if profile.compute_capability >= _FP8_SINCE else "auto"
+    kv_dtype = "fp8" if profile.compute_capability >= FP8_SINCE else "auto"
     try:
         return fit(checkpoint, int(profile.memory_gib * _GIB), drafts=drafts, kv_dtype=kv_dtype)
     except CheckpointError:  # no layer of one kind: nothing that can be derived
@@ -187,6 +194,9 @@ def _memory_flags(found: Fit) -> list[tuple[str, str]]:
         ("--gpu-memory-utilization", str(found.utilization)),
         ("--max-num-seqs", str(found.sequences)),
         ("--max-model-len", str(found.context)),
+        *([("--max-num-batched-tokens", str(found.batched_tokens))] if found.batched_tokens else []),
+        *([("--mamba-ssm-cache-dtype", found.state_dtype)] if found.state_dtype != "auto" else []),
+        *([("--tensor-parallel-size", str(found.tensor_parallel))] if found.tensor_parallel > 1 else []),
     ]
 
 

@@ -40,6 +40,8 @@ class GpuProfile:
         memory_gib: memory of the card in GiB, as the driver shows it.
         serve_flags: further arguments of ``vllm serve``; one that is given here goes before the computed one.
         source: where all this comes from, ``measured: …`` or ``derived: …``.
+        bandwidth: of its memory, in bytes a second; 0 if unknown.
+        dense: 16-bit tensor operations a second, with FP32 accumulation and no sparsity; 0 if unknown.
     """
 
     name: str
@@ -48,3 +50,5 @@ class GpuProfile:
     memory_gib: float
     serve_flags: tuple[str, ...]
     source: str
+    bandwidth: float = 0.0
+    dense: float = 0.0

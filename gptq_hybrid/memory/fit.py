@@ -10,17 +10,14 @@ from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.common.units import size_text
 
 from .cache import CacheLayout, cache_layout
+from .running import GIB, RESERVE, VISION
 from .weights import WeightBytes, weight_bytes
 
-GIB = 1 << 30
 # What CUDA gives a process of a card's memory: 23.6 GiB of an RTX 4090's 24, 31.4 of an RTX 5090's 32 (from public
 # messages of PyTorch that memory ran out).
 CUDA_SHARE = 0.98
 # --gpu-memory-utilization.
 UTILIZATION = 0.95
-# Activations at 2,048 batched tokens, CUDA graphs, CUDA's own context, the plugin's scratch and draft list. Between
-# what the reference card's two rows of an L40S leave: 2.2 GiB (18.2 GiB of W4A16) and 3.3 GiB (29 GiB of FP8).
-RESERVE = int(2.5 * GIB)
 # Sequences at once, and the tokens of context that each must have on average for that many to be allowed.
 _SEQUENCES = ((64, 65536), (32, 65536), (16, 65536), (8, 16384), (4, 16384), (2, 16384), (1, 1))
 # The vision tower is loaded where it leaves this much context.
@@ -45,6 +42,9 @@ class Fit:
         sequences: at once.
         tokens: of context, for all of these together; 0 if it does not fit.
         context: the longest a single one can be, at most what the model takes.
+        state_dtype: as in ``--mamba-ssm-cache-dtype``.
+        tensor_parallel: GPUs; all bytes are of one of them.
+        batched_tokens: as in ``--max-num-batched-tokens``; None for vLLM's default.
     """
 
     usable: int
@@ -58,6 +58,9 @@ class Fit:
     sequences: int
     tokens: int
     context: int
+    state_dtype: str = "auto"
+    tensor_parallel: int = 1
+    batched_tokens: int | None = None
 
     @property
     def fits(self) -> bool:
@@ -67,14 +70,15 @@ class Fit:
     @property
     def loaded(self) -> int:
         """Bytes of the weights that stay on the device."""
-        return self.weights.served(drafts=bool(self.drafts), images=self.images)
+        weights = self.weights.rank(self.tensor_parallel) if self.tensor_parallel > 1 else self.weights
+        return weights.served(drafts=bool(self.drafts), images=self.images)
 
     def text(self) -> str:
         """Say in one sentence what the memory goes to."""
         start = (
             f"derived, not measured: {size_text(self.usable)} usable - {size_text(self.loaded)} weights"
             f"{' without the vision tower' if self.weights.vision and not self.images else ''}"
-            f" - {size_text(RESERVE)} to run"
+            f" - {size_text(RESERVE + self.images * VISION.expected)} to run"
         )
         if not self.fits:
             return f"{start} leaves no room for a context"
@@ -92,8 +96,15 @@ def fit(
     drafts: int = 0,
     kv_dtype: str = "auto",
     sequences: int | None = None,
+    context: int | None = None,
+    each: bool = False,
     images: bool | None = None,
     utilization: float = UTILIZATION,
+    reserve: int = RESERVE,
+    state_dtype: str = "auto",
+    tensor_parallel: int = 1,
+    checkpoints: bool = False,
+    batched_tokens: int | None = None,
 ) -> Fit:
     """Divide the memory of one GPU.
 
@@ -101,31 +112,50 @@ def fit(
         memory: of the card, in bytes, as it is sold.
         drafts: MTP drafts a step.
         kv_dtype: as in ``--kv-cache-dtype``.
-        sequences: at once; None for as many as leave each of them 16,384 tokens.
-        images: whether to load the vision tower; None to load it where that leaves 131,072 tokens.
+        sequences: at once; None for as many as leave each of them 16,384 tokens, or ``context`` if it is given.
+        context: tokens that every one of ``sequences`` has; None for what is left.
+        each: with ``sequences`` alone, whether the context found is one that all have at once.
+        images: whether to load the vision tower; None to load it where that leaves 131,072 tokens, or ``context``.
         utilization: as in ``--gpu-memory-utilization``.
+        reserve: for what runs besides weights and cache.
+        state_dtype, tensor_parallel, checkpoints: as in :func:`cache_layout`.
+        batched_tokens: as in ``--max-num-batched-tokens``; handed through.
 
     Raises:
         UnsupportedArchitectureError: no family recognises the checkpoint's config.
         CheckpointError: the config has an absurd dimension.
+        HybridError: the heads cannot be divided among so many GPUs.
     """
     weights = weight_bytes(checkpoint)
+    loaded = weights.rank(tensor_parallel) if tensor_parallel > 1 else weights
     usable = int(memory * CUDA_SHARE * utilization)
-    layout = cache_layout(checkpoint, drafts=drafts, kv_dtype=kv_dtype)
+    layout = cache_layout(
+        checkpoint,
+        drafts=drafts,
+        kv_dtype=kv_dtype,
+        state_dtype=state_dtype,
+        tensor_parallel=tensor_parallel,
+        checkpoints=checkpoints,
+    )
 
     def left(with_images: bool) -> int:
-        return max(0, usable - weights.served(drafts=bool(drafts), images=with_images) - RESERVE)
+        taken = loaded.served(drafts=bool(drafts), images=with_images)
+        return max(0, usable - taken - reserve - with_images * VISION.expected)
 
     if images is None:
-        number = sequences or _most_sequences(layout, left(True))
-        images = weights.vision > 0 and layout.tokens(left(True), number) >= _TOKENS_WITH_IMAGES
+        images = weights.vision > 0 and _room_for_images(layout, left(True), sequences, context)
     cache = left(images)
-    sequences = sequences or _most_sequences(layout, cache)
-    tokens = layout.tokens(cache, sequences)
-    limit = checkpoint.text_config.get("max_position_embeddings")
-    context = min(tokens, limit) if isinstance(limit, int) and limit > 0 else tokens
-    if context > _ROUND:
-        context = context // _ROUND * _ROUND
+    if context is not None:
+        at_once = layout.at_once(cache, context)
+        sequences = sequences or max(1, at_once)
+        found = context if at_once else 0
+    else:
+        limit = checkpoint.text_config.get("max_position_embeddings")
+        sequences = sequences or _most_sequences(layout, cache)
+        found = layout.longest(cache, sequences) if each else layout.tokens(cache, sequences)
+        found = min(found, limit) if isinstance(limit, int) and limit > 0 else found
+        if found > _ROUND:
+            found = found // _ROUND * _ROUND
     return Fit(
         usable=usable,
         utilization=utilization,
@@ -136,9 +166,18 @@ def fit(
         cache=cache,
         layout=layout,
         sequences=sequences,
-        tokens=tokens,
-        context=context,
+        tokens=layout.tokens(cache, sequences),
+        context=found,
+        state_dtype=state_dtype,
+        tensor_parallel=tensor_parallel,
+        batched_tokens=batched_tokens,
     )
+
+
+def _room_for_images(layout: CacheLayout, cache: int, sequences: int | None, context: int | None) -> bool:
+    if context is not None:
+        return layout.at_once(cache, context) >= (sequences or 1)
+    return layout.tokens(cache, sequences or _most_sequences(layout, cache)) >= _TOKENS_WITH_IMAGES
 
 
 def _most_sequences(layout: CacheLayout, cache: int) -> int:

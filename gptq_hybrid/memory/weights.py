@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass
 
 from gptq_hybrid.checkpoint import Checkpoint, layout_for
 
@@ -39,6 +39,11 @@ class WeightBytes:
         images nor videos (``_mark_tower_model``, read in 0.32.0).
         """
         return self.total - (0 if drafts else self.mtp) - (0 if images else self.vision)
+
+    def rank(self, ranks: int) -> WeightBytes:
+        """The share of one of ``ranks`` GPUs: all is divided but ``rest``, which each has whole."""
+        divided = {name: -(-part // ranks) for name, part in asdict(self).items()}
+        return WeightBytes(**divided | {"rest": self.rest})
 
 
 def weight_bytes(checkpoint: Checkpoint) -> WeightBytes:

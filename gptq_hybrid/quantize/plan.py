@@ -465,7 +465,7 @@ def _warnings(
         )
     if settings.get("desc_act") and not settings.get("static_groups"):
         warnings.append(
-            "act order: stock vLLM 0.30 and later refuse the result; vllm-qwen36-plugin serves it on one GPU, "
+            "act order: stock vLLM 0.30 and later refuse the result; vllm-qwen36-plugin serves it, "
             "permuting the input of its layers. The recipes static-mse and static need no such step"
         )
     warnings += tuning_warnings(sizes.tune, memory.tuning_memory(sizes), memory.gpu, memory.gpu_bytes)

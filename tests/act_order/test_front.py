@@ -161,11 +161,9 @@ def test_groups_of_a_wrong_size_are_refused(tmp_path: Path) -> None:
     assert f"{DOWN}.g_idx puts 17 rows into group 0, which has 16" in message
 
 
-def test_rows_split_between_gpus_are_refused_where_the_plugin_serves(tmp_path: Path) -> None:
-    message = refuse(write(tmp_path), ranks=2)
-    assert "with --tensor-parallel-size 2, 8 modules are split by rows" in message
-    assert "--recipe static-mse" in message
-    assert message.count("  * ") == 1
+def test_rows_split_between_gpus_are_served(tmp_path: Path, shown: Shown) -> None:
+    front.check_before_start(vllm_config(write(tmp_path), ranks=2))
+    assert "permuting the input of 12 layers" in shown()
 
 
 def test_rows_split_between_gpus_are_left_to_a_vllm_that_serves_them(
@@ -174,12 +172,6 @@ def test_rows_split_between_gpus_are_left_to_a_vllm_that_serves_them(
     release("0.29.0")
     front.check_before_start(vllm_config(write(tmp_path), ours=False, ranks=2))
     assert "costs a permutation of the input of every layer" in shown()
-
-
-def test_an_order_of_layers_that_are_not_split_by_rows_may_be_served_on_two(tmp_path: Path) -> None:
-    rows = {m.name: m.in_features for m in layout_for(CONFIG).quantized}
-    whole = {n: natural(k) for n, k in rows.items() if n.rpartition(".")[2] in front._ROW_PARALLEL}
-    front.check_before_start(vllm_config(write(tmp_path, changes=whole), ranks=2))
 
 
 @pytest.mark.parametrize(

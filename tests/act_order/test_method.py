@@ -170,20 +170,6 @@ def test_groups_of_uneven_size_are_refused(config: Any) -> None:
         down.finish()
 
 
-@pytest.mark.parametrize("permuted", [True, False])
-def test_rows_split_over_ranks_are_refused_only_where_their_order_matters(
-    config: Any, permuted: bool
-) -> None:
-    layer = Layer(config, "model.layers.0.mlp.down_proj", INNER, [HIDDEN], ranks=2)
-    g_idx = natural_g_idx(INNER, GROUP)
-    layer.g_idx.weight_loader(layer.g_idx, g_idx.flip(0) if permuted else g_idx)
-    if not permuted:
-        layer.quant_method.order_for(layer)
-        return
-    with pytest.raises(ActOrderError, match=r"split by rows over 2 GPUs.*--tensor-parallel-size 1"):
-        layer.finish()
-
-
 def test_vllm_asks_for_the_method_and_gets_ours_for_packed_linears_alone(config: Any) -> None:
     from vllm.model_executor.layers import linear
 

@@ -6,7 +6,6 @@ Triton's interpreter runs it on a CPU; Triton's compiler and ptxas need no GPU.
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 torch = pytest.importorskip("torch")
 triton = pytest.importorskip("triton")
 
+from tests.compiled_kernels import norming, used  # noqa: E402
 from tests.interpreted import interpreted_copy  # noqa: E402
 from vllm_qwen36_plugin.act_order import norm, norm_kernel  # noqa: E402
 
@@ -115,49 +115,17 @@ def test_columns_of_a_transposed_input_and_no_rows_at_all(interpreted: Kernel) -
     assert empty.shape == total.shape == (0, 64)
 
 
-def compiled(gpu: int, dtype: torch.dtype, *, add: bool, warps: int = norm_kernel.WARPS) -> Any:
-    """As a launch for the 27B specializes it: pointers and strides that 16 divides."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    kernel = norm_kernel._norm
-    constants = {"k": WIDTH, "block": triton.next_power_of_2(WIDTH), "add": add}
-    signature = dict.fromkeys(kernel.arg_names[:6], f"*{TYPES[dtype]}")
-    signature |= {"order_ptr": "*i32", "x_stride": "i32", "residual_stride": "i32", "eps": "fp32"}
-    signature |= dict.fromkeys(constants, "constexpr")
-    assert list(signature) == kernel.arg_names
-    divisible = {(place,): [["tt.divisibility", 16]] for place in range(8)}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=divisible)
-    return triton.compile(source, target=GPUTarget("cuda", gpu, 32), options={"num_warps": warps})
-
-
-def resources(cubin: bytes, folder: Path) -> dict[str, int]:
-    """Registers a thread of the one kernel in it, and what it spills."""
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    if not tool.is_file():
-        pytest.skip(f"{tool} is not there")
-    (folder / "kernel.cubin").write_bytes(cubin)
-    output = subprocess.run(
-        [tool, "--dump-resource-usage", folder / "kernel.cubin"], capture_output=True, text=True, check=True
-    ).stdout
-    usage = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", output)}
-    assert set(usage) == {"REG", "STACK", "LOCAL"}, output
-    return usage
-
-
 @pytest.mark.parametrize("add", [True, False])
 @pytest.mark.parametrize(
     ("gpu", "dtype"),
     [(AMPERE, torch.bfloat16), (ADA, torch.bfloat16), (HOPPER, torch.bfloat16), (ADA, torch.float16),
      (HOPPER, torch.float32)],
 )  # fmt: skip
-def test_it_compiles_spills_nothing_and_reads_each_input_once(
+def test_it_reads_each_input_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpu: int, dtype: torch.dtype, add: bool
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
-    kernel = compiled(gpu, dtype, add=add)
-    used = resources(kernel.asm["cubin"], tmp_path)
-    assert used["STACK"] == used["LOCAL"] == 0
+    kernel = norming(dtype, add=add)(monkeypatch).compiled(gpu)
     width = dtype.itemsize
     # The gather keeps a row there; 48 KiB is what every GPU grants unasked.
     assert kernel.metadata.shared == triton.next_power_of_2(WIDTH) * width
@@ -174,5 +142,6 @@ def test_it_compiles_spills_nothing_and_reads_each_input_once(
 def test_the_warps_that_were_counted_all_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
     for warps in (4, 16, 32):
-        used = resources(compiled(HOPPER, torch.bfloat16, add=True, warps=warps).asm["cubin"], tmp_path)
-        assert used["STACK"] == used["LOCAL"] == 0
+        with pytest.MonkeyPatch.context() as patch:
+            launch = norming(torch.bfloat16, add=True, warps=warps)(patch)
+        assert used(launch.compiled(HOPPER)).spilled == 0

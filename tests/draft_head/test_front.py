@@ -147,12 +147,12 @@ def test_the_users_own_list_goes_before_the_checkpoints(separate: Path, tmp_path
         salt(separate, {"draft": "w4", "draft_vocab_file": str(tmp_path / "absent.json")})
 
 
-def test_several_gpus_share_out_the_rows_a_list_would_pick_from(separate: Path) -> None:
+def test_several_gpus_share_a_list_in_equal_parts(separate: Path) -> None:
     add_list(separate)
-    with pytest.raises(OptionsError, match="--tensor-parallel-size 1"):
+    assert salt(separate, {"draft": "w4", "draft_vocab": 128}, gpus=2)["drafts"] == "w4"
+    assert salt(separate, None, gpus=2)["drafts"] == salt(separate, None)["drafts"]
+    with pytest.raises(OptionsError, match="at least 128 over 2 GPUs, not 64"):
         salt(separate, {"draft": "w4", "draft_vocab": 64}, gpus=2)
-    assert salt(separate, {"draft": "w4"}, gpus=2)["drafts"] == "w4"
-    assert salt(separate, None, gpus=2)["drafts"] == "bf16"
 
 
 def test_a_checkpoint_that_is_not_here_yet_is_left_to_the_worker() -> None:

@@ -20,6 +20,7 @@ from vllm_qwen36_plugin.draft_head.banner import DraftReport  # noqa: E402
 from vllm_qwen36_plugin.draft_head.model import Qwen3_5MTP  # noqa: E402
 from vllm_qwen36_plugin.draft_head.settings import DraftSettings  # noqa: E402
 from vllm_qwen36_plugin.start import SALT  # noqa: E402
+from vllm_qwen36_plugin.upstream.tensor_parallel import Rank  # noqa: E402
 
 pytestmark = pytest.mark.engine  # no engine, but vLLM is imported: some seconds
 
@@ -49,7 +50,6 @@ class Halved(QuantizeMethodBase):  # type: ignore[misc]
 @pytest.fixture
 def drafter(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """A draft model as it is when vLLM has loaded it, without its layers."""
-    monkeypatch.setattr(module, "get_tensor_model_parallel_world_size", lambda: 1)
     monkeypatch.setattr(module, "draft_list", lambda *_: None)
     monkeypatch.setattr(module, "ids_to_draft", lambda *_: FEW)
 
@@ -241,13 +241,17 @@ def test_where_vllm_copies_the_head_for_drafts_it_is_left_at_that(
     assert "vLLM's own copy of it drafts (draft_lm_head_quantization)" in shown()
 
 
-def test_with_several_gpus_the_head_stays(
-    drafter: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+def test_with_several_gpus_each_makes_its_part_and_the_first_says_so(
+    drafter: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, shown: Callable[[], str]
 ) -> None:
-    monkeypatch.setattr(module, "get_tensor_model_parallel_world_size", lambda: 2)
-    made = drafter("w4")
-    hand_over(made)
-    assert made.draft_head is None
+    monkeypatch.setattr(module, "rank", lambda: Rank(0, 2))
+    monkeypatch.setattr(module, "make_sharded", head.DraftHead)
+    hand_over(drafter())
+    assert "for the likeliest 128 of 640 tokens (on each of 2 GPUs)" in shown()
+    before = shown()
+    monkeypatch.setattr(module, "first_rank", lambda: False)
+    hand_over(drafter())
+    assert shown() == before
 
 
 def test_before_it_is_set_up_a_head_is_only_a_head(drafter: Callable[..., Any]) -> None:

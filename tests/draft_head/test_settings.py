@@ -14,12 +14,12 @@ ADA, AMPERE, TURING = ("cuda", (8, 9)), ("cuda", (8, 6)), ("cuda", (7, 5))
 CPU: tuple[str, None] = ("cpu", None)
 
 
-def decided(section: dict[str, Any], device: tuple[str, Any], gpus: int = 1) -> DraftSettings:
-    return draft_settings(PluginOptions.of({"qwen36": section}), *device, gpus=gpus)
+def decided(section: dict[str, Any], device: tuple[str, Any]) -> DraftSettings:
+    return draft_settings(PluginOptions.of({"qwen36": section}), *device)
 
 
 @pytest.mark.parametrize("device", [ADA, AMPERE])
-def test_auto_on_one_gpu_takes_eight_bits_and_a_head_in_four_over_all_tokens_if_it_fits(
+def test_auto_on_a_gpu_takes_eight_bits_and_a_head_in_four_over_all_tokens_if_it_fits(
     device: tuple[str, Any],
 ) -> None:
     for section in ({}, {"draft": "auto"}):
@@ -29,9 +29,9 @@ def test_auto_on_one_gpu_takes_eight_bits_and_a_head_in_four_over_all_tokens_if_
         assert settings.most_of_cache == 1 / 16
 
 
-@pytest.mark.parametrize(("device", "gpus"), [(TURING, 1), (CPU, 1), (("cuda", None), 1), (ADA, 2)])
-def test_auto_elsewhere_leaves_drafts_as_vllm_makes_them(device: tuple[str, Any], gpus: int) -> None:
-    assert decided({}, device, gpus).stock
+@pytest.mark.parametrize("device", [TURING, CPU, ("cuda", None)])
+def test_auto_elsewhere_leaves_drafts_as_vllm_makes_them(device: tuple[str, Any]) -> None:
+    assert decided({}, device).stock
 
 
 @pytest.mark.parametrize(

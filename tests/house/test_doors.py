@@ -24,10 +24,10 @@ FLOORS = {
     "gptq_hybrid": (
         ("plugin",),  # what the distribution contributes to the hooks; loaded by name
         ("cli",),
-        ("demo", "sensitivity"),
+        ("demo", "sensitivity", "receipt"),
         ("quantize",),
         ("definition", "tuning"),
-        ("writer", "evaluate", "live"),
+        ("writer", "evaluate", "live", "plan"),
         ("recipes",),
         ("upstream",),
         ("doctor", "calibration", "streaming", "draft_vocab", "losses"),
@@ -42,6 +42,7 @@ FLOORS = {
         ("tune", "features", "models", "profiles"),
         ("draft_head",),
         ("act_order", "mtp_guard", "prefill", "cpu"),
+        ("ranks",),
         ("start", "upstream", "report"),
         ("options", "hookspecs", "log"),
         ("architectures", "errors"),

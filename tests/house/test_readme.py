@@ -37,7 +37,8 @@ def read(page: Path) -> str:
 
 def unknown_words(command: Any, arguments: list[str]) -> list[str]:
     """Commands and options among ``arguments`` that the program does not have."""
-    words = list(arguments)
+    # What stands behind a bare -- is for another program.
+    words = list(arguments)[: arguments.index("--") if "--" in arguments else None]
     while getattr(command, "commands", None) and words and not words[0].startswith("-"):
         name = words.pop(0)
         if name not in command.commands:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -95,6 +96,32 @@ def test_a_head_of_zeros_or_nan_is_refused(tmp_path: Path, value: float, what: s
 def test_a_malformed_index_is_refused(tmp_path: Path) -> None:
     (write_checkpoint(tmp_path) / "model.safetensors.index.json").write_text("{")
     assert "is not valid JSON" in refuse(tmp_path)
+
+
+def over_stages(model: Path, *, v2: bool) -> Any:
+    config = vllm_config(model)
+    config.parallel_config = SimpleNamespace(pipeline_parallel_size=2)
+    config.use_v2_model_runner = v2
+    return config
+
+
+def test_drafts_over_stages_are_refused_where_vllm_dies_with_them_after_loading(tmp_path: Path) -> None:
+    with pytest.raises(MtpHeadError) as caught:
+        front.check_before_start(over_stages(write_checkpoint(tmp_path), v2=False))
+    message = str(caught.value)
+    assert "over 2 stages (--pipeline-parallel-size), and this vLLM cannot do both" in message
+    assert "--tensor-parallel-size in place of --pipeline-parallel-size" in message
+    assert '"mtp_check": "off"' in message
+
+
+def test_drafts_over_stages_are_left_to_a_model_runner_that_does_them(tmp_path: Path) -> None:
+    front.check_before_start(over_stages(write_checkpoint(tmp_path), v2=True))
+
+
+def test_with_the_check_off_stages_are_not_refused_either(tmp_path: Path) -> None:
+    config = over_stages(write_checkpoint(tmp_path), v2=False)
+    config.additional_config = {"qwen36": {"mtp_check": "off"}}
+    front.check_before_start(config)
 
 
 def test_the_message_stays_short_however_much_is_wrong(tmp_path: Path) -> None:

@@ -64,6 +64,16 @@ def interpreted_activations() -> Any:
     return _interpreted(activations, "quantize_tokens")
 
 
+@pytest.fixture(scope="session")
+def interpreted_words() -> Any:
+    """`eight_bit_words` likewise, as ``interpreted_words.rearrange``."""
+    pytest.importorskip("torch")
+    pytest.importorskip("triton")
+    from vllm_qwen36_plugin.prefill import eight_bit_words
+
+    return _interpreted(eight_bit_words, "rearrange")
+
+
 def _interpreted(stock: Any, function: str) -> Any:
     from triton.runtime import interpreter
 
@@ -111,7 +121,7 @@ def gpu(clean: None, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     from vllm_qwen36_plugin.prefill import measure, prepare, routes
     from vllm_qwen36_plugin.prefill.expand import reference
-    from vllm_qwen36_plugin.upstream import scaled_mm
+    from vllm_qwen36_plugin.upstream import decode_rows, scaled_mm
 
     from . import fake_gpu as stand_in
 
@@ -121,6 +131,7 @@ def gpu(clean: None, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: stand_in.NAME)
     monkeypatch.setattr(prepare, "shipped_profiles", lambda: fake.shipped)
     monkeypatch.setattr(prepare, "fp8_possible", lambda device: fake.fp8)
+    monkeypatch.setattr(decode_rows, "publish_rows", lambda: None)
     monkeypatch.setattr(routes, "quantize_tokens", fake.quantize_tokens)
     monkeypatch.setattr(scaled_mm, "multiply", fake.multiply)
     monkeypatch.setattr(scaled_mm, "works", lambda device, dtype, gemm: gemm in fake.gemms)

@@ -30,7 +30,7 @@ class Model:
     def load(self, shape: Shape = SHAPE, *, damaged: bool = False) -> dispatch.Linear:
         """One layer; a damaged one does not hold what was loaded."""
         weight = Weight.random(shape, seed=len(self.layers))
-        original = Original.copy_of(weight.words(), weight.scales) if self.preparation.is_new(shape) else None
+        original = Original.copy_of(weight.words(), weight.scales) if self.preparation.tests(shape) else None
         if damaged:
             weight = weight.with_code(3, 77, int(weight.codes[3, 77]) ^ 1)
         layer = torch.nn.Module()

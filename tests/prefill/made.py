@@ -28,10 +28,7 @@ def out_of_words(words: torch.Tensor, bits: int) -> torch.Tensor:
 
 def pack(codes: torch.Tensor, layout: Layout) -> torch.Tensor:
     """Codes ``[k, n]`` as the kernel of that layout keeps them: int32, flat."""
-    k, n = codes.shape
-    flat = torch.empty(k * n, dtype=torch.int64)
-    flat[layout.places(k, n).reshape(-1)] = codes.reshape(-1).long()
-    return into_words(flat.reshape(-1, 32 // layout.bits), layout.bits)
+    return layout.words_of(codes)
 
 
 def checkpoint_words(codes: torch.Tensor, bits: int) -> torch.Tensor:

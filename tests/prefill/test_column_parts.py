@@ -299,3 +299,26 @@ def test_a_gemm_that_is_not_what_is_expected_is_not_taken(
         monkeypatch.setattr(torch, "_scaled_mm", other)
     assert not scaled_mm.works(CPU, torch.bfloat16, "torch")
     assert scaled_mm.works(CPU, torch.bfloat16, "vllm")
+
+
+@pytest.mark.parametrize(
+    ("capability", "version", "tried"),
+    [
+        ((8, 9), "2.11.0+cu130", False),
+        ((8, 9), "2.12.0+cu130", True),
+        ((8, 9), "2.12.0.dev20260401+cu130", True),
+        ((9, 0), "2.11.0+cu130", True),
+        ((12, 0), "2.11.0+cu130", True),
+    ],
+)
+def test_pytorchs_gemm_is_not_even_tried_where_it_hangs(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], version: str, tried: bool
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch, "__version__", version)
+    monkeypatch.setattr(scaled_mm, "writes_strided", lambda device, dtype, gemm: asked.append(gemm) is None)
+    works = scaled_mm.works.__wrapped__  # nothing is kept of an answer
+    assert works(torch.device("cuda", 0), torch.bfloat16, "torch") is tried
+    assert bool(asked) is tried
+    assert works(torch.device("cuda", 0), torch.bfloat16, "vllm")

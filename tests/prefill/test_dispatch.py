@@ -44,9 +44,11 @@ class Layer(torch.nn.Module):  # type: ignore[misc]
         self.seed = seed
         self.op = dispatch.op()  # before anything is traced, as the kernel does
 
-    def forward(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, bias: torch.Tensor | None = None, fp8: torch.Tensor | None = None
+    ) -> torch.Tensor:
         tensors = [getattr(self, name) for name in self.names]
-        return self.op(x, tensors, None, bias, SHAPE.key, SHAPE.n)
+        return self.op(x, tensors, fp8, bias, SHAPE.key, SHAPE.n)
 
 
 class Route:
@@ -57,12 +59,15 @@ class Route:
         self.weights: list[Any] = []
         self.gemms: list[str] = []
 
-    def __call__(self, x: torch.Tensor, weight: Any, shape: Shape, *gemm: str) -> torch.Tensor:
-        self.gemms += gemm
+    def __call__(
+        self, x: torch.Tensor, weight: Any, shape: Shape, gemm: str = "", out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        self.gemms += [gemm] * bool(gemm)
         assert x.is_contiguous()
         self.calls.append(x.shape[0])
         self.weights.append(weight)
-        return DenseKernel(shape).apply_weights(weight, x)
+        result = DenseKernel(shape).apply_weights(weight, x)
+        return result if out is None else out.copy_(result)
 
 
 @pytest.fixture
@@ -257,13 +262,13 @@ def test_a_route_gets_the_calls_own_weight_and_contiguous_tokens(exact: Route, f
     for layer in (first, second):
         for count in (64, 200):
             x = wide[:count, : SHAPE.k]
-            assert torch.equal(layer(x), x @ layer.dense.t())
+            assert torch.equal(layer(x, fp8=torch.ones(2, SHAPE.n)), x @ layer.dense.t())
     assert (exact.calls, fp8.calls) == ([64, 64], [200, 200])
     assert (exact.gemms, fp8.gemms) == ([], ["torch", "torch"])
     scales = torch.ones(2, SHAPE.n)
     dispatch.op()(activations(128), [first.scales, first.words], scales, None, SHAPE.key, SHAPE.n)
     assert fp8.weights[-1].fp8.data_ptr() == scales.data_ptr()
-    assert fp8.weights[0].fp8 is None
+    assert fp8.weights[0].fp8 is not None
 
 
 class Nosy(DenseKernel):

@@ -76,6 +76,17 @@ def test_so_does_one_with_prefill_off(serving: Serving, stock_is: Any) -> None:
     assert "prefill=off" in str(reason)
 
 
+def test_numbers_that_may_not_depend_on_the_batch_are_left_to_vllm(
+    serving: Serving, stock_is: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving():
+        assert answer()[0]
+        monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
+        takes, reason = answer()
+    assert not takes
+    assert "VLLM_BATCH_INVARIANT" in str(reason)
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

@@ -57,6 +57,21 @@ def test_a_loaded_layer_gives_the_product_by_every_way(
         assert linear.served[route] == 1
 
 
+def test_a_layer_keeps_no_scales_if_its_shape_takes_no_fp8(
+    serving: Serving, stock_is: Any, gpu: FakeGpu
+) -> None:
+    with serving(prefill="fp8", tokens=128):  # beyond which it would win
+        layers = [Layer(SHAPE), Layer(SHAPE)]
+        for layer in layers:
+            layer.load()
+    assert not any(hasattr(layer, "qwen36_fp8_scales") or layer.kernel.has_fp8 for layer in layers)
+    assert scratch.reserved(torch.device("cpu")) == 0
+    x = activations(300)
+    result, expected = layers[1](x).float(), x.float() @ layers[1].dense.float().t()
+    assert float((result - expected).norm() / expected.norm()) < 0.01
+    assert entry(layers[1]).served == {"stock": 1}
+
+
 def test_scratch_leaves_room_for_the_fp8_scales_of_every_layer_that_was_built(
     serving: Serving, stock_is: Any
 ) -> None:

@@ -57,6 +57,15 @@ def test_a_host_that_is_slow_leaves_more_to_the_stock_kernel() -> None:
         assert pace.eager_from == pytest.approx(tokens, abs=2)
 
 
+def test_a_call_cut_in_two_costs_the_host_a_whole_call_more() -> None:
+    # Beyond the stock kernel's call all of gate_up's 70 µs and a quarter of 50: 82.5.
+    pace = watching()
+    assert pace.cut_from == UNKNOWN
+    passes(pace, 1000.0, layers=200)
+    assert pace.cut_from == pytest.approx((1082.5 / 0.97) / 3, abs=2)
+    assert pace.cut_from > pace.eager_from
+
+
 def test_the_fastest_run_of_layers_counts_and_what_follows_is_said_once() -> None:
     said: list[int] = []
     pace = watching(lambda: said.append(pace.eager_from))

@@ -20,7 +20,7 @@ from vllm_qwen36_plugin.prefill.prepare import Preparation  # noqa: E402
 from vllm_qwen36_plugin.prefill.profile import Starts  # noqa: E402
 from vllm_qwen36_plugin.prefill.settings import Settings  # noqa: E402
 from vllm_qwen36_plugin.prefill.shape import Shape  # noqa: E402
-from vllm_qwen36_plugin.upstream import scaled_mm  # noqa: E402
+from vllm_qwen36_plugin.upstream import decode_rows, scaled_mm  # noqa: E402
 
 from .fake_gpu import FakeGpu  # noqa: E402
 from .loading import AUTO, OTHER, SHAPE, Model  # noqa: E402
@@ -178,6 +178,107 @@ def test_no_scales_are_kept_by_a_gpu_that_has_no_fp8(gpu: FakeGpu) -> None:
     model.preparation.expect(WIDE)
     assert model.load(WIDE).routes == ("exact",)
     assert scratch.reserved(torch.device("cpu")) == 256 * 128 * 2
+
+
+def test_memory_that_no_route_takes_is_given_back_when_the_last_layer_is_there(gpu: FakeGpu) -> None:
+    """Over Machete, or on a card whose Marlin is as fast as a dense GEMM."""
+    cpu, model = torch.device("cpu"), Model(FP8, max_tokens=128)  # beyond which routes would win
+    for shape in (SHAPE, SHAPE, OTHER):
+        model.preparation.expect(shape)
+    assert model.load(SHAPE).starts == Starts()
+    assert scratch.reserved(cpu) > 0
+    second = model.load(SHAPE)
+    assert scratch.reserved(cpu) > 0
+    model.load(OTHER)
+    assert scratch.reserved(cpu) == 0
+    assert second.routes == ("fp8", "exact")  # tested, and not taken
+    # Of the first layer of each shape, which was measured with them, and no other.
+    assert [scales is not None for scales in model.scales] == [True, False, True]
+
+
+def test_what_the_largest_shape_needs_is_kept_if_a_route_takes_it_and_no_more(
+    gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu, model = torch.device("cpu"), Model(AUTO)
+    shapes = (WIDE, SHAPE)
+    for shape in shapes:
+        model.preparation.expect(shape)
+    starts = {WIDE: Starts(), SHAPE: Starts(exact=512)}
+    monkeypatch.setattr(Preparation, "starts_for", lambda self, linear, *_: starts[linear.shape])
+    model.load(WIDE)
+    assert scratch.reserved(cpu) == 512 * 128 * 2
+    model.load(SHAPE)
+    assert scratch.reserved(cpu) == 128 * 128 * 2
+    assert scratch.tiles(cpu, 128, 128, torch.bfloat16)[0].last == 128
+
+
+def test_a_draft_that_is_loaded_later_gets_its_own(gpu: FakeGpu) -> None:
+    cpu, model = torch.device("cpu"), Model(AUTO)
+    model.preparation.expect(SHAPE)
+    model.load(SHAPE)
+    assert scratch.reserved(cpu) == 128 * 128 * 2
+    model.preparation.expect(WIDE)
+    model.load(WIDE)
+    assert scratch.reserved(cpu) == 512 * 128 * 2
+
+
+def test_layers_in_the_middle_and_at_the_end_are_tested_too(gpu: FakeGpu, shown: Shown) -> None:
+    model = Model(FP8)
+    for _ in range(5):
+        model.preparation.expect(SHAPE)
+    tested = []
+    for layer in range(5):
+        tested.append(model.preparation.tests(SHAPE))
+        linear = model.load(damaged=layer == 4)
+    assert tested == [True, False, True, False, True]
+    # Of a wrong code `fp8` cannot say that it is wrong: it rounds.
+    assert linear.routes == ("fp8",)
+    (line,) = shown().splitlines()
+    assert line == (
+        f"WARNING vllm-qwen36-plugin: exact is off for {SHAPE.key}, layer 5 of 5: "
+        "column 77 does not unpack to the checkpoint's numbers"
+    )
+    assert dispatch.get(SHAPE.key) is linear
+
+
+def test_without_word_of_which_rows_are_prompts_there_are_no_eight_bits(
+    gpu: FakeGpu, shown: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def moved() -> None:
+        raise CompatError("it moved")
+
+    monkeypatch.setattr(decode_rows, "publish_rows", moved)
+    assert Model(AUTO).load().routes == ("exact",)
+    assert shown() == ""
+    model = Model(FP8)
+    assert model.load(SHAPE).routes == model.load(OTHER).routes == ("exact",)
+    (line,) = shown().splitlines()
+    assert "8-bit activations are off" in line
+    assert "it moved" in line
+
+
+def test_exact_sums_in_float32_and_leaves_torchs_switch_as_it_was(
+    gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[bool, bool]] = []
+    matmul, multiply = torch.backends.cuda.matmul, torch.mm
+
+    def mm(*args: Any, **kwargs: Any) -> Any:
+        seen.append(
+            (matmul.allow_fp16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction)
+        )
+        return multiply(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "mm", mm)
+    for dtype in ("float16", "bfloat16"):
+        shape = replace(SHAPE, dtype=dtype)
+        weight = Weight.random(shape)
+        scratch.reserve(torch.device("cpu"), 128 * 128 * 2)
+        x = torch.ones(3, 128, dtype=getattr(torch, dtype))
+        routes.exact(x, routes.Weight(weight.stock_words(), weight.stock_scales()), shape)
+    assert seen == [(False, True), (True, False)]
+    assert matmul.allow_fp16_reduced_precision_reduction
+    assert matmul.allow_bf16_reduced_precision_reduction
 
 
 def test_fp8_asked_for_on_a_gpu_that_has_none_is_said_once(gpu: FakeGpu, shown: Shown) -> None:

@@ -187,6 +187,37 @@ def test_tokens_quantized_with_a_scale_too_coarse_do_not_pass(
     assert "tokens are off by" in text
 
 
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        (lambda x: x.clamp(-448, 448), "massive activation"),
+        (lambda x: x.clamp(-200, 200), "large channels"),
+    ],
+)
+def test_what_only_outliers_show_does_not_pass(
+    gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, wrong: Any, named: str
+) -> None:
+    stock = dispatch.exact
+    monkeypatch.setattr(dispatch, "exact", lambda x, *rest: stock(wrong(x), *rest))
+    text = problem("exact", Weight.random(SHAPE))
+    assert text is not None
+    assert named in text
+
+
+def test_one_wrong_token_of_many_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    stock = dispatch.exact
+
+    def last_is_off(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+        out = stock(x, *rest)
+        out[-1] *= 1.05 if len(x) == 517 else 1
+        return out
+
+    monkeypatch.setattr(dispatch, "exact", last_is_off)
+    text = problem("exact", Weight.random(SHAPE))
+    assert text is not None
+    assert text.startswith("517 tokens are off by ")
+
+
 def test_the_original_is_a_copy() -> None:
     """The stock kernel repacks in place."""
     weight = Weight.random(SHAPE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vllm_qwen36_plugin.errors import ActOrderError
@@ -26,7 +25,6 @@ from . import claim
 from .claim import NAME
 
 if TYPE_CHECKING:
-    from gptq_hybrid.checkpoint import TensorInfo
     from gptq_hybrid.doctor import ActOrder, Finding
 
 _PASSED = "QWEN36_ACT_ORDER_PASSED"
@@ -36,8 +34,6 @@ _METHODS = frozenset(
 )
 # Rules for what every vLLM serves wrong. What a version refuses, it says itself.
 _WRONG = frozenset({"g-idx-flag", "g-idx-fused", "g-idx-range"})
-# Their input rows are split between the ranks of tensor parallelism.
-_ROW_PARALLEL = frozenset({"o_proj", "out_proj", "down_proj"})
 
 
 def check_before_start(vllm_config: Any) -> None:
@@ -106,8 +102,6 @@ def _problems(vllm_config: Any, options: PluginOptions) -> list[tuple[str, str]]
         for finding in report.findings
         if finding.rule in _WRONG and finding.severity == "error"
     ]
-    if ours:
-        problems += _split_rows(report.permuted, vllm_config.parallel_config.tensor_parallel_size)
     if not problems:
         _log_cost(report, lora=getattr(vllm_config, "lora_config", None) is not None)
         note_passed(_PASSED, name)
@@ -120,21 +114,6 @@ def _problems(vllm_config: Any, options: PluginOptions) -> list[tuple[str, str]]
 
 def _with_place(finding: Finding) -> str:
     return f"{finding.message} ({finding.tensor} in {finding.file})" if finding.tensor else finding.message
-
-
-def _split_rows(permuted: Mapping[str, TensorInfo], ranks: int) -> list[tuple[str, str]]:
-    """Return the one problem of tensor parallelism: a rank's groups need rows that other ranks have."""
-    tensors = [info for module, info in permuted.items() if module.rpartition(".")[2] in _ROW_PARALLEL]
-    if ranks == 1 or not tensors:
-        return []
-    return [
-        (
-            f"with --tensor-parallel-size {ranks}, {len(tensors)} modules are split by rows, and in act order a "
-            f"group's rows lie on several GPUs: {tensors[0].name} in {tensors[0].file}",
-            "Serve it on one GPU, without --tensor-parallel-size; or quantize again, without order at run time: "
-            "qwen36 quantize ORIGINAL TARGET --recipe static-mse",
-        )
-    ]
 
 
 def _log_cost(report: ActOrder, *, lora: bool) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,11 +13,14 @@ import torch
 from gptq_hybrid.packing import natural_g_idx
 from vllm_qwen36_plugin.errors import ActOrderError
 from vllm_qwen36_plugin.upstream.gptq import stock_gptq, stock_serves_act_order
+from vllm_qwen36_plugin.upstream.tensor_parallel import gathered
 from vllm_qwen36_plugin.upstream.vllm_config import load_format
 
 from . import claim
+from .shards import halves_of_rank
 from .siblings import Siblings
 from .sorting import permute_halves, row_order, sort_rows
+from .split import SplitRows, narrowed
 
 _StockMethod = stock_gptq()[1]
 _PRODUCER, _CONSUMER = "gate_up_proj", "down_proj"
@@ -77,12 +83,18 @@ class ActOrderLinearMethod(_StockMethod):  # type: ignore[misc, valid-type]
     That is None if there is nothing to permute. ``folded``: what produces the input writes it in order.
     """
 
+    quant_config: Any
+
     def __init__(self, quant_config: Any, prefix: str, siblings: Siblings) -> None:
         super().__init__(quant_config)
         self.prefix = prefix
         self.siblings = siblings
         self.folded = False
+        self.split: SplitRows | None = None
+        # vLLM's method for rows that are stored otherwise than they were loaded.
+        self._inner: Any = None
         self._dummy = self._lora = False
+        self._vllm_config: Any = None
 
     def create_weights(
         self,
@@ -95,6 +107,11 @@ class ActOrderLinearMethod(_StockMethod):  # type: ignore[misc, valid-type]
         **extra_weight_attrs: Any,
     ) -> None:
         """Create vLLM's parameters, and ``g_idx``, int32 ``[input_size]``: that of all ranks' rows."""
+        group_size = self.quant_config.group_size
+        self.group_size = group_size
+        if input_size != input_size_per_partition and group_size != -1:
+            self.split = SplitRows(self.prefix, input_size, input_size_per_partition, group_size)
+            self.quant_config = narrowed(self.quant_config, self.split.block)
         super().create_weights(
             layer,
             input_size_per_partition,
@@ -104,6 +121,8 @@ class ActOrderLinearMethod(_StockMethod):  # type: ignore[misc, valid-type]
             params_dtype,
             **extra_weight_attrs,
         )
+        if self.split is not None:
+            self.split.widen(layer)
         g_idx = torch.nn.Parameter(
             torch.full((input_size,), _NOT_LOADED, dtype=torch.int32), requires_grad=False
         )
@@ -111,15 +130,15 @@ class ActOrderLinearMethod(_StockMethod):  # type: ignore[misc, valid-type]
         layer.register_parameter("g_idx", g_idx)
         layer.register_buffer("act_order", None, persistent=False)
         self.rows = input_size
-        self.rows_on_rank = input_size_per_partition
         self.output_sizes = list(output_partition_sizes)
         self._dummy, self._lora = _is_dummy_load(), _has_lora()
+        self._vllm_config = _current_config()
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Sort the rows, then let vLLM's kernel repack them.
 
         Raises:
-            ActOrderError: there is no ``g_idx``, it is no act order, or its rows are split between ranks.
+            ActOrderError: there is no ``g_idx``, or it is no act order.
         """
         device = layer.qweight.device
         # Not with LoRA, see `_order_output`.
@@ -129,7 +148,9 @@ class ActOrderLinearMethod(_StockMethod):  # type: ignore[misc, valid-type]
         loader = getattr(layer.g_idx, "weight_loader", None)
         if isinstance(loader, GroupIndexLoader):
             loader.closed = True
-        if order is not None:
+        if self.split is not None:
+            order = self._store_part(layer, self.split, order)
+        elif order is not None:
             sort_rows(layer.qweight.data, order, self.quant_config.weight_bits)
         self._order_output(layer)
         if stock_serves_act_order():
@@ -139,9 +160,49 @@ class ActOrderLinearMethod(_StockMethod):  # type: ignore[misc, valid-type]
             )
         else:
             del layer.g_idx
-        super().process_weights_after_loading(layer)
+        if self._inner is not None:
+            self._inner.process_weights_after_loading(layer)
+        else:
+            super().process_weights_after_loading(layer)
         if order is not None and not self.folded:
             self._store_order(layer, order.to(device))
+
+    def _store_part(
+        self, layer: torch.nn.Module, split: SplitRows, order: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """Keep what this rank needs of split rows; return the index to permute its input by, int32 ``[stored]``."""
+        g_idx = self._g_idx(layer)
+        if order is None or self.folded:
+            split.keep_in_place(layer, g_idx, order)
+            return None
+        bits = self.quant_config.weight_bits
+        choices = self.siblings.stored.choices(split, bits, g_idx, self._orders_like_this(split, bits))
+        with _building(self._vllm_config):
+            self._inner, held = split.rearrange(layer, g_idx, choices, partial(self._make_stored, layer))
+        self.siblings.stored.say(split, held, self._vllm_config)
+        return held.order
+
+    def _orders_like_this(self, split: SplitRows, bits: int) -> Iterator[torch.Tensor]:
+        """Give ``g_idx`` of the model's linears of this shape that will permute their inputs."""
+        for layer in self.siblings.layers():
+            method = layer.quant_method
+            if not isinstance(method, ActOrderLinearMethod) or method.split is None or method.folded:
+                continue
+            other = method.split
+            same = (other.rows, other.rows_on_rank, other.group_size, method.quant_config.weight_bits)
+            if same == (split.rows, split.rows_on_rank, split.group_size, bits) and method.pending(layer):
+                yield method._g_idx(layer)
+
+    def _make_stored(self, layer: Any, block: int, stored: int, made: torch.nn.Module) -> Any:
+        """Make vLLM's method for ``stored`` rows in blocks, and its parameters in ``made``."""
+        inner = _StockMethod(narrowed(self.quant_config, block))
+        inner.input_dtype = self.input_dtype
+        like, outputs = layer.scales, self.output_sizes
+        with torch.device(like.device):
+            inner.create_weights(
+                made, stored, outputs, stored, sum(outputs), like.dtype, weight_loader=_refuse_to_load
+            )
+        return inner
 
     @staticmethod
     def pending(layer: torch.nn.Module) -> bool:
@@ -155,26 +216,22 @@ class ActOrderLinearMethod(_StockMethod):  # type: ignore[misc, valid-type]
         Raises:
             ActOrderError: as `process_weights_after_loading`.
         """
-        g_idx = layer.g_idx.data.cpu()
-        if (g_idx == _NOT_LOADED).all():
-            if not self._dummy:
-                raise ActOrderError(
-                    f"{self.prefix}: the checkpoint has no g_idx for it, although desc_act is true"
-                )
-            g_idx = initial_g_idx(self.rows, self.quant_config.group_size)
         try:
-            order = row_order(g_idx, self.quant_config.group_size)
+            return row_order(self._g_idx(layer), self.group_size)
         except ValueError as error:
             raise ActOrderError(
                 f"{self.prefix}.g_idx is no act order: {error}; fetch the checkpoint again"
             ) from error
-        if order is not None and self.rows != self.rows_on_rank:
+
+    def _g_idx(self, layer: torch.nn.Module) -> torch.Tensor:
+        g_idx: torch.Tensor = layer.g_idx.data.cpu()
+        if not (g_idx == _NOT_LOADED).all():
+            return g_idx
+        if not self._dummy:
             raise ActOrderError(
-                f"{self.prefix} is split by rows over {self.rows // self.rows_on_rank} GPUs, and its act order "
-                "needs rows that other GPUs have. Serve it with --tensor-parallel-size 1, or quantize without "
-                "order at run time: qwen36 quantize ORIGINAL TARGET --recipe static-mse"
+                f"{self.prefix}: the checkpoint has no g_idx for it, although desc_act is true"
             )
-        return order
+        return initial_g_idx(self.rows, self.group_size)
 
     def _order_output(self, layer: torch.nn.Module) -> None:
         """If this is `gate_up_proj`, permute its columns so that its output is in the order of `down_proj`'s rows.
@@ -189,17 +246,27 @@ class ActOrderLinearMethod(_StockMethod):  # type: ignore[misc, valid-type]
         method = getattr(down, "quant_method", None)
         if down is None or not isinstance(method, ActOrderLinearMethod) or not method.pending(down):
             return
-        order = method.order_for(down)
-        if order is None or method.folded or self.output_sizes != [len(order)] * 2:
+        order, split = method.order_for(down), method.split
+        rows = self.output_sizes[0] * (1 if split is None else split.rank.size)
+        if (
+            order is None
+            or method.folded
+            or rows != len(order)
+            or self.output_sizes[1] != self.output_sizes[0]
+        ):
             return
         for tensor in (layer.qweight.data, layer.scales.data):
-            permute_halves(tensor, order)
+            if split is None:
+                permute_halves(tensor, order)
+            else:
+                # A rank's rows of down_proj are whole groups then, wherever they were.
+                tensor.copy_(halves_of_rank(gathered(tensor, 1), order, *split.rank))
         method.folded = True
 
     def apply(
         self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Permute ``x`` ``[..., in_features]`` and multiply.
+        """Permute ``x`` ``[..., in_features]`` (of this rank) and multiply.
 
         By plain indexing, which torch.compile fuses into what produces ``x``.
         """
@@ -207,6 +274,8 @@ class ActOrderLinearMethod(_StockMethod):  # type: ignore[misc, valid-type]
             # Unchecked, as it is a permutation: the check of every index took 0.1 to 0.7 µs a call, in a
             # kernel of 3.
             x = torch.ops.aten._unsafe_index.Tensor(x, [None] * (x.dim() - 1) + [layer.act_order])
+        if self._inner is not None:
+            return self._inner.apply(layer, x, bias)
         return super().apply(layer, x, bias)
 
     def _store_order(self, layer: torch.nn.Module, order: torch.Tensor) -> None:
@@ -229,14 +298,26 @@ def _norms_fold(device: torch.device) -> bool:
 
 def _is_dummy_load() -> bool:
     """Whether weights are made up, and no ``g_idx`` with them."""
-    from vllm.config import get_current_vllm_config_or_none
-
-    config = get_current_vllm_config_or_none()
+    config = _current_config()
     return config is not None and load_format(config.load_config) == "dummy"
 
 
 def _has_lora() -> bool:
+    return getattr(_current_config(), "lora_config", None) is not None
+
+
+def _current_config() -> Any:
     from vllm.config import get_current_vllm_config_or_none
 
-    config = get_current_vllm_config_or_none()
-    return config is not None and getattr(config, "lora_config", None) is not None
+    return get_current_vllm_config_or_none()
+
+
+def _building(vllm_config: Any) -> AbstractContextManager[Any]:
+    """Choose kernels as while the model was built: vLLM looks at its current config."""
+    from vllm.config import set_current_vllm_config
+
+    return nullcontext() if vllm_config is None else set_current_vllm_config(vllm_config)
+
+
+def _refuse_to_load(*_: Any, **__: Any) -> None:
+    raise RuntimeError("a weight made here is not loaded from a file")

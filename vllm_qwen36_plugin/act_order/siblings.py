@@ -7,7 +7,7 @@ by prefix, and is told of the model by a subclass of vLLM's model class.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any
 
@@ -15,6 +15,8 @@ import torch
 
 from vllm_qwen36_plugin.errors import CompatError
 from vllm_qwen36_plugin.log import logger
+
+from .split import StoredRows
 
 # Takes a model whose linears are not finished yet, and the device it will run on.
 FoldNorms = Callable[[torch.nn.Module, torch.device], object]
@@ -31,6 +33,7 @@ class Siblings:
         self._fold_norms = fold_norms
         self._layers: dict[str, weakref.ref[torch.nn.Module]] = {}
         self._model: weakref.ref[torch.nn.Module] | None = None
+        self.stored = StoredRows()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Siblings:
         return self
@@ -46,6 +49,13 @@ class Siblings:
         """Return the layer of that prefix while it lives."""
         reference = self._layers.get(prefix)
         return reference() if reference else None
+
+    def layers(self) -> Iterator[torch.nn.Module]:
+        """Give those that live."""
+        for reference in self._layers.values():
+            layer = reference()
+            if layer is not None:
+                yield layer
 
     def set_model(self, model: torch.nn.Module) -> None:
         """Keep the model until its norms are folded."""

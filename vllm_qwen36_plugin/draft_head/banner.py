@@ -47,8 +47,10 @@ class DraftReport:
     def _taken(model: torch.nn.Module) -> int:
         return sum(_stored_bytes(module) for module in model.modules() if _quantized_here(module))
 
-    def line(self, precision: Precision, model: torch.nn.Module, head: DraftHead | None) -> str:
-        """Say in one line what the linears took and take now, and what the draft head takes."""
+    def line(
+        self, precision: Precision, model: torch.nn.Module, head: DraftHead | None, gpus: int = 1
+    ) -> str:
+        """Say in one line what the linears took and take now, and what the draft head takes, a GPU."""
         parts = []
         if self._dense_bytes:
             before = sum(self._dense_bytes.values())
@@ -64,7 +66,8 @@ class DraftReport:
             parts.append(f"an output head{form} of {head.bytes / _MIB:.0f} MiB for {share}")
         if self._remark:
             parts[-1] += f" ({self._remark})"
-        return f"vllm-qwen36-plugin: drafts from {NAMES[precision]}: {', '.join(parts)}"
+        each = f" (on each of {gpus} GPUs)" if gpus > 1 else ""
+        return f"vllm-qwen36-plugin: drafts from {NAMES[precision]}: {', '.join(parts)}{each}"
 
 
 def _quantized_here(module: torch.nn.Module) -> bool:

@@ -21,21 +21,16 @@ def check_before_start(vllm_config: Any) -> None:
     ``qwen36 tune drafts`` would meet at every step of its sweep.
 
     Raises:
-        OptionsError: FP8 on a device without it, a number of tokens without a list of them, a list that is damaged
-            or of another model, or a number of tokens with several GPUs.
+        OptionsError: FP8 on a device without it, a number of tokens without a list of them, or a list that is
+            damaged or of another model.
     """
     if mtp_draft(vllm_config) is None:
         return
     try:
         gpus = vllm_config.parallel_config.tensor_parallel_size
-        settings = draft_settings(plugin_options(vllm_config), *current_device(), gpus=gpus)
-        if settings.vocabulary and gpus > 1:
-            raise OptionsError(
-                '"qwen36.draft_vocab" in --additional-config needs --tensor-parallel-size 1, because each GPU has '
-                "only a part of the output head. Leave it out, and the MTP layer alone is quantized"
-            )
+        settings = draft_settings(plugin_options(vllm_config), *current_device())
         try:
-            ids_to_draft(settings, draft_list(vllm_config, settings))
+            ids_to_draft(settings, draft_list(vllm_config, settings), gpus)
         except CheckpointError as error:
             raise OptionsError(str(error)) from error
     except OptionsError:

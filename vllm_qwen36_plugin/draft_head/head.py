@@ -33,7 +33,7 @@ class DraftHead(torch.nn.Module):  # type: ignore[misc]
         """Copy from the target's ``lm_head`` as it is now.
 
         Args:
-            lm_head: vLLM's, dense or packed, on one GPU.
+            lm_head: vLLM's, dense or packed, whole.
             vocabulary: tokens of the model; channels of ``lm_head`` beyond are padding.
             ids: int64, ascending: the tokens that may be drafted; None for all.
             precision: of the copy's weights.
@@ -42,8 +42,12 @@ class DraftHead(torch.nn.Module):  # type: ignore[misc]
             ValueError: its logits differ from the target's by more than ``precision`` explains.
         """
         super().__init__()
+        self._hold(dense_channels(lm_head, ids), vocabulary, ids, precision)
+
+    def _hold(
+        self, dense: torch.Tensor, vocabulary: int, ids: torch.Tensor | None, precision: Precision
+    ) -> None:
         self.vocabulary, self.precision = vocabulary, precision
-        dense = dense_channels(lm_head, ids)
         self.register_buffer("ids", None if ids is None else ids.to(dense.device), persistent=False)
         self.linear = torch.nn.Module()
         method = quantizing_method(dense, precision)
@@ -71,11 +75,15 @@ class DraftHead(torch.nn.Module):  # type: ignore[misc]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits of all tokens, ``[positions, vocabulary]``."""
-        logits = self(hidden)
+        logits = self._over_all(hidden)
         if self.ids is None:
             return logits[..., : self.vocabulary]
         over_all = logits.new_full((len(logits), self.vocabulary), float("-inf"))
         return over_all.index_copy_(1, self.ids, logits)
+
+    def _over_all(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the logits of all tokens that may be drafted."""
+        return self(hidden)
 
     def top(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the likeliest token at each position, int64 ``[positions]``."""

@@ -5,20 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from vllm.distributed import get_tensor_model_parallel_world_size
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 
 from vllm_qwen36_plugin.log import logger
 from vllm_qwen36_plugin.mtp_guard.worker import Qwen3_5MTP as _CheckedQwen3_5MTP
 from vllm_qwen36_plugin.options import PluginOptions
+from vllm_qwen36_plugin.ranks import agreed, first_rank
 from vllm_qwen36_plugin.report import note
 from vllm_qwen36_plugin.start import enter_salt
+from vllm_qwen36_plugin.upstream.tensor_parallel import rank, told
 
 from .banner import NAMES, DraftReport
 from .head import DraftHead, dense_weight
 from .methods import CheckedOnLoad, quantized_bytes, quantizing_method
 from .room import copied_by_vllm, share_of_cache
 from .settings import DraftSettings, Precision, current_device, draft_settings
+from .sharded import make_sharded
 from .vocabulary import draft_list, ids_to_draft
 
 # vLLM builds the draft model with an output head of its own and assigns the target's afterwards.
@@ -38,11 +40,8 @@ class Qwen3_5MTP(_CheckedQwen3_5MTP):  # noqa: N801 - vLLM's name for it
         self.draft_head: DraftHead | None = None
         self._report = DraftReport()
         try:
-            settings = draft_settings(
-                PluginOptions.of(vllm_config.additional_config),
-                *current_device(),
-                gpus=get_tensor_model_parallel_world_size(),
-            )
+            options = PluginOptions.of(vllm_config.additional_config)
+            settings = draft_settings(options, *current_device())
             self._quantize_linears(settings)
         except Exception as error:  # noqa: BLE001 - drafts as vLLM makes them are right too
             logger.warning(
@@ -85,20 +84,22 @@ class Qwen3_5MTP(_CheckedQwen3_5MTP):  # noqa: N801 - vLLM's name for it
             try:
                 self.draft_head = self._draft_head(lm_head, settings)
             except Exception as error:  # noqa: BLE001 - the target's head drafts as well
-                logger.warning(
-                    "vllm-qwen36-plugin: drafts use the model's own output head because %s",
-                    error or repr(error),
-                )
-        line = self._report.line(settings.precision, self.model, self.draft_head)
-        logger.info("%s", line)
-        note("drafts", settings.precision, line.partition(": ")[2])
+                if first_rank():
+                    logger.warning(
+                        "vllm-qwen36-plugin: drafts use the model's own output head because %s",
+                        error or repr(error),
+                    )
+        if first_rank():
+            line = self._report.line(settings.precision, self.model, self.draft_head, rank().size)
+            logger.info("%s", line)
+            note("drafts", settings.precision, line.partition(": ")[2])
 
     def _draft_head(self, lm_head: torch.nn.Module, settings: DraftSettings) -> DraftHead | None:
-        if get_tensor_model_parallel_world_size() > 1:
-            return None  # each GPU has a part of the output head
-        ids = ids_to_draft(settings, draft_list(self.vllm_config, settings))
+        ranks = rank().size
+        make = make_sharded if ranks > 1 else DraftHead
+        ids = agreed(lambda: ids_to_draft(settings, draft_list(self.vllm_config, settings), ranks))
         if ids is not None:
-            return DraftHead(lm_head, self.config.vocab_size, ids, settings.precision)
+            return make(lm_head, self.config.vocab_size, ids, settings.precision)
         precision = settings.precision_of_whole_head
         if precision == "bf16":
             return None
@@ -107,7 +108,7 @@ class Qwen3_5MTP(_CheckedQwen3_5MTP):  # noqa: N801 - vLLM's name for it
             return None
         if settings.most_of_cache is not None and not self._pays(lm_head, precision, settings.most_of_cache):
             return None
-        return DraftHead(lm_head, self.config.vocab_size, None, precision)
+        return make(lm_head, self.config.vocab_size, None, precision)
 
     def _pays(self, lm_head: torch.nn.Module, precision: Precision, most: float) -> bool:
         """Whether a copy of the head takes little of the KV cache; a packed head is read as cheaply as a copy."""
@@ -115,7 +116,8 @@ class Qwen3_5MTP(_CheckedQwen3_5MTP):  # noqa: N801 - vLLM's name for it
         if weight is None:
             return False
         extra = quantized_bytes(weight, precision) - self._report.freed(self.model)
-        share = share_of_cache(extra, self.vllm_config)
+        # That of the GPU with the least room: all have a copy, or none.
+        share = max(told(agreed(lambda: share_of_cache(extra, self.vllm_config))))
         cost = f"{share:.1%} of the KV cache" if share < 1 else "more than the KV cache has"
         if share <= most:
             self._report.remark(f"{cost} for it")

@@ -57,15 +57,13 @@ class DraftSettings:
         return "w8" if self.precision == "w4" and linear in _W8_IN_W4 else self.precision
 
 
-def draft_settings(
-    options: PluginOptions, device: str, capability: tuple[int, int] | None, *, gpus: int = 1
-) -> DraftSettings:
+def draft_settings(options: PluginOptions, device: str, capability: tuple[int, int] | None) -> DraftSettings:
     """Decide what drafts are made from on a ``device`` (``"cuda"``, ``"cpu"``) of this (major, minor) capability.
 
-    `auto` is W8 on one NVIDIA GPU: drafts like those of the BF16 weights (with the trained small model all of them
+    `auto` is W8 on NVIDIA GPUs: drafts like those of the BF16 weights (with the trained small model all of them
     are accepted, bench/drafts) from half of the linears' bytes. It copies the output head in W4 where the card has
     room for that. It does not cut the vocabulary unasked: in a language that the list was not counted from, hardly
-    any draft would be accepted. With several GPUs, and on a CPU, where W8 saves nothing, drafts stay vLLM's.
+    any draft would be accepted. On a CPU, where W8 saves nothing, drafts stay vLLM's.
 
     Raises:
         OptionsError: FP8 where vLLM has no GEMM for it.
@@ -77,7 +75,7 @@ def draft_settings(
     if options.draft != "auto":
         return DraftSettings(options.draft, options.draft_vocab, options.draft_vocab_file)
     vocabulary = options.draft_vocab if options.draft_vocab is not None or options.draft_vocab_file else 0
-    if device == "cuda" and capability is not None and capability >= _LEAST_FOR_AUTO and gpus == 1:
+    if device == "cuda" and capability is not None and capability >= _LEAST_FOR_AUTO:
         return DraftSettings("w8", vocabulary, options.draft_vocab_file, "w4", _MOST_OF_CACHE)
     return DraftSettings("bf16", vocabulary, options.draft_vocab_file)
 

@@ -56,8 +56,10 @@ def _list_in(folder: Path, settings: DraftSettings) -> DraftVocab | None:
     return ranking
 
 
-def ids_to_draft(settings: DraftSettings, ranking: DraftVocab | None) -> torch.Tensor | None:
+def ids_to_draft(settings: DraftSettings, ranking: DraftVocab | None, ranks: int = 1) -> torch.Tensor | None:
     """Return the ids of the tokens that may be drafted, int64, ascending; None for all.
+
+    With several ranks their number divides into parts of whole tiles.
 
     Raises:
         OptionsError: too few tokens are asked for.
@@ -67,10 +69,12 @@ def ids_to_draft(settings: DraftSettings, ranking: DraftVocab | None) -> torch.T
     if ranking is None:
         return None
     tokens = USUAL_VOCABULARY if settings.vocabulary is None else settings.vocabulary
-    count = min(tokens, ranking.vocab_size) // _TILE * _TILE
+    tile = _TILE * ranks
+    count = min(tokens, ranking.vocab_size) // tile * tile
     if count == 0:
-        raise OptionsError(f"{_OPTION} must be 0, for all tokens, or at least {_TILE}, not {tokens}")
-    if count >= ranking.vocab_size // _TILE * _TILE:
+        over = f" over {ranks} GPUs" if ranks > 1 else ""
+        raise OptionsError(f"{_OPTION} must be 0, for all tokens, or at least {tile}{over}, not {tokens}")
+    if count >= ranking.vocab_size // tile * tile:
         return None
     # Ascending, so that of equal logits the first wins, as it does among all tokens.
     return torch.tensor(sorted(ranking.ids(count)), dtype=torch.int64)

@@ -20,7 +20,12 @@ from vllm_qwen36_plugin.start import (
     refusal_text,
     show_refusal_alone,
 )
-from vllm_qwen36_plugin.upstream.vllm_config import MtpDraft, mtp_draft, track_draft_weights
+from vllm_qwen36_plugin.upstream.vllm_config import (
+    MtpDraft,
+    mtp_draft,
+    stages_that_cannot_draft,
+    track_draft_weights,
+)
 
 if TYPE_CHECKING:
     from gptq_hybrid.doctor import Finding
@@ -38,7 +43,8 @@ def check_before_start(vllm_config: Any) -> None:
     its own leaves all to the worker, with a warning.
 
     Raises:
-        MtpHeadError: with a message for the user, which vLLM's commands print without a traceback.
+        MtpHeadError: with a message for the user, which vLLM's commands print without a traceback; also if the head
+            is sound and this vLLM dies with MTP over the stages asked for.
         OptionsError: ``additional_config["qwen36"]`` holds something unknown.
     """
     options = plugin_options(vllm_config)
@@ -53,6 +59,10 @@ def check_before_start(vllm_config: Any) -> None:
     if draft is not None and problems:
         show_refusal_alone()
         raise MtpHeadError(head_refusal(draft.model, problems))
+    stages = 0 if draft is None or options.mtp_check == "off" else stages_that_cannot_draft(vllm_config)
+    if stages:
+        show_refusal_alone()
+        raise MtpHeadError(_stages_refusal(stages))
 
 
 def head_refusal(model: str, problems: Iterable[tuple[str, str]]) -> str:
@@ -65,6 +75,23 @@ def head_refusal(model: str, problems: Iterable[tuple[str, str]]) -> str:
             "To serve without MTP, leave out --speculative-config.",
             'To start in spite of this, add --additional-config \'{"qwen36": {"mtp_check": "off"}}\'.',
         ),
+    )
+
+
+def _stages_refusal(stages: int) -> str:
+    return refusal_text(
+        f"MTP speculative decoding was asked for over {stages} stages (--pipeline-parallel-size), and this vLLM "
+        "cannot do both:",
+        [
+            (
+                "its V1 model runner has a drafter on the last stage alone, and ends when the others are asked for "
+                "theirs, after all weights were loaded",
+                "Use --tensor-parallel-size in place of --pipeline-parallel-size, or leave out "
+                "--speculative-config. On NVIDIA GPUs vLLM 0.29 and later have a V2 model runner, which asks the "
+                "last stage alone: VLLM_USE_V2_MODEL_RUNNER=1",
+            )
+        ],
+        ('To start in spite of this, add --additional-config \'{"qwen36": {"mtp_check": "off"}}\'.',),
     )
 
 

@@ -11,7 +11,9 @@ from vllm.model_executor.models.qwen3_5_mtp import Qwen3_5MTP as _StockQwen3_5MT
 from vllm_qwen36_plugin.errors import MtpHeadError
 from vllm_qwen36_plugin.log import logger
 from vllm_qwen36_plugin.options import PluginOptions
+from vllm_qwen36_plugin.ranks import first_rank, on_each_rank
 from vllm_qwen36_plugin.report import note
+from vllm_qwen36_plugin.upstream.tensor_parallel import rank, told
 from vllm_qwen36_plugin.upstream.vllm_config import (
     draft_load_config,
     draft_weights_are_tracked,
@@ -33,6 +35,8 @@ from .head import (
     packed_tensors,
 )
 
+_SAID = "the MTP head is not usable; the log of GPU 0 says why"
+
 
 class Qwen3_5MTP(_StockQwen3_5MTP):  # type: ignore[misc]  # noqa: N801 - vLLM's name for it
     """vLLM's draft model; its first load ends with a verified head or an error."""
@@ -46,7 +50,7 @@ class Qwen3_5MTP(_StockQwen3_5MTP):  # type: ignore[misc]  # noqa: N801 - vLLM's
 
         Raises:
             MtpHeadError: a tensor of the head never arrived or has another shape, or a parameter was not loaded, is
-                zero or not finite.
+                zero or not finite. With several ranks all raise it, whichever has the part that is damaged.
         """
         if self._head_checked or not _check_is_on(self.vllm_config):
             unchecked: set[str] = super().load_weights(weights)
@@ -64,10 +68,10 @@ class Qwen3_5MTP(_StockQwen3_5MTP):  # type: ignore[misc]  # noqa: N801 - vLLM's
             if wrong:
                 raise self._logged_error(wrong) from error
             raise
-        problems = self._problems(expected, packed, arrived, loaded)
+        problems = on_each_rank(told(self._problems(expected, packed, arrived, loaded)))
         if problems:
             raise self._logged_error(problems)
-        if _first_rank():
+        if first_rank():
             logger.info("MTP head verified: %d tensors loaded", len(expected) or len(arrived))
             note("MTP head", "verified", f"{len(expected) or len(arrived)} tensors arrived in the worker")
         return loaded
@@ -98,9 +102,10 @@ class Qwen3_5MTP(_StockQwen3_5MTP):  # type: ignore[misc]  # noqa: N801 - vLLM's
         model = str(self.vllm_config.model_config.model)
         remedy = f"Fetch the checkpoint again, or graft the head: qwen36 repair {model} --mtp-from ORIGINAL"
         message = head_refusal(model, [(problem, remedy) for problem in problems])
-        if _first_rank():
+        if first_rank():
             logger.error("%s", message)
-        return MtpHeadError(message)
+        # vLLM prints what each worker raises. With one, as in a program of the user's own, it is all there is.
+        return MtpHeadError(message if rank().size == 1 else _SAID)
 
     def _modules_where(self, flag: str) -> list[str]:
         return [n for n, m in self.named_modules() if getattr(getattr(m, "quant_method", None), flag, False)]
@@ -134,15 +139,6 @@ def _expected_tensors(vllm_config: Any) -> dict[str, tuple[int, ...]]:
     except Exception as error:  # noqa: BLE001 - the checks that need no expectation go on
         logger.warning("MTP check in the worker goes by parameters alone: %s", error or repr(error))
         return {}
-
-
-def _first_rank() -> bool:
-    try:
-        from vllm.distributed import get_tensor_model_parallel_rank
-
-        return bool(get_tensor_model_parallel_rank() == 0)
-    except Exception:  # noqa: BLE001 - no distributed environment, in a test say
-        return True
 
 
 def _first_few(names: list[str], limit: int = 4) -> str:

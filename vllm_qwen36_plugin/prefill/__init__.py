@@ -5,7 +5,8 @@ write the weight out dense once, part by part into one small buffer, and let a d
 of tokens decides which route a call takes, inside one custom op that torch.compile cannot look into.
 
 * ``offer`` puts ``kernel`` ahead of vLLM's own kernels; it holds the kernel that vLLM would have chosen.
-* ``dispatch`` has the op and its table; ``routes`` the dense routes (``exact``, ``fp8``).
+* ``dispatch`` has the op and its table; ``routes`` the dense routes (``exact``, ``fp8``); ``mixed`` keeps
+  activations of 8 bits away from rows of decoding.
 * ``expand`` is the Triton kernel that unpacks what ``layouts`` describes; ``activations`` makes activations e4m3;
   ``launch`` launches both kernels past Triton's look-up; ``scratch`` is the buffer.
 * ``prepare`` runs while weights are loaded. It tests each route against the loaded weights (``selftest``), finds

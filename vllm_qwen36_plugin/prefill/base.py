@@ -41,6 +41,16 @@ class Load:
     drafts: int
     at_once: int
 
+    @classmethod
+    def current(cls, chunk: int) -> Load:
+        """Read the load that vLLM's current config allows."""
+        from vllm.config import get_current_vllm_config_or_none
+
+        config = get_current_vllm_config_or_none()
+        drafts = getattr(getattr(config, "speculative_config", None), "num_speculative_tokens", None) or 0
+        at_once = getattr(getattr(config, "scheduler_config", None), "max_num_seqs", None)
+        return cls(chunk, int(drafts), int(at_once or 16))
+
     @property
     def calls(self) -> dict[int, float]:
         """Calls of a linear by number of tokens."""

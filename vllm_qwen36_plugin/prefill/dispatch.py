@@ -14,15 +14,17 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
 
+from .mixed import before_prompts, pays
 from .pace import Pace
-from .profile import GemmName, Route, Starts
+from .profile import EIGHT_BIT, GemmName, Route, Starts
 from .replay import Replay, Template
 from .routes import Weight, exact, fp8
 from .shape import Shape
@@ -33,6 +35,8 @@ _libraries: list[Any] = []
 # Called once, at the next call of an op: the table is complete then.
 _on_first_call: list[Callable[[], None]] = []
 _pace = [Pace()]
+# Decisions that are kept, of steps that mix prompts and decoding.
+_CUTS = 4096
 Way = Route | Literal["stock", "humming"]
 
 
@@ -52,7 +56,9 @@ class Linear:
         humming: Humming's kernel for these weights, if it may take calls from the stock one.
         moved: whether vLLM would have had Machete hold these weights.
         layers: linears of this shape in the model.
-        served: calls by way, ``"stock"`` and ``"humming"`` among them.
+        served: calls by way, ``"stock"`` and ``"humming"`` among them; one that is cut in two counts for both.
+        rows: tokens by way.
+        times: microseconds by way and number of tokens, if they were measured.
         attributes: what the stock kernel has asked of the layer besides tensors.
         template: the stock kernel's call of its op, if it is known (:meth:`set_template`).
         replay: the template bound to this kernel.
@@ -71,9 +77,12 @@ class Linear:
     moved: bool = False
     layers: int = 0
     served: Counter[str] = field(default_factory=Counter)
+    rows: Counter[str] = field(default_factory=Counter)
+    times: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     attributes: dict[str, Any] = field(default_factory=dict)
     template: Template | None = None
     replay: Replay | None = None
+    _cuts: dict[tuple[int, int, int], bool] = field(default_factory=dict)
 
     @property
     def plain(self) -> bool:
@@ -85,17 +94,33 @@ class Linear:
         self.template = template
         self.replay = None if template is None else template.bound(self.kernel)
 
-    def route_for(self, tokens: int) -> Route | None:
-        """Choose the route of a call; None is the stock kernel."""
+    def takes(self, route: Route) -> bool:
+        """Whether any number of tokens goes by a route."""
+        return route in self.routes and getattr(self.starts, route) is not None
+
+    def route_for(self, tokens: int, *, eight_bit: bool = True) -> Route | None:
+        """Choose the route of a call; None is the stock kernel. Without ``eight_bit`` activations keep 16 bits."""
         for route in self.routes:
             start = getattr(self.starts, route)
-            if start is not None and tokens >= start:
+            if start is not None and tokens >= start and (eight_bit or route not in EIGHT_BIT):
                 return route
         return None
 
-    def way_for(self, tokens: int) -> Way:
+    def way_for(self, tokens: int, *, eight_bit: bool = True) -> Way:
         """Choose what is fastest on the GPU for so many tokens: a route, Humming's kernel or the stock one."""
-        return self.route_for(tokens) or self.base_for(tokens)
+        return self.route_for(tokens, eight_bit=eight_bit) or self.base_for(tokens)
+
+    def cuts(self, route: Route, tokens: int, first: int) -> bool:
+        """Whether a call is cut in two: its ``first`` rows with 16 bits, the others by ``route`` with 8."""
+        start = getattr(self.starts, route)
+        key = tokens, first, start
+        if key not in self._cuts:
+            # As many steps as any load repeats; a call of each layer asks again.
+            if len(self._cuts) > _CUTS:
+                self._cuts.clear()
+            ways = self.way_for(tokens, eight_bit=False), self.way_for(first, eight_bit=False), route
+            self._cuts[key] = pays(tokens, first, start, *(self.times.get(way) for way in ways))
+        return self._cuts[key]
 
     def base_for(self, tokens: int) -> Way:
         """Choose between the two kernels that read the packed weight."""
@@ -126,15 +151,23 @@ class Linear:
         return self.kernel.apply_weights(_StandIn(self, tensors), x, bias)
 
     def run(
-        self, way: Route | Literal["humming"], x: torch.Tensor, weight: Weight, gemm: GemmName | None = None
+        self,
+        way: Route | Literal["humming"],
+        x: torch.Tensor,
+        weight: Weight,
+        gemm: GemmName | None = None,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Multiply by one way, whatever the number of tokens; ``fp8`` by its best GEMM, or by ``gemm``."""
+        """Multiply by one way, whatever the number of tokens; ``fp8`` by its best GEMM, or by ``gemm``.
+
+        ``out`` is for ``fp8`` alone: contiguous ``[m, n]`` to write the result to.
+        """
         if way == "exact":
             return exact(x, weight, self.shape)
         if way == "humming":
             assert self.humming is not None
             return self.humming(x, weight.words, weight.scales)
-        return fp8(x, weight, self.shape, gemm or self.starts.fp8_gemm)
+        return fp8(x, weight, self.shape, gemm or self.starts.fp8_gemm, out)
 
 
 class _StandIn:
@@ -205,27 +238,61 @@ def pace() -> Pace:
     return _pace[-1]
 
 
-def _chosen(key: str, x: torch.Tensor) -> tuple[Linear, Way]:
-    """Look up a call's linear, and what serves it: the fastest on the GPU, if the host keeps up with it."""
+def _chosen(key: str, x: torch.Tensor, eight_bit: bool) -> tuple[Linear, Way, int]:
+    """Look up a call's linear, and what serves it: the fastest on the GPU, if the host keeps up with it.
+
+    The last is how many of the first rows a way with 16 bits serves instead. ``eight_bit``: whether the layer has
+    what activations of 8 bits need.
+    """
     while _on_first_call:
         _on_first_call.pop()()
     linear, tokens, host = _table[key], x.shape[0], _pace[-1]
     if host.watching:
         host.saw(key, tokens, _with_requests)
-    way = linear.way_for(tokens)
-    if tokens < host.eager_from and way != "stock" and x.is_cuda and not _recorded():
+    route, first = linear.route_for(tokens, eight_bit=eight_bit), 0
+    if route in EIGHT_BIT:
+        first = tokens if _recorded(x) else before_prompts(tokens)
+        if first and not (tokens >= host.cut_from and linear.cuts(route, tokens, first)):
+            route, first = linear.route_for(tokens, eight_bit=False), 0
+    way = route or linear.base_for(tokens)
+    if tokens < host.eager_from and way != "stock" and x.is_cuda and not _recorded(x):
         # In place of Machete neither is the stock kernel, and Humming's takes the host no longer than Machete.
-        return linear, linear.base_for(tokens) if linear.moved else "stock"
-    return linear, way
+        return linear, linear.base_for(tokens) if linear.moved else "stock", 0
+    return linear, way, first
 
 
-def _recorded() -> bool:
-    return bool(torch.cuda.is_current_stream_capturing())
+def _served(linear: Linear, way: Way, tokens: int) -> None:
+    linear.served[way] += 1
+    linear.rows[way] += tokens
+
+
+def _in_two(
+    linear: Linear,
+    way: Way,
+    first: int,
+    x: torch.Tensor,
+    weight: Weight,
+    stock: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """Multiply the ``first`` rows with 16 bits, the others by a route with 8."""
+    assert way != "stock"
+    other = linear.way_for(first, eight_bit=False)
+    _served(linear, other, first)
+    _served(linear, way, x.shape[0] - first)
+    out = x.new_empty(x.shape[0], linear.shape.n)
+    linear.run(way, x[first:], weight, out=out[first:])
+    out[:first] = stock(x[:first]) if other == "stock" else linear.run(other, x[:first], weight)
+    return out
+
+
+def _recorded(x: torch.Tensor) -> bool:
+    """Whether a call becomes part of a CUDA graph."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()  # type: ignore[no-any-return]
 
 
 def _with_requests() -> bool:
     """Whether this is a pass with requests, launched kernel by kernel: vLLM's own trials skip attention."""
-    if _recorded():
+    if torch.cuda.is_current_stream_capturing():
         return False
     from vllm.forward_context import get_forward_context, is_forward_context_available
 
@@ -244,12 +311,15 @@ def w4a16_linear(
 
     Calls with a bias go to the stock kernel, which permutes the bias.
     """
-    linear, way = _chosen(key, x)
+    linear, way, first = _chosen(key, x, fp8_scales is not None)
     if way == "stock" or bias is not None:
-        linear.served["stock"] += 1
+        _served(linear, "stock", x.shape[0])
         return linear.stock(x, tensors, bias)
-    linear.served[way] += 1
-    return linear.run(way, x.contiguous(), linear.weight(tensors, fp8_scales))
+    weight = linear.weight(tensors, fp8_scales)
+    if first:
+        return _in_two(linear, way, first, x.contiguous(), weight, partial(linear.stock, tensors=tensors))
+    _served(linear, way, x.shape[0])
+    return linear.run(way, x.contiguous(), weight)
 
 
 def w4a16_plain(
@@ -261,11 +331,15 @@ def w4a16_plain(
     n: int,
 ) -> torch.Tensor:
     """Do the same for a :attr:`Linear.plain` linear without a bias."""
-    linear, way = _chosen(key, x)
-    linear.served[way] += 1
+    linear, way, first = _chosen(key, x, fp8_scales is not None)
+    weight = Weight(words, scales, fp8_scales)
+    if first:
+        stock = partial(linear.stock, tensors=(words, scales))
+        return _in_two(linear, way, first, x.contiguous(), weight, stock)
+    _served(linear, way, x.shape[0])
     if way == "stock":
         return linear.stock(x, (words, scales))
-    return linear.run(way, x.contiguous(), Weight(words, scales, fp8_scales))
+    return linear.run(way, x.contiguous(), weight)
 
 
 def _shape_of_result(

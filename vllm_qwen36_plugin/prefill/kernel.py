@@ -14,6 +14,7 @@ from vllm.scalar_type import scalar_types
 
 from vllm_qwen36_plugin.architectures import TARGETS
 from vllm_qwen36_plugin.upstream.linear_kernels import (
+    batch_invariant,
     in_gptq_layout,
     kernel_named,
     left_to_vllm,
@@ -62,6 +63,8 @@ class PrefillLinearKernel(MPLinearKernel):  # type: ignore[misc]
             return False, "it is being asked for the kernel that it is to hold"
         if not _for_this_model():
             return False, f"only for {', '.join(TARGETS)}, and not with prefill=off"
+        if batch_invariant():
+            return False, "VLLM_BATCH_INVARIANT asks for numbers that depend on no number of tokens"
         if c.weight_type not in _BITS or c.zero_points or getattr(c, "has_g_idx", False):
             return False, "symmetric 4- and 8-bit weights with contiguous groups only"
         if c.act_type not in (torch.bfloat16, torch.float16):
@@ -122,7 +125,7 @@ class PrefillLinearKernel(MPLinearKernel):  # type: ignore[misc]
         self._marlin = None
         first = preparation.is_new(self.shape)
         original = None
-        if first:
+        if preparation.tests(self.shape):
             original = Original.copy_of(
                 *in_gptq_layout(getattr(layer, self.w_q_name), getattr(layer, self.w_s_name))
             )
@@ -144,10 +147,11 @@ class PrefillLinearKernel(MPLinearKernel):  # type: ignore[misc]
         )
         self._plain = linear.plain
         fp8 = preparation.fp8_scales(linear, [getattr(layer, name) for name in self.names])
-        self.has_fp8 = fp8 is not None
-        if fp8 is not None:
-            _store_fp8_scales(layer, fp8)
         preparation.enter(linear, [getattr(layer, name) for name in self.names], fp8, original)
+        # Only now it is known if the shape takes the route.
+        self.has_fp8 = fp8 is not None and linear.takes("fp8")
+        if fp8 is not None and self.has_fp8:
+            _store_fp8_scales(layer, fp8)
         locks = getattr(linear.humming, "locks", None)
         if first and locks is not None:
             layer.register_buffer(_LOCKS, locks)

@@ -64,12 +64,24 @@ class Layout:
         lanes = (words.reshape(-1, 1).long() >> shifts) & ((1 << self.bits) - 1)
         return lanes.reshape(-1)[self.places(k, n)]
 
+    def words_of(self, codes: torch.Tensor) -> torch.Tensor:
+        """Pack the codes of W, ``[k, n]``, into int32 words, flat: the reverse of :meth:`codes`."""
+        k, n = codes.shape
+        lanes = torch.empty(k * n, dtype=torch.int64)
+        lanes[self.places(k, n).reshape(-1)] = codes.reshape(-1).long()
+        shifted = lanes.reshape(-1, 32 // self.bits) << torch.arange(0, 32, self.bits)
+        words = shifted.sum(dim=1)
+        return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
+
 
 # Lanes of both 4-bit layouts: the half-word that holds k + 1, and the nibbles that hold k + 8 and n + 8.
 MARLIN_4 = Layout("marlin", 4, (*_k(8), *_n(8), *_k(1)), (*_n(16, 32), *_k(2, 4), *_n(1, 2, 4)))
 MARLIN_8 = Layout("marlin", 8, _k(8, 1), (*_n(8, 16, 32), *_k(2, 4), *_n(1, 2, 4)))
 MACHETE_4 = Layout("machete", 4, (*_n(8), *_k(8, 1)), (*_k(16, 32, 2, 4), *_n(1, 2, 4)))
 MACHETE_8 = Layout("machete", 8, (*_k(1), *_n(8)), (*_k(8, 16, 32, 2, 4), *_n(1, 2, 4)))
+
+# Humming's for 4-bit codes and activations of 8 bits (eight_bit_words.py): no stock kernel here holds a weight so.
+HUMMING_4 = Layout("humming", 4, _k(16, 1, 2), (*_n(8, 16), *_k(4, 8), *_n(1, 2, 4, 32)))
 
 LAYOUTS = {(layout.name, layout.bits): layout for layout in (MARLIN_4, MARLIN_8, MACHETE_4, MACHETE_8)}
 

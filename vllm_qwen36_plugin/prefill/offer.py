@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from vllm_qwen36_plugin.log import logger
 from vllm_qwen36_plugin.report import note
+from vllm_qwen36_plugin.upstream.linear_kernels import batch_invariant
 
 
 def offer_kernel() -> None:
@@ -26,6 +27,9 @@ def offer() -> None:
     """Do the same for serving: if it fails, log why and leave prefill off."""
     try:
         offer_kernel()
+        if batch_invariant():
+            note("prefill", "off", "VLLM_BATCH_INVARIANT asks for numbers that depend on no number of tokens")
+            logger.info("vllm-qwen36-plugin: prefill is off, as VLLM_BATCH_INVARIANT is set")
     except Exception as error:  # noqa: BLE001 - the model serves without it
         logger.warning("vllm-qwen36-plugin: prefill is off because %s", error or repr(error))
         note("prefill", "off", error or repr(error))

@@ -51,16 +51,19 @@ class Pace:
 
     Attributes:
         eager_from: tokens from which a pass outside CUDA graphs may leave the stock kernel.
+        cut_from: the same where calls are cut in two, which takes the host a way's whole call more.
         layer_us: microseconds that the host takes for a layer; None until it is known.
         watching: whether calls are still to be given to :meth:`saw`.
     """
 
     eager_from: int = UNKNOWN
+    cut_from: int = UNKNOWN
     layer_us: float | None = None
     watching: bool = False
     _watched: str = ""
     _stock_us: dict[int, float] = field(default_factory=dict)
     _extra_us: float = 0.0
+    _whole_us: float = 0.0
     _last: float = 0.0
     _times: list[float] = field(default_factory=list)
     _calls: int = 0
@@ -99,6 +102,9 @@ class Pace:
             for tokens in sorted(counts)
         }
         self._extra_us = sum(_extra(host_us[linear.shape]) * linear.layers for linear in model) / most.layers
+        self._whole_us = (
+            sum(max(host_us[linear.shape].values()) * linear.layers for linear in model) / most.layers
+        )
         self._watched, self._settled, self.watching = most.shape.key, settled, bool(self._stock_us)
 
     def saw(
@@ -130,8 +136,13 @@ class Pace:
     def _learn(self, mean_us: float) -> None:
         self._windows += 1
         self.layer_us = min(mean_us, self.layer_us or mean_us)
-        start = busy_from(self._stock_us, (self.layer_us + self._extra_us) / (1 - _MARGIN))
-        self.eager_from = start if self._windows >= _WINDOWS else min(start, UNKNOWN)
+        start, cut = (
+            busy_from(self._stock_us, (self.layer_us + extra) / (1 - _MARGIN))
+            for extra in (self._extra_us, self._whole_us)
+        )
+        believed = self._windows >= _WINDOWS
+        self.eager_from = start if believed else min(start, UNKNOWN)
+        self.cut_from = cut if believed else min(cut, UNKNOWN)
         if self._windows == _WINDOWS:
             self._settled()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,8 +15,7 @@ import torch
 from vllm_qwen36_plugin.errors import CompatError
 from vllm_qwen36_plugin.hookspecs import shipped_profiles
 from vllm_qwen36_plugin.log import logger
-from vllm_qwen36_plugin.report import note
-from vllm_qwen36_plugin.upstream import scaled_mm
+from vllm_qwen36_plugin.upstream import decode_rows, scaled_mm
 from vllm_qwen36_plugin.upstream.cublas import release_workspaces
 from vllm_qwen36_plugin.upstream.linear_kernels import in_gptq_layout, left_to_vllm
 
@@ -25,6 +25,7 @@ from .base import Load, marlin_is_faster
 from .humming import Kernel
 from .layouts import marlin_scale_places
 from .profile import (
+    EIGHT_BIT,
     GEMMS,
     GemmName,
     Profile,
@@ -36,14 +37,17 @@ from .profile import (
     shipped_for,
     write,
 )
+from .ranks import agree, tell
 from .replay import NotReplayable, Template
 from .routes import FP8_SCALE_BYTES, fp8_scales
-from .selftest import Original, problem_with, problem_with_replay, record_replay
+from .selftest import Original, failing, problem_with, problem_with_replay, record_replay
 from .settings import UNMEASURED, Settings, current_settings
 from .shape import Shape
 
 # Seconds that start-up may spend on measuring, all shapes together.
 BUDGET = 10.0
+# Bytes of a value that a route writes to the scratch.
+_ITEMSIZE: dict[Route, int] = {"exact": 2, "fp8": 1}
 # The latest model's preparation, or nothing.
 _current: list[Preparation] = []
 _warned: set[str] = set()
@@ -60,7 +64,7 @@ class Preparation:
         profile: the user's or the cached profile, with what was measured since; None until it is looked for.
         source: where its starts come from, for the log.
         seconds: time spent on measuring.
-        columns: of all linears that were built; each column may get FP8 scales.
+        expected: linears that were built, by shape; each of their columns may get FP8 scales.
         load: what the base kernel is chosen for.
         choosable: whether the user left the choice of a kernel to vLLM.
         host_us: microseconds that the host takes for a call, by shape and way.
@@ -73,7 +77,7 @@ class Preparation:
     profile: Profile | None = None
     source: str = ""
     seconds: float = 0.0
-    columns: int = 0
+    expected: Counter[Shape] = field(default_factory=Counter)
     load: Load = field(default_factory=lambda: Load(2048, 0, 16))
     choosable: bool = False
     host_us: dict[Shape, dict[str, float]] = field(default_factory=dict)
@@ -82,7 +86,13 @@ class Preparation:
     @classmethod
     def fresh(cls, **attributes: Any) -> Self:
         """Make a new one for vLLM's current config; ``attributes`` are those of a subclass."""
-        return cls(current_settings(), _max_tokens(), load=_load(), choosable=left_to_vllm(), **attributes)
+        return cls(
+            current_settings(),
+            _max_tokens(),
+            load=Load.current(_max_tokens()),
+            choosable=left_to_vllm(),
+            **attributes,
+        )
 
     @staticmethod
     def current() -> Preparation:
@@ -97,11 +107,17 @@ class Preparation:
 
     def expect(self, shape: Shape) -> None:
         """Count a linear that was built. All are built before the first one's weights are prepared."""
-        self.columns += shape.n
+        self.expected[shape] += 1
 
     def is_new(self, shape: Shape) -> bool:
         """Whether no layer of this shape has been prepared with these settings."""
         return shape not in self.linears
+
+    def tests(self, shape: Shape) -> bool:
+        """Whether the next layer of this shape is tested: the first, one in the middle and the last."""
+        if self.is_new(shape):
+            return True
+        return self.linears[shape].layers in (self._built(shape) // 2, self._built(shape) - 1)
 
     def holds_in_marlin(self, stock: Any, marlin: Any, layer: torch.nn.Module) -> bool:
         """Whether a linear that vLLM gave to Machete is held in Marlin's layout; measured once a shape.
@@ -128,8 +144,9 @@ class Preparation:
 
     def fp8_scales(self, linear: dispatch.Linear, tensors: Sequence[torch.Tensor]) -> torch.Tensor | None:
         """Compute a layer's FP8 scales, float32 ``[2, n]``; None without ``prefill=fp8`` or a GPU that has e4m3."""
-        scales = tensors[linear.scales]
-        if "fp8" not in self.settings.routes or not fp8_possible(scales.device):
+        scales, known = tensors[linear.scales], self.linears.get(linear.shape)
+        wanted = "fp8" in self.settings.routes and (known is None or known.takes("fp8"))
+        if not wanted or not fp8_possible(scales.device):
             return None
         computed = fp8_scales(scales, linear.shape.bits)
         if linear.shape.layout == "marlin":
@@ -151,14 +168,16 @@ class Preparation:
             linear: the entry.
             tensors: those of the layer, in the order of ``linear.names``.
             fp8: its FP8 scales, or None.
-            original: the weight as it was loaded, for the first layer of a shape.
+            original: the weight as it was loaded, for the layers that :meth:`tests` names.
         """
         earlier = self.linears.get(linear.shape)
         if earlier is not None:
             linear.starts, linear.routes, linear.gemms = earlier.starts, earlier.routes, earlier.gemms
-            linear.served = earlier.served
+            linear.served, linear.rows, linear.times = earlier.served, earlier.rows, earlier.times
             linear.humming, linear.layers = earlier.humming, earlier.layers
             linear.set_template(earlier.template)
+            if original is not None:
+                self._test_again(linear, original, tensors, fp8)
         elif original is not None:
             self._reserve(linear.shape, tensors[linear.words].device, tensors[linear.scales].element_size())
             linear.set_template(self._template(linear, tensors))
@@ -170,13 +189,27 @@ class Preparation:
                 linear.starts = replace(linear.starts, fp8_gemm=linear.gemms[0])
             if linear.humming is None:
                 linear.starts = replace(linear.starts, humming=())
+            linear.times = self.profile.times_us.get(linear.shape, {}) if self.profile else {}
             if tensors[linear.words].is_cuda:
                 if linear.routes or linear.starts.humming:
                     self._time_host(linear, tensors, fp8)
                 release_workspaces()
         linear.layers += 1
         self.linears[linear.shape] = dispatch.put(linear)
+        if sum(entry.layers for entry in self.linears.values()) == self.expected.total():
+            self.give_back()
         dispatch.at_next_call(_begin)
+
+    def give_back(self) -> None:
+        """Free what no route of a model in the table takes of the scratch, before vLLM counts the memory."""
+        takes = {
+            linear.shape: [_ITEMSIZE[route] for route in linear.routes if linear.takes(route)]
+            for linear in self.linears.values()
+        }
+        for device in scratch.devices():
+            size = scratch.reserved(device)
+            parts = (scratch.largest_tile(at.k, at.n, sizes, size) for at, sizes in takes.items() if sizes)
+            scratch.shrink(device, max(parts, default=0))
 
     def starts_for(
         self, linear: dispatch.Linear, tensors: Sequence[torch.Tensor], fp8: torch.Tensor | None
@@ -215,7 +248,8 @@ class Preparation:
         """Reserve room for a shape's largest part and no more; FP8 scales count towards what the user set."""
         size, itemsizes = self.settings.scratch_bytes, [itemsize]
         if "fp8" in self.settings.routes and fp8_possible(device):
-            size, itemsizes = scratch.beside(self.columns * FP8_SCALE_BYTES, size), [itemsize, 1]
+            columns = sum(shape.n * count for shape, count in self.expected.items())
+            size, itemsizes = scratch.beside(columns * FP8_SCALE_BYTES, size), [itemsize, 1]
         # If no part fits, the route's test says how much it needs.
         scratch.reserve(device, scratch.largest_tile(shape.k, shape.n, itemsizes, size) or size)
 
@@ -279,6 +313,14 @@ class Preparation:
                     "prefill=fp8 needs a GPU that multiplies e4m3 (Ada or later) and vLLM's kernel for it"
                 )
                 continue
+            if route in EIGHT_BIT:
+                try:
+                    decode_rows.publish_rows()
+                except CompatError as error:
+                    _warn_once(
+                        f"8-bit activations are off, as no step says which rows are of prompts: {error}"
+                    )
+                    continue
             gemms: tuple[GemmName, ...] = ("vllm",)
             if route == "fp8":
                 device, dtype = tensors[linear.words].device, getattr(torch, linear.shape.dtype)
@@ -299,6 +341,28 @@ class Preparation:
             if route == "fp8" and good:
                 linear.gemms = tuple(good)
         return tuple(passed)
+
+    def _test_again(
+        self,
+        linear: dispatch.Linear,
+        original: Original,
+        tensors: Sequence[torch.Tensor],
+        fp8: torch.Tensor | None,
+    ) -> None:
+        """Test another layer of a shape by the ways that calls take; one that fails is off for all of them."""
+        for way, problem in failing(linear, original, tensors, fp8):
+            place = f"layer {linear.layers + 1} of {self._built(linear.shape)}"
+            logger.warning(
+                "vllm-qwen36-plugin: %s is off for %s, %s: %s", way, linear.shape.key, place, problem
+            )
+            if way == "humming":
+                linear.starts = replace(linear.starts, humming=())
+            linear.routes = tuple(route for route in linear.routes if route != way)
+
+    def _built(self, shape: Shape) -> int:
+        """Count the linears of a shape; those that Marlin's layout was chosen for were built for Machete's."""
+        machete = replace(shape, layout="machete")
+        return self.expected[machete if self.in_marlin.get(machete) else shape]
 
     def _covers(self, profile: Profile, linear: dispatch.Linear) -> bool:
         """Whether a measured profile has each route up to as many tokens as may come; True without times."""
@@ -412,28 +476,14 @@ def _begin() -> None:
     if preparation is None:
         return
     linears = list(preparation.linears.values())
-    _tell("prefill", preparation.settings.mode, table_line(linears, preparation.settings, preparation.source))
+    agree(linears)
+    preparation.give_back()
+    tell("prefill", preparation.settings.mode, table_line(linears, preparation.settings, preparation.source))
     host = dispatch.pace()
     times = preparation.profile.times_us if preparation.profile else {}
     host.watch(
-        linears, times, preparation.host_us, lambda: _tell("prefill's host", "watched", pace_line(host))
+        linears, times, preparation.host_us, lambda: tell("prefill's host", "watched", pace_line(host))
     )
-
-
-def _tell(path: str, state: str, line: str) -> None:
-    """Log a line, and note it for /metrics without the plugin's name before it."""
-    logger.info("%s", line)
-    note(path, state, line.partition(": ")[2])
-
-
-def _load() -> Load:
-    """Read the load that vLLM's current config allows."""
-    from vllm.config import get_current_vllm_config_or_none
-
-    config = get_current_vllm_config_or_none()
-    drafts = getattr(getattr(config, "speculative_config", None), "num_speculative_tokens", None) or 0
-    at_once = getattr(getattr(config, "scheduler_config", None), "max_num_seqs", None)
-    return Load(_max_tokens(), int(drafts), int(at_once or 16))
 
 
 def _reason(error: Exception) -> str:

@@ -17,6 +17,8 @@ from .shape import Shape
 
 Route = Literal["exact", "fp8"]
 ROUTES: tuple[Route, ...] = ("exact", "fp8")
+# Those whose activations have 8 bits: for rows of prompts alone.
+EIGHT_BIT = frozenset({"fp8"})
 # The same as ``upstream.scaled_mm.Gemm``; importing that would import torch.
 GemmName = Literal["vllm", "torch"]
 GEMMS: tuple[GemmName, ...] = get_args(GemmName)

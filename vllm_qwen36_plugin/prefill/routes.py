@@ -43,21 +43,47 @@ def exact(x: torch.Tensor, weight: Weight, shape: Shape) -> torch.Tensor:
     """
     out = x.new_empty(x.shape[0], shape.n)
     tiles = scratch.tiles(x.device, shape.k, shape.n, x.dtype)
-    for tile, part in zip(tiles, column_parts(out, tiles, 1), strict=True):
-        unpack(weight, tile.dense, tile.first, shape)
-        torch.mm(x, tile.transposed, out=part)
+    with _sums_in_float32(x.dtype):
+        for tile, part in zip(tiles, column_parts(out, tiles, 1), strict=True):
+            unpack(weight, tile.dense, tile.first, shape)
+            torch.mm(x, tile.transposed, out=part)
     return out
 
 
-def fp8(x: torch.Tensor, weight: Weight, shape: Shape, gemm: GemmName = "vllm") -> torch.Tensor:
+class _sums_in_float32:  # noqa: N801 - used as a function
+    """Keep cuBLAS from adding parts of a sum in 16 bits, which PyTorch allows by default; Marlin adds in float32.
+
+    3 µs a call, on two cores. In FP16 such a part overflows beyond 65,504.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._name = f"allow_{'fp16' if dtype == torch.float16 else 'bf16'}_reduced_precision_reduction"
+
+    def __enter__(self) -> None:
+        self._allowed = getattr(torch.backends.cuda.matmul, self._name)
+        setattr(torch.backends.cuda.matmul, self._name, False)
+
+    def __exit__(self, *_: object) -> None:
+        setattr(torch.backends.cuda.matmul, self._name, self._allowed)
+
+
+def fp8(
+    x: torch.Tensor,
+    weight: Weight,
+    shape: Shape,
+    gemm: GemmName = "vllm",
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Compute ``x @ W`` with both operands in e4m3: one scale per token of ``x`` and one per column of W.
+
+    ``out``: contiguous ``[m, n]`` to write to, or None for a new one; it is returned.
 
     Raises:
         ValueError: ``weight`` has no FP8 scales.
     """
     if weight.fp8 is None:
         raise ValueError("no FP8 scales were made for this weight")
-    out = x.new_empty(x.shape[0], shape.n)
+    out = x.new_empty(x.shape[0], shape.n) if out is None else out
     quantized, token_scales = quantize_tokens(x)
     inverse, column_scales = weight.fp8.split(1)
     tiles = _fp8_tiles(out, shape, gemm)

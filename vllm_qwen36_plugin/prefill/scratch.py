@@ -47,6 +47,21 @@ def swap(device: torch.device, buffer: torch.Tensor) -> torch.Tensor | None:
     return previous
 
 
+def shrink(device: torch.device, size: int) -> None:
+    """Give back all but ``size`` bytes of the device's buffer. Call it before any graph is captured."""
+    if 0 < size < reserved(device):
+        # First, so that there are never two.
+        _buffers.pop(device)
+        swap(device, torch.empty(size, dtype=torch.uint8, device=device))
+    elif not size and _buffers.pop(device, None) is not None:
+        _tiles.clear()
+
+
+def devices() -> list[torch.device]:
+    """List the devices that have a buffer."""
+    return list(_buffers)
+
+
 def release() -> None:
     """Free the buffers of all devices."""
     _buffers.clear()

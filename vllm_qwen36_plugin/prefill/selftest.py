@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import isfinite
 from typing import Literal
 
 import torch
@@ -19,6 +18,9 @@ from .routes import unpack
 
 # Numbers of tokens that neither tiles nor vectors of 8 or 16 divide.
 TOKENS = (1, 129, 517)
+# Tokens with outliers: in one channel in 128 all values are a hundred times larger, or one value of each token is
+# three thousand, as models of this size have for the first token of a prompt.
+_WITH_OUTLIERS = 129
 _COLUMNS = 2048
 Tested = Route | Literal["humming"]
 # Share of the result's root mean square. BF16 rounds the result to 2**-9 of each value. e4m3 rounds both operands
@@ -68,16 +70,50 @@ def problem_with(
     generator = torch.Generator(weight.words.device).manual_seed(0)
     columns = min(_COLUMNS, shape.n)
     reference = original.dense(shape.n - columns, columns, shape.bits).float()
-    for tokens in TOKENS:
-        x = torch.randn(tokens, shape.k, dtype=dtype, device=weight.words.device, generator=generator)
+    for name, x in _inputs(shape.k, dtype, weight.words.device, generator):
         expected = x.float() @ reference.t()
         result = linear.run(route, x, weight, gemm)[:, -columns:].float()
-        error = float((result - expected).square().mean().sqrt())
-        size = float(expected.square().mean().sqrt())
+        # By token: an outlier in one would hide what is wrong with the others.
+        errors = (result - expected).square().mean(dim=1).sqrt()
+        sizes = expected.square().mean(dim=1).sqrt()
         # If the checkpoint's own result is not finite, there is nothing to compare with.
-        if isfinite(size) and not error <= _TOLERANCE[route] * size:
-            return f"{tokens} tokens are off by {error:.3g}, and their root mean square is {size:.3g}"
+        wrong = sizes.isfinite() & ~(errors <= _TOLERANCE[route] * sizes)
+        if wrong.any():
+            at = int(wrong.nonzero()[0])
+            error, size = float(errors[at]), float(sizes[at])
+            return f"{name} are off by {error:.3g}, and their root mean square is {size:.3g}"
     return None
+
+
+def failing(
+    linear: Linear, original: Original, tensors: Sequence[torch.Tensor], fp8_scales: torch.Tensor | None
+) -> Iterator[tuple[Tested, str]]:
+    """Test the ways that calls of a shape take with another of its layers; give those that fail, and why."""
+    ways: list[Tested] = [route for route in linear.routes if linear.takes(route)]
+    if linear.starts.humming:
+        ways.append("humming")
+    for way in ways:
+        gemm = linear.starts.fp8_gemm if way == "fp8" else None
+        try:
+            problem = problem_with(way, linear, original, tensors, fp8_scales, gemm)
+        except Exception as error:  # noqa: BLE001 - the stock kernel works in any case
+            problem = repr(error)
+        if problem is not None:
+            yield way, problem
+
+
+def _inputs(
+    k: int, dtype: torch.dtype, device: torch.device, generator: torch.Generator
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Make what a route is tested with, and what to call it: of each number of tokens, then with outliers."""
+    for tokens in TOKENS:
+        yield f"{tokens} tokens", torch.randn(tokens, k, dtype=dtype, device=device, generator=generator)
+    channels = torch.randn(_WITH_OUTLIERS, k, dtype=dtype, device=device, generator=generator)
+    massive = channels.clone()
+    channels[:, 5::128] *= 100
+    yield f"{_WITH_OUTLIERS} tokens with large channels", channels
+    massive[:, k // 3] = 3000
+    yield f"{_WITH_OUTLIERS} tokens with a massive activation", massive
 
 
 def record_replay(linear: Linear, tensors: Sequence[torch.Tensor]) -> replay.Template:

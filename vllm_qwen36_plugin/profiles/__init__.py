@@ -1,4 +1,4 @@
-"""Shipped profiles of GPUs: cards by name (``cards``) and starts of prefill routes (``ada_prefill``)."""
+"""Shipped profiles of GPUs: cards by name (``cards``) and starts of prefill routes (``derived_prefill``)."""
 
 from .cards import CARDS
 

@@ -9,13 +9,38 @@ from gptq_hybrid.hooks import GpuProfile
 
 _AMPERE, _AMPERE_GEFORCE, _ADA, _HOPPER = (8, 0), (8, 6), (8, 9), (9, 0)
 _BLACKWELL, _BLACKWELL_GEFORCE = (10, 0), (12, 0)
-_SHEET = "derived: memory and architecture of NVIDIA's data sheet"
+_SHEET = "derived: memory, bandwidth and architecture of NVIDIA's data sheet"
+# Bandwidth of the memory in GB/s, and dense 16-bit TFLOP/s with FP32 accumulation, by the data sheets; no tensor
+# rate where a sheet states one for sparse matrices alone.
+_SPEEDS: dict[str, tuple[float, float]] = {
+    "A10": (600, 125),
+    "RTX 3090": (936, 71),
+    "RTX A5000": (768, 0),
+    "RTX A6000": (768, 155),
+    "A40": (696, 150),
+    "A100 40GB": (1555, 312),
+    "A100 80GB": (1935, 312),
+    "L4": (300, 121),
+    "RTX 4090": (1008, 165),
+    "RTX 5000 Ada": (576, 0),
+    "RTX 6000 Ada": (960, 364),
+    "L40": (864, 181),
+    "L40S": (864, 362),
+    "RTX 5090": (1792, 209),
+    "RTX PRO 6000": (1792, 0),
+    "H100": (3350, 989),
+    "H200": (4800, 989),
+    "B200": (8000, 2250),
+}
 
 
 def _card(
     name: str, capability: tuple[int, int], memory_gib: float, *device_names: str, source: str = _SHEET
 ) -> GpuProfile:
-    return GpuProfile(name, device_names or (name,), capability, memory_gib, (), source)
+    bandwidth, dense = _SPEEDS[name]
+    return GpuProfile(
+        name, device_names or (name,), capability, memory_gib, (), source, bandwidth * 1e9, dense * 1e12
+    )
 
 
 # In the order of looking: a name that holds another one comes later, and wins.

@@ -94,7 +94,7 @@ def our_act_order_is_faster() -> bool:
     """Whether the plugin's act order was measured faster than this vLLM's own, and can do all that is needed.
 
     On an H100 with 0.26 what it adds to a decode step's kernels is 0.007 of what vLLM's own adds (bench/act_order).
-    It needs one NVIDIA GPU: ours does not do tensor parallelism, of which nothing is known yet when vLLM asks.
+    It was measured on one NVIDIA GPU; over several, of which nothing is known yet when vLLM asks, it was not.
     """
     from vllm.platforms import current_platform
 

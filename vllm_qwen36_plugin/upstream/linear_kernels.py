@@ -77,6 +77,13 @@ def left_to_vllm() -> bool:
     return asked == "auto" and not disabled
 
 
+def batch_invariant() -> bool:
+    """Whether the user asked for numbers that do not depend on what shares a batch (``VLLM_BATCH_INVARIANT``)."""
+    from vllm import envs
+
+    return bool(envs.VLLM_BATCH_INVARIANT)
+
+
 def kernel_named(name: str, platform: str, config: Any) -> type | None:
     """Return one of vLLM's kernels by its class's name, if it takes an ``MPLinearLayerConfig``.
 

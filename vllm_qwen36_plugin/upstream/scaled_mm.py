@@ -13,6 +13,7 @@ from functools import cache
 from typing import Literal
 
 import torch
+from packaging.version import Version
 
 from vllm_qwen36_plugin.errors import CompatError
 from vllm_qwen36_plugin.log import logger
@@ -20,6 +21,7 @@ from vllm_qwen36_plugin.log import logger
 # ``vllm``: CUTLASS, as vLLM builds it. ``torch``: what `torch._scaled_mm` takes for a scale a token and a channel,
 # cuBLAS on Hopper.
 Gemm = Literal["vllm", "torch"]
+_SAFE_ON_ADA = Version("2.12.0.dev0")
 _OPS = ("cutlass_scaled_mm", "dynamic_per_token_scaled_fp8_quant")
 
 
@@ -135,10 +137,15 @@ def works(device: torch.device, dtype: torch.dtype, gemm: Gemm) -> bool:
     """Whether a GEMM exists for this GPU and results of this dtype. Call `check` first.
 
     PyTorch's is a private function: it is taken if it does what is expected of it, parts of a wider matrix
-    included (tried once; 2.11 does on an H200, in BF16 and FP16).
+    included (tried once; 2.11 does on an H200, in BF16 and FP16). On Ada it is not even tried before 2.12: its
+    kernel ignores the current stream, and from 256 tokens on a GPU was seen to hang (pytorch/pytorch#177651).
     """
     if gemm == "vllm":
         return True
+    ada = device.type == "cuda" and torch.cuda.get_device_capability(device) == (8, 9)
+    if ada and Version(torch.__version__) < _SAFE_ON_ADA:
+        logger.debug("vllm-qwen36-plugin: PyTorch's GEMM in e4m3 may hang on Ada before 2.12")
+        return False
     try:
         return writes_strided(device, dtype, gemm)
     except (AttributeError, TypeError, RuntimeError) as reason:

@@ -64,6 +64,16 @@ def draft_lengths(vllm_config: Any) -> str:
     return ", ".join(str(length) for length in lengths if length is not None)
 
 
+def stages_that_cannot_draft(vllm_config: Any) -> int:
+    """Return the stages of pipeline parallelism if vLLM dies with MTP on them; 0 if it does not, or with one.
+
+    The V1 model runner makes a drafter on the last stage and asks the others for theirs, once all weights are
+    loaded (read in 0.19.1 to 0.33.0, run on 0.32.0). V2 does not; it is the default on CUDA from 0.29 on.
+    """
+    stages = int(getattr(getattr(vllm_config, "parallel_config", None), "pipeline_parallel_size", 1))
+    return 0 if stages == 1 or getattr(vllm_config, "use_v2_model_runner", False) else stages
+
+
 def draft_load_config(vllm_config: Any) -> Any:
     """Return the ``LoadConfig`` of the draft: its own if it has one (vLLM 0.2x and later), else the target's."""
     own = getattr(vllm_config.speculative_config, "draft_load_config", None)

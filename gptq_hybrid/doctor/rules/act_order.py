@@ -127,7 +127,7 @@ def version(inspection: Inspection) -> Iterator[Fault]:
             f"desc_act: true; stock vLLM {limit} and later, {inspection.vllm} among them, refuse it",
             file="config.json",
             remedy=(
-                "vLLM with vllm-qwen36-plugin installed serves it, without tensor parallelism, at the cost of "
+                "vLLM with vllm-qwen36-plugin installed serves it, at the cost of "
                 f"permuting the input of its layers: qwen36 check {{path}} --vllm {inspection.vllm} --plugin. "
                 f"To need neither: {_REQUANTIZE[0].lower()}{_REQUANTIZE[1:]}."
                 if permuted(inspection)

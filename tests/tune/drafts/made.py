@@ -7,10 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from gptq_hybrid.calibration.prompts import Prompt, Prompts
 from gptq_hybrid.checkpoint import Checkpoint
 from gptq_hybrid.common.vllm_server import Acceptance
 from vllm_qwen36_plugin.tune.drafts.grid import Cell, Grid
-from vllm_qwen36_plugin.tune.drafts.prompts import Prompt, Prompts
 from vllm_qwen36_plugin.tune.drafts.result import CellResult, Repeat
 
 MINI = Path(__file__).parents[3] / "bench" / "mini" / "checkpoint"

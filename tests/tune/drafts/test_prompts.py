@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from gptq_hybrid.calibration.prompts import Prompt, Prompts, read_prompts
 from gptq_hybrid.common.errors import HybridError
-from vllm_qwen36_plugin.tune.drafts.prompts import Contexts, Prompt, Prompts, read_prompts
+from vllm_qwen36_plugin.tune.drafts.prompts import Contexts, require_bytes
 
 
 class Characters:
@@ -153,8 +154,8 @@ def test_too_little_text_for_a_long_context() -> None:
         contexts("a" * 10, "b" * 20, "c" * 28).long(0, 100)
     assert "--long-tokens" in str(caught.value.remedy)
     with pytest.raises(HybridError, match="all its prompts together hold 8 bytes"):
-        contexts("aaaa", "bbbb").prompts.require_bytes(9)
-    contexts("aaaa", "bbbb").prompts.require_bytes(8)
+        require_bytes(contexts("aaaa", "bbbb").prompts, 9)
+    require_bytes(contexts("aaaa", "bbbb").prompts, 8)
 
 
 def test_prompts_that_leave_no_room_for_an_answer_are_left_out() -> None:

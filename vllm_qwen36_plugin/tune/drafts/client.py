@@ -14,10 +14,9 @@ from typing import Any
 
 import httpx
 
+from gptq_hybrid.calibration.prompts import Prompt
 from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.common.vllm_server import Acceptance, Server
-
-from .prompts import Prompt
 
 # On a slow machine a long prompt behind fifteen others may wait this long for its first token.
 _SECONDS = 1800.0

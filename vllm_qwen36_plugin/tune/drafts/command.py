@@ -11,6 +11,7 @@ from typing import Annotated, cast
 
 import typer
 
+from gptq_hybrid.calibration.prompts import read_prompts
 from gptq_hybrid.common.envelope import print_json
 from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.common.extras import refuse_missing
@@ -20,6 +21,7 @@ from gptq_hybrid.common.progress import counting_bars
 from gptq_hybrid.common.tables import plain
 from gptq_hybrid.common.terminal import SETTINGS, Step, err, note, print_next
 from gptq_hybrid.common.terminal import out as out_screen
+from gptq_hybrid.common.vllm_server import servers_end_on_signal
 from gptq_hybrid.doctor.chat import readable_template
 from gptq_hybrid.doctor.place import profile_for
 
@@ -34,9 +36,9 @@ from .grid import (
     serve_flags,
     token_limits,
 )
-from .prompts import read_prompts
+from .prompts import require_bytes
 from .result import Results
-from .run import describe_progress, log_path, measure_grid, probe_machine, servers_end_on_signal
+from .run import describe_progress, log_path, measure_grid, probe_machine
 from .table import cells_table, meaning, serve_line
 
 _MOST_DRAFTS, _MOST_BATCH = 16, 1024
@@ -216,7 +218,7 @@ def make_grid(workload: Workload) -> tuple[Grid, dict[str, str]]:
     prompts = read_prompts(workload.prompts, chat=readable_template(checkpoint) is not None)
     long_tokens, length = token_limits(checkpoint, workload.long_tokens, max_tokens)
     if "long" in contexts:
-        prompts.require_bytes(long_tokens)
+        require_bytes(prompts, long_tokens)
     on_gpu, environment = probe_machine()
     arguments, recommended = serve_flags(
         checkpoint,

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from gptq_hybrid.calibration.prompts import Prompts
 from gptq_hybrid.checkpoint import Checkpoint, layout_for
 from gptq_hybrid.checkpoint.files import open_files
 from gptq_hybrid.common.errors import HybridError
@@ -16,8 +17,6 @@ from gptq_hybrid.doctor import inspect, installed_vllm
 from gptq_hybrid.doctor.serve_line import serve_arguments
 from gptq_hybrid.doctor.vllm_releases import plugin_installed
 from gptq_hybrid.hooks import GpuProfile
-
-from .prompts import Prompts
 
 Context = Literal["short", "long"]
 CONTEXTS: tuple[Context, ...] = ("short", "long")

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
+from gptq_hybrid.calibration.prompts import Prompt
 from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.common.vllm_server import (
     ServerExitedError,
     cpu_environment,
-    kill_servers,
     vllm_server,
 )
 
 from .client import Client, Load, RequestError
 from .grid import Cell, Grid, count_of_drafts, speculative_flags
-from .prompts import Contexts, Prompt
+from .prompts import Contexts
 from .result import CellResult, Repeat, Results, difference
 
 OnCell = Callable[[str], None]
@@ -54,28 +51,6 @@ def probe_machine() -> tuple[bool, dict[str, str]]:
         )
     on_gpu, environment = json.loads(ended.stdout.strip().splitlines()[-1])
     return bool(on_gpu), dict(environment)
-
-
-@contextmanager
-def servers_end_on_signal() -> Iterator[None]:
-    """On Ctrl-C, SIGTERM or a closed terminal: kill every server at once, then leave the block.
-
-    Killed at once: during an orderly end a second Ctrl-C would leave the server running.
-    """
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        kill_servers()
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
-        raise SystemExit(128 + number)
-
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, leave) for number in signals}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def log_path(out: Path, drafts: int) -> Path:

@@ -1,0 +1,264 @@
+"""KV tokens as `qwen36 plan` computes them against those that vLLM logs, and the largest batch that runs.
+
+    python -m tests.plan.compare OUT.json --inside /tmp/vllm-0.26.0/bin/python ...   # any release, on a CPU
+    python -m tests.plan.compare OUT.json --engine CHECKPOINT [--gpu] [--only 3]     # engines of this vLLM
+
+`--inside`: no engine and no weights. In a process of that Python vLLM's own config, model classes of the 27B (on
+`meta`), ``Platform.update_block_size_for_backend`` and ``EngineCore._initialize_kv_caches`` divide a pretended
+amount of memory. Stand-ins: FlashAttention or Triton as attention's backend, and the worker that says what is free.
+
+`--engine`: real engines, one after another; each logs its tokens and then runs one request more than planned.
+With `--gpu` the cache is what vLLM finds free at 0.5 to 0.9 of the card, with dummy weights; else 48 MiB.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
+
+from bench.arguments import command_line
+from bench.dummy import config as config_27b
+from bench.results import Json, load, save
+from gptq_hybrid.checkpoint import Checkpoint
+from gptq_hybrid.memory import CPU_ALIGNMENT, TRITON_KV_DTYPES, cache_layout
+from gptq_hybrid.plan import parse_log
+
+os.environ |= {"VLLM_PLUGINS": "", "HF_HUB_OFFLINE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+_SIZES = ((True, 200_000, int(21.79 * 2**30)), (True, 32_768, 4 << 30), (False, 100_000, 8 << 30))
+
+
+def settings() -> list[Json]:
+    """Drafts × KV type × cache, length and prefix caching; then other dtypes of states and of KV."""
+    names = ("drafts", "kv", "prefix", "length", "bytes", "state")
+    grid = [(d, kv, *size, "auto") for d, kv, size in itertools.product(range(5), ("auto", "fp8"), _SIZES)]
+    grid += [(d, kv, *_SIZES[0], "float16") for d, kv in itertools.product((0, 2), ("auto", "fp8"))]
+    grid += [
+        (d, kv, *size, "auto") for d, kv, size in itertools.product((0, 2), TRITON_KV_DTYPES, _SIZES[:2])
+    ]
+    return [dict(zip(names, row, strict=True)) for row in grid]
+
+
+def arguments(setting: Json) -> Json:
+    """The arguments of vLLM that a setting stands for."""
+    drafts = setting["drafts"]
+    return {
+        "load_format": "dummy",
+        "max_model_len": setting["length"],
+        "kv_cache_dtype": setting["kv"],
+        "enable_prefix_caching": setting["prefix"],
+        "mamba_ssm_cache_dtype": setting["state"],
+        # No less than a block, which prefix caching wants.
+        "max_num_batched_tokens": 4096,
+        "limit_mm_per_prompt": {"image": 0, "video": 0},
+        "speculative_config": {"method": "mtp", "num_speculative_tokens": drafts} if drafts else None,
+    }
+
+
+def planned(checkpoint: Checkpoint, setting: Json, size: int, alignment: int = 16) -> Any:
+    """The layout that `qwen36 plan` derives."""
+    return cache_layout(
+        checkpoint,
+        drafts=setting["drafts"],
+        kv_dtype=setting["kv"],
+        prefix_caching=setting["prefix"],
+        state_dtype=setting["state"],
+        alignment=alignment,
+    )
+
+
+class _Lines(logging.Handler):
+    text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.text += record.getMessage() + "\n"
+
+
+def inside(folder: Path, setting: Json) -> Json:
+    """What this vLLM makes of ``setting["bytes"]``, and logs."""
+    import vllm.logger
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1 import kv_cache_interface
+    from vllm.v1.engine.core import EngineCore
+
+    config = EngineArgs(str(folder), skip_tokenizer_init=True, **arguments(setting)).create_engine_config()
+    worker, lines = MagicMock(), _Lines()
+    worker.get_kv_cache_specs.return_value = [_specs(config, setting["kv"])]
+    worker.determine_available_memory.return_value = [setting["bytes"]]
+    names = [layout.name for layout in getattr(kv_cache_interface, "KVCacheLayout", ())]
+    worker.get_supported_kv_cache_layouts.return_value = [names]
+    vllm.logger._print_info_once.cache_clear()
+    logging.getLogger("vllm").addHandler(lines)
+    core = SimpleNamespace(model_executor=worker, collective_rpc=worker)
+    found = EngineCore._initialize_kv_caches(core, config)
+    logging.getLogger("vllm").removeHandler(lines)
+    log = parse_log(lines.text)
+    return {"blocks": found.num_blocks, "tokens": log.tokens, "requests": log.concurrency}
+
+
+def _specs(config: Any, kv: str) -> Any:
+    """The caches that the layers of target and draft ask for."""
+    import torch
+    from vllm.config import set_current_vllm_config
+    from vllm.distributed import init_distributed_environment, initialize_model_parallel, parallel_state
+    from vllm.model_executor.model_loader.utils import initialize_model
+    from vllm.platforms.interface import Platform
+    from vllm.v1.attention.backends import cpu_attn, flash_attn, triton_attn
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    backend: Any = (
+        triton_attn.TritonAttentionBackend if kv in TRITON_KV_DTYPES else flash_attn.FlashAttentionBackend
+    )
+    stand_in: Any = cpu_attn.CPUAttentionBackend
+    stand_in.supports_kv_cache_dtype = classmethod(lambda cls, dtype: True)
+    if hasattr(backend, "customize_spec"):
+        stand_in.customize_spec = classmethod(lambda cls, spec: backend.customize_spec(spec))
+    platform: Any = Platform
+    platform._find_non_ssm_backends = classmethod(lambda cls, config: [backend])
+    platform._find_non_ssm_backend = classmethod(lambda cls, config: backend)
+    drafting = config.speculative_config
+    with set_current_vllm_config(config):
+        if not parallel_state.model_parallel_is_initialized():
+            store = f"file://{tempfile.mkdtemp()}/store"
+            init_distributed_environment(1, 0, store, 0, "gloo")
+            initialize_model_parallel(1)
+        torch.set_default_dtype(torch.bfloat16)
+        with torch.device("meta"):
+            for model in (config.model_config, drafting and drafting.draft_model_config):
+                if model:
+                    initialize_model(vllm_config=config, model_config=model)
+        torch.set_default_dtype(torch.float32)
+        platform.update_block_size_for_backend(config)
+        runner = SimpleNamespace(
+            vllm_config=config, shared_kv_cache_layers={}, cache_config=config.cache_config
+        )
+        return GPUModelRunner.get_kv_cache_spec(runner)
+
+
+def checkpoint_27b(folder: Path) -> Path:
+    """A folder with the 27B's ``config.json`` alone, unquantized: its caches are those of any quantization."""
+    content = config_27b(64, desc_act=False)
+    del content["quantization_config"]
+    content["text_config"]["max_position_embeddings"] = 262144
+    (folder / "config.json").write_text(json.dumps(content))
+    return folder
+
+
+def engine(path: str, setting: Json, *, gpu: bool) -> Json:
+    """Tokens that a real engine has, and what happens with as many requests as planned, and one more."""
+    import vllm
+
+    more: Json = (
+        {"gpu_memory_utilization": setting["share"]} if gpu else {"kv_cache_memory_bytes": setting["bytes"]}
+    )
+    llm = vllm.LLM(
+        path, enforce_eager=True, skip_tokenizer_init=True, max_num_seqs=64, **arguments(setting) | more
+    )
+    core = llm.llm_engine.engine_core.engine_core
+    config = llm.llm_engine.vllm_config.cache_config
+    size = int(core.available_gpu_memory_for_kv_cache)
+    layout = planned(Checkpoint.open(path), setting, size, 16 if gpu else CPU_ALIGNMENT)
+    each = setting["request"]
+    number = layout.at_once(size, each)
+    return {
+        "bytes": size,
+        "blocks": config.num_gpu_blocks,
+        "tokens": config.kv_cache_size_tokens,
+        "planned_blocks": size // layout.block_bytes,
+        "planned": layout.reported_tokens(size, setting["length"]),
+        "batch": number,
+        "as_planned": run(llm, core, number, each),
+        "one_more": run(llm, core, number + 1, each),
+    }
+
+
+def run(llm: Any, core: Any, number: int, each: int) -> Json:
+    """How many of ``number`` requests of ``each`` tokens ran at once, and how many were put off."""
+    from vllm import SamplingParams
+
+    reply = 16
+    for index in range(number):
+        prompt = {"prompt_token_ids": [(index * 31 + at) % 500 + 1 for at in range(each - reply)]}
+        options = SamplingParams(max_tokens=reply, ignore_eos=True, detokenize=False, temperature=0)
+        llm.llm_engine.add_request(f"{number}-{index}", prompt, options)
+    running = 0
+    put_off: dict[str, int] = {}
+    while llm.llm_engine.has_unfinished_requests():
+        llm.llm_engine.step()
+        running = max(running, len(core.scheduler.running))
+        put_off |= {name: request.num_preemptions for name, request in core.scheduler.requests.items()}
+    return {"running": running, "put_off": sum(put_off.values())}
+
+
+def engine_settings(gpu: bool) -> list[Json]:
+    """Few, as each start takes a minute."""
+    kinds = ("auto", "fp8") if gpu else ("auto",)
+    grid = itertools.product(range(5) if gpu else (0, 2, 4), kinds, (0.5, 0.9) if gpu else (0,))
+    usual = {
+        "state": "auto",
+        "prefix": gpu,
+        "length": 32768 if gpu else 2048,
+        "request": 8000 if gpu else 700,
+    }
+    return [{"drafts": d, "kv": kv, "share": share, "bytes": 48 << 20, **usual} for d, kv, share in grid]
+
+
+def main() -> None:
+    """Command line."""
+    parser = command_line(__doc__, "out")
+    parser.add_argument(
+        "--inside", nargs="*", default=[], metavar="PYTHON", help="of environments with a vLLM"
+    )
+    parser.add_argument("--engine", metavar="CHECKPOINT")
+    parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--only", type=int, help="the setting of this number, in this process")
+    args = parser.parse_args()
+    if args.only is None:
+        wanted = [[python] for python in args.inside]
+        flags = ["--engine", args.engine, *(["--gpu"] if args.gpu else [])]
+        if args.engine:
+            wanted += [
+                [sys.executable, *flags, "--only", str(n)] for n in range(len(engine_settings(args.gpu)))
+            ]
+        for python, *rest in wanted:
+            subprocess.run(
+                [python, "-m", "tests.plan.compare", str(args.out), "--only", "-1", *rest], check=True
+            )
+        return
+    result = load(args.out) or {"inside": {}, "engines": {}}
+    import vllm
+
+    if args.engine:
+        setting = engine_settings(args.gpu)[args.only]
+        name = f"vLLM {vllm.__version__}, {'GPU' if args.gpu else 'CPU'}, {Path(args.engine).name}"
+        row = setting | engine(args.engine, setting, gpu=args.gpu)
+        result["engines"].setdefault(name, []).append(row)
+    else:
+        folder = checkpoint_27b(Path(tempfile.mkdtemp()))
+        rows = result["inside"][vllm.__version__] = []
+        for setting in settings():
+            layout = planned(Checkpoint.open(folder), setting, 0)
+            blocks, groups = setting["bytes"] // layout.block_bytes, 3 + -(-layout.attention_layers // 17)
+            row = {
+                "planned_blocks": blocks,
+                "planned": layout.reported_tokens(setting["bytes"], setting["length"]),
+            }
+            row["planned_one_group"] = blocks // groups * layout.block_tokens
+            try:
+                row |= inside(folder, setting)
+            except Exception as error:  # noqa: BLE001 - a release without this type says so
+                row["refused"] = str(error).splitlines()[-1][:80]
+            rows.append(setting | row)
+    save(args.out, result)
+
+
+if __name__ == "__main__":
+    main()

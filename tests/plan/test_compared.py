@@ -1,0 +1,51 @@
+"""The record of what vLLM's releases log is what is computed today."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.results import Json, load
+from gptq_hybrid.checkpoint import Checkpoint
+from gptq_hybrid.memory import CPU_ALIGNMENT
+
+from .compare import checkpoint_27b, planned, settings
+
+BENCH = Path(__file__).parents[2] / "bench"
+RESULT = load(BENCH / "plan" / "compare.json")
+assert RESULT is not None
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return Checkpoint.open(checkpoint_27b(tmp_path_factory.mktemp("27b")))
+
+
+@pytest.mark.parametrize("release", sorted(RESULT["inside"]))
+def test_tokens_of_every_setting_are_within_2_per_cent_of_what_is_logged(
+    checkpoint: Checkpoint, release: str
+) -> None:
+    rows: list[Json] = RESULT["inside"][release]
+    asked = settings()
+    assert [{name: row[name] for name in asked[0]} for row in rows] == asked
+    logged = [row for row in rows if "tokens" in row]
+    old = release.startswith("0.19")
+    assert len(logged) >= (15 if old else 40)
+    for row in logged:
+        layout = planned(checkpoint, row, row["bytes"])
+        assert row["bytes"] // layout.block_bytes == row["blocks"]
+        tokens = row["planned_one_group"] if old else layout.reported_tokens(row["bytes"], row["length"])
+        assert tokens == pytest.approx(row["tokens"], rel=0.02)
+
+
+def test_real_engines_ran_as_many_requests_as_planned_and_no_more() -> None:
+    checkpoint = Checkpoint.open(BENCH / "mini" / "checkpoint")
+    rows = [row for rows in RESULT["engines"].values() for row in rows]
+    assert rows
+    for row in rows:
+        layout = planned(checkpoint, row, row["bytes"], 16 if row["share"] else CPU_ALIGNMENT)
+        assert layout.reported_tokens(row["bytes"], row["length"]) == pytest.approx(row["tokens"], rel=0.02)
+        assert layout.at_once(row["bytes"], row["request"]) == row["batch"] == row["as_planned"]["running"]
+        assert row["as_planned"]["put_off"] == 0
+        assert row["one_more"]["running"] == row["batch"] or row["one_more"]["put_off"] > 0

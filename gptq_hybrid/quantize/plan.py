@@ -262,7 +262,7 @@ def plan_run(request: QuantizeRequest) -> RunPlan:
         hidden_on_cpu=memory.hidden_on_cpu,
         run_memory=memory.run_memory(sizes),
     )
-    disk = _check_disk(request.target, sizes.peak + sizes.tuning_disk, state)
+    disk = _check_disk(request.target, sizes.peak, state, sizes.tuning_disk)
     if settings.get("gptaq"):
         refuse_batches(request.batch_size)
     _refuse_native(sizes, memory, bound=True)
@@ -346,10 +346,11 @@ def _temporary() -> Path:
         ) from error
 
 
-def _check_disk(target: Path, needed: int, state: StateDecision) -> Facts:
+def _check_disk(target: Path, needed: int, state: StateDecision, tuning: int) -> Facts:
     """Check the room for the checkpoint beside the target, and for the modules that gptqmodel offloads.
 
-    It offloads them to the temporary folder; in a run that keeps a state, to the state.
+    It offloads them to the temporary folder; in a run that keeps a state, to the state. Tuning takes ``tuning``
+    bytes besides, in the state too, or beside the target.
     """
     parent = target.absolute().parent
     while not parent.exists():
@@ -364,11 +365,13 @@ def _check_disk(target: Path, needed: int, state: StateDecision) -> Facts:
             )
     if state.size is not None:
         # What an earlier run wrote of it takes no more room.
-        folders = [("target", parent, needed + max(0, state.disk - folder_bytes(state_folder(target))))]
+        own = (0 if state.tuning else state.disk) + tuning
+        folders = [("target", parent, needed + max(0, own - folder_bytes(state_folder(target))))]
     elif parent.stat().st_dev == temporary.stat().st_dev:
-        folders = [("target", parent, needed * 2), ("temporary", temporary, needed * 2)]
+        both = needed * 2 + tuning
+        folders = [("target", parent, both), ("temporary", temporary, both)]
     else:
-        folders = [("target", parent, needed), ("temporary", temporary, needed)]
+        folders = [("target", parent, needed + tuning), ("temporary", temporary, needed)]
     facts = []
     for label, folder, size in folders:
         free = shutil.disk_usage(folder).free

@@ -21,6 +21,7 @@ import pytest
 
 from gptq_hybrid.demo.builder import DemoCheckpoint
 from gptq_hybrid.doctor import check
+from tests.plan.test_explain import old_log
 
 from .pages import README, ROOT, room_pages
 
@@ -118,13 +119,14 @@ def folder(
     ]
     text = "\n".join(json.dumps(row) for row in rows)
     (tmp_path / "replies.jsonl").write_text(text)
+    (tmp_path / "start.log").write_text(old_log(1.0, 1_000, 2_048).replace(f"./{CHECKPOINT}", CHECKPOINT))
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation" / "chat.jsonl").write_text(text)
     return tmp_path
 
 
 # What these take for granted is tested elsewhere: a GPU, a server, a download, half an hour.
-_NOT_RUN = {"quantize", "demo", "tune", "sensitivity", "eval", "doctor", "env"}
+_NOT_RUN = {"quantize", "demo", "tune", "sensitivity", "eval", "doctor", "env", "receipt", "card"}
 
 
 def test_the_readme_s_commands_run(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """What the ranks of tensor parallelism tell each other, most of it while a model is loaded.
 
-Calls: ``get_tp_group`` of ``vllm.distributed``, and PyTorch's collectives over its two process groups.
+Changes: nothing; calls ``get_tp_group`` of ``vllm.distributed``, and PyTorch's collectives over its two groups.
 Why: vLLM's own ``all_gather`` takes floating point alone on a CPU, and none of its calls carries Python objects.
 Versions: the group and its four attributes are the same in 0.19.1 to 0.33.0.
 Checks: without a group, as in a test or a tool, there is one rank.

@@ -32,7 +32,6 @@ from gptq_hybrid.checkpoint import Checkpoint
 from gptq_hybrid.memory import CPU_ALIGNMENT, TRITON_KV_DTYPES, cache_layout
 from gptq_hybrid.plan import parse_log
 
-os.environ |= {"VLLM_PLUGINS": "", "HF_HUB_OFFLINE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 _SIZES = ((True, 200_000, int(21.79 * 2**30)), (True, 32_768, 4 << 30), (False, 100_000, 8 << 30))
 
 
@@ -236,6 +235,7 @@ def main() -> None:
             )
         return
     result = load(args.out) or {"inside": {}, "engines": {}}
+    os.environ |= {"VLLM_PLUGINS": "", "HF_HUB_OFFLINE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     import vllm
 
     if args.engine:

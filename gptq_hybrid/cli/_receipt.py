@@ -12,6 +12,7 @@ import typer
 
 from gptq_hybrid.common.envelope import print_json
 from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.common.numbers import parse_numbers
 from gptq_hybrid.common.options import AsJson
 from gptq_hybrid.common.outputs import refuse_unwritable_folder
 from gptq_hybrid.common.progress import counting_bars
@@ -241,9 +242,7 @@ def receipt_command(
         ("short",)
         if quick and contexts is None
         else plan.parse_contexts(contexts or ",".join(plan.CONTEXTS)),
-        (1, 4)
-        if quick and batches is None
-        else plan.parse_numbers("--batches", batches or "1,4,16", 1, 1024),
+        (1, 4) if quick and batches is None else parse_numbers("--batches", batches or "1,4,16", 1, 1024),
         answer or (32 if quick else plan.MAX_TOKENS),
         repeats or (2 if quick else plan.REPEATS),
         temperature,

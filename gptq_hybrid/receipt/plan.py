@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.common.numbers import parse_numbers
 
 Cache = Literal["cold", "warm"]
 ALL, RANDOM, SHORT = "all", "random", "short"
@@ -132,24 +133,6 @@ class Plan:
     def as_json(self) -> dict[str, Any]:
         """Make the object of the receipt."""
         return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
-
-
-def parse_numbers(option: str, text: str, least: int, most: int) -> tuple[int, ...]:
-    """Parse a list of whole numbers with commas between: ascending, each once.
-
-    Raises:
-        HybridError: ``text`` is no such list, or a number is out of range.
-    """
-    try:
-        numbers = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        numbers = []
-    if not numbers or not least <= numbers[0] <= numbers[-1] <= most:
-        raise HybridError(
-            f"{option} {text!r} is no list of whole numbers from {least} to {most:,}",
-            remedy=f"Give them with commas between, such as: {option} 1,4,16",
-        )
-    return tuple(numbers)
 
 
 def parse_contexts(text: str) -> tuple[str, ...]:

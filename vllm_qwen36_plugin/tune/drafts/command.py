@@ -15,6 +15,7 @@ from gptq_hybrid.calibration.prompts import read_prompts
 from gptq_hybrid.common.envelope import print_json
 from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.common.extras import refuse_missing
+from gptq_hybrid.common.numbers import parse_numbers
 from gptq_hybrid.common.options import AsJson
 from gptq_hybrid.common.outputs import refuse_unwritable
 from gptq_hybrid.common.progress import counting_bars
@@ -202,8 +203,8 @@ def make_grid(workload: Workload) -> tuple[Grid, dict[str, str]]:
             "vLLM is not installed, and its server is to be measured",
             remedy="Where the model is to be served, run: pip install 'vllm-qwen36-plugin[serve]'",
         )
-    counts = _parse_numbers("--numbers", workload.numbers, COUNTS, 0, _MOST_DRAFTS)
-    batches = _parse_numbers("--batches", workload.batches, BATCHES, 1, _MOST_BATCH)
+    counts = _numbers("--numbers", workload.numbers, COUNTS, 0, _MOST_DRAFTS)
+    batches = _numbers("--batches", workload.batches, BATCHES, 1, _MOST_BATCH)
     contexts = _parse_contexts(workload.context)
     max_tokens = workload.max_tokens
     if workload.requests is not None and workload.requests < max(batches):
@@ -247,26 +248,12 @@ def make_grid(workload: Workload) -> tuple[Grid, dict[str, str]]:
     return grid, environment
 
 
-def _parse_numbers(
+def _numbers(
     option: str, text: str | None, default: tuple[int, ...], least: int, most: int
 ) -> tuple[int, ...]:
-    """Parse a list of whole numbers: ascending, each once.
-
-    Raises:
-        HybridError: ``text`` is no such list, or a number is out of range.
-    """
     if text is None:
         return default
-    try:
-        numbers = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        numbers = []
-    if not numbers or not least <= numbers[0] <= numbers[-1] <= most:
-        raise HybridError(
-            f"{option} {text!r} is no list of whole numbers from {least} to {most:,}",
-            remedy=f"Give them with commas between: {option} {','.join(map(str, default))}",
-        )
-    return tuple(numbers)
+    return parse_numbers(option, text, least, most, example=",".join(map(str, default)))
 
 
 def _parse_contexts(text: str | None) -> tuple[Context, ...]:

@@ -5,7 +5,7 @@ python -m bench.pages drafts
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,11 +24,8 @@ MTP_LINEARS = {
     "down": (5120, 17408),
 }
 HEAD_WIDTH, VOCABULARY = 5120, 248320
-# Layers of `none-4`, and of the 27B.
-_FEW, _ALL = 4, 64
-_WITHOUT = ("none", "none-4")
-# Precision of linears and head where drafts come from the model's own head.
-_OWN_HEAD = {"stock": ("bf16", "bf16"), "auto": ("w8", "bf16")}
+# Precision of linears and head where they are not the same.
+_MIXED = {"stock": ("bf16", "bf16"), "stock:fp8": ("bf16", "fp8"), "auto": ("w8", "w4")}
 _BITS = {"bf16": 16.0, "fp8": 8.0, "w4": 4.0 + 16.0 / 32, "w8": 8.0 + 16.0 / 128}
 # Linears that a precision has in another.
 _OTHERWISE = {("w4", "fc"): "w8"}
@@ -95,13 +92,20 @@ def acceptance_table(result: Json) -> str:
     return table(columns, rows, where(next(iter(runs.values()))["environment"]))
 
 
+def drafts_of(way: str) -> tuple[str, int]:
+    """The way without its count of drafts, and that: ``auto@3`` has three, ``auto`` two, ``none`` none."""
+    name, _, count = way.partition("@")
+    return name, 0 if name == "none" else int(count or 2)
+
+
 def bytes_of_a_draft(way: str) -> dict[str, int]:
     """Bytes of weights that one draft reads: of the MTP layer's linears, and of the output head."""
-    precision, _, count = way.partition(":")
-    of_linears, of_head = _OWN_HEAD.get(precision, (precision, precision))
-    bits = {name: _BITS[_OTHERWISE.get((of_linears, name), of_linears)] for name in MTP_LINEARS}
-    linears = sum(n * k * bits[name] for name, (n, k) in MTP_LINEARS.items())
-    tokens = int(count) if count else VOCABULARY
+    name = drafts_of(way)[0]
+    precision, _, count = name.partition(":")
+    of_linears, of_head = _MIXED.get(name, (precision, precision))
+    bits = {linear: _BITS[_OTHERWISE.get((of_linears, linear), of_linears)] for linear in MTP_LINEARS}
+    linears = sum(n * k * bits[linear] for linear, (n, k) in MTP_LINEARS.items())
+    tokens = int(count) if count.isdigit() else VOCABULARY
     return {"linears": int(linears / 8), "head": int(tokens * HEAD_WIDTH * _BITS[of_head] / 8)}
 
 
@@ -114,87 +118,67 @@ def gpu_ms(run: Mapping[str, Any], batch: str) -> float | None:
 def drafts_ms(result: Json, way: str, batch: str) -> float | None:
     """Milliseconds of kernels that drafts add to a step; None where `none` or this was not timed on a GPU."""
     runs = result["runs"]
-    if way in _WITHOUT or "none" not in runs:
+    if way == "none" or "none" not in runs:
         return None
     base, own = gpu_ms(runs["none"], batch), gpu_ms(runs[way], batch)
     return None if base is None or own is None else own - base
 
 
-def over_stock(result: Json, way: str, batch: str) -> float | None:
-    """What drafts add, over what vLLM's drafts add."""
-    if "stock" not in result["runs"]:
-        return None
-    own, stock = drafts_ms(result, way, batch), drafts_ms(result, "stock", batch)
-    return None if own is None or not stock else own / stock
+def _over(
+    result: Json, figure: Callable[[Json], float | None], run: Json, other: str = "stock"
+) -> float | None:
+    """A figure over that of another way."""
+    own, base = figure(run), figure(result["runs"][other]) if other in result["runs"] else None
+    return own / base if own and base else None
 
 
-def whole_step_ratio(result: Json, way: str, batch: str) -> float | None:
-    """A step of 64 layers over one with vLLM's drafts, from what a layer adds to a step without drafts.
+def _rows(result: Json) -> list[Json]:
+    return [{"way": way, **run} for way, run in result["runs"].items()]
 
-    None where `none`, `none-4` or `stock` was not run, or not on a GPU.
-    """
-    runs, layers = result["runs"], result["settings"]["layers"]
-    names = ("none", "none-4", "stock", way)
-    if way in _WITHOUT or any(name not in runs for name in names) or layers == _FEW:
-        return None
-    none, few, stock, own = (gpu_ms(runs[name], batch) for name in names)
-    if none is None or few is None or stock is None or own is None:
-        return None
-    more = (none - few) / (layers - _FEW) * (_ALL - layers)
-    return (own + more) / (stock + more)
+
+def _caption(result: Json) -> str:
+    place = where(next(iter(result["runs"].values()))["environment"])
+    return f"{place}; {result['settings']['layers']} layers, two drafts a step or as many as behind @"
 
 
 def step_table(result: Json) -> str:
-    """Milliseconds a step, by kernels, and the share of drafts in it."""
-    runs = result["runs"]
-    columns = [Column("drafts", "way")]
-    for batch in next(iter(runs.values()))["steps"]:
-        columns += [
-            Column(
-                f"batch {batch}: on the clock, ms",
-                lambda r, b=batch: median(r["run"]["steps"][b]["ms"]),
-                ".2f",
-            ),
-            Column("kernels", lambda r, b=batch: gpu_ms(r["run"], b), ".3f"),
-            Column("of it drafts", lambda r, b=batch: drafts_ms(result, r["way"], b), ".3f"),
-            Column("over stock's", lambda r, b=batch: over_stock(result, r["way"], b), ".3f"),
-            Column(
-                "step of 64 layers over stock's",
-                lambda r, b=batch: whole_step_ratio(result, r["way"], b),
-                ".3f",
-            ),
-        ]
-    rows = [{"way": way, "run": run} for way, run in runs.items()]
-    place = where(next(iter(runs.values()))["environment"])
-    return table(columns, rows, f"{place}; {result['settings']['layers']} layers, two drafts a step")
-
-
-def versus_table(result: Json) -> str:
     """Milliseconds a step beside vLLM's own, on the clock and of kernels."""
-    runs = result["runs"]
     columns = [Column("drafts", "way")]
-    for batch in next(iter(runs.values()))["steps"]:
+    for batch in next(iter(result["runs"].values()))["steps"]:
         for title, figure in (
             ("on the clock", lambda run, b=batch: median(run["steps"][b]["ms"])),
             ("of kernels", lambda run, b=batch: gpu_ms(run, b)),
         ):
-            stock = figure(runs["stock"])
             columns += [
-                Column(f"batch {batch}: ms {title}", lambda r, f=figure: f(r["run"]), ".2f"),
-                Column("over stock's", lambda r, f=figure, stock=stock: f(r["run"]) / stock, ".2f"),
+                Column(f"batch {batch}: ms {title}", figure, ".2f"),
+                Column("over stock's", lambda r, f=figure: _over(result, f, r), ".3f"),
             ]
-    rows = [{"way": way, "run": run} for way, run in runs.items()]
-    place = where(next(iter(runs.values()))["environment"])
-    return table(columns, rows, f"{place}; {result['settings']['layers']} layers, two drafts a step")
+    return table(columns, _rows(result), _caption(result))
+
+
+def served_table(result: Json) -> str:
+    """Tokens a second at published acceptance, by batch and context, over stock's and over stock's best flag."""
+    columns = [Column("drafts", "way")]
+    for case in next(iter(result["runs"].values())).get("served", ()):
+
+        def speed(run: Json, case: str = case) -> float:
+            return float(run["served"][case]["tokens_a_second"])
+
+        columns += [
+            Column(f"{case}: tokens/s", speed, ".0f"),
+            Column("over stock's", lambda r, f=speed: _over(result, f, r), ".2f"),
+            Column("over stock:fp8", lambda r, f=speed: _over(result, f, r, "stock:fp8"), ".2f"),
+        ]
+    return table(columns, _rows(result), "Requests x tokens of context; all requests decode")
 
 
 def bytes_table(result: Json) -> str:
-    """What two drafts read, what that takes at the bandwidth of the card, and what they took."""
-    runs, count = result["runs"], result["settings"]["drafts"]
+    """What the drafts of a step read, what that takes at the bandwidth of the card, and what they took."""
+    runs = result["runs"]
     bandwidth = median([run["bandwidth"] for run in runs.values() if run["bandwidth"]] or [0.0])
     rows = []
-    for way in (way for way in runs if way not in _WITHOUT):
-        read = {part: count * size for part, size in bytes_of_a_draft(way).items()}
+    for way in (way for way in runs if way != "none"):
+        read = {part: drafts_of(way)[1] * size for part, size in bytes_of_a_draft(way).items()}
         whole = sum(read.values())
         ideal = whole / bandwidth * 1e3 if bandwidth else None
         rows.append({"way": way, **read, "whole": whole, "ideal": ideal, "took": drafts_ms(result, way, "1")})
@@ -215,8 +199,8 @@ def bytes_table(result: Json) -> str:
 
 
 def engine_tables(result: Json) -> str:
-    """Steps, and what drafts add to one; then the bytes that a step reads for them."""
-    return f"{step_table(result)}\n\n{bytes_table(result)}"
+    """Steps; tokens a second; the bytes that a step reads for drafts."""
+    return "\n\n".join(make(result) for make in (step_table, served_table, bytes_table))
 
 
 def picture(result: Json) -> Any:
@@ -228,7 +212,7 @@ def picture(result: Json) -> Any:
     from matplotlib.figure import Figure
 
     runs = result["runs"]
-    names = [name for name in runs if name != "none-4"]
+    names = list(runs)
     batches = list(next(iter(runs.values()))["steps"])
     figure = Figure(figsize=(4.2 * len(batches), 0.45 * len(names) + 1.4), layout="constrained")
     for axes, batch in zip(figure.subplots(1, len(batches), squeeze=False)[0], batches, strict=True):
@@ -237,7 +221,7 @@ def picture(result: Json) -> Any:
             raise ValueError("no step without drafts was timed on a GPU")
         axes.barh(names, [base] * len(names), color="#b0b0b0", label="without drafts")
         added = [drafts_ms(result, name, batch) or 0.0 for name in names]
-        axes.barh(names, added, left=base, color="#1f5fa8", label="two drafts")
+        axes.barh(names, added, left=base, color="#1f5fa8", label="drafts")
         axes.invert_yaxis()
         axes.set_title(f"batch {batch}", fontsize=9)
         axes.set_xlabel("kernels of a step, ms")
@@ -254,7 +238,6 @@ PAGE = Page(
         "acceptance": (acceptance_table, HERE / "acceptance.json"),
         "acceptance-gpu": (acceptance_table, HERE / "acceptance-gpu.json"),
         "engine": (engine_tables, HERE / "engine.json"),
-        "engine-033": (versus_table, HERE / "engine-0.33.json"),
     },
     {"engine.png": (picture, HERE / "engine.json")},
 )

@@ -110,7 +110,8 @@ def test_bytes_of_a_draft_are_those_of_the_27b() -> None:
     assert stock["linears"] == pytest.approx(0.849e9, rel=1e-3)
     assert stock["head"] == pytest.approx(2.543e9, rel=1e-3)
     auto = report.bytes_of_a_draft("auto")
-    assert auto["head"] == stock["head"]
+    assert auto["head"] == report.bytes_of_a_draft("w4")["head"]
+    assert report.bytes_of_a_draft("stock:fp8")["head"] == stock["head"] // 2
     assert auto["linears"] == report.bytes_of_a_draft("w8")["linears"]
     few = report.bytes_of_a_draft("w4:65536")
     assert few["head"] == pytest.approx(stock["head"] * 65536 / 248320 * 4.5 / 16, rel=1e-6)
@@ -126,26 +127,38 @@ def timed(ms: float) -> dict[str, Any]:
 
 
 def result(**runs: float) -> dict[str, Any]:
-    names = {"none4": "none-4", "w4few": "w4:32768"}
+    names = {"w4few": "w4:32768", "auto3": "auto@3", "fp8": "stock:fp8"}
     return {
         "settings": {"layers": 16, "drafts": 2},
         "runs": {names.get(name, name): timed(ms) for name, ms in runs.items()},
     }
 
 
-def test_a_step_of_all_layers_follows_from_what_a_layer_adds() -> None:
-    found = result(none=4.0, none4=1.0, stock=7.0, w4=5.5)
-    # A layer adds 0.25 ms, 48 more 12: 17.5 over 19.
-    assert report.whole_step_ratio(found, "w4", "1") == pytest.approx(17.5 / 19)
-    del found["runs"]["none-4"]
-    assert report.whole_step_ratio(found, "w4", "1") is None
+def cells(table: str, way: str) -> list[str]:
+    row = next(line for line in table.splitlines() if line.startswith(f"| {way} "))
+    return [cell.strip() for cell in row.split("|")[2:-1]]
+
+
+def test_a_step_is_held_against_stocks_on_the_clock_and_by_kernels() -> None:
+    found = result(none=4.0, stock=7.0, auto3=5.5)
+    assert cells(report.step_table(found), "auto@3")[:4] == ["6.60", "0.815", "5.50", "0.786"]
+
+
+def test_tokens_a_second_are_held_against_stock_and_its_best_flag() -> None:
+    found = result(none=4.0, stock=7.0, fp8=6.0, auto3=5.5)
+    for way, tokens in {"none": 50, "stock": 100, "stock:fp8": 110, "auto@3": 132}.items():
+        found["runs"][way]["served"] = {"1 x 2048": {"step_ms": 9.0, "tokens_a_second": tokens}}
+    assert cells(report.served_table(found), "auto@3") == ["132", "1.32", "1.20"]
 
 
 def test_what_drafts_take_is_a_step_less_one_without() -> None:
-    found = result(none=4.0, none4=1.0, stock=7.0, w4few=5.5)
+    found = result(none=4.0, stock=7.0, w4few=5.5)
     assert report.drafts_ms(found, "w4:32768", "1") == pytest.approx(1.5)
-    assert report.over_stock(found, "w4:32768", "1") == pytest.approx(0.5)
-    assert report.drafts_ms(found, "none-4", "1") is None
-    row = next(line for line in report.bytes_table(found).splitlines() if line.startswith("| stock"))
+    assert report.drafts_ms(found, "none", "1") is None
     # 6.78 GB at 3 TB/s.
-    assert [cell.strip() for cell in row.split("|")[4:7]] == ["6.78", "2.261", "3.000"]
+    assert cells(report.bytes_table(found), "stock")[2:] == ["6.78", "2.261", "3.000"]
+
+
+@pytest.mark.parametrize(("way", "wanted"), [("none", 0), ("stock", 2), ("w8:65536@3", 3)])
+def test_a_variant_says_how_many_drafts_a_step_has(way: str, wanted: int) -> None:
+    assert report.drafts_of(way) == (way.partition("@")[0], wanted)

@@ -1,14 +1,15 @@
 """KV tokens as `qwen36 plan` computes them against those that vLLM logs, and the largest batch that runs.
 
     python -m tests.plan.compare OUT.json --inside /tmp/vllm-0.26.0/bin/python ...   # any release, on a CPU
-    python -m tests.plan.compare OUT.json --engine CHECKPOINT [--gpu] [--only 3]     # engines of this vLLM
+    python -m tests.plan.compare OUT.json --engine FOLDER [--gpu] [--jobs 4]         # engines of this vLLM
 
 `--inside`: no engine and no weights. In a process of that Python vLLM's own config, model classes of the 27B (on
 `meta`), ``Platform.update_block_size_for_backend`` and ``EngineCore._initialize_kv_caches`` divide a pretended
 amount of memory. Stand-ins: FlashAttention or Triton as attention's backend, and the worker that says what is free.
 
-`--engine`: real engines, one after another; each logs its tokens and then runs one request more than planned.
-With `--gpu` the cache is what vLLM finds free at 0.3 and 0.5 of the card, with dummy weights; else 48 MiB.
+`--engine`: real engines; each logs its tokens, then runs as many requests as planned, and one more. With `--gpu`
+FOLDER is written: 64 layers with the caches of the 27B, and weights that are made up and narrow. The cache has 8 or
+20 GiB. Without, FOLDER is a checkpoint, and the cache has 48 MiB.
 """
 
 from __future__ import annotations
@@ -20,18 +21,22 @@ import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import MagicMock
+from unittest.mock import MagicMock, patch
 
 from bench.arguments import command_line
+from bench.dummy import TINY
 from bench.dummy import config as config_27b
 from bench.results import Json, load, save
 from gptq_hybrid.checkpoint import Checkpoint
 from gptq_hybrid.memory import CPU_ALIGNMENT, TRITON_KV_DTYPES, cache_layout
 from gptq_hybrid.plan import parse_log
 
+# Sizes of the 27B that no cache depends on, made small: a start takes 20 s.
+_NARROW = {"hidden_size": 512, "intermediate_size": 1024, "vocab_size": 2048}
 _SIZES = ((True, 200_000, int(21.79 * 2**30)), (True, 32_768, 4 << 30), (False, 100_000, 8 << 30))
 
 
@@ -155,17 +160,18 @@ def engine(path: str, setting: Json, *, gpu: bool) -> Json:
     """Tokens that a real engine has, and what happens with as many requests as planned, and one more."""
     import vllm
 
-    more: Json = (
-        {"gpu_memory_utilization": setting["share"], "gdn_prefill_backend": "triton"}
-        if gpu
-        else {"kv_cache_memory_bytes": setting["bytes"]}
-    )
+    more: Json = {"gdn_prefill_backend": "triton", "gpu_memory_utilization": 0.2} if gpu else {}
     llm = vllm.LLM(
-        path, enforce_eager=True, skip_tokenizer_init=True, max_num_seqs=64, **arguments(setting) | more
+        path,
+        enforce_eager=True,
+        skip_tokenizer_init=True,
+        max_num_seqs=64,
+        kv_cache_memory_bytes=setting["bytes"],
+        **arguments(setting) | more,
     )
     core = llm.llm_engine.engine_core.engine_core
     config = llm.llm_engine.vllm_config.cache_config
-    size = int(core.available_gpu_memory_for_kv_cache)
+    size = int(setting["bytes"])
     layout = planned(Checkpoint.open(path), setting, size, 16 if gpu else CPU_ALIGNMENT)
     each = setting["request"]
     number = layout.at_once(size, each)
@@ -202,14 +208,44 @@ def run(llm: Any, core: Any, number: int, each: int) -> Json:
 def engine_settings(gpu: bool) -> list[Json]:
     """Few, as each start takes a minute."""
     kinds = ("auto", "fp8") if gpu else ("auto",)
-    grid = itertools.product(range(5) if gpu else (0, 2, 4), kinds, (0.3, 0.5) if gpu else (0,))
+    grid = itertools.product(
+        range(5) if gpu else (0, 2, 4), kinds, (8 << 30, 20 << 30) if gpu else (48 << 20,)
+    )
     usual = {
         "state": "auto",
         "prefix": gpu,
         "length": 32768 if gpu else 2048,
         "request": 30_000 if gpu else 700,
     }
-    return [{"drafts": d, "kv": kv, "share": share, "bytes": 48 << 20, **usual} for d, kv, share in grid]
+    return [{"drafts": d, "kv": kv, "bytes": size, **usual} for d, kv, size in grid]
+
+
+def narrow_27b(folder: Path) -> None:
+    """A folder with the ``config.json`` of a W4 model whose caches are the 27B's."""
+    with patch.dict(TINY, _NARROW, clear=True):
+        content = config_27b(64, desc_act=False, tiny=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(content))
+
+
+def collect(out: Path, commands: list[list[str]], jobs: int) -> None:
+    """Run ``[python, *flags]`` so many at a time, each with a file of its own; add what they found to ``out``."""
+    result = load(out) or {"inside": {}, "engines": {}}
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
+        files = [Path(folder, f"{n}.json") for n in range(len(commands))]
+        runs = [
+            pool.submit(subprocess.run, [python, "-m", "tests.plan.compare", str(file), *flags], check=False)
+            for file, (python, *flags) in zip(files, commands, strict=True)
+        ]
+        failed = [n for n, run in enumerate(runs) if run.result().returncode]
+        parts = [part for file in files if (part := load(file))]
+    for part in parts:
+        result["inside"] |= part["inside"]
+    for name in {name for part in parts for name in part["engines"]}:
+        result["engines"][name] = [row for part in parts for row in part["engines"].get(name, ())]
+    save(out, result)
+    if failed:
+        sys.exit(f"{len(failed)} of {len(commands)} failed: {failed}")
 
 
 def main() -> None:
@@ -218,31 +254,29 @@ def main() -> None:
     parser.add_argument(
         "--inside", nargs="*", default=[], metavar="PYTHON", help="of environments with a vLLM"
     )
-    parser.add_argument("--engine", metavar="CHECKPOINT")
+    parser.add_argument("--engine", metavar="FOLDER", type=Path)
     parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--jobs", type=int, default=1, help="engines at a time")
     parser.add_argument("--only", type=int, help="the setting of this number, in this process")
     args = parser.parse_args()
     if args.only is None:
-        wanted = [[python] for python in args.inside]
-        flags = ["--engine", args.engine, *(["--gpu"] if args.gpu else [])]
+        commands = [[python, "--only", "-1"] for python in args.inside]
         if args.engine:
-            wanted += [
-                [sys.executable, *flags, "--only", str(n)] for n in range(len(engine_settings(args.gpu)))
-            ]
-        for python, *rest in wanted:
-            subprocess.run(
-                [python, "-m", "tests.plan.compare", str(args.out), "--only", "-1", *rest], check=True
-            )
+            if args.gpu:
+                narrow_27b(args.engine)
+            flags = ["--engine", str(args.engine), *(["--gpu"] if args.gpu else [])]
+            numbers = range(len(engine_settings(args.gpu)))
+            commands += [[sys.executable, *flags, "--only", str(n)] for n in numbers]
+        collect(args.out, commands, args.jobs)
         return
-    result = load(args.out) or {"inside": {}, "engines": {}}
+    result: Json = {"inside": {}, "engines": {}}
     os.environ |= {"VLLM_PLUGINS": "", "HF_HUB_OFFLINE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     import vllm
 
     if args.engine:
         setting = engine_settings(args.gpu)[args.only]
-        name = f"vLLM {vllm.__version__}, {'GPU' if args.gpu else 'CPU'}, {Path(args.engine).name}"
-        row = setting | engine(args.engine, setting, gpu=args.gpu)
-        result["engines"].setdefault(name, []).append(row)
+        name = f"vLLM {vllm.__version__}, {'GPU' if args.gpu else 'CPU'}, {args.engine.name}"
+        result["engines"][name] = [setting | engine(str(args.engine), setting, gpu=args.gpu)]
     else:
         folder = checkpoint_27b(Path(tempfile.mkdtemp()))
         rows = result["inside"][vllm.__version__] = []

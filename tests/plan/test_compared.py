@@ -10,7 +10,7 @@ from bench.results import Json, load
 from gptq_hybrid.checkpoint import Checkpoint
 from gptq_hybrid.memory import CPU_ALIGNMENT
 
-from .compare import checkpoint_27b, planned, settings
+from .compare import checkpoint_27b, narrow_27b, planned, settings
 
 BENCH = Path(__file__).parents[2] / "bench"
 RESULT = load(BENCH / "plan" / "compare.json")
@@ -39,12 +39,19 @@ def test_tokens_of_every_setting_are_within_2_per_cent_of_what_is_logged(
         assert tokens == pytest.approx(row["tokens"], rel=0.02)
 
 
-def test_real_engines_ran_as_many_requests_as_planned_and_no_more() -> None:
-    checkpoint = Checkpoint.open(BENCH / "mini" / "checkpoint")
-    rows = [row for rows in RESULT["engines"].values() for row in rows]
-    assert rows
-    for row in rows:
-        layout = planned(checkpoint, row, row["bytes"], 16 if row["share"] else CPU_ALIGNMENT)
+def test_a_narrow_model_has_the_caches_of_the_27b(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    narrow_27b(tmp_path)
+    narrow = Checkpoint.open(tmp_path)
+    for setting in settings():
+        assert planned(narrow, setting, 0).block_bytes == planned(checkpoint, setting, 0).block_bytes
+
+
+@pytest.mark.parametrize("name", sorted(RESULT["engines"]))
+def test_real_engines_ran_as_many_requests_as_planned_and_no_more(checkpoint: Checkpoint, name: str) -> None:
+    gpu = "GPU" in name
+    opened = checkpoint if gpu else Checkpoint.open(BENCH / "mini" / "checkpoint")
+    for row in RESULT["engines"][name]:
+        layout = planned(opened, row, row["bytes"], 16 if gpu else CPU_ALIGNMENT)
         assert layout.reported_tokens(row["bytes"], row["length"]) == pytest.approx(row["tokens"], rel=0.02)
         assert layout.at_once(row["bytes"], row["request"]) == row["batch"] == row["as_planned"]["running"]
         assert row["as_planned"]["put_off"] == 0

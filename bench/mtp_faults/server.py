@@ -19,6 +19,11 @@ from gptq_hybrid.common.vllm_server import (
 
 SPECULATIVE = '{"method":"mtp","num_speculative_tokens":2}'
 FLAGS = [*cpu_arguments(), "--max-model-len", "512", "--max-num-seqs", "4"]
+# Little of a card, so that several servers share it; and what needs no flashinfer.
+GPU_FLAGS = [
+    "--gpu-memory-utilization", "0.05", "--kv-cache-memory-bytes", str(2 << 30),
+    "--gdn-prefill-backend", "triton", "--attention-backend", "TRITON_ATTN",
+]  # fmt: skip
 
 
 @dataclass
@@ -56,7 +61,7 @@ def serve_once(
     ``plugins`` becomes ``VLLM_PLUGINS``; "" is stock vLLM.
     """
     drafts = ("--speculative-config", SPECULATIVE) if speculative else ()
-    arguments = [str(model), *FLAGS, *drafts, *extra]
+    arguments = [str(model), *FLAGS, *(GPU_FLAGS if on_gpu() else ()), *drafts, *extra]
     environment = cpu_environment() | {
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
@@ -82,6 +87,13 @@ def serve_once(
         outcome = Outcome(started=False, seconds=round(time.monotonic() - begun, 1), exit_code=error.code)
         outcome.message = what_was_said(log.read_text(errors="replace").splitlines())
     return outcome
+
+
+def on_gpu() -> bool:
+    """Whether servers here run on a GPU."""
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def what_was_said(lines: Sequence[str]) -> list[str]:

@@ -2,10 +2,12 @@
 
     python -m tests.matrix.run FOLDER --vllm 0.26.0 0.33.0        # rows of servers on this CPU
     python -m tests.matrix.run FOLDER --gptqmodel 7.7.0 --transformers 5.16.1 5.24.0
-    python -m tests.matrix.run FOLDER --add FILE …                # rows measured elsewhere: a GPU
+    python -m tests.matrix.run FOLDER --here OUT                  # the vLLM of this Python, as on a GPU
+    python -m tests.matrix.run FOLDER --add OUT …                 # that, kept
 
 FOLDER keeps checkpoints, logs and environments, so a run can be continued. Rows are merged into vllm.json and
-producer.json in bench/matrix. The plugin comes from the wheel of this checkout. A case is one `vllm serve` of the
+producer.json in bench/matrix. The plugin comes from the wheel of this checkout; with --here it is installed, and
+FOLDER has the checkpoints. A case is one `vllm serve` of the
 demo checkpoint (``gptq_hybrid.demo``), whose text is known and whose intact head has every draft accepted. A file
 for ``--add`` is ``{"rows": [row, …]}`` with rows as in vllm.json; a row replaces one of the same version and place.
 """
@@ -13,6 +15,7 @@ for ``--add`` is ``{"rows": [row, …]}`` with rows as in vllm.json; a row repla
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import re
@@ -27,6 +30,7 @@ from bench.arguments import command_line
 from bench.mtp_faults.faults import FAULTS, faulty_copy, intact_copy
 from bench.mtp_faults.server import serve_once
 from bench.results import Json, load, save
+from gptq_hybrid.common.vllm_server import vllm_command
 from gptq_hybrid.demo import DemoCheckpoint, build_demo_checkpoint
 from tests.matrix.environments import (
     installed,
@@ -108,15 +112,31 @@ def place(python: Path) -> list[str]:
     )[:2]
 
 
-def vllm_row(version: str, folder: Path, plugin: Path, only: Sequence[str], ways: Sequence[str]) -> Json:
-    """Serve every case in a version; what the plugin said it leaves off is kept besides."""
+def row_here() -> tuple[Json, list[str]]:
+    """The row of this Python's vLLM, without cells, and its command."""
+    import torch
+
+    version = importlib.metadata.version("vllm")
+    where = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU"
+    return {"vllm": version, "place": where, "compiled": version, "cells": {}}, vllm_command()
+
+
+def row_of(version: str, folder: Path) -> tuple[Json, list[str]]:
+    """The row of a version on this CPU, without cells, and its command."""
+    command = vllm_environment(version, folder / f"vllm-{version}")
+    where, built = place(command.with_name("python"))
+    return {"vllm": version, "place": where, "compiled": built, "cells": {}}, [str(command)]
+
+
+def filled(
+    row: Json, command: list[str], folder: Path, plugin: Path | None, only: Sequence[str], ways: Sequence[str]
+) -> Json:
+    """Serve every case; what the plugin said it leaves off is kept besides."""
     models = checkpoints(folder)
     demo = DemoCheckpoint.open(models["static-mse"])
     prompt = demo.loop[:5]
-    command = vllm_environment(version, folder / f"vllm-{version}")
-    path = os.pathsep.join(filter(None, (str(plugin), os.environ.get("PYTHONPATH"))))
-    where, built = place(command.with_name("python"))
-    row: Json = {"vllm": version, "place": where, "compiled": built, "cells": {}}
+    version = row["vllm"]
+    path = os.pathsep.join(filter(None, (plugin and str(plugin), os.environ.get("PYTHONPATH"))))
     for name, case in CASES.items():
         for way in case.ways():
             if name not in only or way not in ways:
@@ -129,11 +149,11 @@ def vllm_row(version: str, folder: Path, plugin: Path, only: Sequence[str], ways
                 TOKENS,
                 plugins="qwen36" if way == "plugin" else "",
                 log=log,
-                pythonpath=Path(path),
+                pythonpath=Path(path) if plugin else None,
                 extra=("--additional-config", options) if case.options else (),
                 temperature=case.temperature,
                 timeout=900,
-                vllm=[str(command)],
+                vllm=command,
             )
             right = None if outcome.text is None else outcome.text == demo.expected_text(prompt, TOKENS)
             cell: Json = asdict(outcome) | {"right": right}
@@ -229,6 +249,7 @@ def main() -> None:
         action="store_true",
         help="write no result; exit 1 where the producer's files are others",
     )
+    parser.add_argument("--here", type=Path, metavar="OUT")
     parser.add_argument("--add", nargs="+", default=[], type=Path, metavar="FILE")
     args = parser.parse_args()
     folder: Path = args.folder.resolve()
@@ -237,11 +258,13 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for file in args.add:
         keep(RESULTS / "vllm.json", ("vllm", "place"), (load(file) or {})["rows"])
+    if args.here:
+        save(args.here, {"rows": [filled(*row_here(), folder, None, args.case, args.way)]})
     if not args.vllm and not args.gptqmodel:
         return
     plugin = plugin_from_its_wheel(folder / "wheel")
     for version in args.vllm:
-        row = vllm_row(version, folder, plugin, args.case, args.way)
+        row = filled(*row_of(version, folder), folder, plugin, args.case, args.way)
         if not args.no_record:
             keep(RESULTS / "vllm.json", ("vllm", "place"), [row])
     for gptqmodel in args.gptqmodel:

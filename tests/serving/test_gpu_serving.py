@@ -95,8 +95,25 @@ def test_replies_after_a_sleep_are_those_before(server: Server) -> None:
     assert server.acceptance().accepted > accepted
 
 
-def _post(server: Server, path: str) -> None:
+def test_replies_after_the_deepest_sleep_and_a_reload_are_those_before(server: Server) -> None:
+    """Level 2 drops all weights: the model's are loaded anew, those of drafts were kept."""
+    before = [choice["token_ids"] for choice in ask(server, short_documents(), temperature=0)]
+    rate = server.acceptance().rate
+    _post(server, "/sleep?level=2")
+    _post(server, "/wake_up?tags=weights")
+    _post(server, "/collective_rpc", {"method": "reload_weights"})
+    _post(server, "/wake_up?tags=kv_cache")
+    counted = server.acceptance()
+    after = [choice["token_ids"] for choice in ask(server, short_documents(), temperature=0)]
+    assert after == before
+    more = server.acceptance()
+    assert (more.accepted - counted.accepted) / (more.proposed - counted.proposed) > rate - 0.1
+
+
+def _post(server: Server, path: str, body: dict[str, Any] | None = None) -> None:
     import urllib.request
 
-    with urllib.request.urlopen(urllib.request.Request(server.url + path, b""), timeout=120) as response:
+    data = json.dumps(body).encode() if body else b""
+    request = urllib.request.Request(server.url + path, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=120) as response:
         assert response.status == 200

@@ -227,7 +227,7 @@ def settings(args: argparse.Namespace) -> Json:
         "memory": args.memory,
         "drafts": DRAFTS,
         "kernel": args.kernel,
-        **({"rates": RATES} if args.served else {}),
+        **({"rates": list(RATES)} if args.served else {}),
         **({"gpus": args.tensor_parallel_size} if args.tensor_parallel_size > 1 else {}),
     }
 

@@ -160,7 +160,7 @@ def engine(path: str, setting: Json, *, gpu: bool) -> Json:
     """Tokens that a real engine has, and what happens with as many requests as planned, and one more."""
     import vllm
 
-    more: Json = {"gdn_prefill_backend": "triton", "gpu_memory_utilization": 0.2} if gpu else {}
+    more: Json = {"gdn_prefill_backend": "triton", "gpu_memory_utilization": 0.15} if gpu else {}
     llm = vllm.LLM(
         path,
         enforce_eager=True,

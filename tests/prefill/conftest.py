@@ -65,6 +65,16 @@ def interpreted_activations() -> Any:
 
 
 @pytest.fixture(scope="session")
+def interpreted_groups() -> Any:
+    """`activations` likewise, as ``interpreted_groups.quantize_groups``."""
+    pytest.importorskip("torch")
+    pytest.importorskip("triton")
+    from vllm_qwen36_plugin.prefill import activations
+
+    return _interpreted(activations, "quantize_groups")
+
+
+@pytest.fixture(scope="session")
 def interpreted_words() -> Any:
     """`eight_bit_words` likewise, as ``interpreted_words.rearrange``."""
     pytest.importorskip("torch")

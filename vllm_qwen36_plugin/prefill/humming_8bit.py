@@ -179,6 +179,7 @@ class EightBitKernel:
         own = transform_humming_tensors(self.config, tensors)
         held = scratch.words(words.device, self.shape.k, self.shape.n)
         rearrange(words, held, 0, self.shape.n, self.order)
-        same = torch.equal(own["weight"].view(torch.int32).reshape(-1), held.reshape(-1))
-        given = held_scales.view(torch.int16).reshape(-1)
-        return same and torch.equal(own["weight_scale"].view(torch.int16).reshape(-1), given)
+        pairs = (own["weight"], held), (own["weight_scale"], held_scales)
+        return all(
+            torch.equal(a.view(torch.int16).reshape(-1), b.view(torch.int16).reshape(-1)) for a, b in pairs
+        )

@@ -19,9 +19,10 @@ from vllm_qwen36_plugin.upstream import decode_rows, scaled_mm
 from vllm_qwen36_plugin.upstream.cublas import release_workspaces
 from vllm_qwen36_plugin.upstream.linear_kernels import in_gptq_layout, left_to_vllm
 
-from . import dispatch, humming, measure, scratch
-from .banner import gemm_suffix, pace_line, table_line
+from . import dispatch, eight_bit_choice, humming, measure, scratch
+from .banner import gemm_suffix, guard_line, pace_line, table_line
 from .base import Load, marlin_is_faster
+from .eight_bit_choice import scratch_bytes
 from .humming import Kernel
 from .layouts import marlin_scale_places
 from .profile import (
@@ -46,8 +47,6 @@ from .shape import Shape
 
 # Seconds that start-up may spend on measuring, all shapes together.
 BUDGET = 10.0
-# Bytes of a value that a route writes to the scratch.
-_ITEMSIZE: dict[Route, int] = {"exact": 2, "fp8": 1}
 # The latest model's preparation, or nothing.
 _current: list[Preparation] = []
 _warned: set[str] = set()
@@ -174,7 +173,11 @@ class Preparation:
         if earlier is not None:
             linear.starts, linear.routes, linear.gemms = earlier.starts, earlier.routes, earlier.gemms
             linear.served, linear.rows, linear.times = earlier.served, earlier.rows, earlier.times
-            linear.humming, linear.layers = earlier.humming, earlier.layers
+            linear.humming, linear.eight_bit, linear.layers = (
+                earlier.humming,
+                earlier.eight_bit,
+                earlier.layers,
+            )
             linear.set_template(earlier.template)
             if original is not None:
                 self._test_again(linear, original, tensors, fp8)
@@ -194,6 +197,7 @@ class Preparation:
                 if linear.routes or linear.starts.humming:
                     self._time_host(linear, tensors, fp8)
                 release_workspaces()
+        eight_bit_choice.watch(linear, tensors)
         linear.layers += 1
         self.linears[linear.shape] = dispatch.put(linear)
         if sum(entry.layers for entry in self.linears.values()) == self.expected.total():
@@ -202,13 +206,9 @@ class Preparation:
 
     def give_back(self) -> None:
         """Free what no route of a model in the table takes of the scratch, before vLLM counts the memory."""
-        takes = {
-            linear.shape: [_ITEMSIZE[route] for route in linear.routes if linear.takes(route)]
-            for linear in self.linears.values()
-        }
         for device in scratch.devices():
-            size = scratch.reserved(device)
-            parts = (scratch.largest_tile(at.k, at.n, sizes, size) for at, sizes in takes.items() if sizes)
+            size, linears = scratch.reserved(device), self.linears.values()
+            parts = (scratch_bytes(at.shape, list(filter(at.takes, at.routes)), 2, size) for at in linears)
             scratch.shrink(device, max(parts, default=0))
 
     def starts_for(
@@ -241,17 +241,19 @@ class Preparation:
         except Exception as error:  # noqa: BLE001 - another package's profile may not keep a model from serving
             _warn_once(f"the shipped profiles cannot be used: {error!r}")
         if self.settings.mode != "auto":
-            return Starts(UNMEASURED, UNMEASURED)
+            return Starts(UNMEASURED, UNMEASURED, a8=UNMEASURED)
         return Starts()
 
     def _reserve(self, shape: Shape, device: torch.device, itemsize: int) -> None:
         """Reserve room for a shape's largest part and no more; FP8 scales count towards what the user set."""
-        size, itemsizes = self.settings.scratch_bytes, [itemsize]
-        if "fp8" in self.settings.routes and fp8_possible(device):
+        size, routes = self.settings.scratch_bytes, list(self.settings.routes)
+        if "fp8" in routes and fp8_possible(device):
             columns = sum(shape.n * count for shape, count in self.expected.items())
-            size, itemsizes = scratch.beside(columns * FP8_SCALE_BYTES, size), [itemsize, 1]
+            size = scratch.beside(columns * FP8_SCALE_BYTES, size)
+        elif "fp8" in routes:
+            routes.remove("fp8")
         # If no part fits, the route's test says how much it needs.
-        scratch.reserve(device, scratch.largest_tile(shape.k, shape.n, itemsizes, size) or size)
+        scratch.reserve(device, scratch_bytes(shape, routes, itemsize, size) or size)
 
     def _template(self, linear: dispatch.Linear, tensors: Sequence[torch.Tensor]) -> Template | None:
         """Find out how to call the stock kernel's op without its Python; None if that is not the same."""
@@ -321,6 +323,13 @@ class Preparation:
                         f"8-bit activations are off, as no step says which rows are of prompts: {error}"
                     )
                     continue
+            if route == "a8":
+                reason = eight_bit_choice.choose(linear, original, tensors)
+                if reason is None:
+                    passed.append(route)
+                else:
+                    _warn_once(f"prefill=a8 keeps 16 bits for {linear.shape.k}x{linear.shape.n}: {reason}")
+                continue
             gemms: tuple[GemmName, ...] = ("vllm",)
             if route == "fp8":
                 device, dtype = tensors[linear.words].device, getattr(torch, linear.shape.dtype)
@@ -479,7 +488,8 @@ def _begin() -> None:
     agree(linears)
     preparation.give_back()
     tell("prefill", preparation.settings.mode, table_line(linears, preparation.settings, preparation.source))
-    host = dispatch.pace()
+    guard, host = dispatch.guard(), dispatch.pace()
+    guard.settled = lambda: tell("prefill's 8 bits", "settled", guard_line(guard))
     times = preparation.profile.times_us if preparation.profile else {}
     host.watch(
         linears, times, preparation.host_us, lambda: tell("prefill's host", "watched", pace_line(host))

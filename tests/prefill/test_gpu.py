@@ -476,7 +476,7 @@ def test_the_guard_decides_on_the_gpu_and_waits_for_nothing(
     loaded = serve(prefill="a8").load(5120, 6144)
     loaded.entry.starts = Starts(a8=1)
     dispatch.guard().watch(loaded.weight().words, "it")
-    monkeypatch.setattr(dispatch, "_with_requests", lambda: True)
+    monkeypatch.setattr(dispatch, "_in_a_step", lambda: True)
     for scale, way in ((1, "a8"), (300, "stock")):
         dispatch.guard().watch(loaded.weight().words, "it")
         for _ in range(guard.PASSES):

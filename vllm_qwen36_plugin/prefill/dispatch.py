@@ -283,7 +283,7 @@ def _chosen(key: str, x: torch.Tensor, words: torch.Tensor, has_scales: bool) ->
         first = tokens if _recorded(x) else before_prompts(tokens)
         keeps = first == tokens
         if not keeps and route == "a8":
-            if _guard[-1].watches(words) and _with_requests():
+            if _guard[-1].watches(words) and _in_a_step():
                 keeps, prompts = True, first
             else:
                 keeps = _guard[-1].keeps(words)
@@ -327,8 +327,11 @@ def _recorded(x: torch.Tensor) -> bool:
 
 def _with_requests() -> bool:
     """Whether this is a pass with requests, launched kernel by kernel: vLLM's own trials skip attention."""
-    if torch.cuda.is_current_stream_capturing():
-        return False
+    return not torch.cuda.is_current_stream_capturing() and _in_a_step()
+
+
+def _in_a_step() -> bool:
+    """Whether this is a pass with requests."""
     from vllm.forward_context import get_forward_context, is_forward_context_available
 
     return is_forward_context_available() and get_forward_context().attn_metadata is not None

@@ -77,9 +77,8 @@ class Kind(NamedTuple):
         with torch.cuda.device(index):
             config = self.config(shape, index)
             ranges = many_tokens(get_heuristics_config(config, **compute, device=index))
-            return HummingKernel.prepare_kernels(
-                config.to_str(), json.dumps(compute), json.dumps(ranges), index
-            )
+            # As a list: JSON would make lists of its tuples.
+            return HummingKernel.prepare_kernels(config.to_str(), json.dumps(compute), ranges, index)
 
 
 KINDS = {

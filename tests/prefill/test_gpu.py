@@ -7,7 +7,7 @@ Needs torch, vLLM, pytest and this repository, and any GPU: Machete is tested on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,81 +22,22 @@ if not torch.cuda.is_available():
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("clean")]
 
-from vllm_qwen36_plugin.prefill import (  # noqa: E402
-    activations,
-    dispatch,
-    guard,
-    humming_8bit,
-    kernel,
-    measure,
-    prepare,
-    routes,
-    scratch,
-)
-from vllm_qwen36_plugin.prefill.kernel import FP8_SCALES, PrefillLinearKernel  # noqa: E402
+from vllm_qwen36_plugin.prefill import dispatch, kernel, measure, prepare, routes, scratch  # noqa: E402
+from vllm_qwen36_plugin.prefill.kernel import FP8_SCALES  # noqa: E402
 from vllm_qwen36_plugin.prefill.profile import GEMMS, GemmName, Starts, cache_path, read  # noqa: E402
-from vllm_qwen36_plugin.upstream.linear_kernels import offer_first  # noqa: E402
 
 from . import real_gpu, warm  # noqa: E402
-from .real_gpu import Loaded, Server, fp8_here  # noqa: E402
+from .real_gpu import LARGE, TOKENS, Loaded, Server, activations_for, fp8_here, off, same  # noqa: E402
 from .warm import EVERY, STOCK  # noqa: E402
 
 Shown = Callable[[], str]
 Serve = Callable[..., Server]
-LARGE = {
-    "qkv": (5120, 14336),
-    "qkvz": (5120, 16384),
-    "out": (6144, 5120),
-    "gate_up": (5120, 34816),
-    "down": (17408, 5120),
-}
-TOKENS = (1, 17, 129, 1000, 4096)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled() -> None:
     """Each kernel before the first test: one process alone takes three minutes for them."""
     warm.all_at_once()
-
-
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch, clean: None) -> Iterator[Serve]:
-    """A server with these options; it measures only if asked to."""
-    from vllm.model_executor import parameter
-
-    monkeypatch.setattr(parameter, "get_tensor_model_parallel_rank", lambda: 0)
-    monkeypatch.setattr(parameter, "get_tensor_model_parallel_world_size", lambda: 1)
-    monkeypatch.setattr(prepare, "shipped_profiles", list)
-    offer_first(real_gpu.DEVICE.upper(), PrefillLinearKernel)
-    # A test's calls are few and alone: it is the GPU's way that they are to take.
-    dispatch.pace().eager_from = 0
-    torch.manual_seed(0)
-
-    def make(*, measuring: bool = False, tokens: int = 8192, **options: Any) -> Server:
-        if not measuring:
-            monkeypatch.setattr(prepare, "BUDGET", 0.0)
-        return Server(monkeypatch, {"prefill": "fp8", **options}, tokens)
-
-    yield make
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def activations_for(count: int, loaded: Loaded) -> torch.Tensor:
-    return torch.randn(
-        count, loaded.shape.k, dtype=getattr(torch, loaded.shape.dtype), device=real_gpu.DEVICE
-    )
-
-
-def off(result: torch.Tensor, expected: torch.Tensor) -> float:
-    """Root mean square of the difference, as a share of that of ``expected``."""
-    return float((result.float() - expected).norm() / expected.norm())
-
-
-def same(result: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Bit for bit, but for which NaN a NaN is."""
-    differs = result.view(torch.int16) != expected.view(torch.int16)
-    return not bool((differs & ~(result.isnan() & expected.isnan())).any())
 
 
 def assert_unpacks(loaded: Loaded) -> None:
@@ -410,85 +351,6 @@ def test_it_is_measured_once_and_kept(serve: Serve, monkeypatch: pytest.MonkeyPa
     prepare._current.clear()
     assert server.load(1024, 2048).entry.starts == loaded.entry.starts
     assert "could not be measured" not in shown()
-
-
-# Activations of 8 bits on the same bytes.
-
-
-@pytest.mark.parametrize("name", humming_8bit.SERVED)
-@pytest.mark.parametrize("module", LARGE)
-def test_a8_rounds_activations_and_nothing_else(serve: Serve, shown: Shown, module: str, name: str) -> None:
-    pytest.importorskip("humming")
-    if name.startswith("e4m3") and not fp8_here():
-        pytest.skip("this GPU does not multiply e4m3")
-    loaded = serve(prefill="a8").load(*LARGE[module])
-    entry, dense = loaded.entry, loaded.dense().float().t()
-    assert entry.routes == ("a8", "exact"), shown()
-    assert entry.eight_bit is not None
-    assert entry.eight_bit.name == humming_8bit.SERVED[0], shown()
-    if name != entry.eight_bit.name:
-        entry.eight_bit = humming_8bit.EightBitKernel(loaded.shape, name, loaded.words.device)
-    entry.starts = Starts(a8=1)
-    for count in TOKENS:
-        x = activations_for(count, loaded)
-        x[:, 5::128] *= 10
-        entry.served.clear()
-        result = loaded(x)
-        assert entry.served == {"a8": 1}
-        stored = entry.eight_bit.kind.stored
-        quantized, scales = activations.quantize_groups(x, stored)
-        expected = activations.reference_groups(x, stored)
-        assert torch.equal(scales, expected[1])
-        # A product that is a tie to the last bit may be rounded either way.
-        assert float((quantized.float() != expected[0].float()).float().mean()) < 1e-3
-        rounded = activations.values_of(quantized, scales) @ dense
-        assert off(result, rounded) < 0.004, count
-        assert off(result, x.float() @ dense) < (0.03 if name.startswith("int8") else 0.05), count
-
-
-def test_a8_inside_a_cuda_graph_and_with_some_rows_only(serve: Serve) -> None:
-    pytest.importorskip("humming")
-    layers = [serve(prefill="a8").load(5120, 6144) for _ in range(2)]
-    kernel_8 = layers[0].entry.eight_bit
-    assert kernel_8 is not None
-    x = activations_for(512, layers[0])
-    weights = [loaded.weight() for loaded in layers]
-    expected = [kernel_8(x, weight.words, weight.scales) for weight in weights]
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = [kernel_8(x, weight.words, weight.scales) for weight in weights for _ in range(8)]
-    for _ in range(3):
-        graph.replay()
-    torch.cuda.synchronize()
-    for number, result in enumerate(results):
-        assert same(result, expected[number // 8])
-    out = torch.zeros(512, 6144, dtype=torch.bfloat16, device=real_gpu.DEVICE)
-    kernel_8(x[100:], weights[0].words, weights[0].scales, out=out[100:])
-    assert not bool(out[:100].any())
-    assert off(out[100:], expected[0][100:].float()) < 1e-3
-
-
-def test_the_guard_decides_on_the_gpu_and_waits_for_nothing(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("humming")
-    loaded = serve(prefill="a8").load(5120, 6144)
-    loaded.entry.starts = Starts(a8=1)
-    dispatch.guard().watch(loaded.weight().words, "it")
-    monkeypatch.setattr(dispatch, "_in_a_step", lambda: True)
-    for scale, way in ((1, "a8"), (300, "stock")):
-        dispatch.guard().watch(loaded.weight().words, "it")
-        for _ in range(guard.PASSES):
-            x = activations_for(1000, loaded)
-            x[:, 5::128] *= scale
-            loaded.entry.served.clear()
-            loaded(x)
-            assert loaded.entry.served == {"stock": 1}
-        torch.cuda.synchronize()
-        loaded.entry.served.clear()
-        loaded(x)
-        assert loaded.entry.served == {way: 1}, dispatch.guard().errors()
 
 
 # Humming's kernel on Marlin's bytes.

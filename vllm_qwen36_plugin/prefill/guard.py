@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-# Root mean square of the error over that of the result, by row, averaged in squares. int8 in groups of 128 leaves
-# 0.006 to 0.009 with inputs of no outliers.
-LIMIT = 0.015
+# Root mean square of the error over that of the result, by row, averaged in squares. On the trained mini model int8
+# in groups of 128 leaves 0.005 to 0.016, and 0.014 to 0.053 with a channel of each group ten times larger.
+LIMIT = 0.02
 # Rows of a prompt that are compared, and passes of a layer that are.
 ROWS = 128
 PASSES = 4

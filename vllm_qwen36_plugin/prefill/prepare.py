@@ -324,8 +324,7 @@ class Preparation:
                     )
                     continue
             if route == "a8":
-                reason = eight_bit_choice.choose(linear, original, tensors)
-                if reason is None:
+                if (reason := eight_bit_choice.choose(linear, original, tensors)) is None:
                     passed.append(route)
                 else:
                     _warn_once(f"prefill=a8 keeps 16 bits for {linear.shape.k}x{linear.shape.n}: {reason}")
@@ -345,8 +344,7 @@ class Preparation:
                 else:
                     name, key = route + gemm_suffix(gemm), linear.shape.key
                     logger.warning("vllm-qwen36-plugin: %s is off for %s: %s", name, key, problem)
-            if good:
-                passed.append(route)
+            passed += [route] if good else []
             if route == "fp8" and good:
                 linear.gemms = tuple(good)
         return tuple(passed)

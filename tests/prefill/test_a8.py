@@ -19,6 +19,7 @@ from vllm_qwen36_plugin.prefill import (  # noqa: E402
     guard,
     humming,
     humming_8bit,
+    room,
     scratch,
 )
 from vllm_qwen36_plugin.prefill.prepare import Preparation  # noqa: E402
@@ -207,10 +208,10 @@ def test_a_scratch_that_is_too_small_says_how_much_is_needed(gpu: FakeGpu, shown
 def test_scratch_holds_all_words_and_no_more_than_a_route_takes(gpu: FakeGpu) -> None:
     words = SHAPE.k * SHAPE.n // 2
     size = 1 << 30
-    assert eight_bit_choice.scratch_bytes(SHAPE, ("a8",), 2, size) == words
-    assert eight_bit_choice.scratch_bytes(SHAPE, ("a8", "exact"), 2, size) == 4 * words
-    assert eight_bit_choice.scratch_bytes(SHAPE, (), 2, size) == 0
-    assert eight_bit_choice.scratch_bytes(SHAPE, ("a8",), 2, words - 1) == 0
+    assert room.scratch_bytes(SHAPE, ("a8",), 2, size) == words
+    assert room.scratch_bytes(SHAPE, ("a8", "exact"), 2, size) == 4 * words
+    assert room.scratch_bytes(SHAPE, (), 2, size) == 0
+    assert room.scratch_bytes(SHAPE, ("a8",), 2, words - 1) == 0
 
 
 def test_the_products_are_those_of_rounded_activations_and_exact_weights(

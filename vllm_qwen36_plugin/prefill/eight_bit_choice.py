@@ -9,15 +9,10 @@ import torch
 from vllm_qwen36_plugin.errors import CompatError
 from vllm_qwen36_plugin.log import logger
 
-from . import dispatch, scratch
+from . import dispatch
 from .humming_8bit import SERVED, EightBitKernel
 from .humming_8bit import problem_with as unsuited
-from .profile import Route
 from .selftest import Original, problem_with
-from .shape import Shape
-
-# Bytes of a value that a dense route writes to the scratch.
-_ITEMSIZE: dict[Route, int] = {"exact": 2, "fp8": 1}
 
 
 def choose(linear: dispatch.Linear, original: Original, tensors: Sequence[torch.Tensor]) -> str | None:
@@ -61,13 +56,3 @@ def watch(linear: dispatch.Linear, tensors: Sequence[torch.Tensor]) -> None:
     layer = linear.layer()
     if getattr(layer, "bias", None) is None:
         dispatch.guard().watch(tensors[linear.words], getattr(layer, "prefix", ""))
-
-
-def scratch_bytes(shape: Shape, routes: Sequence[Route], itemsize: int, size: int) -> int:
-    """Compute what some routes need of a scratch buffer of at most ``size`` bytes.
-
-    ``itemsize``: bytes of an activation. Words of 8-bit activations go through it whole, or not at all.
-    """
-    dense = [itemsize if route == "exact" else _ITEMSIZE[route] for route in routes if route != "a8"]
-    words = scratch.word_bytes(shape.k, shape.n) if "a8" in routes else 0
-    return max(scratch.largest_tile(shape.k, shape.n, dense, size), words if words <= size else 0)

@@ -107,7 +107,7 @@ class PrefillLinearKernel(MPLinearKernel):  # type: ignore[misc]
     def _prepare_humming(self, c: Any, *args: Any, **kwargs: Any) -> None:
         """Begin to compile Humming's kernels, where they may serve; they are ready when the weights are."""
         shape = replace(self.shape, layout="marlin")
-        if "a8" in self._preparation.settings.routes and humming_8bit.problem_with(shape) is None:
+        if "a8" in self._preparation.wanted and humming_8bit.problem_with(shape) is None:
             humming.begin(shape, kind=humming_8bit.KINDS[humming_8bit.SERVED[0]])
         if not (left_to_vllm() and humming.suits(shape)):
             return

@@ -19,10 +19,9 @@ from vllm_qwen36_plugin.upstream import decode_rows, scaled_mm
 from vllm_qwen36_plugin.upstream.cublas import release_workspaces
 from vllm_qwen36_plugin.upstream.linear_kernels import in_gptq_layout, left_to_vllm
 
-from . import dispatch, eight_bit_choice, humming, measure, scratch
+from . import dispatch, eight_bit_choice, humming, measure, room, scratch
 from .banner import gemm_suffix, guard_line, pace_line, table_line
 from .base import Load, marlin_is_faster
-from .eight_bit_choice import scratch_bytes
 from .humming import Kernel
 from .layouts import marlin_scale_places
 from .profile import (
@@ -68,6 +67,7 @@ class Preparation:
         choosable: whether the user left the choice of a kernel to vLLM.
         host_us: microseconds that the host takes for a call, by shape and way.
         in_marlin: by shape in Machete's layout, whether it is held in Marlin's.
+        also: routes that are tried before those of the settings.
     """
 
     settings: Settings
@@ -81,6 +81,7 @@ class Preparation:
     choosable: bool = False
     host_us: dict[Shape, dict[str, float]] = field(default_factory=dict)
     in_marlin: dict[Shape, bool] = field(default_factory=dict)
+    also: tuple[Route, ...] = ()
 
     @classmethod
     def fresh(cls, **attributes: Any) -> Self:
@@ -103,6 +104,11 @@ class Preparation:
         ):
             _current[:] = [fresh]
         return _current[-1]
+
+    @property
+    def wanted(self) -> tuple[Route, ...]:
+        """Routes that are tried, the most wanted first."""
+        return (*self.also, *self.settings.routes)
 
     def expect(self, shape: Shape) -> None:
         """Count a linear that was built. All are built before the first one's weights are prepared."""
@@ -144,7 +150,7 @@ class Preparation:
     def fp8_scales(self, linear: dispatch.Linear, tensors: Sequence[torch.Tensor]) -> torch.Tensor | None:
         """Compute a layer's FP8 scales, float32 ``[2, n]``; None without ``prefill=fp8`` or a GPU that has e4m3."""
         scales, known = tensors[linear.scales], self.linears.get(linear.shape)
-        wanted = "fp8" in self.settings.routes and (known is None or known.takes("fp8"))
+        wanted = "fp8" in self.wanted and (known is None or known.takes("fp8"))
         if not wanted or not fp8_possible(scales.device):
             return None
         computed = fp8_scales(scales, linear.shape.bits)
@@ -201,15 +207,9 @@ class Preparation:
         linear.layers += 1
         self.linears[linear.shape] = dispatch.put(linear)
         if sum(entry.layers for entry in self.linears.values()) == self.expected.total():
-            self.give_back()
+            # Before vLLM counts the memory.
+            room.give_back(self.linears.values())
         dispatch.at_next_call(_begin)
-
-    def give_back(self) -> None:
-        """Free what no route of a model in the table takes of the scratch, before vLLM counts the memory."""
-        for device in scratch.devices():
-            size, linears = scratch.reserved(device), self.linears.values()
-            parts = (scratch_bytes(at.shape, list(filter(at.takes, at.routes)), 2, size) for at in linears)
-            scratch.shrink(device, max(parts, default=0))
 
     def starts_for(
         self, linear: dispatch.Linear, tensors: Sequence[torch.Tensor], fp8: torch.Tensor | None
@@ -246,14 +246,13 @@ class Preparation:
 
     def _reserve(self, shape: Shape, device: torch.device, itemsize: int) -> None:
         """Reserve room for a shape's largest part and no more; FP8 scales count towards what the user set."""
-        size, routes = self.settings.scratch_bytes, list(self.settings.routes)
+        size, routes = self.settings.scratch_bytes, list(self.wanted)
         if "fp8" in routes and fp8_possible(device):
             columns = sum(shape.n * count for shape, count in self.expected.items())
             size = scratch.beside(columns * FP8_SCALE_BYTES, size)
         elif "fp8" in routes:
             routes.remove("fp8")
-        # If no part fits, the route's test says how much it needs.
-        scratch.reserve(device, scratch_bytes(shape, routes, itemsize, size) or size)
+        room.reserve(device, shape, routes, itemsize, size)
 
     def _template(self, linear: dispatch.Linear, tensors: Sequence[torch.Tensor]) -> Template | None:
         """Find out how to call the stock kernel's op without its Python; None if that is not the same."""
@@ -309,7 +308,7 @@ class Preparation:
     ) -> tuple[Route, ...]:
         """Return the settings' routes that pass the test, with one warning for each that does not."""
         passed: list[Route] = []
-        for route in self.settings.routes:
+        for route in self.wanted:
             if route == "fp8" and fp8 is None:
                 _warn_once(
                     "prefill=fp8 needs a GPU that multiplies e4m3 (Ada or later) and vLLM's kernel for it"
@@ -484,7 +483,7 @@ def _begin() -> None:
         return
     linears = list(preparation.linears.values())
     agree(linears)
-    preparation.give_back()
+    room.give_back(linears)
     tell("prefill", preparation.settings.mode, table_line(linears, preparation.settings, preparation.source))
     guard, host = dispatch.guard(), dispatch.pace()
     guard.settled = lambda: tell("prefill's 8 bits", "settled", guard_line(guard))

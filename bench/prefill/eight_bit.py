@@ -2,15 +2,12 @@
 
     python -m bench.prefill.eight_bit OUT.json [--kinds "int8 g128" "e4m3 g128"]
 
-`Marlin int8` is vLLM's own kernel for such activations, on words that were repacked for it once: a token has one
-scale, and the weight's scales are rounded to 4,096 steps. Its time leaves out what rearranging would cost.
+`Marlin int8` is vLLM's own kernel for such activations, on words repacked for it once: nothing is rearranged.
 """
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -21,45 +18,36 @@ from bench.prefill import linear
 from bench.prefill.results import MODULES
 from bench.results import save
 from gptq_hybrid.packing import dequantize_symmetric
+from vllm_qwen36_plugin.prefill import humming, humming_8bit, scratch
+from vllm_qwen36_plugin.prefill.shape import Shape
 
-_DEVICE = "cuda"
+_DEVICE, _THEIRS = torch.device("cuda", 0), "Marlin int8"
 
 
-def measure(k: int, n: int, kinds: Sequence[str]) -> dict[str, Any]:
+def measure(shape: Shape, kinds: list[str]) -> dict[str, Any]:
     """One shape: microseconds a call in a CUDA graph, errors, and whether the words are Humming's own."""
-    from vllm_qwen36_plugin.prefill import humming_8bit, scratch
     from vllm_qwen36_plugin.upstream.linear_kernels import kernel_named
 
-    weight, device = linear.random_weight(k, n, 128, torch.bfloat16, _DEVICE), torch.device(_DEVICE, 0)
+    k, n = shape.k, shape.n
+    weight = linear.random_weight(k, n, 128, torch.bfloat16, str(_DEVICE))
     marlin = kernel_named("MarlinLinearKernel", "CUDA", linear.kernel_config(k, n, 128, torch.bfloat16))
     kernel, layer = linear.build(*weight, marlin, 128)
-    scratch.reserve(layer.qweight.device, scratch.word_bytes(k, n))
+    scratch.reserve(_DEVICE, scratch.word_bytes(k, n))
     calls: dict[str, Any] = {"Marlin": partial(kernel.apply_weights, layer)}
-    result: dict[str, Any] = {"same_words": {}, "failed": {}, "us": {}, "error": {}, "compiled_s": {}}
-
-    def tried(name: str, make: Any) -> None:
-        begin = time.perf_counter()
+    result: dict[str, Any] = {"same_words": {}, "failed": {}, "us": {}, "error": {}}
+    for name in (*kinds, _THEIRS):
         try:
-            call = make()
-            call(torch.ones(1, k, dtype=torch.bfloat16, device=device))
-            torch.cuda.synchronize()
+            if name == _THEIRS:
+                eight, repacked = linear.build(*weight, marlin, 128, act=torch.int8)
+                call = partial(eight.apply_weights, repacked)
+            else:
+                made = humming_8bit.EightBitKernel(shape, name, _DEVICE)
+                result["same_words"][name] = made.same_words(*weight, layer.qweight, layer.scales)
+                call = partial(made, words=layer.qweight, scales=layer.scales)
+            call(torch.ones(1, k, dtype=torch.bfloat16, device=_DEVICE))
             calls[name] = call
         except Exception as error:  # noqa: BLE001 - that a card lacks a kind is a result
             result["failed"][name] = repr(error)
-        result["compiled_s"][name] = round(time.perf_counter() - begin, 2)
-
-    def ours(name: str) -> Any:
-        made = humming_8bit.EightBitKernel(shape_of(k, n), name, device)
-        result["same_words"][name] = made.same_words(*weight, layer.qweight, layer.scales)
-        return partial(made, words=layer.qweight, scales=layer.scales)
-
-    def theirs() -> Any:
-        eight, repacked = linear.build(*weight, marlin, 128, act=torch.int8)
-        return partial(eight.apply_weights, repacked)
-
-    for name in kinds:
-        tried(name, partial(ours, name))
-    tried("Marlin int8", theirs)
     for rows in (256, 512, 1024, 2048, 4096, 8192):
         x = torch.randn(rows, k, device=_DEVICE, dtype=torch.bfloat16)
         exact = x[:256].float() @ dequantize_symmetric(*weight, 4).float().t()
@@ -69,29 +57,20 @@ def measure(k: int, n: int, kinds: Sequence[str]) -> dict[str, Any]:
     return result
 
 
-def shape_of(k: int, n: int) -> Any:
-    """As the plugin calls it."""
-    from vllm_qwen36_plugin.prefill.shape import Shape
-
-    return Shape("marlin", k, n, 4, 128, "bfloat16")
-
-
 def main() -> None:
     """Command line."""
-    from vllm_qwen36_plugin.prefill import humming, humming_8bit
-
     parser = command_line(__doc__, "out")
     parser.add_argument("--kinds", nargs="+", default=humming_8bit.SERVED, choices=humming_8bit.KINDS)
     args = parser.parse_args()
     os.environ |= {"VLLM_PLUGINS": "", "VLLM_DISABLED_KERNELS": "MacheteLinearKernel,HummingLinearKernel"}
-    result: dict[str, Any] = {"shapes": {}}
+    shapes = {module: Shape("marlin", k, n, 4, 128, "bfloat16") for module, (k, n, _) in MODULES.items()}
+    for name in args.kinds:
+        for shape in shapes.values():
+            humming.begin(shape, _DEVICE, humming_8bit.KINDS[name])
     with linear.vllm_config(prefill="off"):
-        result["environment"] = linear.environment()
-        for name in args.kinds:
-            for k, n, _ in MODULES.values():
-                humming.begin(shape_of(k, n), torch.device(_DEVICE, 0), humming_8bit.KINDS[name])
-        for module, (k, n, _) in MODULES.items():
-            result["shapes"][module] = measure(k, n, args.kinds)
+        result: dict[str, Any] = {"environment": linear.environment(), "shapes": {}}
+        for module, shape in shapes.items():
+            result["shapes"][module] = measure(shape, args.kinds)
             print(module, result["shapes"][module], flush=True)
             save(args.out, result)
 

@@ -112,7 +112,7 @@ def run(variant: str, args: argparse.Namespace, folder: Path) -> None:
     if loaded:
         keep(kernels=kernel_names(loaded[-1]))
     if variant in _OURS:
-        from vllm_qwen36_plugin.prefill import dispatch
+        from vllm_qwen36_plugin.prefill import banner, dispatch
 
         if variant == PLUGIN:
             ways = Ways(dispatch.linears(), layers_by_shape(loaded[-1]))
@@ -122,22 +122,14 @@ def run(variant: str, args: argparse.Namespace, folder: Path) -> None:
         f"{variant}: started in {started:.0f} s; ways {', '.join(ways.names)}; {record.get('kernels')}",
         flush=True,
     )
-    if variant == A8:
-        # Its guard decides in the first passes.
-        for _ in range(8):
-            engine.generate(
-                llm, engine.prompts((_TINY_TOKENS if args.tiny else 2048,), engine.vocabulary(llm)), 1
-            )
+    for _ in range(8 if variant == A8 else 0):  # the guard decides in the first passes
+        engine.generate(llm, engine.prompts((2048,), engine.vocabulary(llm)), 1)
     take(llm, ways, args, engine.vocabulary(llm), keep)
     if variant in _OURS:
         host = dispatch.pace()
         served = {linear.shape.key: dict(linear.served) for linear in dispatch.linears()}
-        guard = {
-            "keeps": dispatch.guard().kept(),
-            "errors": sorted({*dispatch.guard().errors().values()} - {None}),
-        }
-        host_facts = {"eager_from": host.eager_from, "layer_us": host.layer_us, "served": served}
-        keep(plugin={**facts, **host_facts, "guard": guard})
+        last = {"eager_from": host.eager_from, "layer_us": host.layer_us, "served": served}
+        keep(plugin={**facts, **last, "guard": banner.guard_line(dispatch.guard())})
     keep(complete=True)
     if ways.problems:
         sys.exit(f"{len(ways.problems)} problems, see above")

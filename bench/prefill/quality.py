@@ -8,8 +8,7 @@ documents and held against the BF16 original, in float32 arithmetic on the CPU:
     w4a16         the checkpoint as it is
     fp8-weights   its packed linears with weights in e4m3, a scale a column
     fp8           and rows in e4m3, a scale a row: what `routes.fp8` computes
-    a8, a8-e4m3   weights as they are, rows in int8 or e4m3 in groups of 128; with int8 the plugin's guard decides
-                  by layer, from the first documents
+    a8, a8-e4m3   weights as they are, rows in int8, behind the plugin's guard, or in e4m3; in groups of 128
     a8-x10        `a8` with a channel of each group ten times larger, and its weights as much smaller
     fp8-context   `fp8` for the first 256 rows of a document, `w4a16` for the rest of them
 
@@ -108,16 +107,14 @@ class Linear(nn.Module):
 
     def _a8(self, x: torch.Tensor) -> torch.Tensor:
         larger = torch.ones(x.shape[-1])
-        if self.way == "a8-x10":
-            larger[5::GROUP] = 10
-        rows = (x.float() * larger).flatten(0, -2)
-        rounded = values_of(*reference_groups(rows, FP8 if self.way == "a8-e4m3" else torch.int8))
-        result = F.linear(rounded.view_as(x) / larger, self.dense).to(x.dtype)
+        larger[5::GROUP] = 10 if self.way == "a8-x10" else 1
+        dtype = FP8 if self.way == "a8-e4m3" else torch.int8
+        rounded = values_of(*reference_groups((x.float() * larger).flatten(0, -2), dtype)).view_as(x)
+        result, exact = F.linear(rounded / larger, self.dense).to(x.dtype), self._packed(x)
         if self.keeps is None:
-            exact = self._packed(x)
             shares = (result - exact).square().sum(dim=-1) / exact.square().sum(dim=-1)
             self.keeps = bool(shares[shares.isfinite()].mean().sqrt() > LIMIT)
-        return self._packed(x) if self.keeps else result
+        return exact if self.keeps else result
 
     def _fp8(self, x: torch.Tensor) -> torch.Tensor:
         rows, scales = quantize_rows(x)

@@ -110,10 +110,18 @@ def test_int8_in_groups_is_taken_and_starts_where_it_wins(
     assert "256x256 a8 (int8) from 256 and exact from 512" in line
 
 
-def test_auto_takes_no_activations_of_eight_bits(gpu: FakeGpu) -> None:
+def test_auto_takes_no_activations_of_eight_bits_and_says_where_they_were_measured_faster(
+    gpu: FakeGpu,
+) -> None:
     linear = Model().load(SHAPE)
     assert linear.routes == ("exact",)
     assert linear.eight_bit is None
+    assert "a8" not in banner.table_line([linear], AUTO, "measured")
+    # As a profile has it that `qwen36 tune prefill` or a start with the option wrote.
+    linear.starts = replace(linear.starts, a8=300)
+    assert linear.route_for(9999) == "exact"
+    assert banner.table_line([linear], AUTO, "").endswith("; prefill=a8 was faster from 300 tokens on")
+    assert "was faster" not in banner.table_line([linear], replace(AUTO, mode="exact"), "")
 
 
 @pytest.mark.parametrize(

@@ -82,9 +82,7 @@ def quantization(run: Mapping[str, Any]) -> str:
     """
     match = re.search(r"quantization=(\w+)", "\n".join(run["log"]))
     if match is None:
-        raise ValueError(
-            "no line of vLLM's log says quantization=: serve again with python -m bench.act_order.served"
-        )
+        raise ValueError("no line of vLLM's log says quantization=")
     return match[1]
 
 

@@ -52,8 +52,10 @@ def measure(shape: Shape, kinds: list[str]) -> dict[str, Any]:
         x = torch.randn(rows, k, device=_DEVICE, dtype=torch.bfloat16)
         exact = x[:256].float() @ dequantize_symmetric(*weight, 4).float().t()
         by_name = {name: partial(call, x) for name, call in calls.items()}
-        result["us"][rows] = linear.graphed(by_name, rows * k * n / 1.5e8)
-        result["error"][rows] = {name: linear.relative_rms(c(x)[:256], exact) for name, c in calls.items()}
+        result["us"][str(rows)] = linear.graphed(by_name, rows * k * n / 1.5e8)
+        result["error"][str(rows)] = {
+            name: linear.relative_rms(c(x)[:256], exact) for name, c in calls.items()
+        }
     return result
 
 

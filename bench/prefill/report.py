@@ -394,6 +394,24 @@ def picture(result: Json) -> Any:
 
 
 LINEAR, ENGINE, GRAPHS = (HERE / f"{name}.json" for name in ("linear", "engine", "graphs"))
+
+
+def eight_bit_table(result: Json) -> str:
+    """Time of all linears of 64 layers over Marlin's, and the error of a product, by numbers of tokens."""
+    shapes = result["shapes"]
+    kinds = list(next(iter(shapes.values()))["us"]["8192"])
+
+    def whole(kind: str, rows: str) -> float:
+        return float(sum(each["us"][rows][kind]["us"] * results.MODULES[m][2] for m, each in shapes.items()))
+
+    lines = []
+    for rows in next(iter(shapes.values()))["us"]:
+        if all(kind in each["us"][rows] for each in shapes.values() for kind in kinds):
+            lines.append([rows, *(f"{whole(kind, rows) / whole('Marlin', rows):.2f}" for kind in kinds)])
+    lines.append(["error", *(f"{max(e['error']['8192'][k] for e in shapes.values()):.4f}" for k in kinds)])
+    return table(["tokens", *kinds], lines, f"{where(result['environment'])}; shares of Marlin's time")
+
+
 PAGE = Page(
     HERE / "README.md",
     {
@@ -408,6 +426,7 @@ PAGE = Page(
         "memory": (memory_table, ENGINE),
         "graphs": (targets_table, GRAPHS),
         "gemms": (gemms_table, ENGINE),
+        "eight-bit": (eight_bit_table, HERE / "eight-bit.json"),
         "quality": (quality_table, HERE / "quality.json"),
     },
     {"linear.png": (picture, LINEAR)},

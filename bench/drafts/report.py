@@ -237,6 +237,7 @@ PAGE = Page(
     {
         "acceptance": (acceptance_table, HERE / "acceptance.json"),
         "acceptance-gpu": (acceptance_table, HERE / "acceptance-gpu.json"),
+        "vocabulary": (acceptance_table, HERE / "vocabulary.json"),
         "engine": (engine_tables, HERE / "engine.json"),
     },
     {"engine.png": (picture, HERE / "engine.json")},

@@ -46,6 +46,9 @@ MTP_RULE_MEANS_ALL = "0.27.1"
 UNTIES_SINCE = "0.29"
 # From here on patterns of compressed-tensors' `ignore` are tried on the names of fused modules too.
 FUSED_PATTERNS_SINCE = "0.30"
+# From here on `--speculative-config` takes drafts by batch size. 0.19.1, which lacks it, was read, and 0.26.0 and
+# later; the releases between were not.
+DRAFTS_BY_BATCH_SINCE = "0.26"
 # The methods of `quantization_config` that vLLM has a class for, and the release in which they were read.
 METHODS_READ = "0.32"
 METHODS = frozenset({

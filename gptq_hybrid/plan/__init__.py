@@ -6,7 +6,7 @@ from .figures import Figure, figures
 from .plot import draw, plot_plan
 from .question import ACCEPTANCE, Question, card_given, read_acceptance, read_bandwidth
 from .report import answers, as_json, choices_table, drafts_table, flags, parts_table, verdict
-from .solve import Option, Plan, solve
+from .solve import Option, Plan, serving, solve
 from .speed import Speed, speed
 from .startup_log import StartupLog, parse_log, read_log
 
@@ -38,6 +38,7 @@ __all__ = [
     "read_bandwidth",
     "read_log",
     "sentences",
+    "serving",
     "solve",
     "speed",
     "verdict",

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from gptq_hybrid.common.tables import ReportTable, plain, report_table
-from gptq_hybrid.common.units import size_text
+from gptq_hybrid.common.units import range_text, size_text
 from gptq_hybrid.doctor.vllm_releases import DRAFTS_BY_BATCH_SINCE
 
 from .figures import Figure
@@ -135,14 +135,14 @@ def _about_drafts(plan: Plan) -> Iterator[str]:
                 "backend of attention that failed with four. Try: --drafts 4"
             )
     if plan.schedule:
-        ranges = ", ".join(f"{drafts} for {first} to {last} at once" for first, last, drafts in plan.schedule)
+        ranges = ", ".join(f"{drafts} for {range_text(first, last)}" for first, last, drafts in plan.schedule)
         where = (
             "the line has it"
             if plan.flag_schedule
             else f"from vLLM {DRAFTS_BY_BATCH_SINCE} on --speculative-config takes "
             f'"num_speculative_tokens_per_batch_size": {schedule_text(plan)}'
         )
-        yield f"Fastest by batch size, derived: {ranges} drafts; {where}."
+        yield f"Fastest by batch size, derived: drafts, {ranges} at once; {where}."
 
 
 def parts_table(plan: Plan) -> ReportTable:

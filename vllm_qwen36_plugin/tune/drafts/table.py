@@ -75,7 +75,7 @@ def meaning(grid: Grid, recommendation: Recommendation) -> list[str]:
         ranges = ", ".join(
             f"{count_of_drafts(count)} for {range_text(first, last)}" for first, last, count in schedule
         )
-        lines.append(f"By batch size, which this vLLM can follow: {ranges}, at once, and as many beyond.")
+        lines.append(f"By batch size, which this vLLM can follow: {ranges} at once, and as many beyond.")
     flags = recommendation.flags
     lines.append(f"Use: {shlex.join(flags)}" if flags else "Serve without --speculative-config.")
     return lines

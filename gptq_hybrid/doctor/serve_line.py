@@ -101,7 +101,7 @@ def speculative_config(drafts: int, schedule: Schedule = ()) -> str:
 
     Args:
         drafts: most drafts a step, above 0.
-        schedule: fewer by batch size, ranges that begin at 1; vLLM has it from ``DRAFTS_BY_BATCH_SINCE`` on.
+        schedule: fewer by batch size, ranges that begin at 1, for releases that get it right.
     """
     config: dict[str, Any] = {"method": "mtp", "num_speculative_tokens": drafts}
     if schedule:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from gptq_hybrid.common.errors import HybridError
-from gptq_hybrid.doctor.vllm_releases import DRAFTS_BY_BATCH_SINCE, VllmRelease
+from gptq_hybrid.doctor.vllm_releases import VllmRelease, drafts_by_batch
 from gptq_hybrid.hooks import GpuProfile
 from gptq_hybrid.memory import KV_DTYPES, STATE_DTYPES, UTILIZATION, parse_size
 
@@ -75,8 +75,8 @@ class Question:
 
     @property
     def drafts_by_batch(self) -> bool:
-        """Whether the release takes drafts by batch size in ``--speculative-config``."""
-        return self.vllm is not None and self.vllm.at_least(DRAFTS_BY_BATCH_SINCE)
+        """Whether drafts by batch size belong in ``--speculative-config``."""
+        return drafts_by_batch(self.vllm)
 
     def tokens_a_step(self, drafts: int) -> float:
         """Tokens that a step brings on average: one, and the accepted drafts."""

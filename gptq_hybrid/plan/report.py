@@ -9,7 +9,6 @@ from typing import Any
 
 from gptq_hybrid.common.tables import ReportTable, plain, report_table
 from gptq_hybrid.common.units import range_text, size_text
-from gptq_hybrid.doctor.vllm_releases import DRAFTS_BY_BATCH_SINCE
 
 from .figures import Figure
 from .question import ACCEPTANCE
@@ -139,8 +138,8 @@ def _about_drafts(plan: Plan) -> Iterator[str]:
         where = (
             "the line has it"
             if plan.flag_schedule
-            else f"from vLLM {DRAFTS_BY_BATCH_SINCE} on --speculative-config takes "
-            f'"num_speculative_tokens_per_batch_size": {schedule_text(plan)}'
+            else f'not in the line, as "num_speculative_tokens_per_batch_size": {schedule_text(plan)} gave wrong text '
+            "in stock vLLM 0.32 on a CPU, and was not run on a GPU"
         )
         yield f"Fastest by batch size, derived: drafts, {ranges} at once; {where}."
 

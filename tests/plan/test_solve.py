@@ -10,6 +10,7 @@ import pytest
 
 from gptq_hybrid.checkpoint import Checkpoint
 from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.doctor import vllm_releases
 from gptq_hybrid.doctor.place import place_named
 from gptq_hybrid.doctor.vllm_releases import VllmRelease
 from gptq_hybrid.hooks import GpuProfile
@@ -271,25 +272,28 @@ def test_a_third_draft_is_taken_where_it_costs_no_context(full: Full) -> None:
         assert found.fit.sequences == plan(full, "static-mse", name, plugin=True, drafts=2).fit.sequences
 
 
-def test_drafts_by_batch_are_in_the_line_where_the_release_takes_them(full: Full) -> None:
+def test_drafts_by_batch_are_in_the_line_of_a_release_that_gets_them_right(
+    full: Full, monkeypatch: pytest.MonkeyPatch
+) -> None:
     utils = pytest.importorskip("vllm.v1.spec_decode.dynamic.utils")
     asked: dict[str, Any] = {"context": 2000, "concurrency": 256, "drafts": 3, "acceptance": (0.7, 0.4, 0.2)}
     key = "num_speculative_tokens_per_batch_size"
-    found = {
-        release: plan(
-            full, "compact", "H200", vllm=None if release is None else VllmRelease(release), **asked
-        )
-        for release in (None, "0.19.1", "0.26.0", "0.33.0")
-    }
-    assert [key in found[release].command.line for release in found] == [False, False, True, True]
-    config = json.loads(flag(found["0.33.0"].command.arguments, "--speculative-config"))
+
+    def of(release: str | None) -> Any:
+        return plan(full, "compact", "H200", vllm=None if release is None else VllmRelease(release), **asked)
+
+    assert key not in of("0.33.0").command.line
+    assert any("gave wrong text" in sentence for sentence in answers(of("0.33.0")))
+    monkeypatch.setattr(vllm_releases, "DRAFTS_BY_BATCH_SINCE", "0.33")
+    assert [key in of(release).command.line for release in (None, "0.32.0", "0.33.0")] == [False, False, True]
+    found = of("0.33.0")
+    config = json.loads(flag(found.command.arguments, "--speculative-config"))
     assert config["num_speculative_tokens"] == 3
     # As vLLM itself reads it.
     lookup = utils.build_dynamic_sd_schedule_lookup(config[key], 256, 3)
     assert lookup[1] == 3
     assert lookup[256] < 3
-    assert any("the line has it" in sentence for sentence in answers(found["0.33.0"]))
-    assert any("from vLLM 0.26 on" in sentence for sentence in answers(found["0.19.1"]))
+    assert any("the line has it" in sentence for sentence in answers(found))
 
 
 def flag(arguments: tuple[str, ...], name: str) -> str:

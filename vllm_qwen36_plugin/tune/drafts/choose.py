@@ -90,11 +90,11 @@ class Recommendation:
     batches: Mapping[int, Choice]
     """The best for each number of requests in flight, over all contexts."""
     by_batch: bool = False
-    """Whether vLLM takes a count for each."""
+    """Whether vLLM gets a count for each right."""
 
     @property
     def schedule(self) -> list[tuple[int, int, int]]:
-        """Drafts by batch size; empty where one count is best for all, or vLLM takes one alone.
+        """Drafts by batch size; empty where one count is best for all, or vLLM gets one alone right.
 
         A size that was not measured has what is best for the next larger one. vLLM goes on with the last.
         """

@@ -67,7 +67,7 @@ class Grid:
         requests: of a repeat; None for twice the batch, and at least eight.
         repeats: of a cell.
         on_cpu: whether vLLM runs on the CPU.
-        by_batch: whether this vLLM takes drafts by batch size.
+        by_batch: whether this vLLM gets drafts by batch size right.
     """
 
     checkpoint: Checkpoint

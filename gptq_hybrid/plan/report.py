@@ -138,8 +138,8 @@ def _about_drafts(plan: Plan) -> Iterator[str]:
         where = (
             "the line has it"
             if plan.flag_schedule
-            else f'not in the line, as "num_speculative_tokens_per_batch_size": {schedule_text(plan)} gave wrong text '
-            "in stock vLLM 0.32 on a CPU, and was not run on a GPU"
+            else f'not in the line: "num_speculative_tokens_per_batch_size": {schedule_text(plan)} gave wrong '
+            "text in stock vLLM 0.32 on a CPU, and was not run on a GPU"
         )
         yield f"Fastest by batch size, derived: drafts, {ranges} at once; {where}."
 

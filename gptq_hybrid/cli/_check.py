@@ -219,7 +219,7 @@ def _print(reports: Sequence[Report], place: Place | None) -> None:
         if report.verdict == "faulty":
             print_next(Step("do what `help` says, and check it again", f"qwen36 check {report.path}"))
         if (command := _serving(report, place)) is not None:
-            print_memory(screen, command, report.path)
+            print_memory(screen, command, report.path, report.checkpoint, place)
         print_next(*next_steps(report, place))
     if len(reports) > 1 and not SETTINGS.quiet:
         counts = [sum(r.verdict == v for r in reports) for v in ("serves", "faulty", "unreadable")]

@@ -185,14 +185,15 @@ def quantize_command(
     from gptq_hybrid.checkpoint import Checkpoint
     from gptq_hybrid.plan import serving
 
-    command = serving(Checkpoint.open(target), this_place(), vllm=installed_vllm(), plugin=plugin_installed())
+    written, place = Checkpoint.open(target), this_place()
+    command = serving(written, place, vllm=installed_vllm(), plugin=plugin_installed())
     steps = [*serving_steps(command), Step("see what quantizing cost", f"qwen36 eval {source} {target}")]
     if as_json:
         print_json(_as_json(result), format="GPTQ", serve=command.line, steps=steps)
         return
     screen = out()
     print_summary(screen, result)
-    print_memory(screen, command, str(target))
+    print_memory(screen, command, str(target), written, place)
     note(
         "vLLM warns of each module whose float16 scales it loads as bfloat16. That is expected, and does no harm."
     )

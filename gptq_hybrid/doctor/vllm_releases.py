@@ -49,7 +49,7 @@ FUSED_PATTERNS_SINCE = "0.30"
 # From here on `num_speculative_tokens_per_batch_size` of `--speculative-config` is right for this family; None: no
 # release was seen to be. 0.26.0 and later have it. With it stock 0.32.0 decodes wrongly on a CPU wherever fewer are
 # drafted than `num_speculative_tokens` says: log-probabilities are 3.3 nats off with one of two, and 4.2 with none,
-# where BF16 is 0.03 (tests/serving/test_decode_steps.py, which fails once that is mended). That was model runner V1;
+# where BF16 is 0.03 (tests/serving/test_decode_steps.py, which fails once that is mended). It was model runner V1;
 # V2, which GPUs have by default from 0.29 on, was not run. In V1 it also takes full CUDA graphs away (vLLM #49548).
 DRAFTS_BY_BATCH_SINCE: str | None = None
 # The methods of `quantization_config` that vLLM has a class for, and the release in which they were read.

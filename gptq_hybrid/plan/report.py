@@ -14,6 +14,7 @@ from .figures import Figure
 from .question import ACCEPTANCE
 from .solve import Option, Plan
 from .speed import EQUAL, REPLY
+from .states import about_states
 
 _GIB = 1 << 30
 _NOT_FLAGS = ("--revision",)
@@ -63,6 +64,8 @@ def answers(plan: Plan) -> Iterator[str]:
         yield f"It lacks {size_text(plan.missing)} on the card, as expected."
         yield from _ways_out(plan)
     yield from _about_drafts(plan)
+    if (states := about_states(plan.checkpoint, plan.question.memory, plan.fit)) is not None:
+        yield states
 
 
 def _ways_out(plan: Plan) -> Iterator[str]:

@@ -198,6 +198,15 @@ def test_flashinfer_s_exported_states_are_counted(full: Full) -> None:
     assert exporting.option.longest < usual.option.longest
 
 
+def test_states_in_16_bits_are_recommended_with_what_they_bring(full: Full) -> None:
+    found = plan(full, "static-mse", "RTX 4090", concurrency=2, drafts=2)
+    [sentence] = [text for text in answers(found) if "--mamba-ssm-cache-dtype float16" in text]
+    halved = plan(full, "static-mse", "RTX 4090", concurrency=2, drafts=2, state="float16")
+    assert f"{found.fit.tokens:,} tokens of cache {halved.fit.tokens:,} with 2 at once" in sentence
+    assert halved.fit.tokens > found.fit.tokens
+    assert not any("Free as far" in text for text in answers(halved))
+
+
 def test_images_take_their_tower_and_a_profile(full: Full) -> None:
     text, images = (
         plan(full, "static-mse", "L40S", concurrency=4, drafts=2, images=on) for on in (False, True)

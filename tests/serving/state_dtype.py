@@ -2,8 +2,8 @@
 
     python -m tests.serving.state_dtype OUT.json [--checkpoint bench/mini/checkpoint]
 
-No engine: transformers' own modules in float32, whose recurrent states are rounded after every step, as vLLM's cache
-of `--mamba-ssm-cache-dtype` keeps them. (vLLM's kernels compute in float32 and round what they store.) Prefill keeps
+No engine: transformers' own modules in float32, whose recurrent states are rounded after every step, as a cache of
+`--mamba-ssm-cache-dtype` keeps them. (vLLM's kernels compute in float32 and round what they store.) Prefill keeps
 states in float32 throughout, so that nothing of this shows there. Compared is each step with the same step whose
 states are float32, along the same text.
 """
@@ -11,6 +11,7 @@ states are float32, along the same text.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ import torch
 from bench.arguments import command_line
 from bench.engine import place
 from bench.results import Json, save
+from gptq_hybrid.common.progress import counting_bars
+from gptq_hybrid.common.terminal import err
 from tests.streaming.rounded import CHECKPOINT, HELDOUT
 
 DTYPES = ("float16", "bfloat16")
 # Tokens of a document, and documents of a domain at most.
-_LENGTH, _DOCUMENTS = 512, 6
+_LENGTH, _DOCUMENTS = 256, 3
 
 
 def documents(checkpoint: Path, length: int, most: int) -> torch.Tensor:
@@ -59,8 +62,13 @@ class Stepped:
 
 
 @torch.inference_mode()
-def measure(model: Any, ids: torch.Tensor, names: tuple[str, ...] = DTYPES) -> Json:
-    """By dtype: mean divergence in nats a token, over all steps and over the last quarter; and what else changed."""
+def measure(
+    model: Any,
+    ids: torch.Tensor,
+    names: tuple[str, ...] = DTYPES,
+    on_step: Callable[[int], None] = lambda done: None,
+) -> Json:
+    """By dtype: mean divergence in nats a token, of all steps and of the last quarter; and what else changed."""
     exact = Stepped(model, torch.float32)
     others = {name: Stepped(model, getattr(torch, name)) for name in names}
     divergence: dict[str, list[torch.Tensor]] = {name: [] for name in names}
@@ -74,6 +82,7 @@ def measure(model: Any, ids: torch.Tensor, names: tuple[str, ...] = DTYPES) -> J
             divergence[name].append((reference.exp() * (reference - found)).sum(-1))
             agree[name] += int((reference.argmax(-1) == found.argmax(-1)).sum())
             loss[name] -= float(found.gather(1, following).mean()) / steps
+        on_step(at + 1)
     late = -(-steps // 4)
     return {
         "documents": len(ids),
@@ -104,7 +113,11 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     args = parser.parse_args()
     ids = documents(args.checkpoint, _LENGTH, _DOCUMENTS)
-    save(args.out, {"environment": place(), **measure(load(args.checkpoint), ids)})
+    model = load(args.checkpoint)
+    with counting_bars(err()) as progress:
+        task = progress.add_task("steps", total=ids.shape[1] - 1)
+        measured = measure(model, ids, on_step=lambda done: progress.update(task, completed=done))
+    save(args.out, {"environment": place(), **measured})
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ its own:
 
     none, stock              vLLM alone: without MTP, and with it
     stock:fp8                with MTP and ``draft_lm_head_quantization``, from vLLM 0.33 on
+    humming, humming:fp8     the same two where vLLM may not choose Machete: its best on this card
     auto, w4, w8, w8:65536 … the plugin's drafts: form of their weights, and after a colon the tokens drafted from;
                              `auto`, the default, has W8 linears and a copy of the output head in W4
     NAME@3                   the same with three drafts a step
@@ -47,9 +48,9 @@ from bench.results import Json
 from bench.variants import engine_arguments, main, saving
 
 VARIANTS = (
-    "none", "stock", "stock:fp8", "auto", "w4", "w8", "fp8",
+    "none", "stock", "stock:fp8", "humming", "humming:fp8", "auto", "w4", "w8", "fp8",
     "bf16:65536", "w4:65536", "w8:65536", "fp8:65536",
-    "stock@3", "stock:fp8@3", "auto@3", "w8:65536@3", "w4:65536@3",
+    "stock@3", "humming:fp8@3", "auto@3", "w8:65536@3", "w4:65536@3",
 )  # fmt: skip
 _USUAL = ("none", "stock", "stock:fp8", "auto")
 # Published for the 27B with four drafts (`gptq_hybrid.receipt.reference` says where), by position.
@@ -61,12 +62,12 @@ _PROMPTS = (1024, 2000)
 # Requests and tokens of context of ``--served``, and the steps that are timed.
 _SERVED, _TIMED, _MOST = ((1, 2048), (4, 2048), (16, 2048), (1, 30720), (4, 30720)), 64, 1100
 # vLLM alone.
-_PLAIN = ("none", "stock", "stock:fp8")
+_PLAIN = ("none", "stock", "stock:fp8", "humming", "humming:fp8")
 
 
 def start_variant(variant: str, args: argparse.Namespace, folder: Path) -> Any:
     """Install what the variant needs, and start the engine in this process."""
-    set_up(args.kernel)
+    set_up("humming" if variant.startswith("humming") else args.kernel)
     import torch
 
     from bench.dummy import fill_on_load, write_checkpoint
@@ -88,7 +89,7 @@ def start_variant(variant: str, args: argparse.Namespace, folder: Path) -> Any:
         offer()  # vLLM has a 4-bit kernel for AVX-512 only
     fill_on_load(scaled=True)
     variant, count = drafts_of(variant)
-    drafting: Json = {"draft_lm_head_quantization": "fp8"} if variant == "stock:fp8" else {}
+    drafting: Json = {"draft_lm_head_quantization": "fp8"} if variant.endswith(":fp8") else {}
     if args.served and count and not args.tiny:
         rates = [rate * KEPT.get(variant, 1.0) for rate in RATES[:count]]
         drafting |= {"rejection_sample_method": "synthetic", "synthetic_acceptance_rates": rates}

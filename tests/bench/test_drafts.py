@@ -129,7 +129,7 @@ def timed(ms: float) -> dict[str, Any]:
 
 
 def result(**runs: float) -> dict[str, Any]:
-    names = {"w4few": "w4:32768", "auto3": "auto@3", "fp8": "stock:fp8"}
+    names = {"w4few": "w4:32768", "auto3": "auto@3", "fp8": "humming:fp8"}
     return {
         "settings": {"layers": 16, "drafts": 2},
         "runs": {names.get(name, name): timed(ms) for name, ms in runs.items()},
@@ -148,7 +148,7 @@ def test_a_step_is_held_against_stocks_on_the_clock_and_by_kernels() -> None:
 
 def test_tokens_a_second_are_held_against_stock_and_its_best_flag() -> None:
     found = result(none=4.0, stock=7.0, fp8=6.0, auto3=5.5)
-    for way, tokens in {"none": 50, "stock": 100, "stock:fp8": 110, "auto@3": 132}.items():
+    for way, tokens in {"none": 50, "stock": 100, "humming:fp8": 110, "auto@3": 132}.items():
         found["runs"][way]["served"] = {"1 x 2048": {"step_ms": 9.0, "tokens_a_second": tokens}}
     assert cells(report.served_table(found), "auto@3") == ["132", "1.32", "1.20"]
 

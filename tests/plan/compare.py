@@ -23,6 +23,7 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock, patch
@@ -206,18 +207,12 @@ def run(llm: Any, core: Any, number: int, each: int) -> Json:
 
 
 def engine_settings(gpu: bool) -> list[Json]:
-    """Few, as each start takes a minute."""
-    kinds = ("auto", "fp8") if gpu else ("auto",)
-    grid = itertools.product(
-        range(5) if gpu else (0, 2, 4), kinds, (8 << 30, 20 << 30) if gpu else (48 << 20,)
-    )
-    usual = {
-        "state": "auto",
-        "prefix": gpu,
-        "length": 32768 if gpu else 2048,
-        "request": 30_000 if gpu else 700,
-    }
-    return [{"drafts": d, "kv": kv, "bytes": size, **usual} for d, kv, size in grid]
+    """Twenty: each start takes 20 s."""
+    kinds, sizes = (("auto", "fp8"), (8 << 30, 20 << 30)) if gpu else (("auto",), (48 << 20, 80 << 20))
+    lengths = (32768,) if gpu else (2048, 4096)
+    usual = {"state": "auto", "prefix": gpu, "request": 30_000 if gpu else 700}
+    grid = itertools.product(range(5), kinds, sizes, lengths)
+    return [{"drafts": d, "kv": kv, "bytes": size, "length": length, **usual} for d, kv, size, length in grid]
 
 
 def narrow_27b(folder: Path) -> None:
@@ -231,19 +226,26 @@ def narrow_27b(folder: Path) -> None:
 def collect(out: Path, commands: list[list[str]], jobs: int) -> None:
     """Run ``[python, *flags]`` so many at a time, each with a file of its own; add what they found to ``out``."""
     result = load(out) or {"inside": {}, "engines": {}}
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
-        files = [Path(folder, f"{n}.json") for n in range(len(commands))]
-        runs = [
-            pool.submit(subprocess.run, [python, "-m", "tests.plan.compare", str(file), *flags], check=False)
-            for file, (python, *flags) in zip(files, commands, strict=True)
-        ]
-        failed = [n for n, run in enumerate(runs) if run.result().returncode]
-        parts = [part for file in files if (part := load(file))]
-    for part in parts:
-        result["inside"] |= part["inside"]
-    for name in {name for part in parts for name in part["engines"]}:
-        result["engines"][name] = [row for part in parts for row in part["engines"].get(name, ())]
-    save(out, result)
+    found: dict[str, dict[int, list[Json]]] = {}
+
+    def run(number: int) -> int:
+        python, *flags = commands[number]
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "part.json")
+            command = [python, "-m", "tests.plan.compare", str(file), *flags]
+            code = subprocess.run(command, check=False).returncode
+            part = load(file) or {"inside": {}, "engines": {}}
+        with lock:
+            result["inside"] |= part["inside"]
+            for name, rows in part["engines"].items():
+                found.setdefault(name, {})[number] = rows
+                result["engines"][name] = [row for _, rows in sorted(found[name].items()) for row in rows]
+            save(out, result)
+        return code
+
+    lock = Lock()
+    with ThreadPoolExecutor(jobs) as pool:
+        failed = [n for n, code in enumerate(pool.map(run, range(len(commands)))) if code]
     if failed:
         sys.exit(f"{len(failed)} of {len(commands)} failed: {failed}")
 

@@ -6,6 +6,8 @@ from gptq_hybrid.checkpoint import Checkpoint
 from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.memory import Fit, fit
 
+from .speed import EQUAL
+
 FLAG = "--mamba-ssm-cache-dtype float16"
 # Nats a token: of states in float16, stepping the small model a token at a time (bench/mini/README.md); and of
 # 4-bit weights, the recipe `static-mse`, beside it.
@@ -13,7 +15,7 @@ STATES_KLD, WEIGHTS_KLD = 1.8e-7, 0.0236
 
 
 def half_states(checkpoint: Checkpoint, memory: int, fitted: Fit) -> Fit | None:
-    """Divide a card as before, but with states in float16; None where they have 16 bits already or nothing fits.
+    """Divide a card as before, but with states in float16; None where that brings nothing to speak of.
 
     Args:
         checkpoint: an open one.
@@ -37,7 +39,7 @@ def half_states(checkpoint: Checkpoint, memory: int, fitted: Fit) -> Fit | None:
     except HybridError:
         return None
     smaller = half.layout.state_bytes < fitted.layout.state_bytes
-    return half if smaller and half.tokens > fitted.tokens else None
+    return half if smaller and half.tokens >= fitted.tokens * (1 + EQUAL) else None
 
 
 def about_states(checkpoint: Checkpoint, memory: int, fitted: Fit) -> str | None:

@@ -5,7 +5,8 @@
 
 CHECKPOINT is made from bench/mini (BF16, or quantized), with a draft_vocab.json for the ways that cut the
 vocabulary. A way is a form of weights, and after a colon how many tokens may be drafted (0: all); `none` is no
-speculation, `bf16` vLLM's own drafts. With `:v2` at the end vLLM runs it in its V2 model runner, else in the one it
+speculation, `bf16` vLLM's own drafts. After a second colon the name of another list, `answers` for
+CHECKPOINT/answers.json. With `:v2` at the end vLLM runs it in its V2 model runner, else in the one it
 takes by itself (of 0.26 V1). Each is an engine of its own, and RAW.json is written after each; ways already in it
 are kept unless named, and of a way the task that is not asked for. ``--summary`` writes what the page needs of it.
 
@@ -43,10 +44,11 @@ _V2 = ":v2"
 _LEAST_EXPECTED = 5.0
 
 
-def options(way: str) -> Json:
+def options(way: str, checkpoint: Path) -> Json:
     """The plugin's options of a way."""
-    form, _, count = way.removesuffix(_V2).partition(":")
-    return {"draft": "bf16" if form == "none" else form, "draft_vocab": int(count or 0)}
+    form, count, listed, *_ = [*way.removesuffix(_V2).split(":"), "", ""]
+    found: Json = {"draft": "bf16" if form == "none" else form, "draft_vocab": int(count or 0)}
+    return found | ({"draft_vocab_file": str(checkpoint / f"{listed}.json")} if listed else {})
 
 
 def _drafts(way: str) -> bool:
@@ -76,7 +78,7 @@ def start(checkpoint: Path, way: str, seed: int) -> Any:
         drafts=DRAFTS if _drafts(way) else 0,
         seed=seed,
         max_num_seqs=128,
-        additional_config={"qwen36": options(way)},
+        additional_config={"qwen36": options(way, checkpoint)},
         **on_gpu,
     )
 
@@ -132,17 +134,23 @@ def sampled(llm: Any, prompts: dict[str, list[list[int]]], samples: int) -> dict
 
 
 def run(
-    checkpoint: Path, way: str, before: Json, tasks: Sequence[str], samples: int, seed: int
+    checkpoint: Path,
+    way: str,
+    before: Json,
+    tasks: Sequence[str],
+    samples: int,
+    seed: int,
+    documents: int = _A_DOMAIN,
 ) -> Iterator[Json]:
     """The figures asked for of one way, greedy ones first; others stay as they were ``before``."""
-    prompts = mini_prompts(checkpoint, _A_DOMAIN)
+    prompts = mini_prompts(checkpoint, documents)
     llm = start(checkpoint, way, seed)
     figures: Json = {
         "greedy": {},
         "sampled": {},
         **before,
         "environment": place(),
-        "options": options(way),
+        "options": options(way, Path()),
     }
     begin = time.perf_counter()
     for task in TASKS:
@@ -231,6 +239,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=list(WAYS))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--samples", type=int, default=20000, help="draws of all prompts together")
+    parser.add_argument("--documents", type=int, default=_A_DOMAIN, help="of each domain")
     parser.add_argument("--summary", type=Path, metavar="OUT.json", help="run nothing; summarize RAW.json")
     parser.add_argument("--one", help="this way only, in this process")
     args = parser.parse_args()
@@ -238,7 +247,7 @@ def main() -> None:
         # Another seed for each way: with the same noise two ways would agree better than chance.
         before = (load(args.raw) or {"runs": {}})["runs"].get(args.one, {})
         seed = 1 + sum(args.one.encode())
-        for run_ in run(args.checkpoint, args.one, before, args.tasks, args.samples, seed):
+        for run_ in run(args.checkpoint, args.one, before, args.tasks, args.samples, seed, args.documents):
             result = load(args.raw) or {"runs": {}}
             result["runs"][args.one] = run_
             save(args.raw, result)

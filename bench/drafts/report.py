@@ -248,6 +248,7 @@ PAGE = Page(
     {
         "acceptance": (acceptance_table, HERE / "acceptance.json"),
         "acceptance-gpu": (acceptance_table, HERE / "acceptance-gpu.json"),
+        "vocabulary": (acceptance_table, HERE / "vocabulary.json"),
         "engine": (engine_tables, HERE / "engine.json"),
         "engine-033": (engine_tables, HERE / "engine-0.33.json"),
     },

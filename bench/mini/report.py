@@ -69,10 +69,23 @@ def drafts(evaluation: Json) -> str:
     )
 
 
+def states(result: Json) -> str:
+    """What states in 16 bits do to decoding, by dtype."""
+    columns = [
+        Column("states", "dtype"),
+        Column("KLD, nats a token", "kld", ".1e"),
+        Column("of the last quarter", "kld_late", ".1e"),
+        Column("same best token", "agree", ".2%"),
+        Column("loss over float32's", lambda row: row["loss"] - result["loss"], "+.1e"),
+    ]
+    return table(columns, [{"dtype": name, **row} for name, row in result["dtypes"].items()])
+
+
 PAGE = Page(
     _HERE / "README.md",
     {
         "domains": (domains, _HERE / "training.json", _HERE / "evaluation.json"),
         "drafts": (drafts, _HERE / "evaluation.json"),
+        "states": (states, _HERE / "states.json"),
     },
 )

@@ -16,6 +16,8 @@ from gptq_hybrid.common.errors import HybridError
 from .rows import Row, parse_row, row_key, row_text, shuffle_key
 
 _FORM = 'A line is {"messages": [...]}, {"prompt": "..."} or {"text": "..."}.'
+# 36 prompts in six domains, written for this project: what is asked where the user names no file.
+SHIPPED_PROMPTS = Path(__file__).with_name("prompts.jsonl")
 # Between a prompt and the text that is put ahead of it.
 BETWEEN = "\n\n"
 

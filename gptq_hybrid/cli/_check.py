@@ -14,9 +14,9 @@ from gptq_hybrid.common.envelope import print_json
 from gptq_hybrid.common.errors import CheckpointError, HybridError
 from gptq_hybrid.common.progress import byte_progress
 from gptq_hybrid.common.terminal import SETTINGS, Screen, Step, err, out, plain, print_error, print_next
-from gptq_hybrid.doctor import DEADLINE, Report, check, check_rules
+from gptq_hybrid.doctor import DEADLINE, Report, VllmRelease, check, check_rules
 from gptq_hybrid.doctor.place import Place, place_named, this_place
-from gptq_hybrid.doctor.serve_line import DRAFTS, ServeCommand, serve_command
+from gptq_hybrid.doctor.serve_line import ServeCommand
 
 from ._annotations import github_lines, sarif_log
 from ._findings import print_findings, rules_table
@@ -190,7 +190,10 @@ def _worst(reports: Sequence[Report]) -> str:
 def _serving(report: Report, place: Place | None) -> ServeCommand | None:
     if report.verdict != "serves" or report.checkpoint is None:
         return None
-    return serve_command(report.checkpoint, place, drafts=DRAFTS if report.mtp else 0)
+    from gptq_hybrid.plan import serving
+
+    release = None if report.vllm is None else VllmRelease(report.vllm)
+    return serving(report.checkpoint, place, mtp=report.mtp, vllm=release, plugin=report.plugin)
 
 
 def next_steps(report: Report, place: Place | None = None) -> list[Step]:
@@ -216,7 +219,7 @@ def _print(reports: Sequence[Report], place: Place | None) -> None:
         if report.verdict == "faulty":
             print_next(Step("do what `help` says, and check it again", f"qwen36 check {report.path}"))
         if (command := _serving(report, place)) is not None:
-            print_memory(screen, command, report.path)
+            print_memory(screen, command, report.path, report.checkpoint, place)
         print_next(*next_steps(report, place))
     if len(reports) > 1 and not SETTINGS.quiet:
         counts = [sum(r.verdict == v for r in reports) for v in ("serves", "faulty", "unreadable")]

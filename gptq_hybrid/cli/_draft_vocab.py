@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import TaskID
@@ -20,9 +21,16 @@ from gptq_hybrid.common.options import AsJson
 from gptq_hybrid.common.outputs import refuse_unwritable
 from gptq_hybrid.common.progress import counting_bars
 from gptq_hybrid.common.tables import report_table
-from gptq_hybrid.common.terminal import SETTINGS, Step, err, out, print_next
+from gptq_hybrid.common.terminal import SETTINGS, Step, err, note, out, print_next, warn
 from gptq_hybrid.common.text import printable
 
+if TYPE_CHECKING:
+    from gptq_hybrid.draft_vocab.answers import Answered
+
+_SERVER = "Count the answers of a running server"
+_ANSWERS = Path("qwen36-answers.jsonl")
+# Most documents of a source and tokens of each; most answers of a server and tokens of each.
+_OF_TEXT, _OF_ANSWERS = (4096, 4096), (512, 1024)
 # In bench/drafts a list that holds 98.4 % of a text keeps 0.989 of the tokens a step.
 _ENOUGH = 0.98
 
@@ -43,26 +51,109 @@ def draft_vocab_command(
             "--out", metavar="FILE", help=f"Where the list goes.  [default: CHECKPOINT/{DRAFT_VOCAB_FILE}]"
         ),
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Most documents of each SOURCE.")] = 4096,
-    max_length: Annotated[int, typer.Option(min=16, help="Tokens counted of each document.")] = 4096,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help=f"Most documents of each SOURCE, or answers.  [default: {_OF_TEXT[0]}; {_OF_ANSWERS[0]} answers]",
+            show_default=False,
+        ),
+    ] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            min=16,
+            help=f"Most tokens of each.  [default: {_OF_TEXT[1]}; {_OF_ANSWERS[1]} of an answer]",
+            show_default=False,
+        ),
+    ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="A vllm serve of this checkpoint, or of its original, which is asked.",
+            rich_help_panel=_SERVER,
+            show_default=False,
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.jsonl",
+            help="What to ask.  [default: 36 prompts in six domains]",
+            rich_help_panel=_SERVER,
+            show_default=False,
+        ),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Of sampling.  [default: all that generation_config.json recommends]",
+            rich_help_panel=_SERVER,
+            show_default=False,
+        ),
+    ] = None,
+    in_flight: Annotated[
+        int, typer.Option(min=1, max=1024, help="Requests at once.", rich_help_panel=_SERVER)
+    ] = 8,
+    answers: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help=f"Where answers are kept, for the same command to go on from.  [default: {_ANSWERS}]",
+            rich_help_panel=_SERVER,
+            show_default=False,
+        ),
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="VLLM_API_KEY",
+            help="Key of the server.",
+            rich_help_panel=_SERVER,
+            show_default=False,
+            show_envvar=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Rank tokens by how often replies use them.
 
     Drafts over the first of them are cheaper. Counts the tokens of replies in conversations, and all tokens of
-    plain text. Prints what share of held-out documents the first N tokens hold.
+    plain text; with --server, those of answers that the model itself gives, thoughts included. Prints what share
+    of held-out documents the first N tokens hold.
 
     Exit code 2: nothing could be read, or nothing was written.
     """
-    specs = data or [DEFAULT_CALIBRATION]
     if not (checkpoint / "config.json").is_file():
         raise CheckpointError(checkpoint, "has no config.json", remedy="Give the folder of a checkpoint.")
     target = out_file or checkpoint / DRAFT_VOCAB_FILE
     refuse_unwritable("--out", target)
-    for spec in specs:
-        refuse_bad_calibration(spec)
-    refuse_missing("transformers")
-    vocab = _count(checkpoint, specs, samples, max_length)
+    asked = None
+    if server is None:
+        given = {"--prompts": prompts, "--temperature": temperature, "--answers": answers}
+        if alone := [name for name, value in given.items() if value is not None]:
+            raise HybridError(
+                f"{alone[0]} is for a server that is asked", remedy="Give its --server URL too."
+            )
+        specs = data or [DEFAULT_CALIBRATION]
+        for spec in specs:
+            refuse_bad_calibration(spec)
+        refuse_missing("transformers")
+        vocab = _count(checkpoint, specs, samples or _OF_TEXT[0], max_length or _OF_TEXT[1])
+    else:
+        if data:
+            raise HybridError(
+                "--data counts text, --server counts answers: a list is made of one of them",
+                remedy="Leave one out.",
+            )
+        limits = samples or _OF_ANSWERS[0], max_length or _OF_ANSWERS[1]
+        kept_in = answers or _ANSWERS
+        refuse_unwritable("--answers", kept_in)
+        refuse_missing("transformers")
+        asked = _ask(checkpoint, server, prompts, temperature, limits, in_flight, kept_in, api_key)
+        vocab = asked.vocab
     try:
         kept = keep_previous(target, vocab.as_text())
         write_draft_vocab(target, vocab)
@@ -96,17 +187,67 @@ def _next_steps(vocab: DraftVocab, target: Path, *, own_place: bool) -> list[Ste
     return [Step(f"serve with it: add --additional-config '{switch}' to your vllm serve line")]
 
 
-def _count(checkpoint: Path, specs: Sequence[str], samples: int, max_length: int) -> DraftVocab:
+def _tokenizer(checkpoint: Path) -> Any:
     from transformers import AutoTokenizer
 
-    from gptq_hybrid.draft_vocab import draft_vocab_from_rows
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
+        return AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
     except Exception as error:
         raise CheckpointError(
             checkpoint, f"has no tokenizer that can be loaded: {error}", remedy="Copy it from the original."
         ) from error
+
+
+def _ask(
+    checkpoint: Path,
+    server: str,
+    prompts: Path | None,
+    temperature: float | None,
+    limits: tuple[int, int],
+    in_flight: int,
+    kept_in: Path,
+    api_key: str | None,
+) -> Answered:
+    from gptq_hybrid.calibration.prompts import SHIPPED_PROMPTS, read_prompts
+    from gptq_hybrid.draft_vocab.answers import (
+        Asking,
+        connect,
+        draft_vocab_from_answers,
+        recommended_sampling,
+        refuse_other_vocabulary,
+    )
+
+    sampling = recommended_sampling(checkpoint)
+    if temperature is not None:
+        sampling["temperature"] = temperature
+    with closing(connect(server, api_key=api_key)) as endpoint:
+        read_in = read_prompts(prompts or SHIPPED_PROMPTS, chat=endpoint.has_chat_template())
+        asking = Asking(read_in, limits[0], limits[1], sampling, in_flight, kept_in)
+        tokenizer = _tokenizer(checkpoint)
+        refuse_other_vocabulary(endpoint, checkpoint, tokenizer)
+        with counting_bars(err()) as progress:
+            task = progress.add_task(f"answers of {printable(endpoint.model)}", total=None)
+
+            def on_progress(done: int, total: int) -> None:
+                progress.update(task, completed=done, total=total)
+
+            asked = draft_vocab_from_answers(checkpoint, tokenizer, endpoint, asking, on_progress)
+    if asked.taken:
+        note(f"{asked.taken:,} answers were in {kept_in} already.")
+    if asked.refused:
+        warn(f"The server refused {asked.refused:,} prompts, such as those longer than it takes.")
+    if asked.tokenized:
+        warn(
+            f"The server does not tell token ids: the text of {asked.tokenized:,} answers was tokenized anew, "
+            "without the tokens that a parser took out."
+        )
+    return asked
+
+
+def _count(checkpoint: Path, specs: Sequence[str], samples: int, max_length: int) -> DraftVocab:
+    from gptq_hybrid.draft_vocab import draft_vocab_from_rows
+
+    tokenizer = _tokenizer(checkpoint)
     rows: list[dict[str, list[int]]] = []
     manifests: list[Mapping[str, Any]] = []
     with counting_bars(err()) as progress:

@@ -13,6 +13,7 @@ from gptq_hybrid.common.extras import refuse_missing
 from gptq_hybrid.common.options import AsJson
 from gptq_hybrid.common.outputs import refuse_unwritable
 from gptq_hybrid.common.terminal import SETTINGS, Step, out, print_next
+from gptq_hybrid.common.versions import plugin_installed
 from gptq_hybrid.doctor import DEADLINE, Report, VllmRelease, check, finding_json, installed_vllm
 from gptq_hybrid.doctor.place import place_named, this_place
 from gptq_hybrid.hooks import GpuProfile
@@ -140,6 +141,8 @@ def plan_command(
         utilization=utilization,
         state=state,
         acceptance=room.ACCEPTANCE if acceptance is None else room.read_acceptance(acceptance),
+        vllm=release,
+        plugin=plugin_installed(),
         flashinfer=card.compute_capability[0] in _FLASHINFER
         and (release is None or release.version >= VllmRelease(_EXPORTS_SINCE).version),
     )

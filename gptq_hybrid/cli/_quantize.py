@@ -28,8 +28,9 @@ from gptq_hybrid.common.terminal import (
     warn,
 )
 from gptq_hybrid.common.units import duration_text, size_text
+from gptq_hybrid.common.versions import plugin_installed
 from gptq_hybrid.doctor.place import this_place
-from gptq_hybrid.doctor.serve_line import serve_command
+from gptq_hybrid.doctor.vllm_releases import installed_vllm
 from gptq_hybrid.recipes import DEFAULT_RECIPE, load_recipe, recipe_names
 from gptq_hybrid.writer import Limits
 
@@ -181,14 +182,18 @@ def quantize_command(
             on_stop=on_stop,
             on_abort=on_abort,
         )
-    command = serve_command(target, this_place())
+    from gptq_hybrid.checkpoint import Checkpoint
+    from gptq_hybrid.plan import serving
+
+    written, place = Checkpoint.open(target), this_place()
+    command = serving(written, place, vllm=installed_vllm(), plugin=plugin_installed())
     steps = [*serving_steps(command), Step("see what quantizing cost", f"qwen36 eval {source} {target}")]
     if as_json:
         print_json(_as_json(result), format="GPTQ", serve=command.line, steps=steps)
         return
     screen = out()
     print_summary(screen, result)
-    print_memory(screen, command, str(target))
+    print_memory(screen, command, str(target), written, place)
     note(
         "vLLM warns of each module whose float16 scales it loads as bfloat16. That is expected, and does no harm."
     )

@@ -20,3 +20,8 @@ def duration_text(seconds: float) -> str:
         return f"{minutes} min {rest} s" if rest and minutes < 10 else f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+
+
+def range_text(first: int, last: int) -> str:
+    """Return a range of whole numbers for people: ``3 to 5``, or ``3`` if it is one."""
+    return f"{first} to {last}" if first < last else str(first)

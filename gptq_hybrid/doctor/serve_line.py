@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,6 +21,8 @@ from .chat import readable_template, reasoning_parser, tool_call_parser
 from .place import Place
 
 DRAFTS = 2
+# First and last batch size, and drafts a step from the one to the other.
+Schedule = Sequence[tuple[int, int, int]]
 _NO_IMAGES = ("--limit-mm-per-prompt", '{"image": 0, "video": 0}')
 _IMAGES = ("--limit-mm-per-prompt", '{"image": 4, "video": 0}')
 # The oldest GPUs with 8-bit floats: Ada.
@@ -93,11 +96,25 @@ class ServeCommand:
         }
 
 
+def speculative_config(drafts: int, schedule: Schedule = ()) -> str:
+    """Return the value of ``--speculative-config`` for drafts of the MTP head.
+
+    Args:
+        drafts: most drafts a step, above 0.
+        schedule: fewer by batch size, ranges that begin at 1, for releases that get it right.
+    """
+    config: dict[str, Any] = {"method": "mtp", "num_speculative_tokens": drafts}
+    if schedule:
+        config["num_speculative_tokens_per_batch_size"] = [list(entry) for entry in schedule]
+    return json.dumps(config)
+
+
 def serve_command(
     checkpoint: str | Path | Checkpoint,
     place: Place | None = None,
     *,
     drafts: int = DRAFTS,
+    schedule: Schedule = (),
     fitted: Fit | None = None,
 ) -> ServeCommand:
     """Return the command that serves a checkpoint at a place, with every flag that it needs there.
@@ -106,12 +123,13 @@ def serve_command(
         checkpoint: an open one, or its folder.
         place: a GPU, whose memory decides the flags; ``"cpu"`` for vLLM's CPU build; None for no such flags.
         drafts: tokens to draft with MTP, if the checkpoint has a head; 0 for none.
+        schedule: as in :func:`speculative_config`.
         fitted: how the memory of ``place`` is divided, if that was decided before.
     """
     opened = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)
     profile = None if place == "cpu" else place
     drafts = drafts if has_mtp(opened) else 0
-    arguments = serve_arguments(opened, profile, drafts=drafts, fitted=fitted)
+    arguments = serve_arguments(opened, profile, drafts=drafts, schedule=schedule, fitted=fitted)
     chat = readable_template(opened) is not None
     if place == "cpu":
         environment, flags = _cpu_flags(opened, drafts)
@@ -126,6 +144,7 @@ def serve_arguments(
     profile: GpuProfile | None = None,
     *,
     drafts: int = DRAFTS,
+    schedule: Schedule = (),
     chat: bool = True,
     most_drafts: int | None = None,
     fitted: Fit | None = None,
@@ -138,13 +157,14 @@ def serve_arguments(
         checkpoint: what to serve.
         profile: the GPU; its memory decides the lengths, and the flags of its own go before these.
         drafts: tokens to draft with MTP, if the checkpoint has a head; 0 for none.
+        schedule: as in :func:`speculative_config`.
         chat: whether to add the parsers of thinking blocks and tool calls that the chat template needs.
         most_drafts: drafts that memory must suffice for; ``drafts`` by default.
         fitted: how the memory is divided, if that was decided before.
     """
     arguments = _model(checkpoint)
     if drafts and has_mtp(checkpoint):
-        arguments += ["--speculative-config", json.dumps({"method": "mtp", "num_speculative_tokens": drafts})]
+        arguments += ["--speculative-config", speculative_config(drafts, schedule)]
     template = readable_template(checkpoint) if chat else None
     if reasoning := reasoning_parser(template):
         arguments += ["--reasoning-parser", reasoning]

@@ -68,7 +68,8 @@ class Counts:
     """Counts of tokens by id, in ``FOLDS`` parts of whole documents.
 
     Attributes:
-        folds: float64 ``[FOLDS, vocab_size]``; which part a document goes to depends on its tokens alone.
+        folds: float64 ``[FOLDS, vocab_size]``; which part a document goes to depends on its tokens alone, and of an
+            answer on its prompt.
         documents: documents with at least one token to count.
         reply: tokens counted in replies.
         plain: tokens counted in documents without turns, which are counted whole.
@@ -121,11 +122,27 @@ class Counts:
                     self.plain += len(counted)
                 else:
                     self.reply += len(counted)
-                waiting[int(sha256(document.tobytes()).hexdigest()[:8], 16) % FOLDS].append(counted)
+                waiting[_fold(document.tobytes())].append(counted)
                 size += len(counted)
             if size >= _BATCH:
                 self._flush(waiting)
                 size = 0
+        self._flush(waiting)
+
+    def add_answers(self, answers: Iterable[tuple[str, Sequence[int]]]) -> None:
+        """Count answers, each of which is ``(prompt, ids)``: what names its prompt, and all that was replied.
+
+        Answers to one prompt resemble each other, so all of them go to one part.
+
+        Raises:
+            ValueError: an id is outside the vocabulary.
+        """
+        waiting: list[list[Ids]] = [[] for _ in range(FOLDS)]
+        for prompt, ids in answers:
+            if len(ids):
+                self.documents += 1
+                self.reply += len(ids)
+                waiting[_fold(prompt.encode())].append(np.asarray(ids, dtype=np.int64))
         self._flush(waiting)
 
     def _flush(self, waiting: list[list[Ids]]) -> None:
@@ -137,6 +154,10 @@ class Counts:
                     raise ValueError(f"token {ids.max()} is outside a vocabulary of {limit}")
                 self.folds[fold] += np.bincount(ids, minlength=limit)
             parts.clear()
+
+
+def _fold(key: bytes) -> int:
+    return int(sha256(key).hexdigest()[:8], 16) % FOLDS
 
 
 def _split_documents(row: Ids, marks: ReplyMarks | None) -> list[Ids]:

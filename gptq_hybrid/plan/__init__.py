@@ -6,9 +6,10 @@ from .figures import Figure, figures
 from .plot import draw, plot_plan
 from .question import ACCEPTANCE, Question, card_given, read_acceptance, read_bandwidth
 from .report import answers, as_json, choices_table, drafts_table, flags, parts_table, verdict
-from .solve import Option, Plan, solve
+from .solve import Option, Plan, serving, solve
 from .speed import Speed, speed
 from .startup_log import StartupLog, parse_log, read_log
+from .states import about_states, half_states
 
 __all__ = [
     "ACCEPTANCE",
@@ -20,6 +21,7 @@ __all__ = [
     "Question",
     "Speed",
     "StartupLog",
+    "about_states",
     "answers",
     "as_json",
     "card_given",
@@ -31,6 +33,7 @@ __all__ = [
     "figures",
     "flags",
     "gains_table",
+    "half_states",
     "parse_log",
     "parts_table",
     "plot_plan",
@@ -38,6 +41,7 @@ __all__ = [
     "read_bandwidth",
     "read_log",
     "sentences",
+    "serving",
     "solve",
     "speed",
     "verdict",

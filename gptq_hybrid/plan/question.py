@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.doctor.vllm_releases import VllmRelease, drafts_by_batch
 from gptq_hybrid.hooks import GpuProfile
 from gptq_hybrid.memory import KV_DTYPES, STATE_DTYPES, UTILIZATION, parse_size
 
@@ -32,6 +33,8 @@ class Question:
         utilization: as in ``--gpu-memory-utilization``.
         state: as in ``--mamba-ssm-cache-dtype``.
         acceptance: share of drafts accepted at each position, of all that were made; falling.
+        vllm: the release that serves; None if it is not known.
+        plugin: whether it runs with this distribution's plugin, whose drafts read less.
         flashinfer: whether Gated DeltaNet's prefill is FlashInfer's, which exports states (vLLM 0.33 and later).
     """
 
@@ -45,6 +48,8 @@ class Question:
     utilization: float = UTILIZATION
     state: str = "auto"
     acceptance: tuple[float, ...] = ACCEPTANCE
+    vllm: VllmRelease | None = None
+    plugin: bool = False
     flashinfer: bool = False
 
     def __post_init__(self) -> None:
@@ -67,6 +72,11 @@ class Question:
     def memory(self) -> int:
         """Bytes of one card, as it is sold."""
         return int(self.card.memory_gib * _GIB)
+
+    @property
+    def drafts_by_batch(self) -> bool:
+        """Whether drafts by batch size belong in ``--speculative-config``."""
+        return drafts_by_batch(self.vllm)
 
     def tokens_a_step(self, drafts: int) -> float:
         """Tokens that a step brings on average: one, and the accepted drafts."""

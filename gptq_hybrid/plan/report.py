@@ -8,12 +8,13 @@ from dataclasses import asdict
 from typing import Any
 
 from gptq_hybrid.common.tables import ReportTable, plain, report_table
-from gptq_hybrid.common.units import size_text
+from gptq_hybrid.common.units import range_text, size_text
 
 from .figures import Figure
 from .question import ACCEPTANCE
 from .solve import Option, Plan
 from .speed import EQUAL, REPLY
+from .states import about_states
 
 _GIB = 1 << 30
 _NOT_FLAGS = ("--revision",)
@@ -63,6 +64,8 @@ def answers(plan: Plan) -> Iterator[str]:
         yield f"It lacks {size_text(plan.missing)} on the card, as expected."
         yield from _ways_out(plan)
     yield from _about_drafts(plan)
+    if (states := about_states(plan.checkpoint, plan.question.memory, plan.fit)) is not None:
+        yield states
 
 
 def _ways_out(plan: Plan) -> Iterator[str]:
@@ -126,12 +129,22 @@ def _about_drafts(plan: Plan) -> Iterator[str]:
             f"MTP pays: derived, a round of {number} takes {ratio:.2f} of the time without it, at "
             f"{plan.question.tokens_a_step(shown):.2f} tokens a step."
         )
+    if (more := options.get(4)) and plan.fit.drafts == 3 and more.round and with_drafts.round:
+        gained = 1 - more.round / with_drafts.round
+        if gained > EQUAL:
+            yield (
+                f"Four drafts would take {gained:.0%} off that, derived; they are not chosen, as one report has a "
+                "backend of attention that failed with four. Try: --drafts 4"
+            )
     if plan.schedule:
-        ranges = ", ".join(f"{drafts} for {first} to {last} at once" for first, last, drafts in plan.schedule)
-        yield (
-            f"Fastest by batch size, derived: {ranges}; in --speculative-config that is "
-            f'"num_speculative_tokens_per_batch_size": {schedule_text(plan)} (vLLM 0.24 and later).'
+        ranges = ", ".join(f"{drafts} for {range_text(first, last)}" for first, last, drafts in plan.schedule)
+        where = (
+            "the line has it"
+            if plan.flag_schedule
+            else f'not in the line: "num_speculative_tokens_per_batch_size": {schedule_text(plan)} gave wrong '
+            "text in stock vLLM 0.32 on a CPU, and was not run on a GPU"
         )
+        yield f"Fastest by batch size, derived: drafts, {ranges} at once; {where}."
 
 
 def parts_table(plan: Plan) -> ReportTable:
@@ -167,7 +180,7 @@ def drafts_table(plan: Plan) -> ReportTable:
     table = report_table(
         f"By drafts, {plan.number} at once",
         f"Speeds and rounds (each replies once with {REPLY} tokens) are derived; accepted by position "
-        f"{shares}, {usual}.",
+        f"{shares}, {usual}; made as {'the plugin does by default' if question.plugin else 'stock vLLM does'}.",
     )
     for title in ("drafts", "tokens each", "at once", "kept", "tok/s each", "tok/s all", "round, s"):
         table.add_column(title, justify="right")
@@ -219,7 +232,8 @@ def _reason(plan: Plan, flag: str) -> str:
     block = fitted.layout.block_tokens
     reasons = {
         "--speculative-config": f"{fitted.drafts} drafts by the checkpoint's MTP head, "
-        f"{question.tokens_a_step(fitted.drafts):.2f} tokens a step (derived)",
+        f"{question.tokens_a_step(fitted.drafts):.2f} tokens a step (derived)"
+        + ("; fewer at batch sizes where they no longer pay (derived)" if plan.flag_schedule else ""),
         "--kv-cache-dtype": "half the bytes of a token in 16 bits, or fewer",
         "--gpu-memory-utilization": "the share vLLM may take; raise it only where nothing else uses the card",
         "--max-num-seqs": "so many hold their states at once; more would only be put off",

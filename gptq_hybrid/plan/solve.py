@@ -9,15 +9,18 @@ from functools import cached_property
 from typing import Literal
 
 from gptq_hybrid.checkpoint import Checkpoint, layout_for
-from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.common.errors import CheckpointError, HybridError
+from gptq_hybrid.doctor.place import Place
 from gptq_hybrid.doctor.serve_line import DRAFTS, FP8_SINCE, ServeCommand, has_mtp, serve_command
+from gptq_hybrid.doctor.vllm_releases import VllmRelease
+from gptq_hybrid.hooks import GpuProfile
 from gptq_hybrid.memory import LEAST, MOST, RESERVE, TRITON_KV_DTYPES, VISION, Fit, fit, weight_bytes
 from gptq_hybrid.recipes import load_recipe, recipe_names
 from gptq_hybrid.recipes.sizes import quantized_bytes
 
 from .figures import Figure, figures
 from .question import MOST_SEQUENCES, Question
-from .speed import EQUAL, Speed, speed
+from .speed import EQUAL, MOST_OF_CACHE, Speed, speed
 
 Sure = Literal["fits", "should fit", "may fit", "does not fit"]
 # Shown; and what is chosen from: published heads gain little past three, and one backend failed with four.
@@ -133,7 +136,18 @@ class Plan:
     @cached_property
     def command(self) -> ServeCommand:
         """The `vllm serve` line."""
-        return serve_command(self.checkpoint, self.question.card, drafts=self.fit.drafts, fitted=self.fit)
+        return serve_command(
+            self.checkpoint,
+            self.question.card,
+            drafts=self.fit.drafts,
+            schedule=self.flag_schedule,
+            fitted=self.fit,
+        )
+
+    @property
+    def flag_schedule(self) -> list[tuple[int, int, int]]:
+        """The schedule if the release that serves knows the option; empty else."""
+        return self.schedule if self.question.drafts_by_batch else []
 
     @cached_property
     def schedule(self) -> list[tuple[int, int, int]]:
@@ -169,7 +183,7 @@ def solve(checkpoint: Checkpoint, question: Question) -> Plan:
         (drafts, kv): _option(checkpoint, question, drafts, kv)
         for drafts, kv in itertools.product(asked_drafts, kinds)
     }
-    drafts, kv = _choose(options, question)
+    drafts, kv = _choose(checkpoint, options, question)
     option = options[drafts, kv]
     # The same request, so that numbers in one column are answers to one question.
     same = replace(
@@ -194,6 +208,37 @@ def solve(checkpoint: Checkpoint, question: Question) -> Plan:
         ),
         recipes=_recipes(checkpoint, same, option.fit),
     )
+
+
+def serving(
+    checkpoint: Checkpoint,
+    place: Place | None,
+    *,
+    mtp: bool = True,
+    vllm: VllmRelease | None = None,
+    plugin: bool = False,
+) -> ServeCommand:
+    """Return the command that serves a checkpoint at a place, with the drafts that are fastest there.
+
+    On a GPU of known bandwidth these are those of a plan in which all is left open; elsewhere two.
+
+    Args:
+        checkpoint: an open one.
+        place: as for :func:`~gptq_hybrid.doctor.serve_line.serve_command`.
+        mtp: whether to draft at all.
+        vllm, plugin: as in :class:`Question`.
+    """
+    known = isinstance(place, GpuProfile) and place.bandwidth > 0
+    if not (mtp and known and has_mtp(checkpoint)):
+        return serve_command(checkpoint, place, drafts=DRAFTS if mtp else 0)
+    assert isinstance(place, GpuProfile)
+    try:
+        found = solve(checkpoint, Question(place, vllm=vllm, plugin=plugin))
+    except CheckpointError:  # no layer of one kind: nothing that can be derived
+        return serve_command(checkpoint, place)
+    if not found.fit.fits:
+        return serve_command(checkpoint, place)
+    return serve_command(checkpoint, place, drafts=found.fit.drafts, schedule=found.flag_schedule)
 
 
 def _refuse(checkpoint: Checkpoint, question: Question) -> None:
@@ -267,7 +312,9 @@ def _batched(question: Question, block: int) -> int:
     return -(-max(usual, block) // 1024) * 1024
 
 
-def _choose(options: dict[tuple[int, str], Option], question: Question) -> tuple[int, str]:
+def _choose(
+    checkpoint: Checkpoint, options: dict[tuple[int, str], Option], question: Question
+) -> tuple[int, str]:
     """Drafts and KV type.
 
     Of what holds, the fastest; where speeds are alike, the fewest drafts, as each takes cache. If nothing holds,
@@ -282,18 +329,41 @@ def _choose(options: dict[tuple[int, str], Option], question: Question) -> tuple
     kinds = list(dict.fromkeys(kv for _, kv in able))
     kv = kinds[-1]
     counts = [drafts for drafts, kind in able if kind == kv]
-    if question.context is None and question.concurrency is None and DRAFTS in counts:
-        drafts = DRAFTS
+    if question.context is None and question.concurrency is None:
+        counts, rounds = _alone(checkpoint, question, {drafts: options[drafts, kv].fit for drafts in counts})
     else:
         rounds = {drafts: found for drafts in counts if (found := options[drafts, kv].round)}
-        if rounds:
-            enough = min(rounds.values()) * (1 + EQUAL)
-            drafts = min(drafts for drafts, seconds in rounds.items() if seconds <= enough)
-        else:  # nothing is known of the card's speed
-            drafts = min(counts, key=lambda number: abs(number - DRAFTS))
+    if rounds:
+        enough = min(rounds.values()) * (1 + EQUAL)
+        drafts = min(drafts for drafts, seconds in rounds.items() if seconds <= enough)
+    else:  # nothing is known of the card's speed
+        drafts = min(counts, key=lambda number: abs(number - DRAFTS))
     if question.context is not None and question.concurrency is not None:
         kv = next(kind for kind in kinds if (drafts, kind) in able)
     return drafts, kv
+
+
+def _alone(
+    checkpoint: Checkpoint, question: Question, fits: dict[int, Fit]
+) -> tuple[list[int], dict[int, float]]:
+    """Numbers of drafts to choose from where the context is what is left, and seconds of a reply to one alone.
+
+    Speeds are of the shortest context, as what is compared must be the same. More than two drafts are no choice
+    where they cost a sequence, or more of the context than the plugin's copy of the output head may.
+    """
+    usual = fits.get(DRAFTS)
+    able = {
+        drafts: fitted
+        for drafts, fitted in fits.items()
+        if drafts <= DRAFTS
+        or usual is None
+        or (fitted.sequences >= usual.sequences and fitted.context >= usual.context * (1 - MOST_OF_CACHE))
+    }
+    tokens = min(fitted.context for fitted in able.values())
+    found = {
+        drafts: speed(checkpoint, question, fitted, batch=1, tokens=tokens) for drafts, fitted in able.items()
+    }
+    return list(able), {drafts: one.round(1, 1, tokens) for drafts, one in found.items() if one}
 
 
 def _fastest(

@@ -1,7 +1,8 @@
 """How fast a step of decoding is, derived from what it must read and compute; for comparing numbers of drafts.
 
 A step reads every weight that it uses once, the keys and values of each sequence, and reads and writes each state.
-It multiplies each token of the batch, drafts included, by every linear. Whichever takes longer sets the pace:
+It multiplies each token of the batch, drafts included, by every linear. A draft reads the MTP head and the
+output head, in the precision that the plugin drafts from where it is there. Whichever takes longer sets the pace:
 
     seconds = max(bytes / (SHARE × bandwidth), 2 × parameters × tokens / dense rate)
 
@@ -18,9 +19,11 @@ There an 8-agent load took 2.3 times as long with two drafts, as prefix hits fel
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 from gptq_hybrid.checkpoint import Checkpoint, layout_for
 from gptq_hybrid.memory import Fit
+from gptq_hybrid.memory.weights import WeightBytes
 
 from .question import Question
 
@@ -33,6 +36,13 @@ PROMPT_SHARE = 0.82
 REPLY = 256
 # So far apart speeds are called equal: within what the formula is off.
 EQUAL = 0.05
+
+
+# What the plugin drafts from by default, bytes a weight with its scales of 16 bits: the MTP layer's linears in W8,
+# groups of 128; and a copy of the output head in W4, groups of 32, where it takes at most that share of the KV
+# cache. As in vllm_qwen36_plugin/draft_head, against which a test holds them.
+LINEAR_IN_W8, HEAD_IN_W4 = (8 + 16 / 128) / 8, (4 + 16 / 32) / 8
+MOST_OF_CACHE = 1 / 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +84,21 @@ def parameters(checkpoint: Checkpoint) -> tuple[int, int]:
     return linears, 0 if head is None else head.out_features * head.in_features
 
 
+def draft_bytes(checkpoint: Checkpoint, question: Question, fit: Fit, weights: WeightBytes) -> int:
+    """Bytes of weights that one draft reads: of the MTP head, and of the output head or the copy of it."""
+    # Tied embeddings are read as the output head.
+    head = weights.output_head or weights.embedding
+    if not question.plugin:
+        return weights.mtp + head
+    layout, ranks = layout_for(checkpoint.config), question.tensor_parallel
+    linears = sum(prod(linear.weight.shape) for linear in layout.mtp_linears) / ranks
+    mtp = min(weights.mtp, int(linears * LINEAR_IN_W8))
+    copy = int(parameters(checkpoint)[1] / ranks * HEAD_IN_W4)
+    # A head that is packed already is shared.
+    fits = copy - (weights.mtp - mtp) <= fit.cache * MOST_OF_CACHE
+    return mtp + (min(head, copy) if copy and fits else head)
+
+
 def speed(checkpoint: Checkpoint, question: Question, fit: Fit, *, batch: int, tokens: int) -> Speed | None:
     """Derive the speed of ``batch`` sequences that hold ``tokens`` each; None for a card of unknown bandwidth."""
     card, ranks = question.card, question.tensor_parallel
@@ -85,7 +110,9 @@ def speed(checkpoint: Checkpoint, question: Question, fit: Fit, *, batch: int, t
     layout, drafts = fit.layout, fit.drafts
     states = layout.state_layers * layout.state_bytes * (2 + drafts)
     values = layout.token_bytes * layout.attention_layers * tokens
-    read = weights.linears + weights.rest + head + drafts * (weights.mtp + head) + batch * (states + values)
+    read = weights.linears + weights.rest + head + batch * (states + values)
+    if drafts:
+        read += drafts * draft_bytes(checkpoint, question, fit, weights)
     seconds = read / (SHARE * card.bandwidth)
     linears, output = parameters(checkpoint)
     prompt = 0.0

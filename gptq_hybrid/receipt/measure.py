@@ -12,8 +12,8 @@ from pathlib import Path
 from gptq_hybrid.calibration.prompts import Prompt
 from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.live import Counters
+from gptq_hybrid.live.endpoint import Endpoint
 
-from .endpoint import Endpoint
 from .gpu import watching
 from .load import Answers, Burst, LoadError, LoadGenerator
 from .plan import ALL, RANDOM, SHORT, Cell

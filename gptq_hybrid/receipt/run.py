@@ -16,9 +16,9 @@ from gptq_hybrid.common.versions import find_vllm, plugin_installed
 from gptq_hybrid.common.vllm_server import ServerExitedError, vllm_server
 from gptq_hybrid.doctor.chat import readable_template
 from gptq_hybrid.live import Reading, read, scrape
+from gptq_hybrid.live.endpoint import Endpoint
 
 from . import fiction
-from .endpoint import Endpoint
 from .load import LoadGenerator, Target, vllm_bench
 from .measure import Measurement
 from .plan import Plan

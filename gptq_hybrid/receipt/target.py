@@ -21,10 +21,12 @@ from gptq_hybrid.checkpoint.files import open_files
 from gptq_hybrid.checkpoint.fingerprint import checkpoint_fingerprint
 from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.common.small_files import read_small_file
+from gptq_hybrid.common.versions import plugin_installed
 from gptq_hybrid.common.vllm_server import cpu_arguments, cpu_environment
 from gptq_hybrid.doctor.place import this_place
-from gptq_hybrid.doctor.serve_line import serve_command
+from gptq_hybrid.doctor.vllm_releases import installed_vllm
 from gptq_hybrid.live import Reading, base_url
+from gptq_hybrid.plan import serving
 
 # Flags that the command sets itself, or that would measure something else.
 RESERVED = {
@@ -117,7 +119,7 @@ def launch(
     for name in RESERVED.keys() & names:
         raise HybridError(f"{name} may not be given: {RESERVED[name]}", remedy="Leave it out.")
     place = this_place()
-    command = serve_command(checkpoint, place)
+    command = serving(checkpoint, place, vllm=installed_vllm(), plugin=plugin_installed())
     variables = dict(environment or {})
     if flags:
         arguments = [command.arguments[0], *flags]

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from gptq_hybrid.calibration.prompts import Prompt, read_prompts
+from gptq_hybrid.calibration.prompts import SHIPPED_PROMPTS, Prompt, read_prompts
 from gptq_hybrid.common.errors import HybridError
 
-BUILT_IN = Path(__file__).with_name("prompts.jsonl")
 _MARK = "(Request {mark}.)"
 _RECORD = (
     "Entry {number}, day {day}: pump {pump} in hall {hall} ran for {minutes} minutes at {bar} bar and used "
@@ -50,7 +49,7 @@ class Workload:
 
 
 def read_workload(path: Path | None, *, chat: bool, prompts: int | None = None) -> Workload:
-    """Read the prompts that come with this room, or those of a JSONL file.
+    """Read the prompts that come with this project, or those of a JSONL file.
 
     Args:
         path: the user's own; each row's ``domain`` is its domain, else the file's name is.
@@ -60,7 +59,7 @@ def read_workload(path: Path | None, *, chat: bool, prompts: int | None = None) 
     Raises:
         HybridError: the file cannot be read, or a line is no prompt.
     """
-    found = read_prompts(path or BUILT_IN, chat=chat)
+    found = read_prompts(path or SHIPPED_PROMPTS, chat=chat)
     domains: dict[str, list[Prompt]] = {}
     for prompt in found.prompts:
         domains.setdefault(prompt.domain or found.path.stem, []).append(prompt)

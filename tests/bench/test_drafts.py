@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -97,10 +98,11 @@ def test_only_tokens_that_stock_drafts_keep_count_against_others() -> None:
         ("fp8:4096", {"draft": "fp8", "draft_vocab": 4096}),
         ("w8:7000:v2", {"draft": "w8", "draft_vocab": 7000}),
         ("w8:v2", {"draft": "w8", "draft_vocab": 0}),
+        ("w8:9:mine", {"draft": "w8", "draft_vocab": 9, "draft_vocab_file": "MINI/mine.json"}),
     ],
 )
 def test_a_way_says_form_and_vocabulary(way: str, wanted: dict[str, Any]) -> None:
-    assert options(way) == wanted
+    assert options(way, Path("MINI")) == wanted
 
 
 def test_bytes_of_a_draft_are_those_of_the_27b() -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import json
 from typing import Any
 
 import pytest
 
 from gptq_hybrid.checkpoint import Checkpoint
 from gptq_hybrid.common.errors import HybridError
+from gptq_hybrid.doctor import vllm_releases
 from gptq_hybrid.doctor.place import place_named
-from gptq_hybrid.doctor.serve_line import serve_command
+from gptq_hybrid.doctor.vllm_releases import VllmRelease
 from gptq_hybrid.hooks import GpuProfile
 from gptq_hybrid.memory import RESERVE, VISION, cache_layout, fit
 from gptq_hybrid.plan import (
@@ -20,9 +22,11 @@ from gptq_hybrid.plan import (
     flags,
     read_acceptance,
     read_bandwidth,
+    serving,
     solve,
     speed,
 )
+from gptq_hybrid.plan.speed import HEAD_IN_W4, LINEAR_IN_W8, MOST_OF_CACHE
 
 from .conftest import Full
 
@@ -61,7 +65,7 @@ def test_whatever_is_left_open_is_found_and_holds(full: Full, left_open: tuple[s
 
 def test_nothing_given_is_what_check_prints(full: Full) -> None:
     found = plan(full, "static-mse", "RTX 4090")
-    line = serve_command(full("static-mse"), card("RTX 4090")).line
+    line = serving(full("static-mse"), card("RTX 4090")).line
     assert found.command.line.replace(" --max-num-batched-tokens 2048", "") == line
 
 
@@ -194,6 +198,15 @@ def test_flashinfer_s_exported_states_are_counted(full: Full) -> None:
     assert exporting.option.longest < usual.option.longest
 
 
+def test_states_in_16_bits_are_recommended_with_what_they_bring(full: Full) -> None:
+    found = plan(full, "static-mse", "RTX 4090", concurrency=2, drafts=2)
+    [sentence] = [text for text in answers(found) if "--mamba-ssm-cache-dtype float16" in text]
+    halved = plan(full, "static-mse", "RTX 4090", concurrency=2, drafts=2, state="float16")
+    assert f"{found.fit.tokens:,} tokens of cache {halved.fit.tokens:,} with 2 at once" in sentence
+    assert halved.fit.tokens > found.fit.tokens
+    assert not any("Free as far" in text for text in answers(halved))
+
+
 def test_images_take_their_tower_and_a_profile(full: Full) -> None:
     text, images = (
         plan(full, "static-mse", "L40S", concurrency=4, drafts=2, images=on) for on in (False, True)
@@ -233,6 +246,67 @@ def test_drafts_fall_with_the_size_of_the_batch_where_they_stop_paying(full: Ful
     assert [large.schedule[0][0], large.schedule[-1][1]] == [1, 256]
     assert any("num_speculative_tokens_per_batch_size" in sentence for sentence in answers(large))
     assert plan(full, "static-mse", "L40S", concurrency=8, drafts=3).schedule == []
+
+
+def test_what_a_draft_reads_is_what_the_plugin_makes_by_default() -> None:
+    torch = pytest.importorskip("torch")
+    from vllm_qwen36_plugin.draft_head import settings
+    from vllm_qwen36_plugin.draft_head.methods import quantized_bytes
+
+    weight = torch.empty(4096, 5120, device="meta")
+    assert weight.numel() * LINEAR_IN_W8 == quantized_bytes(weight, "w8")
+    assert weight.numel() * HEAD_IN_W4 == quantized_bytes(weight, "w4")
+    assert settings._MOST_OF_CACHE == MOST_OF_CACHE
+
+
+def test_drafts_cost_less_with_the_plugin_and_so_more_of_them_pay(full: Full) -> None:
+    """Of 16 requests on an L40S, whose cache leaves the copy of the output head its room."""
+    stock, ours = (
+        plan(full, "static-mse", "L40S", concurrency=16, context=8000, plugin=on) for on in (False, True)
+    )
+    assert [option.speed.seconds for option in ours.drafts[1:]] < [
+        option.speed.seconds for option in stock.drafts[1:]
+    ]
+    assert ours.drafts[0].speed == stock.drafts[0].speed
+    assert ours.fit.drafts > stock.fit.drafts
+    # 24 GB leave none: the MTP layer alone is cheaper.
+    small = [plan(full, "static-mse", "RTX 4090", plugin=on).drafts[2].speed.seconds for on in (False, True)]
+    assert 0.95 < small[1] / small[0] < 1
+
+
+def test_a_third_draft_is_taken_where_it_costs_no_context(full: Full) -> None:
+    for name, drafts in (("L40S", 3), ("H200", 3), ("RTX 4090", 2)):
+        found = plan(full, "static-mse", name, plugin=True)
+        assert found.fit.drafts == drafts, name
+        assert found.fit.sequences == plan(full, "static-mse", name, plugin=True, drafts=2).fit.sequences
+
+
+def test_drafts_by_batch_are_in_the_line_of_a_release_that_gets_them_right(
+    full: Full, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    utils = pytest.importorskip("vllm.v1.spec_decode.dynamic.utils")
+    asked: dict[str, Any] = {"context": 2000, "concurrency": 256, "drafts": 3, "acceptance": (0.7, 0.4, 0.2)}
+    key = "num_speculative_tokens_per_batch_size"
+
+    def of(release: str | None) -> Any:
+        return plan(full, "compact", "H200", vllm=None if release is None else VllmRelease(release), **asked)
+
+    assert key not in of("0.33.0").command.line
+    assert any("gave wrong text" in sentence for sentence in answers(of("0.33.0")))
+    monkeypatch.setattr(vllm_releases, "DRAFTS_BY_BATCH_SINCE", "0.33")
+    assert [key in of(release).command.line for release in (None, "0.32.0", "0.33.0")] == [False, False, True]
+    found = of("0.33.0")
+    config = json.loads(flag(found.command.arguments, "--speculative-config"))
+    assert config["num_speculative_tokens"] == 3
+    # As vLLM itself reads it.
+    lookup = utils.build_dynamic_sd_schedule_lookup(config[key], 256, 3)
+    assert lookup[1] == 3
+    assert lookup[256] < 3
+    assert any("the line has it" in sentence for sentence in answers(found))
+
+
+def flag(arguments: tuple[str, ...], name: str) -> str:
+    return arguments[arguments.index(name) + 1]
 
 
 @pytest.mark.parametrize("drafts", [5, 8])

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from gptq_hybrid.calibration.prompts import Prompt, read_prompts
+from gptq_hybrid.calibration.prompts import SHIPPED_PROMPTS, Prompt, read_prompts
 from gptq_hybrid.common.errors import HybridError
-from gptq_hybrid.receipt.workload import BUILT_IN, Contexts, digest_of, marked, read_workload, records
+from gptq_hybrid.receipt.workload import Contexts, digest_of, marked, read_workload, records
 
 
 def test_ours_are_six_of_each_of_six_domains_and_none_twice() -> None:
     workload = read_workload(None, chat=True)
     domains = ("chat", "chinese", "code", "german", "reasoning", "structured")
     assert {name: len(prompts) for name, prompts in workload.domains.items()} == dict.fromkeys(domains, 6)
-    assert len({p.content for p in read_prompts(BUILT_IN, chat=True).prompts}) == 36
+    assert len({p.content for p in read_prompts(SHIPPED_PROMPTS, chat=True).prompts}) == 36
 
 
 def test_the_digest_pins_the_prompts_of_this_release() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.tune.drafts.made import all_cells, grid
@@ -80,3 +82,29 @@ def test_json_has_the_flag() -> None:
     assert content["num_speculative_tokens"] == 1
     assert content["arguments"] == ["--speculative-config", '{"method": "mtp", "num_speculative_tokens": 1}']
     assert as_json(grid(counts=(0,)))["arguments"] == []
+
+
+def test_drafts_by_batch_are_what_is_best_for_each_over_all_contexts() -> None:
+    measured = grid(by_batch=True)
+    found = recommend(measured, all_cells(measured, MIXED))
+    assert found.schedule == [(1, 1, 2), (2, 4, 1)]
+    config = json.loads(found.flags[1])
+    assert config == {
+        "method": "mtp",
+        "num_speculative_tokens": 2,
+        "num_speculative_tokens_per_batch_size": [[1, 1, 2], [2, 4, 1]],
+    }
+    lookup = pytest.importorskip("vllm.v1.spec_decode.dynamic.utils").build_dynamic_sd_schedule_lookup
+    assert lookup(config["num_speculative_tokens_per_batch_size"], 6, 2) == [0, 2, 1, 1, 1, 1, 1]
+    assert found.as_json()["by_batch"] == [[1, 1, 2], [2, 4, 1]]
+    # Another vLLM takes one number alone; so does a workload for which one is best.
+    assert recommend(grid(), all_cells(grid(), MIXED)).schedule == []
+    alike = {key: [10.0 - key[0], 10.1 - key[0], 9.9 - key[0]] for key in MIXED}
+    assert recommend(measured, all_cells(measured, alike)).schedule == []
+
+
+def test_speculation_stops_where_it_loses() -> None:
+    measured = grid(batches=(1, 4, 16), counts=(0, 2), by_batch=True)
+    fast, slow = [5.0, 5.1, 4.9], [12.0, 12.1, 11.9]
+    times = {(0, 1): slow, (2, 1): fast, (0, 4): slow, (2, 4): fast, (0, 16): fast, (2, 16): slow}
+    assert recommend(measured, all_cells(measured, times)).schedule == [(1, 4, 2), (5, 16, 0)]

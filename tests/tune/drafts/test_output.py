@@ -54,6 +54,16 @@ def test_the_flag_and_the_command_to_use() -> None:
     assert json.loads(command[-1]) == {"method": "mtp", "num_speculative_tokens": 1}
 
 
+def test_drafts_by_batch_are_told_and_in_the_command() -> None:
+    measured = grid(by_batch=True)
+    assert "2 drafts for 1, 1 draft for 2 to 4 at once" in paragraphs(measured, MIXED)
+    line = serve_line(measured, recommend(measured, all_cells(measured, MIXED)))
+    assert json.loads(shlex.split(line)[-1])["num_speculative_tokens_per_batch_size"] == [
+        [1, 1, 2],
+        [2, 4, 1],
+    ]
+
+
 def test_the_part_that_it_costs_most_is_named() -> None:
     times = MIXED | {(1, 4): [13.2, 13.3, 13.1]}
     assert "It costs most at batch 4, " in paragraphs(grid(counts=(0, 1)), times)

@@ -87,12 +87,40 @@ class Recommendation:
     parts: Mapping[tuple[Context, int], Choice]
     ratios: Mapping[tuple[Context, int], float]
     """Time per token with the count for all, over that with the least count, by context and batch."""
+    batches: Mapping[int, Choice]
+    """The best for each number of requests in flight, over all contexts."""
+    by_batch: bool = False
+    """Whether vLLM gets a count for each right."""
+
+    @property
+    def schedule(self) -> list[tuple[int, int, int]]:
+        """Drafts by batch size; empty where one count is best for all, or vLLM gets one alone right.
+
+        A size that was not measured has what is best for the next larger one. vLLM goes on with the last.
+        """
+        ranges: list[tuple[int, int, int]] = []
+        for batch, choice in sorted(self.batches.items()):
+            first = ranges[-1][1] + 1 if ranges else 1
+            if ranges and ranges[-1][2] == choice.count:
+                ranges[-1] = (ranges[-1][0], batch, choice.count)
+            else:
+                ranges.append((first, batch, choice.count))
+        return ranges if self.by_batch and len(ranges) > 1 else []
+
+    @property
+    def flags(self) -> list[str]:
+        """Flags of ``vllm serve`` for it: a count for each batch size, or one for all."""
+        schedule = self.schedule
+        if not schedule:
+            return speculative_flags(self.overall.count)
+        return speculative_flags(max(count for _, _, count in schedule), schedule)
 
     def as_json(self) -> dict[str, Any]:
         """Make the object that the result file holds."""
         return {
             "num_speculative_tokens": self.overall.count,
-            "arguments": speculative_flags(self.overall.count),
+            "arguments": self.flags,
+            "by_batch": [list(entry) for entry in self.schedule],
             "against": self.overall.against,
             "gain": round(self.overall.gain.value, 4),
             "noise": round(self.overall.gain.noise, 4),
@@ -125,14 +153,7 @@ def recommend(grid: Grid, cells: Mapping[Cell, CellResult]) -> Recommendation:
         for context in grid.contexts
         for batch in grid.batches
     }
-    whole = {
-        count: [
-            exp(sum(log(series[count][repeat]) for series in times.values()) / len(times))
-            for repeat in range(grid.repeats)
-        ]
-        for count in grid.counts
-    }
-    overall = choose(whole)
+    overall = choose(_mean(grid, list(times.values())))
     return Recommendation(
         overall,
         {part: choose(series) for part, series in times.items()},
@@ -140,4 +161,20 @@ def recommend(grid: Grid, cells: Mapping[Cell, CellResult]) -> Recommendation:
             part: median(series[overall.count]) / median(series[overall.against])
             for part, series in times.items()
         },
+        {
+            batch: choose(_mean(grid, [times[context, batch] for context in grid.contexts]))
+            for batch in grid.batches
+        },
+        grid.by_batch,
     )
+
+
+def _mean(grid: Grid, parts: Sequence[Series]) -> dict[int, list[float]]:
+    """The geometric mean over parts of the workload, by count of drafts and repeat."""
+    return {
+        count: [
+            exp(sum(log(series[count][repeat]) for series in parts) / len(parts))
+            for repeat in range(grid.repeats)
+        ]
+        for count in grid.counts
+    }

@@ -25,6 +25,7 @@ from gptq_hybrid.common.terminal import out as out_screen
 from gptq_hybrid.common.vllm_server import servers_end_on_signal
 from gptq_hybrid.doctor.chat import readable_template
 from gptq_hybrid.doctor.place import profile_for
+from gptq_hybrid.doctor.vllm_releases import drafts_by_batch, installed_vllm
 
 from .choose import Recommendation, recommend
 from .grid import (
@@ -244,6 +245,7 @@ def make_grid(workload: Workload) -> tuple[Grid, dict[str, str]]:
         requests=workload.requests,
         repeats=workload.repeats,
         on_cpu=not on_gpu,
+        by_batch=drafts_by_batch(installed_vllm()),
     )
     return grid, environment
 

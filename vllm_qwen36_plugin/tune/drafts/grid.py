@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from gptq_hybrid.checkpoint.files import open_files
 from gptq_hybrid.common.errors import HybridError
 from gptq_hybrid.common.vllm_server import cpu_arguments
 from gptq_hybrid.doctor import inspect, installed_vllm
-from gptq_hybrid.doctor.serve_line import serve_arguments
+from gptq_hybrid.doctor.serve_line import Schedule, serve_arguments, speculative_config
 from gptq_hybrid.doctor.vllm_releases import plugin_installed
 from gptq_hybrid.hooks import GpuProfile
 
@@ -68,6 +67,7 @@ class Grid:
         requests: of a repeat; None for twice the batch, and at least eight.
         repeats: of a cell.
         on_cpu: whether vLLM runs on the CPU.
+        by_batch: whether this vLLM gets drafts by batch size right.
     """
 
     checkpoint: Checkpoint
@@ -83,6 +83,7 @@ class Grid:
     requests: int | None
     repeats: int
     on_cpu: bool
+    by_batch: bool = False
 
     def cells(self, drafts: int) -> list[Cell]:
         """List the cells of one count of drafts, in the order in which they are measured."""
@@ -117,11 +118,9 @@ def count_of_drafts(count: int) -> str:
     return f"{count or 'no'} draft{'s' * (count != 1)}"
 
 
-def speculative_flags(drafts: int) -> list[str]:
-    """Make the flags of ``vllm serve`` for a count of drafts; empty for 0."""
-    if not drafts:
-        return []
-    return ["--speculative-config", json.dumps({"method": "mtp", "num_speculative_tokens": drafts})]
+def speculative_flags(drafts: int, schedule: Schedule = ()) -> list[str]:
+    """Make the flags of ``vllm serve`` for a count of drafts, or the most of a schedule; empty for 0."""
+    return ["--speculative-config", speculative_config(drafts, schedule)] if drafts else []
 
 
 def open_checkpoint(model: str, counts: Sequence[int]) -> Checkpoint:

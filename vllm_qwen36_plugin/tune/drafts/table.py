@@ -9,9 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from gptq_hybrid.common.tables import report_table
+from gptq_hybrid.common.units import range_text
 
 from .choose import Choice, Recommendation
-from .grid import Cell, Context, Grid, count_of_drafts, speculative_flags
+from .grid import Cell, Context, Grid, count_of_drafts
 from .result import CellResult
 
 
@@ -70,15 +71,19 @@ def meaning(grid: Grid, recommendation: Recommendation) -> list[str]:
             f"It costs most at batch {batch}, {context} context: {ratio:.2f} of the time per token with "
             f"{count_of_drafts(overall.against)}."
         )
-    flags = speculative_flags(overall.count)
+    if schedule := recommendation.schedule:
+        ranges = ", ".join(
+            f"{count_of_drafts(count)} for {range_text(first, last)}" for first, last, count in schedule
+        )
+        lines.append(f"By batch size, which this vLLM can follow: {ranges} at once, and as many beyond.")
+    flags = recommendation.flags
     lines.append(f"Use: {shlex.join(flags)}" if flags else "Serve without --speculative-config.")
     return lines
 
 
 def serve_line(grid: Grid, recommendation: Recommendation) -> str:
     """Return the shell line that serves with the count of drafts to use."""
-    flags = speculative_flags(recommendation.overall.count)
-    return shlex.join(["vllm", "serve", *grid.recommended, *flags])
+    return shlex.join(["vllm", "serve", *grid.recommended, *recommendation.flags])
 
 
 def _reason(grid: Grid, overall: Choice, parts: int) -> str:

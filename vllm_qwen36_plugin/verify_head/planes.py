@@ -17,7 +17,8 @@ _COLUMNS = 128
 # Of |w|: what a kernel's dequantized weight may be off from its product with a unit vector, which is rounded to
 # BF16 (2**-8), and sums of up to 8,192 products in float32, in the copy's kernel and in the original's.
 _SLACK = 2.0**-8 + 2.0**-10
-_WORD = 16
+# Codes of a word.
+WORD = 16
 _GROUPS = (64, 32, 16)
 
 
@@ -60,10 +61,10 @@ def make_planes(weight: torch.Tensor, product: Callable[[torch.Tensor], torch.Te
     n, k = weight.shape
     if weight.dtype != torch.bfloat16:
         raise ValueError(f"the output head is {weight.dtype}, and not bfloat16")
-    group = next((size for size in _GROUPS if k % (_WORD * size) == 0), None)
+    group = next((size for size in _GROUPS if k % (WORD * size) == 0), None)
     if group is None:
-        raise ValueError(f"{k} inputs do not go in words of {_WORD} and groups of {_GROUPS[-1]}")
-    count = k // _WORD
+        raise ValueError(f"{k} inputs do not go in words of {WORD} and groups of {_GROUPS[-1]}")
+    count = k // WORD
     words = torch.zeros(n, count, dtype=torch.int32, device=weight.device)
     scales = torch.empty(k // group, n, dtype=torch.bfloat16, device=weight.device)
     size, far, near = (torch.zeros(n, dtype=torch.float64, device=weight.device) for _ in range(3))

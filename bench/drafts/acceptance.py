@@ -45,8 +45,10 @@ _LEAST_EXPECTED = 5.0
 
 def options(way: str) -> Json:
     """The plugin's options of a way."""
-    form, _, count = way.removesuffix(_V2).partition(":")
-    return {"draft": "bf16" if form == "none" else form, "draft_vocab": int(count or 0)}
+    way, _, verify = way.removesuffix(_V2).partition("+")
+    form, _, count = way.partition(":")
+    made = {"draft": "bf16" if form == "none" else form, "draft_vocab": int(count or 0)}
+    return made | ({"verify": "copy"} if verify else {})
 
 
 def _drafts(way: str) -> bool:

@@ -106,7 +106,7 @@ def drafts_of(way: str) -> tuple[str, int]:
 
 def bytes_of_a_draft(way: str) -> dict[str, int]:
     """Bytes of weights that one draft reads: of the MTP layer's linears, and of the output head."""
-    name = drafts_of(way)[0]
+    name = drafts_of(way)[0].partition("+")[0]
     precision, _, count = name.partition(":")
     of_linears, of_head = _MIXED.get(name, (precision, precision))
     bits = {linear: _BITS[_OTHERWISE.get((of_linears, linear), of_linears)] for linear in MTP_LINEARS}

@@ -24,7 +24,8 @@ _OF_NO_MATTER = frozenset(
     (
         "n", "seed", "stop", "stop_token_ids", "ignore_eos", "max_tokens", "detokenize", "skip_special_tokens",
         "spaces_between_special_tokens", "include_stop_str_in_output", "output_kind", "stream_interval",
-        "skip_clone", "output_text_buffer_length", "_eos_token_id", "_all_stop_token_ids", "skip_reading_prefix_cache",
+        "skip_clone", "output_text_buffer_length", "_eos_token_id", "_all_stop_token_ids",
+        "skip_reading_prefix_cache", "watermarking", "_watermarking_skipped",
         "repetition_detection", "flat_logprobs", "temperature", "truncate_prompt_tokens", "include_reasoning",
         "routed_experts_prompt_start",
     )
@@ -40,7 +41,7 @@ def only_the_largest_counts() -> bool:
 
 def is_plain_and_greedy(params: Any) -> bool:
     """Whether a request's ``SamplingParams`` ask for the likeliest token and for nothing that looks at others."""
-    if params is None or params.temperature != 0:
+    if params is None or params.temperature != 0 or getattr(params, "watermarking", None):
         return False
     plain = type(params)(temperature=0.0)
     fields = set(params.__struct_fields__) - _OF_NO_MATTER

@@ -23,6 +23,7 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock, patch
@@ -231,19 +232,26 @@ def narrow_27b(folder: Path) -> None:
 def collect(out: Path, commands: list[list[str]], jobs: int) -> None:
     """Run ``[python, *flags]`` so many at a time, each with a file of its own; add what they found to ``out``."""
     result = load(out) or {"inside": {}, "engines": {}}
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
-        files = [Path(folder, f"{n}.json") for n in range(len(commands))]
-        runs = [
-            pool.submit(subprocess.run, [python, "-m", "tests.plan.compare", str(file), *flags], check=False)
-            for file, (python, *flags) in zip(files, commands, strict=True)
-        ]
-        failed = [n for n, run in enumerate(runs) if run.result().returncode]
-        parts = [part for file in files if (part := load(file))]
-    for part in parts:
-        result["inside"] |= part["inside"]
-    for name in {name for part in parts for name in part["engines"]}:
-        result["engines"][name] = [row for part in parts for row in part["engines"].get(name, ())]
-    save(out, result)
+    found: dict[str, dict[int, list[Json]]] = {}
+
+    def run(number: int) -> int:
+        python, *flags = commands[number]
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "part.json")
+            command = [python, "-m", "tests.plan.compare", str(file), *flags]
+            code = subprocess.run(command, check=False).returncode
+            part = load(file) or {"inside": {}, "engines": {}}
+        with lock:
+            result["inside"] |= part["inside"]
+            for name, rows in part["engines"].items():
+                found.setdefault(name, {})[number] = rows
+                result["engines"][name] = [row for _, rows in sorted(found[name].items()) for row in rows]
+            save(out, result)
+        return code
+
+    lock = Lock()
+    with ThreadPoolExecutor(jobs) as pool:
+        failed = [n for n, code in enumerate(pool.map(run, range(len(commands)))) if code]
     if failed:
         sys.exit(f"{len(failed)} of {len(commands)} failed: {failed}")
 

@@ -81,10 +81,7 @@ def _target_class(name: str) -> type:
 def _verifying(stock: type) -> type:
     """The class whose greedy steps may be verified with a copy of its head; vLLM's, if that cannot be."""
     try:
-        from .upstream.greedy_steps import publish_greedy_steps
         from .verify_head.model import verifying
-
-        publish_greedy_steps()
     except Exception as error:  # noqa: BLE001 - without it every step has the whole head
         logger.debug("vllm-qwen36-plugin: verification stays as vLLM has it because %s", error or repr(error))
         return stock

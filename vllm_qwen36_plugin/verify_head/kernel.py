@@ -21,10 +21,8 @@ if TYPE_CHECKING:
 
 # Tokens of a tile, rows that one dot takes at least, and programs that go through the list.
 _TILE, _LEAST_ROWS, _PROGRAMS = 64, 16, 1024
-# Hidden states of so many groups are on their way at once; with three a program takes more than it gains.
-_STAGES = 2
-# Rows that one call takes.
-MOST_ROWS = 64
+# With four warps `_refine` spills on Ada; with three stages, too.
+_WARPS, _STAGES = 8, 2
 # Of a row's state: what must be reached, the norm of the hidden state, then its sum in each group.
 _HEADER = 2
 # Kernels that Triton has compiled: its own look-up takes 60 µs a launch (see prefill/expand.py).
@@ -63,7 +61,7 @@ def _begin(  # type: ignore[no-untyped-def]
     tl.store(state + 2 + place, tl.sum(hidden, axis=1), mask=place < groups)
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+@triton.jit(do_not_specialize=["rows", "most"])  # type: ignore[untyped-decorator, unused-ignore]
 def _refine(  # type: ignore[no-untyped-def]
     logits_ptr,
     hidden_ptr,
@@ -129,7 +127,7 @@ def _refine(  # type: ignore[no-untyped-def]
         tl.store(list_ptr + place, row[None, :] * n + at[:, None], mask=may & (place < most))
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+@triton.jit(do_not_specialize=["most"])  # type: ignore[untyped-decorator, unused-ignore]
 def _recompute(  # type: ignore[no-untyped-def]
     logits_ptr,
     hidden_ptr,
@@ -156,7 +154,7 @@ def _recompute(  # type: ignore[no-untyped-def]
             tl.store(logits_ptr + row * logits_stride + token, logit.to(logits_ptr.dtype.element_ty))
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+@triton.jit(do_not_specialize=["rows", "most"])  # type: ignore[untyped-decorator, unused-ignore]
 def _whole(  # type: ignore[no-untyped-def]
     logits_ptr,
     hidden_ptr,
@@ -224,25 +222,20 @@ def settle(
     tiles = triton.cdiv(n, _TILE)
     _launch(
         _begin, rows, (best, hidden, weight, state, found), (strides[1],),
-        (groups, group, triton.next_power_of_2(groups)), 8,
+        (groups, group, triton.next_power_of_2(groups)),
     )  # fmt: skip
     _launch(
         _refine, tiles,
         (logits, hidden, planes.words, planes.scales, planes.far, planes.near, state, found, listed),
-        (n, rows, *strides, most), (groups, group, _TILE, row_block), 4 if row_block == _LEAST_ROWS else 8,
+        (n, rows, *strides, most), (groups, group, _TILE, row_block),
     )  # fmt: skip
     _launch(
         _recompute, _PROGRAMS, (logits, hidden, weight, found, listed), (n, *strides, most),
-        (k, block, _PROGRAMS), 4,
+        (k, block, _PROGRAMS),
     )  # fmt: skip
     _launch(
-        _whole,
-        tiles,
-        (logits, hidden, weight, found),
-        (n, rows, *strides, most),
-        (k, _TILE, row_block, 64),
-        4,
-    )
+        _whole, tiles, (logits, hidden, weight, found), (n, rows, *strides, most), (k, _TILE, row_block, 64),
+    )  # fmt: skip
 
 
 def _launch(
@@ -251,17 +244,16 @@ def _launch(
     tensors: tuple[torch.Tensor, ...],
     numbers: tuple[int, ...],
     constants: tuple[int, ...],
-    warps: int,
 ) -> None:
     kind = (
-        kernel, constants, warps, *((tensor.dtype, tensor.data_ptr() % 16 == 0) for tensor in tensors),
-        tensors[0].device, *((number % 16 == 0, number == 1) for number in numbers),
+        id(kernel), constants, tensors[0].device,
+        *(tensor.data_ptr() % 16 == 0 for tensor in tensors), *(number % 16 == 0 for number in numbers),
     )  # fmt: skip
     known = _kernels.get(kind)
     if known is not None:
         known[(programs, 1, 1)](*tensors, *numbers, *constants)
         return
-    compiled = kernel[(programs, 1, 1)](*tensors, *numbers, *constants, num_warps=warps, num_stages=_STAGES)
+    compiled = kernel[(programs, 1, 1)](*tensors, *numbers, *constants, num_warps=_WARPS, num_stages=_STAGES)
     # Triton's interpreter returns none.
     if hasattr(compiled, "function"):
         _kernels[kind] = compiled

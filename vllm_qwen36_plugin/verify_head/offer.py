@@ -9,6 +9,7 @@ import torch
 from vllm_qwen36_plugin.log import logger
 from vllm_qwen36_plugin.ranks import first_rank
 from vllm_qwen36_plugin.report import note
+from vllm_qwen36_plugin.upstream.greedy_steps import publish_greedy_steps
 from vllm_qwen36_plugin.upstream.tensor_parallel import rank
 
 from .head import VerifyHead, attach
@@ -28,6 +29,7 @@ def offer(lm_head: Any, n: int, copy: Any, vllm_config: Any) -> None:
         reason = _hindrance(lm_head, copy, vllm_config)
         if reason:
             raise ValueError(reason)
+        publish_greedy_steps()
         head = VerifyHead(lm_head.weight.data, n, copy)
     except Exception as error:  # noqa: BLE001 - the whole head verifies as well
         if first_rank():

@@ -31,7 +31,7 @@ def interpreted_copy(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any
 
 
 def bf16_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the interpreter round to BF16, which Triton 3.7's truncates to, and multiply BF16 as the numbers they are."""
+    """Have the interpreter round to BF16, to which Triton 3.7's truncates, and multiply BF16 as numbers."""
     import numpy as np
     import torch
     import triton.language as tl

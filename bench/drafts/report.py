@@ -238,12 +238,29 @@ def picture(result: Json) -> Any:
     return figure
 
 
+def verify_tables(result: Json) -> str:
+    """Of `verify.py`: the study, and kernels if they were timed."""
+    study, kernels = result["study"], result.get("kernels", {})
+    columns = ["copy", "bounds of k", "tokens that may win: median", "99 % of rows", "rows settled"]
+    rows = [[name, f"{k:,}", *(f"{share:.2%}" for share in shares)] for name, k, *shares in study["rows"]]
+    text = table(columns, rows, where(study["environment"]))
+    columns = ["rows", "hidden states", "listed", "stock, µs", "copy alone, µs", "settled, µs"]
+    cells = [
+        [rows, name, f"{one['listed']:,}", *(f"{one[way]['us']:.0f}" for way in ("stock", "copy", "settled"))]
+        for rows, each in kernels.items()
+        if rows.isdecimal()
+        for name, one in each.items()
+    ]
+    return f"{text}\n\n{table(columns, cells, where(kernels['environment']))}" if cells else text
+
+
 PAGE = Page(
     HERE / "README.md",
     {
         "acceptance": (acceptance_table, HERE / "acceptance.json"),
         "acceptance-gpu": (acceptance_table, HERE / "acceptance-gpu.json"),
         "engine": (engine_tables, HERE / "engine.json"),
+        "verify": (verify_tables, HERE / "verify.json"),
     },
     {"engine.png": (picture, HERE / "engine.json")},
 )

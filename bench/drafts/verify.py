@@ -43,16 +43,11 @@ def states() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def study() -> Json:
-    """By copy and width: tokens that may win (median, 99 % of rows), and rows where they are few enough."""
+    """Copy, width, shares of tokens that may win (median, 99 % of rows), and of rows where they are few enough."""
     hidden, weight = states()
     (n, k), h = weight.shape, hidden.float()
     exact, norms = h @ weight.float().t(), h.norm(dim=1, keepdim=True)
-    result: Json = {
-        "rows": len(h),
-        "n": n,
-        "k": k,
-        "sure": round(float(exact.softmax(-1).amax(-1).mean()), 3),
-    }
+    result: Json = {"states": len(h), "n": n, "k": k, "rows": []}
     for bits, group in ((4, 32), (8, 128)):
         codes, scales = quantize_rtn(weight, bits, group, scale_dtype=torch.bfloat16)
         copy = ((codes.float() - (1 << bits - 1)).view(n, -1, group) * scales.float()[..., None]).view(n, k)
@@ -65,12 +60,12 @@ def study() -> Json:
             for width in (k, _K):
                 off = norms * bound * (width / k) ** 0.5
                 may = h @ matrix.t() + off >= least - least.abs() / 128
-                count = may.sum(-1).float()
                 # None outside can win, whatever the width.
                 assert bool(may.gather(1, exact.argmax(-1, keepdim=True)).all())
-                few, most = float((count <= n * _MOST / _N).float().mean()), int(count.quantile(0.99))
-                figures = {"median": int(count.median()), "of_99_percent": most, "settled": round(few, 4)}
-                result[f"w{bits}{name}, k {width}"] = figures
+                count = may.sum(-1) / n
+                shares = [count.median(), count.quantile(0.99), (count <= _MOST / _N).float().mean()]
+                row = [f"W{bits}{name}", width, *(round(float(share), 5) for share in shares)]
+                result["rows"].append(row)
     return result
 
 
@@ -116,7 +111,7 @@ def main() -> None:
     parser = command_line(__doc__, "result")
     parser.add_argument("--time", action="store_true", help="on a GPU")
     args = parser.parse_args()
-    key, what = ("kernels", timed()) if args.time else ("small_model", study())
+    key, what = ("kernels", timed()) if args.time else ("study", study())
     save(args.result, {**(load(args.result) or {}), key: {"environment": environment(), **what}})
 
 

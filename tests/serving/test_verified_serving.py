@@ -24,7 +24,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     command = [sys.executable, "-m", "tests.serving.verified", str(MINI), str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-    line = "greedy steps verify with drafts' copy of the output head"
+    line = "greedy steps of up to 64 rows verify with drafts' copy of the output head"
     assert line in done.stdout + done.stderr
     answer: dict[str, Any] = json.loads(out.read_text())
     assert answer["attached"]

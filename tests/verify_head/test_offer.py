@@ -49,6 +49,11 @@ def copy(**changes: Any) -> Any:
     return SimpleNamespace(**{"ids": None, "precision": "w4", "logits": head().logits, **changes})
 
 
+def always(logits: Any, weight: Any) -> int:
+    """It is faster for as many rows as were asked about."""
+    return 64
+
+
 @pytest.fixture(autouse=True)
 def no_patch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(offer, "publish_greedy_steps", lambda: None)
@@ -65,7 +70,7 @@ def test_greedy_steps_of_few_rows_meet_the_copy_and_no_others(monkeypatch: pytes
     lm_head = Head()
     made = model.verifying(Stock)(lm_head)
     names = list(lm_head.state_dict())
-    offer.offer(lm_head, N, copy(), config())
+    offer.offer(lm_head, N, copy(), config(), always)
     assert attached(lm_head) is not None
     assert list(lm_head.state_dict()) == names
     plain = Stock(lm_head)
@@ -81,7 +86,7 @@ def test_other_weights_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "only_the_largest_counts", lambda: True)
     lm_head = Head()
     made = model.verifying(Stock)(lm_head)
-    offer.offer(lm_head, N, copy(), config())
+    offer.offer(lm_head, N, copy(), config(), always)
     made.load_weights([])
     assert made.loaded == 1
     assert attached(lm_head) is None
@@ -104,7 +109,7 @@ def test_what_stands_in_the_way_is_said_once(
     warnings: list[str], drafts: Any, settings: Any, why: str
 ) -> None:
     lm_head = Head()
-    offer.offer(lm_head, N, drafts, settings)
+    offer.offer(lm_head, N, drafts, settings, always)
     assert attached(lm_head) is None
     assert len(warnings) == 1
     assert "the whole output head verifies because" in warnings[0]
@@ -114,6 +119,22 @@ def test_what_stands_in_the_way_is_said_once(
 def test_a_head_that_is_not_in_bf16_stays_whole(warnings: list[str]) -> None:
     lm_head = Head()
     lm_head.weight.data = lm_head.weight.data.half()
-    offer.offer(lm_head, N, copy(), config())
+    offer.offer(lm_head, N, copy(), config(), always)
     assert attached(lm_head) is None
     assert "not in BF16" in warnings[0]
+
+
+def test_more_rows_than_it_is_faster_for_take_the_whole_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "only_the_largest_counts", lambda: True)
+    lm_head = Head()
+    made, plain = model.verifying(Stock)(lm_head), Stock(lm_head)
+    offer.offer(lm_head, N, copy(), config(), lambda logits, weight: logits(states(4)).shape[0])
+    assert not torch.equal(made.compute_logits(states(4)), plain.compute_logits(states(4)))
+    assert torch.equal(made.compute_logits(states(5)), plain.compute_logits(states(5)))
+
+
+def test_where_it_is_slower_it_is_left(warnings: list[str]) -> None:
+    lm_head = Head()
+    offer.offer(lm_head, N, copy(), config(), lambda logits, weight: 0)
+    assert attached(lm_head) is None
+    assert "takes longer on this GPU" in warnings[0]

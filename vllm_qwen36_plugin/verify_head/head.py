@@ -36,8 +36,9 @@ class VerifyHead:
         Raises:
             ValueError: a weight that this does not work for.
         """
-        self._weight, self._copy = weight[:n], copy
-        self._planes: Planes = make_planes(self._weight, copy.logits)
+        self.weight, self._copy = weight[:n], copy
+        self.most_rows = _MOST_ROWS
+        self._planes: Planes = make_planes(self.weight, copy.logits)
         self._found = torch.zeros(1, dtype=torch.int32, device=weight.device)
         self._listed = torch.zeros(_MOST_ROWS * _MOST, dtype=torch.int32, device=weight.device)
         if weight.is_cuda:
@@ -50,10 +51,9 @@ class VerifyHead:
         """Bytes of GPU memory beside the copy."""
         return self._planes.bytes + self._listed.numel() * self._listed.element_size()
 
-    @staticmethod
-    def takes(rows: int) -> bool:
+    def takes(self, rows: int) -> bool:
         """Whether so many rows are read faster by way of the copy."""
-        return 0 < rows <= _MOST_ROWS
+        return 0 < rows <= self.most_rows
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return BF16 ``[rows, n]`` for ``hidden`` ``[rows, k]``; nothing waits for the GPU."""
@@ -63,7 +63,7 @@ class VerifyHead:
             from .kernel import settle
         else:
             from .on_cpu import settle
-        settle(logits, hidden, self._weight, self._planes, self._found, listed)
+        settle(logits, hidden, self.weight, self._planes, self._found, listed)
         return logits
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +16,13 @@ from vllm_qwen36_plugin.upstream.tensor_parallel import rank
 from .head import VerifyHead, attach
 
 
-def offer(lm_head: Any, n: int, copy: Any, vllm_config: Any) -> None:
+def offer(
+    lm_head: Any,
+    n: int,
+    copy: Any,
+    vllm_config: Any,
+    wins_up_to: Callable[[Callable[[torch.Tensor], torch.Tensor], torch.Tensor], int],
+) -> None:
     """Attach a head for verification to the target's; else warn once, and every step has the whole head.
 
     Args:
@@ -23,6 +30,7 @@ def offer(lm_head: Any, n: int, copy: Any, vllm_config: Any) -> None:
         n: tokens of the model.
         copy: drafts' own head, or None.
         vllm_config: of the engine.
+        wins_up_to: given this head's logits and the weight, up to how many rows it is timed to be faster.
     """
     attach(lm_head, None)
     try:
@@ -31,6 +39,9 @@ def offer(lm_head: Any, n: int, copy: Any, vllm_config: Any) -> None:
             raise ValueError(reason)
         publish_greedy_steps()
         head = VerifyHead(lm_head.weight.data, n, copy)
+        head.most_rows = min(wins_up_to(head.logits, head.weight), head.most_rows)
+        if not head.most_rows:
+            raise ValueError("by way of drafts' copy it takes longer on this GPU")
     except Exception as error:  # noqa: BLE001 - the whole head verifies as well
         if first_rank():
             why = error or repr(error)
@@ -38,7 +49,8 @@ def offer(lm_head: Any, n: int, copy: Any, vllm_config: Any) -> None:
             note("verify", "stock", str(why))
         return
     attach(lm_head, head)
-    line = f"greedy steps verify with drafts' copy of the output head, and {head.bytes >> 20} MiB beside it"
+    beside = f"{head.bytes >> 20} MiB beside it"
+    line = f"greedy steps of up to {head.most_rows} rows verify with drafts' copy of the output head, and {beside}"
     logger.info("vllm-qwen36-plugin: %s", line)
     note("verify", "copy", line)
 

@@ -57,8 +57,7 @@ def study() -> Json:
                 assert bool(may.gather(1, exact.argmax(-1, keepdim=True)).all())
                 count = may.sum(-1) / n
                 shares = [count.median(), count.quantile(0.99), (count <= _MOST / _N).float().mean()]
-                row = [f"W{bits}{name}", width, *(round(float(share), 5) for share in shares)]
-                result["rows"].append(row)
+                result["rows"].append([f"W{bits}{name}", width, *(round(float(x), 5) for x in shares)])
     return result
 
 
@@ -68,10 +67,7 @@ def timed() -> Json:
     from vllm_qwen36_plugin.draft_head.head import DraftHead
     from vllm_qwen36_plugin.verify_head.kernel import settle
 
-    result: Json = {
-        "columns": ["rows", "states", "listed", "same", "stock_us", "copy_us", "settled_us"],
-        "rows": [],
-    }
+    result: Json = {"rows": []}
     with vllm_config():
         lm_head = torch.nn.Module()
         lm_head.weight = weight = torch.randn(_N, _K, dtype=torch.bfloat16, device="cuda") * 0.02

@@ -66,11 +66,6 @@ class VerifyHead:
         settle(logits, hidden, self.weight, self._planes, self._found, listed)
         return logits
 
-    @property
-    def listed(self) -> int:
-        """How many tokens the last call listed; waits for the GPU."""
-        return int(self._found.item())
-
 
 def attach(lm_head: Any, head: VerifyHead | None) -> None:
     """Have the target's own head lead to ``head``, past PyTorch's list of its parts; None takes it away."""

@@ -50,8 +50,7 @@ from bench.variants import engine_arguments, main, saving
 
 VARIANTS = (
     "none", "stock", "stock:fp8", "humming", "humming:fp8", "auto", "w4", "w8", "fp8",
-    "bf16:65536", "w4:65536", "w8:65536", "fp8:65536",
-    "auto+verify", "w4+verify",
+    "bf16:65536", "w4:65536", "w8:65536", "fp8:65536", "auto+verify", "w4+verify",
     "stock@3", "humming:fp8@3", "auto@3", "w8:65536@3", "w4:65536@3",
 )  # fmt: skip
 _USUAL = ("none", "stock", "stock:fp8", "auto")

@@ -249,10 +249,8 @@ def verify_tables(result: Json) -> str:
     columns = ["copy", "bounds of k", "tokens that may win: median", "99 % of rows", "rows settled"]
     rows = [[name, f"{k:,}", *(f"{share:.2%}" for share in shares)] for name, k, *shares in study["rows"]]
     text = table(columns, rows, where(study["environment"]))
-    if kernels is None:
-        return text
     columns = ["rows", "hidden states", "listed", "same", "stock, µs", "copy alone, µs", "settled, µs"]
-    return f"{text}\n\n{table(columns, kernels['rows'], where(kernels['environment']))}"
+    return f"{text}\n\n{table(columns, kernels['rows'], where(kernels['environment']))}" if kernels else text
 
 
 PAGE = Page(

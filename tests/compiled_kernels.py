@@ -37,6 +37,7 @@ TYPES = {
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
     torch.float32: "*fp32",
+    torch.int8: "*i8",
     FP8: "*fp8e4nv",
 }
 # A100; RTX 3090; RTX 4090, L40S; H100, H200; B200; RTX 5090.
@@ -208,11 +209,20 @@ def _quantizing(k: int) -> Callable[[pytest.MonkeyPatch], Launch]:
     return record
 
 
-def _rearranging(signs: bool) -> Callable[[pytest.MonkeyPatch], Launch]:
+def _grouping(dtype: torch.dtype) -> Callable[[pytest.MonkeyPatch], Launch]:
     def record(patch: pytest.MonkeyPatch) -> Launch:
-        launch = replaced(patch, eight_bit_words, "_rearrange")
+        launch = replaced(patch, activations, "_quantize_groups")
+        activations.quantize_groups(_empty(8, K, dtype=torch.bfloat16), dtype)
+        return launch
+
+    return record
+
+
+def _rearranging(order: eight_bit_words.Order) -> Callable[[pytest.MonkeyPatch], Launch]:
+    def record(patch: pytest.MonkeyPatch) -> Launch:
+        launch = replaced(patch, eight_bit_words, "_flatten" if order == "flat" else "_rearrange")
         out = _empty(K // 32, 4 * COLUMNS, dtype=torch.int32)
-        eight_bit_words.rearrange(_empty(K * N // 8, dtype=torch.int32), out, COLUMNS, N, signs=signs)
+        eight_bit_words.rearrange(_empty(K * N // 8, dtype=torch.int32), out, COLUMNS, N, order)
         return launch
 
     return record
@@ -294,11 +304,12 @@ CASES = (
     *_expand_cases(),
     *(
         Case(
-            "words for 8 bits", "as e4m3" if signs else "as int8", _rearranging(signs), targets, 6,
-            (_LOADS, _STORES), (_NARROW_STORES,),
+            "words for 8 bits", order, _rearranging(order), targets, 6, (_LOADS, _STORES), (_NARROW_STORES,)
         )
-        for signs, targets in ((False, TARGETS), (True, HAVE_E4M3))
+        for order, targets in (("plain", TARGETS), ("flat", TARGETS), ("signs", HAVE_E4M3))
     ),
+    Case("groups to 8 bits", "int8", _grouping(torch.int8), TARGETS, 7, (_LOADS,)),
+    Case("groups to 8 bits", "e4m3", _grouping(FP8), HAVE_E4M3, 7, (_TO_E4M3, _LOADS)),
     *(
         Case("tokens to e4m3", f"k {k}", _quantizing(k), HAVE_E4M3, 2 if k == 17408 else 7, (_TO_E4M3, _LOADS))
         for k in (5120, 6144, 17408)

@@ -22,8 +22,8 @@ class PluginOptions:
     mtp_check: Literal["on", "off"] = "on"
     act_order_check: Literal["on", "off"] = "on"
     # How linears multiply many tokens. `auto` and `exact`: with the checkpoint's own numbers, wherever that was
-    # measured faster. `fp8`: in e4m3.
-    prefill: Literal["auto", "exact", "fp8", "off"] = "auto"
+    # measured faster. `a8`: with those and activations of 8 bits. `fp8`: in e4m3.
+    prefill: Literal["auto", "exact", "a8", "fp8", "off"] = "auto"
     prefill_scratch_mib: int = 128
     prefill_profile: str | None = None
     # Weights that MTP drafts with: the plugin's choice, the checkpoint's own, e4m3, 4 or 8 bits as GPTQ.

@@ -250,7 +250,8 @@ def verify_tables(result: Json) -> str:
     rows = [[name, f"{k:,}", *(f"{share:.2%}" for share in shares)] for name, k, *shares in study["rows"]]
     text = table(columns, rows, where(study["environment"]))
     columns = ["rows", "hidden states", "listed", "same", "stock, µs", "copy alone, µs", "settled, µs"]
-    return f"{text}\n\n{table(columns, kernels['rows'], where(kernels['environment']))}" if kernels else text
+    rows = [[str(cell) for cell in row] for row in kernels["rows"]] if kernels else []
+    return f"{text}\n\n{table(columns, rows, where(kernels['environment']))}" if rows else text
 
 
 PAGE = Page(

@@ -62,6 +62,7 @@ def engines(result: Json) -> str:
             str(row["drafts"]),
             row["kv"],
             f"{row['bytes'] / 2**20:,.0f}",
+            f"{row['length']:,}",
             f"{row['planned']:,}",
             f"{row['tokens']:,}",
             str(row["batch"]),
@@ -70,7 +71,7 @@ def engines(result: Json) -> str:
         for name, rows in result["engines"].items()
         for row in sorted(rows, key=lambda row: (row["drafts"], row["kv"]))
     ]
-    titles = ["engine", "drafts", "KV", "cache, MiB", "planned tokens", "logged", "planned batch"]
+    titles = ["engine", "drafts", "KV", "cache, MiB", "context", "planned tokens", "logged", "planned batch"]
     caption = "Ran at once (put off) of as many requests as planned, and of one more"
     return table([*titles, "ran", "of one more"], lines, caption)
 

@@ -93,7 +93,7 @@ def kernel_config(k: int, n: int, group: int, dtype: torch.dtype) -> Any:
 
 
 def build(
-    qweight: torch.Tensor, scales: torch.Tensor, kernel: type, group: int
+    qweight: torch.Tensor, scales: torch.Tensor, kernel: type, group: int, act: torch.dtype | None = None
 ) -> tuple[Any, torch.nn.Module]:
     """``kernel`` with one layer of that weight, repacked."""
     from vllm.model_executor.parameter import GroupQuantScaleParameter, PackedvLLMParameter
@@ -125,7 +125,7 @@ def build(
         ),
     )
     made = kernel(
-        kernel_config(k, n, group, scales.dtype),
+        kernel_config(k, n, group, act or scales.dtype),
         w_q_param_name="qweight",
         w_s_param_name="scales",
         w_zp_param_name="qzeros",

@@ -1,4 +1,4 @@
-"""What ``prefill=fp8`` costs in quality, on the trained mini model, with the evaluation of ``qwen36 eval``.
+"""What ``prefill=fp8`` and ``a8`` cost in quality: the trained mini model, with the evaluation of ``qwen36 eval``.
 
     python -m bench.prefill.quality WORK OUT.json [--samples 64] [--documents 12]
 
@@ -8,6 +8,8 @@ documents and held against the BF16 original, in float32 arithmetic on the CPU:
     w4a16         the checkpoint as it is
     fp8-weights   its packed linears with weights in e4m3, a scale a column
     fp8           and rows in e4m3, a scale a row: what `routes.fp8` computes
+    a8, a8-e4m3   weights as they are, rows in int8, behind the plugin's guard, or in e4m3; in groups of 128
+    a8-x10        `a8` with a channel of each group ten times larger, and its weights as much smaller
     fp8-context   `fp8` for the first 256 rows of a document, `w4a16` for the rest of them
 
 Under ``everywhere`` every row goes one way, context and scored rows alike: an upper bound. A server takes
@@ -51,11 +53,13 @@ from gptq_hybrid.streaming import (
     TextStack,
     make_batches,
 )
+from vllm_qwen36_plugin.prefill.activations import GROUP, reference_groups, values_of
+from vllm_qwen36_plugin.prefill.guard import LIMIT
 from vllm_qwen36_plugin.prefill.routes import FP8, fp8_scales
 
-Way = Literal["w4a16", "fp8-weights", "fp8", "fp8-context"]
+Way = Literal["w4a16", "a8", "a8-x10", "a8-e4m3", "fp8-weights", "fp8", "fp8-context"]
 # `build_evaluation` compares each with those behind it, the earlier less the later.
-EVERYWHERE: tuple[Way, ...] = ("fp8", "fp8-weights", "w4a16")
+EVERYWHERE: tuple[Way, ...] = ("fp8", "fp8-weights", "a8-e4m3", "a8-x10", "a8", "w4a16")
 BEHIND: tuple[Way, ...] = ("fp8-context", "w4a16")
 RECIPE, EXPERIMENT = "static-mse", "small-mse"
 CONTEXT, _LEAST_BEHIND = 256, 32  # rows, and tokens that must follow for a document to count
@@ -80,7 +84,7 @@ class Linear(nn.Module):
 
     def __init__(self, words: torch.Tensor, scales: torch.Tensor, way: Way) -> None:
         super().__init__()
-        self.way = way
+        self.way, self.keeps = way, None if way in ("a8", "a8-x10") else False
         inverse, self.column = fp8_scales(scales, _BITS)
         # One product in float32, rounded once, as the expansion kernel has it.
         self.values = dequantize_symmetric(words, scales.float() * inverse, _BITS).to(FP8).float()
@@ -94,10 +98,23 @@ class Linear(nn.Module):
             return (F.linear(x.float(), self.values) * self.column).to(x.dtype)
         if self.way == "fp8":
             return self._fp8(x)
+        if self.way in ("a8", "a8-x10", "a8-e4m3"):
+            return self._a8(x)
         return torch.cat([self._fp8(x[:, :CONTEXT]), self._packed(x[:, CONTEXT:])], dim=1)
 
     def _packed(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x.float(), self.dense).to(x.dtype)
+
+    def _a8(self, x: torch.Tensor) -> torch.Tensor:
+        larger = torch.ones(x.shape[-1])
+        larger[5::GROUP] = 10 if self.way == "a8-x10" else 1
+        dtype = FP8 if self.way == "a8-e4m3" else torch.int8
+        rounded = values_of(*reference_groups((x.float() * larger).flatten(0, -2), dtype)).view_as(x)
+        result, exact = F.linear(rounded / larger, self.dense).to(x.dtype), self._packed(x)
+        if self.keeps is None:
+            shares = (result - exact).square().sum(dim=-1) / exact.square().sum(dim=-1)
+            self.keeps = bool(shares[shares.isfinite()].mean().sqrt() > LIMIT)
+        return exact if self.keeps else result
 
     def _fp8(self, x: torch.Tensor) -> torch.Tensor:
         rows, scales = quantize_rows(x)
@@ -105,12 +122,12 @@ class Linear(nn.Module):
 
 
 class Stack(TextStack):
-    """The checkpoint's language model whose packed linears compute ``way``; ``replaced`` counts them."""
+    """The checkpoint's language model whose packed linears compute ``way``; ``linears`` are these."""
 
     def __init__(self, weights: CheckpointWeights, way: Way) -> None:
         super().__init__(weights, torch.device("cpu"), torch.float32)
         self.checkpoint_weights, self.way = weights, way
-        self.replaced = 0
+        self.linears: list[Linear] = []
 
     def layer(self, number: int, tensors: Mapping[str, torch.Tensor] | None = None) -> nn.Module:
         layer = super().layer(number, tensors)
@@ -118,10 +135,8 @@ class Stack(TextStack):
         for name in sorted(self.checkpoint_weights.checkpoint.loaded):
             if name.startswith(prefix) and name.endswith(".qweight"):
                 module = name.removesuffix(".qweight")
-                layer.set_submodule(
-                    module.removeprefix(prefix), Linear(*packed(self.checkpoint_weights, module), self.way)
-                )
-                self.replaced += 1
+                self.linears.append(Linear(*packed(self.checkpoint_weights, module), self.way))
+                layer.set_submodule(module.removeprefix(prefix), self.linears[-1])
         return layer
 
 
@@ -192,12 +207,13 @@ def measure(work: Path, samples: int, limit: int | None) -> Json:
     original, weights = CheckpointWeights(MINI), CheckpointWeights(folder)
     reference = passed(TextStack(original, torch.device("cpu"), torch.float32), batches)
     scores: dict[Way, list[DocumentScores]] = {}
-    replaced = set()
+    replaced, kept = set(), {}
     for way in dict.fromkeys((*EVERYWHERE, *BEHIND)):
         stack = Stack(weights, way)
         scores[way] = score_documents(documents, batches, reference, passed(stack, batches), drafts=_DRAFTS)
-        replaced.add(stack.replaced)
-        print(f"{way}: {stack.replaced} linears", flush=True)
+        replaced.add(len(stack.linears))
+        kept[way] = sum(bool(linear.keeps) for linear in stack.linears)
+        print(f"{way}: {len(stack.linears)} linears, {kept[way]} keep 16 bits", flush=True)
     if replaced != {len(weights.layout.quantized)}:
         raise RuntimeError(
             f"{replaced} linears computed the way asked for, of {len(weights.layout.quantized)}"
@@ -223,6 +239,7 @@ def measure(work: Path, samples: int, limit: int | None) -> Json:
             "context": CONTEXT,
             "drafts": _DRAFTS,
             "dtype": "float32",
+            "keep_16_bits": kept,
         },
         "fingerprints": {
             "bf16": checkpoint_fingerprint(original.checkpoint),

@@ -17,9 +17,9 @@ from typing import NamedTuple
 from bench.results import Json
 
 PLUGIN = "plugin"
-# The plugin as it comes, on the card as it is.
-DEFAULT = "default"
-VARIANTS = (PLUGIN, DEFAULT, "stock", "exact", "fp8", "humming", "machete", "bf16")
+# The plugin as it comes and with prefill=a8, on the card as it is.
+DEFAULT, A8 = "default", "a8"
+VARIANTS = (PLUGIN, DEFAULT, A8, "stock", "exact", "fp8", "humming", "machete", "bf16")
 WAYS = ("stock", "exact", "fp8")
 # With --graphs a pass is recorded with the way it goes, so that each way is a process.
 GRAPHED = ("exact", "fp8")

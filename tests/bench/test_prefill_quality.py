@@ -148,6 +148,34 @@ def test_weights_alone_leave_rows_as_they_are(linear: Packed, x: torch.Tensor) -
     assert ((found - expected).abs() <= 1e-5 * size).all()
 
 
+def test_a8_rounds_rows_in_groups_and_leaves_weights_as_they_are(linear: Packed, x: torch.Tensor) -> None:
+    exact = x.double() @ linear.dense.t()
+    errors: dict[Way, float] = {}
+    ways: tuple[Way, ...] = ("a8", "a8-e4m3", "a8-x10")
+    for way in ways:
+        module = linear.linear(way)
+        module.keeps = False
+        found = module(x).double()
+        assert not found[1, 3].any()
+        errors[way] = float(((found - exact).norm(dim=-1) / exact.norm(dim=-1)).nanmean())
+    assert 0.001 < errors["a8"] < errors["a8-x10"] < 0.05
+    assert errors["a8"] < 0.5 * errors["a8-e4m3"] < 0.05
+
+
+def test_its_guard_is_the_plugins(linear: Packed) -> None:
+    x = torch.randn(2, 40, K, generator=torch.Generator().manual_seed(3))
+    module = linear.linear("a8")
+    module(x)
+    assert module.keeps is False
+    wild = linear.linear("a8")
+    spoilt = x.clone()
+    spoilt[..., 7::GROUP] *= 300
+    assert torch.equal(wild(spoilt), wild._packed(spoilt))
+    assert wild.keeps is True
+    # Decided once.
+    assert torch.equal(wild(x), wild._packed(x))
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> CheckpointWeights:
     return CheckpointWeights(rounded_checkpoint(tmp_path_factory.mktemp("rounded") / "w4"))
@@ -160,7 +188,7 @@ def test_the_emulation_is_in_every_packed_linear_and_changes_nothing_else(
     plain, _ = passed(TextStack(checkpoint, torch.device("cpu"), torch.float32), batches)
     stacks: dict[Way, Stack] = {way: Stack(checkpoint, way) for way in ("w4a16", "fp8-weights", "fp8")}
     runs = {way: passed(stack, batches)[0] for way, stack in stacks.items()}
-    assert {stack.replaced for stack in stacks.values()} == {len(checkpoint.layout.quantized)}
+    assert {len(stack.linears) for stack in stacks.values()} == {len(checkpoint.layout.quantized)}
     hidden = {way: run.hidden[0][0] for way, run in runs.items()}
     assert torch.allclose(hidden["w4a16"], plain.hidden[0][0], rtol=0, atol=1e-4)
     off = {way: (found - hidden["w4a16"]).square().mean().sqrt() for way, found in hidden.items()}
@@ -204,12 +232,12 @@ def test_scores_behind_a_prompt_are_those_of_later_rows() -> None:
 
 def test_a_summary_has_the_difference_to_w4a16_of_each_way_and_domain() -> None:
     base = [s for d in ("de", "c") for s in random_scores(np.random.default_rng(0), d, 12)]
-    factors: dict[Way, float] = {"fp8": 1.25, "fp8-weights": 1.1, "w4a16": 1.0}
-    scores = {way: shifted(base, factors[way]) for way in quality.EVERYWHERE}
+    factors: dict[Way, float] = {"fp8": 1.25, "fp8-weights": 1.1, "a8-e4m3": 1.1, "a8-x10": 1.05, "a8": 1.02}
+    scores = {way: shifted(base, factors.get(way, 1.0)) for way in quality.EVERYWHERE}
     found = summary(as_json(build_evaluation(scores, reference="bf16", resamples=200)))
     means = {way: row["kld_mean"]["value"] for way, row in found["ways"].items()}
     assert means["fp8"] == pytest.approx(1.25 * means["w4a16"])
-    assert list(found["less_w4a16"]) == ["fp8", "fp8-weights"]
+    assert list(found["less_w4a16"]) == list(factors)
     kld = found["less_w4a16"]["fp8"]["kld_mean"]
     assert kld["value"] == pytest.approx(means["fp8"] - means["w4a16"])
     assert kld["low"] < kld["value"] < kld["high"]

@@ -25,7 +25,7 @@ def test_the_check_can_be_switched_off() -> None:
     assert PluginOptions.of({"qwen36": {"mtp_check": "off"}, "gdn_prefill_backend": "x"}).mtp_check == "off"
 
 
-@pytest.mark.parametrize("way", ["auto", "exact", "fp8", "off"])
+@pytest.mark.parametrize("way", ["auto", "exact", "a8", "fp8", "off"])
 def test_each_way_of_the_linears_can_be_asked_for(way: str) -> None:
     assert PluginOptions.of({"qwen36": {"prefill": way}}).prefill == way
 
@@ -45,7 +45,7 @@ def test_scratch_and_profile_are_taken_as_given() -> None:
         ({"mtp_check": False}, ['"on" or "off"', "False"]),
         ({"mtp_check": []}, ['"on" or "off"']),
         ("off", ["must be an object", '{"qwen36": {"mtp_check": "off"}}']),
-        ({"prefill": "fast"}, ["qwen36.prefill", '"auto" or "exact" or "fp8" or "off"', "'fast'"]),
+        ({"prefill": "fast"}, ["qwen36.prefill", '"auto" or "exact" or "a8" or "fp8" or "off"', "'fast'"]),
         ({"prefill": True}, ["qwen36.prefill", "True"]),
         ({"prefill": None}, ["qwen36.prefill", "None"]),
         *(

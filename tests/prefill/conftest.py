@@ -65,6 +65,16 @@ def interpreted_activations() -> Any:
 
 
 @pytest.fixture(scope="session")
+def interpreted_groups() -> Any:
+    """`activations` likewise, as ``interpreted_groups.quantize_groups``."""
+    pytest.importorskip("torch")
+    pytest.importorskip("triton")
+    from vllm_qwen36_plugin.prefill import activations
+
+    return _interpreted(activations, "quantize_groups")
+
+
+@pytest.fixture(scope="session")
 def interpreted_words() -> Any:
     """`eight_bit_words` likewise, as ``interpreted_words.rearrange``."""
     pytest.importorskip("torch")
@@ -179,3 +189,33 @@ def stock_is(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], None]:
 
     choose("MarlinLinearKernel")
     return choose
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch, clean: None) -> Iterator[Callable[..., Any]]:
+    """A server with these options, on a GPU; it measures only if asked to."""
+    import torch
+    from vllm.model_executor import parameter
+
+    from vllm_qwen36_plugin.prefill import dispatch, prepare
+    from vllm_qwen36_plugin.prefill.kernel import PrefillLinearKernel
+    from vllm_qwen36_plugin.upstream.linear_kernels import offer_first
+
+    from . import real_gpu
+
+    monkeypatch.setattr(parameter, "get_tensor_model_parallel_rank", lambda: 0)
+    monkeypatch.setattr(parameter, "get_tensor_model_parallel_world_size", lambda: 1)
+    monkeypatch.setattr(prepare, "shipped_profiles", list)
+    offer_first(real_gpu.DEVICE.upper(), PrefillLinearKernel)
+    # A test's calls are few and alone: it is the GPU's way that they are to take.
+    dispatch.pace().eager_from = 0
+    torch.manual_seed(0)
+
+    def make(*, measuring: bool = False, tokens: int = 8192, **options: Any) -> real_gpu.Server:
+        if not measuring:
+            monkeypatch.setattr(prepare, "BUDGET", 0.0)
+        return real_gpu.Server(monkeypatch, {"prefill": "fp8", **options}, tokens)
+
+    yield make
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -19,6 +19,14 @@ from vllm_qwen36_plugin.prefill.shape import Shape
 from vllm_qwen36_plugin.upstream.gptq import stock_gptq
 
 DEVICE = "cuda"
+LARGE = {
+    "qkv": (5120, 14336),
+    "qkvz": (5120, 16384),
+    "out": (6144, 5120),
+    "gate_up": (5120, 34816),
+    "down": (17408, 5120),
+}
+TOKENS = (1, 17, 129, 1000, 4096)
 
 
 def capability() -> tuple[int, int]:
@@ -122,3 +130,18 @@ class Server:
             vars(kernel.stock)["process_weights_after_loading"] = processed
             method.process_weights_after_loading(layer)
         return loaded
+
+
+def activations_for(count: int, loaded: Loaded) -> torch.Tensor:
+    return torch.randn(count, loaded.shape.k, dtype=getattr(torch, loaded.shape.dtype), device=DEVICE)
+
+
+def off(result: torch.Tensor, expected: torch.Tensor) -> float:
+    """Root mean square of the difference, as a share of that of ``expected``."""
+    return float((result.float() - expected).norm() / expected.norm())
+
+
+def same(result: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Bit for bit, but for which NaN a NaN is."""
+    differs = result.view(torch.int16) != expected.view(torch.int16)
+    return not bool((differs & ~(result.isnan() & expected.isnan())).any())

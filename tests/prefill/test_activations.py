@@ -127,3 +127,45 @@ def test_whatever_another_kernel_is_compiled_for_is_looked_up(triton: Triton, ot
     module.quantize_tokens(other())
     module.quantize_tokens(other())
     assert len(triton.launches) == 2
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    m=st.integers(1, 3),
+    groups=st.sampled_from([1, 2, 15, 16, 17, 40]),
+    dtype=st.sampled_from([torch.bfloat16, torch.float16]),
+    into=st.sampled_from([torch.int8, FP8]),
+    seed=st.integers(0, 9),
+)
+def test_a_group_is_what_its_largest_magnitude_makes_of_it(
+    interpreted_groups: Any, m: int, groups: int, dtype: torch.dtype, into: torch.dtype, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(m, groups * 128, generator=generator)
+    x[:, 5::128] *= 100
+    x[:, :128] *= torch.tensor([[1.0], [0.0], [1e-3]])[:m]
+    x = x.to(dtype)
+    result, scales = interpreted_groups.quantize_groups(x, into)
+    expected, wanted_scales = module.reference_groups(x, into)
+    assert (result.shape, result.dtype, scales.shape) == (x.shape, into, (m, groups))
+    assert torch.equal(scales, wanted_scales)
+    assert same(result, expected)
+    values = module.values_of(result, scales)
+    steps = scales.repeat_interleave(128, dim=1)
+    if into == torch.int8:
+        assert bool(((values - x.float()).abs() <= 0.5001 * steps).all())
+    else:
+        assert bool(((values - x.float()).abs() <= (x.float().abs() / 16).clamp(min=steps / 512)).all())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("into", [torch.int8, FP8])
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+def test_what_is_no_number_is_seen_in_its_group_alone(
+    interpreted_groups: Any, into: torch.dtype, bad: float
+) -> None:
+    x = torch.ones(2, 384, dtype=torch.bfloat16)
+    x[1, 200] = bad
+    _, scales = interpreted_groups.quantize_groups(x, into)
+    wrong = ~scales.isfinite()
+    assert wrong.tolist() == [[False] * 3, [False, True, False]]

@@ -57,6 +57,6 @@ def test_no_kernel_is_left_out() -> None:
     modules = (_block_kernel, norm_kernel, activations, eight_bit_words, expand, kernel)
     assert kernels == {Path(str(module.__file__)).relative_to(root).as_posix() for module in modules}
     assert {case.kernel for case in CASES} == {
-        "expand", "tokens to e4m3", "words for 8 bits", "norm in act order", "GPTQ's block",
+        "expand", "tokens to e4m3", "groups to 8 bits", "words for 8 bits", "norm in act order", "GPTQ's block",
         "verification",
     }  # fmt: skip

@@ -32,8 +32,10 @@ def test_the_salt_says_which_plugin_and_which_way() -> None:
 
 
 def test_every_way_has_a_salt_of_its_own() -> None:
-    salts = {str(started({"qwen36": {"prefill": way}})[SALT]) for way in ("auto", "exact", "fp8", "off")}
-    assert len(salts) == 4
+    salts = {
+        str(started({"qwen36": {"prefill": way}})[SALT]) for way in ("auto", "exact", "a8", "fp8", "off")
+    }
+    assert len(salts) == 5
 
 
 def test_what_the_graph_does_not_hold_is_not_in_the_salt(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ Needs torch, vLLM, pytest and this repository, and any GPU: Machete is tested on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,70 +23,21 @@ if not torch.cuda.is_available():
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("clean")]
 
 from vllm_qwen36_plugin.prefill import dispatch, kernel, measure, prepare, routes, scratch  # noqa: E402
-from vllm_qwen36_plugin.prefill.kernel import FP8_SCALES, PrefillLinearKernel  # noqa: E402
+from vllm_qwen36_plugin.prefill.kernel import FP8_SCALES  # noqa: E402
 from vllm_qwen36_plugin.prefill.profile import GEMMS, GemmName, Starts, cache_path, read  # noqa: E402
-from vllm_qwen36_plugin.upstream.linear_kernels import offer_first  # noqa: E402
 
 from . import real_gpu, warm  # noqa: E402
-from .real_gpu import Loaded, Server, fp8_here  # noqa: E402
+from .real_gpu import LARGE, TOKENS, Loaded, Server, activations_for, fp8_here, off, same  # noqa: E402
 from .warm import EVERY, STOCK  # noqa: E402
 
 Shown = Callable[[], str]
 Serve = Callable[..., Server]
-LARGE = {
-    "qkv": (5120, 14336),
-    "qkvz": (5120, 16384),
-    "out": (6144, 5120),
-    "gate_up": (5120, 34816),
-    "down": (17408, 5120),
-}
-TOKENS = (1, 17, 129, 1000, 4096)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled() -> None:
     """Each kernel before the first test: one process alone takes three minutes for them."""
     warm.all_at_once()
-
-
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch, clean: None) -> Iterator[Serve]:
-    """A server with these options; it measures only if asked to."""
-    from vllm.model_executor import parameter
-
-    monkeypatch.setattr(parameter, "get_tensor_model_parallel_rank", lambda: 0)
-    monkeypatch.setattr(parameter, "get_tensor_model_parallel_world_size", lambda: 1)
-    monkeypatch.setattr(prepare, "shipped_profiles", list)
-    offer_first(real_gpu.DEVICE.upper(), PrefillLinearKernel)
-    # A test's calls are few and alone: it is the GPU's way that they are to take.
-    dispatch.pace().eager_from = 0
-    torch.manual_seed(0)
-
-    def make(*, measuring: bool = False, tokens: int = 8192, **options: Any) -> Server:
-        if not measuring:
-            monkeypatch.setattr(prepare, "BUDGET", 0.0)
-        return Server(monkeypatch, {"prefill": "fp8", **options}, tokens)
-
-    yield make
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def activations_for(count: int, loaded: Loaded) -> torch.Tensor:
-    return torch.randn(
-        count, loaded.shape.k, dtype=getattr(torch, loaded.shape.dtype), device=real_gpu.DEVICE
-    )
-
-
-def off(result: torch.Tensor, expected: torch.Tensor) -> float:
-    """Root mean square of the difference, as a share of that of ``expected``."""
-    return float((result.float() - expected).norm() / expected.norm())
-
-
-def same(result: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Bit for bit, but for which NaN a NaN is."""
-    differs = result.view(torch.int16) != expected.view(torch.int16)
-    return not bool((differs & ~(result.isnan() & expected.isnan())).any())
 
 
 def assert_unpacks(loaded: Loaded) -> None:

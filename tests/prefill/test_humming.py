@@ -229,7 +229,7 @@ def test_machete_stays_if_the_comparison_fails(
 
 def test_a_start_waits_for_the_compiler_once_and_not_for_each_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     compiling: Future[Any] = Future()
-    monkeypatch.setattr(humming, "_configs", {(MARLIN, 0): compiling, (OTHER, 0): compiling})
+    monkeypatch.setattr(humming, "_configs", {(MARLIN, 0, None): compiling, (OTHER, 0, None): compiling})
     monkeypatch.setattr(humming, "_waited", [0.0])
     now, waits = [100.0], []
 

@@ -191,7 +191,9 @@ def test_start_up_measures_no_longer_than_it_may(gpu: FakeGpu, monkeypatch: pyte
     assert [Model().load(shape).starts for shape in shapes] == [MEASURED] * 3
 
 
-@pytest.mark.parametrize(("mode", "starts"), [("auto", Starts()), ("exact", Starts(UNMEASURED, UNMEASURED))])
+@pytest.mark.parametrize(
+    ("mode", "starts"), [("auto", Starts()), ("exact", Starts(UNMEASURED, UNMEASURED, a8=UNMEASURED))]
+)
 def test_where_nothing_is_known_only_a_path_asked_for_by_name_is_taken(
     gpu: FakeGpu, mode: Any, starts: Starts
 ) -> None:

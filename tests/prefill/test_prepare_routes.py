@@ -418,8 +418,14 @@ def test_layers_of_a_block_use_the_preparation_that_is_given_and_nothing_of_it_s
 
 
 def test_modes_are_orders_of_routes() -> None:
-    orders = {mode: replace(AUTO, mode=mode).routes for mode in ("auto", "exact", "fp8", "off")}
-    assert orders == {"auto": ("exact",), "exact": ("exact",), "fp8": ("fp8", "exact"), "off": ()}
+    orders = {mode: replace(AUTO, mode=mode).routes for mode in ("auto", "exact", "a8", "fp8", "off")}
+    assert orders == {
+        "auto": ("exact",),
+        "exact": ("exact",),
+        "a8": ("a8", "exact"),
+        "fp8": ("fp8", "exact"),
+        "off": (),
+    }
 
 
 # What is logged.

@@ -133,6 +133,14 @@ def test_a_shape_without_times_comes_back_with_none(tmp_path: Path) -> None:
     assert profile.times_us == {**MEASURED.times_us, DOWN: {}}
 
 
+def test_a_profile_from_before_a8_has_no_start_for_it() -> None:
+    data = to_json(MEASURED)
+    for entry in data["shapes"].values():
+        assert "a8" in entry
+        del entry["a8"]
+    assert all(starts.a8 is None for starts in from_json(data, "a file").starts.values())
+
+
 def test_of_two_profiles_the_later_counts() -> None:
     other = Profile("measured: later", {DOWN: Starts(64)}, None, {DOWN: {"stock": {64: 1.0}}})
     merged = MEASURED.merged(other)

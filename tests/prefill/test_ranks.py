@@ -39,6 +39,8 @@ def test_ranks_that_agree_keep_their_choice() -> None:
 def test_a_route_begins_where_it_wins_on_every_rank() -> None:
     assert joined(PLAIN, with_starts(exact=1024)).starts.exact == 1024
     assert joined(PLAIN, with_starts(exact=None), PLAIN).starts.exact is None
+    assert joined(with_starts(a8=256), with_starts(a8=384)).starts.a8 == 384
+    assert joined(with_starts(a8=256), PLAIN).starts.a8 is None
 
 
 def test_a_route_that_failed_on_one_rank_is_off_on_all() -> None:

@@ -10,13 +10,14 @@ import pytest
 
 from gptq_hybrid.hooks import get_plugin_manager, hookimpl
 from vllm_qwen36_plugin.hookspecs import shipped_profiles
-from vllm_qwen36_plugin.prefill.profile import ROUTES, Route, ShippedProfile, Starts, shipped_for
+from vllm_qwen36_plugin.prefill.profile import Route, ShippedProfile, Starts, shipped_for
 from vllm_qwen36_plugin.prefill.shape import Shape
 from vllm_qwen36_plugin.profiles import page
 from vllm_qwen36_plugin.profiles.derived_prefill import (
     DERIVED_PREFILL_PROFILES,
     LAST,
     MARGIN,
+    ROUTES,
     SAFETY,
     STEP,
     DerivedProfile,

@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from .guard import LIMIT
+
 if TYPE_CHECKING:
     from .dispatch import Linear
+    from .guard import Guard
     from .pace import Pace
-    from .profile import GemmName, Ranges
+    from .profile import GemmName, Ranges, Route
     from .settings import Settings
+
+# Layers that are named one by one.
+_NAMED = 8
 
 
 def gemm_suffix(gemm: GemmName) -> str:
@@ -26,17 +32,35 @@ def table_line(linears: Iterable[Linear], settings: Settings, source: str) -> st
     for linear in linears:
         served = [_ranges(linear.starts.humming)] if linear.starts.humming else []
         served += [
-            f"{route}{gemm_suffix(linear.starts.fp8_gemm) if route == 'fp8' else ''} from {start}"
+            f"{route}{_how(linear, route)} from {start}"
             for route in linear.routes
             if (start := getattr(linear.starts, route)) is not None
         ]
         bits = f" w{linear.shape.bits}" if several_bits else ""
         parts.append(f"{linear.shape.k}x{linear.shape.n}{bits} {' and '.join(served) or 'stock'}")
     layouts = "/".join(sorted({linear.shape.layout for linear in linears})) or "none"
+    # A profile that somebody measured with it says so; nothing is measured for this line.
+    offered = [linear.starts.a8 for linear in linears if linear.starts.a8 is not None]
+    hint = (
+        f"; prefill=a8 was faster from {min(offered)} tokens on"
+        if settings.mode == "auto" and offered
+        else ""
+    )
     return (
         f"vllm-qwen36-plugin: prefill={settings.mode}, number of tokens from which a linear ({layouts} weights) "
         f"takes another route than vLLM's kernel: {'; '.join(parts) or 'none'} ({source or 'no profile'}; "
-        f"scratch {settings.scratch_bytes >> 20} MiB)"
+        f"scratch {settings.scratch_bytes >> 20} MiB){hint}"
+    )
+
+
+def guard_line(guard: Guard) -> str:
+    """Write one line: which layers keep activations of 16 bits, of how many."""
+    errors, kept = guard.errors(), guard.kept()
+    most = max((error for error in errors.values() if error is not None), default=0.0)
+    which = f": {', '.join(kept)}" if 0 < len(kept) <= _NAMED else ""
+    return (
+        f"vllm-qwen36-plugin: {len(kept)} of {len(errors)} linears keep activations of 16 bits{which}; with 8 "
+        f"their results on the first prompts were off by up to {most:.2%} (limit {LIMIT:.2%})"
     )
 
 
@@ -46,6 +70,13 @@ def pace_line(host: Pace) -> str:
         f"vllm-qwen36-plugin: outside CUDA graphs linears leave vLLM's kernel from {host.eager_from} tokens on: "
         f"this host takes {(host.layer_us or 0.0) / 1e3:.2f} ms to launch a layer"
     )
+
+
+def _how(linear: Linear, route: Route) -> str:
+    """Words for how a route multiplies, if there is more than one way."""
+    if route == "a8":
+        return f" ({linear.eight_bit.name.partition(' ')[0]})" if linear.eight_bit else ""
+    return gemm_suffix(linear.starts.fp8_gemm) if route == "fp8" else ""
 
 
 def _ranges(ranges: Ranges) -> str:

@@ -18,10 +18,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 
+from .guard import Guard
 from .mixed import before_prompts, pays
 from .pace import Pace
 from .profile import EIGHT_BIT, GemmName, Route, Starts
@@ -29,12 +30,16 @@ from .replay import Replay, Template
 from .routes import Weight, exact, fp8
 from .shape import Shape
 
+if TYPE_CHECKING:
+    from .humming_8bit import EightBitKernel
+
 NAMESPACE, OP, PLAIN_OP = "qwen36", "w4a16_linear", "w4a16_plain"
 # An op lives as long as its library.
 _libraries: list[Any] = []
 # Called once, at the next call of an op: the table is complete then.
 _on_first_call: list[Callable[[], None]] = []
 _pace = [Pace()]
+_guard = [Guard()]
 # Decisions that are kept, of steps that mix prompts and decoding.
 _CUTS = 4096
 Way = Route | Literal["stock", "humming"]
@@ -54,6 +59,7 @@ class Linear:
         routes: routes that may be taken, the most wanted first.
         gemms: GEMMs that ``fp8`` may multiply with.
         humming: Humming's kernel for these weights, if it may take calls from the stock one.
+        eight_bit: what ``a8`` multiplies by, if it is served.
         moved: whether vLLM would have had Machete hold these weights.
         layers: linears of this shape in the model.
         served: calls by way, ``"stock"`` and ``"humming"`` among them; one that is cut in two counts for both.
@@ -74,6 +80,7 @@ class Linear:
     routes: tuple[Route, ...] = ()
     gemms: tuple[GemmName, ...] = ("vllm",)
     humming: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+    eight_bit: EightBitKernel | None = None
     moved: bool = False
     layers: int = 0
     served: Counter[str] = field(default_factory=Counter)
@@ -160,13 +167,16 @@ class Linear:
     ) -> torch.Tensor:
         """Multiply by one way, whatever the number of tokens; ``fp8`` by its best GEMM, or by ``gemm``.
 
-        ``out`` is for ``fp8`` alone: contiguous ``[m, n]`` to write the result to.
+        ``out`` is for 8 bits alone: contiguous ``[m, n]`` to write the result to.
         """
         if way == "exact":
             return exact(x, weight, self.shape)
         if way == "humming":
             assert self.humming is not None
             return self.humming(x, weight.words, weight.scales)
+        if way == "a8":
+            assert self.eight_bit is not None
+            return self.eight_bit(x, weight.words, weight.scales, out)
         return fp8(x, weight, self.shape, gemm or self.starts.fp8_gemm, out)
 
 
@@ -210,10 +220,11 @@ def linears() -> list[Linear]:
 
 
 def clear() -> None:
-    """Empty the table, drop what waits for the next call, and forget the host's pace."""
+    """Empty the table, drop what waits for the next call, and forget the host's pace and the guard's findings."""
     _table.clear()
     _on_first_call.clear()
     _pace[:] = [Pace()]
+    _guard[:] = [Guard()]
 
 
 def at_next_call(callback: Callable[[], None]) -> None:
@@ -238,27 +249,51 @@ def pace() -> Pace:
     return _pace[-1]
 
 
-def _chosen(key: str, x: torch.Tensor, eight_bit: bool) -> tuple[Linear, Way, int]:
-    """Look up a call's linear, and what serves it: the fastest on the GPU, if the host keeps up with it.
+def guard() -> Guard:
+    """Return what watches the layers in the table that may take int8."""
+    return _guard[-1]
 
-    The last is how many of the first rows a way with 16 bits serves instead. ``eight_bit``: whether the layer has
-    what activations of 8 bits need.
+
+class _Choice(NamedTuple):
+    """What serves a call.
+
+    Attributes:
+        linear: its entry.
+        way: the fastest on the GPU, if the host keeps up with it.
+        first: how many of the first rows a way with 16 bits serves instead.
+        prompts: number of the first row that the guard is to see; -1: it is to see none.
     """
+
+    linear: Linear
+    way: Way
+    first: int = 0
+    prompts: int = -1
+
+
+def _chosen(key: str, x: torch.Tensor, words: torch.Tensor, has_scales: bool) -> _Choice:
+    """Look up what serves a call of a layer with these words; ``has_scales``: whether it has FP8 scales."""
     while _on_first_call:
         _on_first_call.pop()()
     linear, tokens, host = _table[key], x.shape[0], _pace[-1]
     if host.watching:
         host.saw(key, tokens, _with_requests)
-    route, first = linear.route_for(tokens, eight_bit=eight_bit), 0
+    eight_bit = has_scales or linear.eight_bit is not None
+    route, first, prompts = linear.route_for(tokens, eight_bit=eight_bit), 0, -1
     if route in EIGHT_BIT:
         first = tokens if _recorded(x) else before_prompts(tokens)
-        if first and not (tokens >= host.cut_from and linear.cuts(route, tokens, first)):
+        keeps = first == tokens
+        if not keeps and route == "a8":
+            if _guard[-1].watches(words) and _in_a_step():
+                keeps, prompts = True, first
+            else:
+                keeps = _guard[-1].keeps(words)
+        if keeps or (first and not (tokens >= host.cut_from and linear.cuts(route, tokens, first))):
             route, first = linear.route_for(tokens, eight_bit=False), 0
     way = route or linear.base_for(tokens)
     if tokens < host.eager_from and way != "stock" and x.is_cuda and not _recorded(x):
         # In place of Machete neither is the stock kernel, and Humming's takes the host no longer than Machete.
-        return linear, linear.base_for(tokens) if linear.moved else "stock", 0
-    return linear, way, first
+        return _Choice(linear, linear.base_for(tokens) if linear.moved else "stock", 0, prompts)
+    return _Choice(linear, way, first, prompts)
 
 
 def _served(linear: Linear, way: Way, tokens: int) -> None:
@@ -292,8 +327,11 @@ def _recorded(x: torch.Tensor) -> bool:
 
 def _with_requests() -> bool:
     """Whether this is a pass with requests, launched kernel by kernel: vLLM's own trials skip attention."""
-    if torch.cuda.is_current_stream_capturing():
-        return False
+    return not torch.cuda.is_current_stream_capturing() and _in_a_step()
+
+
+def _in_a_step() -> bool:
+    """Whether this is a pass with requests."""
     from vllm.forward_context import get_forward_context, is_forward_context_available
 
     return is_forward_context_available() and get_forward_context().attn_metadata is not None
@@ -311,15 +349,18 @@ def w4a16_linear(
 
     Calls with a bias go to the stock kernel, which permutes the bias.
     """
-    linear, way, first = _chosen(key, x, fp8_scales is not None)
-    if way == "stock" or bias is not None:
+    linear, way, first, prompts = _chosen(key, x, tensors[_table[key].words], fp8_scales is not None)
+    weight, stock = linear.weight(tensors, fp8_scales), partial(linear.stock, tensors=tensors)
+    if bias is not None:
         _served(linear, "stock", x.shape[0])
         return linear.stock(x, tensors, bias)
-    weight = linear.weight(tensors, fp8_scales)
     if first:
-        return _in_two(linear, way, first, x.contiguous(), weight, partial(linear.stock, tensors=tensors))
+        return _in_two(linear, way, first, x.contiguous(), weight, stock)
     _served(linear, way, x.shape[0])
-    return linear.run(way, x.contiguous(), weight)
+    out = stock(x) if way == "stock" else linear.run(way, x.contiguous(), weight)
+    if prompts >= 0:
+        _guard[-1].saw(weight.words, x[prompts:], out[prompts:], partial(linear.run, "a8", weight=weight))
+    return out
 
 
 def w4a16_plain(
@@ -331,15 +372,16 @@ def w4a16_plain(
     n: int,
 ) -> torch.Tensor:
     """Do the same for a :attr:`Linear.plain` linear without a bias."""
-    linear, way, first = _chosen(key, x, fp8_scales is not None)
+    linear, way, first, prompts = _chosen(key, x, words, fp8_scales is not None)
     weight = Weight(words, scales, fp8_scales)
     if first:
         stock = partial(linear.stock, tensors=(words, scales))
         return _in_two(linear, way, first, x.contiguous(), weight, stock)
     _served(linear, way, x.shape[0])
-    if way == "stock":
-        return linear.stock(x, (words, scales))
-    return linear.run(way, x.contiguous(), weight)
+    out = linear.stock(x, (words, scales)) if way == "stock" else linear.run(way, x.contiguous(), weight)
+    if prompts >= 0:
+        _guard[-1].saw(words, x[prompts:], out[prompts:], partial(linear.run, "a8", weight=weight))
+    return out
 
 
 def _shape_of_result(

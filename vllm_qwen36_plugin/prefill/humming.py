@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from itertools import cycle
 from threading import Lock, Thread
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -34,7 +34,14 @@ _N_STEP, _K_STEP = 256, 128
 _LOCKS = 4
 _COMPUTE = json.dumps({"use_batch_invariant": False, "use_f16_accum": False, "gemm_type": "dense"})
 _one_at_a_time = Lock()
-_configs: dict[tuple[Shape, int], Future[torch.Tensor]] = {}
+_configs: dict[tuple[Shape, int, Compiles | None], Future[torch.Tensor]] = {}
+
+
+class Compiles(Protocol):
+    """Another way to multiply by a shape than with its own type of activations (``humming_8bit.Kind``)."""
+
+    def compile(self, shape: Shape, index: int) -> torch.Tensor:
+        """Compile the kernels of a shape for the GPU of that number."""
 
 
 class Kernel:
@@ -80,9 +87,11 @@ def suits(shape: Shape) -> bool:
     return True
 
 
-def begin(shape: Shape, device: torch.device | None = None) -> Future[torch.Tensor]:
+def begin(
+    shape: Shape, device: torch.device | None = None, kind: Compiles | None = None
+) -> Future[torch.Tensor]:
     """Begin to compile a shape's kernels for a GPU (None: the current one), in a thread, unless that has begun."""
-    key = shape, _index(device)
+    key = shape, index_of(device), kind
     if key not in _configs:
         future: Future[torch.Tensor] = Future()
         _configs[key] = future
@@ -94,16 +103,30 @@ def begin(shape: Shape, device: torch.device | None = None) -> Future[torch.Tens
 def kernel_for(shape: Shape, device: torch.device) -> Kernel:
     """Return the kernel of a shape.
 
+    Raises:
+        TimeoutError, Exception: as :func:`compiled`.
+    """
+    configs = compiled(shape, device)
+    blocks = torch.cuda.get_device_properties(device).multi_processor_count
+    # As many as vLLM's own kernel for Humming has, of which each call leaves zeros behind.
+    return Kernel(shape.n, configs, torch.zeros(_LOCKS, blocks * 8, dtype=torch.int32, device=device))
+
+
+def compiled(
+    shape: Shape, device: torch.device, kind: Compiles | None = None, patience: float = PATIENCE
+) -> torch.Tensor:
+    """Return Humming's list of a shape's kernels.
+
     It waits for kernels that are still being compiled, those of other shapes as well: beside a compiler the host is
-    too slow for what is measured next. All waits of a process together are at most :data:`PATIENCE`.
+    too slow for what is measured next. All waits of a process together are at most ``patience``, in seconds.
 
     Raises:
         TimeoutError: they are not there yet. Compiling goes on, and the next start finds them.
         Exception: whatever Humming or its compiler raises.
     """
     begun = time.perf_counter()
-    future = begin(shape, device)
-    left = PATIENCE - _waited[0]
+    future = begin(shape, device, kind)
+    left = patience - _waited[0]
     if not future.done() and left > 0:
         logger.info(
             "vllm-qwen36-plugin: Humming compiles its kernels, once for this GPU: %.0f s at most",
@@ -111,12 +134,9 @@ def kernel_for(shape: Shape, device: torch.device) -> Kernel:
         )
     try:
         wait((future, *_configs.values()), timeout=max(left, 0.0))
-        configs = future.result(timeout=0)
+        return future.result(timeout=0)
     finally:
         _waited[0] += time.perf_counter() - begun
-    blocks = torch.cuda.get_device_properties(device).multi_processor_count
-    # As many as vLLM's own kernel for Humming has, of which each call leaves zeros behind.
-    return Kernel(shape.n, configs, torch.zeros(_LOCKS, blocks * 8, dtype=torch.int32, device=device))
 
 
 def same_bytes(
@@ -131,7 +151,7 @@ def same_bytes(
     from humming.transform import transform_humming_tensors
 
     own = transform_humming_tensors(
-        _layer_config(shape, _index(packed.device)),
+        _layer_config(shape, index_of(packed.device)),
         {"weight": packed.t().contiguous(), "weight_scale": scales.t().contiguous()},
     )
     return all(
@@ -140,10 +160,10 @@ def same_bytes(
     )
 
 
-def _keep(future: Future[torch.Tensor], shape: Shape, index: int) -> None:
+def _keep(future: Future[torch.Tensor], shape: Shape, index: int, kind: Compiles | None) -> None:
     try:
         with _one_at_a_time:
-            future.set_result(_compile(shape, index))
+            future.set_result(_compile(shape, index) if kind is None else kind.compile(shape, index))
     except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
         future.set_exception(error)
 
@@ -174,5 +194,6 @@ def _layer_config(shape: Shape, index: int) -> Any:
     )
 
 
-def _index(device: torch.device | None) -> int:
+def index_of(device: torch.device | None) -> int:
+    """Give a GPU's number; None is the current one."""
     return int(torch.cuda.current_device() if device is None or device.index is None else device.index)

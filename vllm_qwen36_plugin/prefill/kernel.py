@@ -21,7 +21,7 @@ from vllm_qwen36_plugin.upstream.linear_kernels import (
     stock_choice,
 )
 
-from . import dispatch, humming
+from . import dispatch, humming, humming_8bit
 from .prepare import Preparation
 from .selftest import Original
 from .settings import current_settings
@@ -35,7 +35,7 @@ _HUMMING = "HummingLinearKernel"
 # linears of a layer have 34,816 columns at most.
 _HEAD = 1 << 16
 FP8_SCALES = "qwen36_fp8_scales"
-_LOCKS = "qwen36_humming_locks"
+_LOCKS, _LOCKS_8 = "qwen36_humming_locks", "qwen36_humming_8bit_locks"
 _choosing_stock = False
 
 
@@ -93,9 +93,9 @@ class PrefillLinearKernel(MPLinearKernel):  # type: ignore[misc]
         # What could serve a weight that vLLM would have Machete hold.
         self._marlin: Any = None
         self._moved = False
-        self._prepare_humming(c, *args, **kwargs)
         # Kept here: when vLLM loads weights again, it has no current config with the user's options.
         self._preparation = Preparation.current()
+        self._prepare_humming(c, *args, **kwargs)
         self._preparation.expect(self.shape)
         self.names: list[str] = []
         self.has_fp8 = False
@@ -107,6 +107,8 @@ class PrefillLinearKernel(MPLinearKernel):  # type: ignore[misc]
     def _prepare_humming(self, c: Any, *args: Any, **kwargs: Any) -> None:
         """Begin to compile Humming's kernels, where they may serve; they are ready when the weights are."""
         shape = replace(self.shape, layout="marlin")
+        if "a8" in self._preparation.wanted and humming_8bit.problem_with(shape) is None:
+            humming.begin(shape, kind=humming_8bit.KINDS[humming_8bit.SERVED[0]])
         if not (left_to_vllm() and humming.suits(shape)):
             return
         if self.shape.layout == "machete":
@@ -135,7 +137,7 @@ class PrefillLinearKernel(MPLinearKernel):  # type: ignore[misc]
             words, scales = "weight", "weight_scale"
         # vLLM from 0.30 on has no g_idx.
         unread = {self.w_zp_name, getattr(self, "w_gidx_name", None)}
-        self.names = sorted(_tensors(layer, {"bias", FP8_SCALES, _LOCKS, "act_order"} | unread))
+        self.names = sorted(_tensors(layer, {"bias", FP8_SCALES, _LOCKS, _LOCKS_8, "act_order"} | unread))
         linear = dispatch.Linear(
             self.shape,
             self.stock,
@@ -152,9 +154,10 @@ class PrefillLinearKernel(MPLinearKernel):  # type: ignore[misc]
         self.has_fp8 = fp8 is not None and linear.takes("fp8")
         if fp8 is not None and self.has_fp8:
             _store_fp8_scales(layer, fp8)
-        locks = getattr(linear.humming, "locks", None)
-        if first and locks is not None:
-            layer.register_buffer(_LOCKS, locks)
+        for name, other in ((_LOCKS, linear.humming), (_LOCKS_8, linear.eight_bit)):
+            locks = getattr(other, "locks", None)
+            if first and locks is not None:
+                layer.register_buffer(name, locks)
 
     def apply_weights(
         self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None

@@ -81,6 +81,7 @@ MACHETE_4 = Layout("machete", 4, (*_n(8), *_k(8, 1)), (*_k(16, 32, 2, 4), *_n(1,
 MACHETE_8 = Layout("machete", 8, (*_k(1), *_n(8)), (*_k(8, 16, 32, 2, 4), *_n(1, 2, 4)))
 
 # Humming's for 4-bit codes and activations of 8 bits (eight_bit_words.py): no stock kernel here holds a weight so.
+HUMMING_FLAT_4 = Layout("humming flat", 4, _k(1, 2, 4), (*_k(8, 16), *_n(1, 2, 4, 8, 16, 32)))
 HUMMING_4 = Layout("humming", 4, _k(16, 1, 2), (*_n(8, 16), *_k(4, 8), *_n(1, 2, 4, 32)))
 
 LAYOUTS = {(layout.name, layout.bits): layout for layout in (MARLIN_4, MARLIN_8, MACHETE_4, MACHETE_8)}

@@ -197,7 +197,8 @@ def find_starts(times: Times) -> Starts:
     exact = first_win(best, times.get("exact", {}), MARGIN)
     if exact is not None:
         best |= {tokens: us for tokens, us in times["exact"].items() if tokens >= exact}
-    return Starts(exact, first_win(best, times.get("fp8", {}), MARGIN), humming=humming)
+    fp8, a8 = (first_win(best, times.get(route, {}), MARGIN) for route in ("fp8", "a8"))
+    return Starts(exact, fp8, humming=humming, a8=a8)
 
 
 def make_profile(shape: Shape, times: Times, starts: Starts, measured_on: Card, seconds: float) -> Profile:

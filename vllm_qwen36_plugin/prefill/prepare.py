@@ -19,8 +19,8 @@ from vllm_qwen36_plugin.upstream import decode_rows, scaled_mm
 from vllm_qwen36_plugin.upstream.cublas import release_workspaces
 from vllm_qwen36_plugin.upstream.linear_kernels import in_gptq_layout, left_to_vllm
 
-from . import dispatch, humming, measure, scratch
-from .banner import gemm_suffix, pace_line, table_line
+from . import dispatch, eight_bit_choice, humming, measure, room, scratch
+from .banner import gemm_suffix, guard_line, pace_line, table_line
 from .base import Load, marlin_is_faster
 from .humming import Kernel
 from .layouts import marlin_scale_places
@@ -46,8 +46,6 @@ from .shape import Shape
 
 # Seconds that start-up may spend on measuring, all shapes together.
 BUDGET = 10.0
-# Bytes of a value that a route writes to the scratch.
-_ITEMSIZE: dict[Route, int] = {"exact": 2, "fp8": 1}
 # The latest model's preparation, or nothing.
 _current: list[Preparation] = []
 _warned: set[str] = set()
@@ -69,6 +67,7 @@ class Preparation:
         choosable: whether the user left the choice of a kernel to vLLM.
         host_us: microseconds that the host takes for a call, by shape and way.
         in_marlin: by shape in Machete's layout, whether it is held in Marlin's.
+        also: routes that are tried before those of the settings.
     """
 
     settings: Settings
@@ -82,6 +81,7 @@ class Preparation:
     choosable: bool = False
     host_us: dict[Shape, dict[str, float]] = field(default_factory=dict)
     in_marlin: dict[Shape, bool] = field(default_factory=dict)
+    also: tuple[Route, ...] = ()
 
     @classmethod
     def fresh(cls, **attributes: Any) -> Self:
@@ -104,6 +104,11 @@ class Preparation:
         ):
             _current[:] = [fresh]
         return _current[-1]
+
+    @property
+    def wanted(self) -> tuple[Route, ...]:
+        """Routes that are tried, the most wanted first."""
+        return (*self.also, *self.settings.routes)
 
     def expect(self, shape: Shape) -> None:
         """Count a linear that was built. All are built before the first one's weights are prepared."""
@@ -145,7 +150,7 @@ class Preparation:
     def fp8_scales(self, linear: dispatch.Linear, tensors: Sequence[torch.Tensor]) -> torch.Tensor | None:
         """Compute a layer's FP8 scales, float32 ``[2, n]``; None without ``prefill=fp8`` or a GPU that has e4m3."""
         scales, known = tensors[linear.scales], self.linears.get(linear.shape)
-        wanted = "fp8" in self.settings.routes and (known is None or known.takes("fp8"))
+        wanted = "fp8" in self.wanted and (known is None or known.takes("fp8"))
         if not wanted or not fp8_possible(scales.device):
             return None
         computed = fp8_scales(scales, linear.shape.bits)
@@ -174,7 +179,11 @@ class Preparation:
         if earlier is not None:
             linear.starts, linear.routes, linear.gemms = earlier.starts, earlier.routes, earlier.gemms
             linear.served, linear.rows, linear.times = earlier.served, earlier.rows, earlier.times
-            linear.humming, linear.layers = earlier.humming, earlier.layers
+            linear.humming, linear.eight_bit, linear.layers = (
+                earlier.humming,
+                earlier.eight_bit,
+                earlier.layers,
+            )
             linear.set_template(earlier.template)
             if original is not None:
                 self._test_again(linear, original, tensors, fp8)
@@ -194,22 +203,13 @@ class Preparation:
                 if linear.routes or linear.starts.humming:
                     self._time_host(linear, tensors, fp8)
                 release_workspaces()
+        eight_bit_choice.watch(linear, tensors)
         linear.layers += 1
         self.linears[linear.shape] = dispatch.put(linear)
         if sum(entry.layers for entry in self.linears.values()) == self.expected.total():
-            self.give_back()
+            # Before vLLM counts the memory.
+            room.give_back(self.linears.values())
         dispatch.at_next_call(_begin)
-
-    def give_back(self) -> None:
-        """Free what no route of a model in the table takes of the scratch, before vLLM counts the memory."""
-        takes = {
-            linear.shape: [_ITEMSIZE[route] for route in linear.routes if linear.takes(route)]
-            for linear in self.linears.values()
-        }
-        for device in scratch.devices():
-            size = scratch.reserved(device)
-            parts = (scratch.largest_tile(at.k, at.n, sizes, size) for at, sizes in takes.items() if sizes)
-            scratch.shrink(device, max(parts, default=0))
 
     def starts_for(
         self, linear: dispatch.Linear, tensors: Sequence[torch.Tensor], fp8: torch.Tensor | None
@@ -241,17 +241,18 @@ class Preparation:
         except Exception as error:  # noqa: BLE001 - another package's profile may not keep a model from serving
             _warn_once(f"the shipped profiles cannot be used: {error!r}")
         if self.settings.mode != "auto":
-            return Starts(UNMEASURED, UNMEASURED)
+            return Starts(UNMEASURED, UNMEASURED, a8=UNMEASURED)
         return Starts()
 
     def _reserve(self, shape: Shape, device: torch.device, itemsize: int) -> None:
         """Reserve room for a shape's largest part and no more; FP8 scales count towards what the user set."""
-        size, itemsizes = self.settings.scratch_bytes, [itemsize]
-        if "fp8" in self.settings.routes and fp8_possible(device):
+        size, routes = self.settings.scratch_bytes, list(self.wanted)
+        if "fp8" in routes and fp8_possible(device):
             columns = sum(shape.n * count for shape, count in self.expected.items())
-            size, itemsizes = scratch.beside(columns * FP8_SCALE_BYTES, size), [itemsize, 1]
-        # If no part fits, the route's test says how much it needs.
-        scratch.reserve(device, scratch.largest_tile(shape.k, shape.n, itemsizes, size) or size)
+            size = scratch.beside(columns * FP8_SCALE_BYTES, size)
+        elif "fp8" in routes:
+            routes.remove("fp8")
+        room.reserve(device, shape, routes, itemsize, size)
 
     def _template(self, linear: dispatch.Linear, tensors: Sequence[torch.Tensor]) -> Template | None:
         """Find out how to call the stock kernel's op without its Python; None if that is not the same."""
@@ -307,7 +308,7 @@ class Preparation:
     ) -> tuple[Route, ...]:
         """Return the settings' routes that pass the test, with one warning for each that does not."""
         passed: list[Route] = []
-        for route in self.settings.routes:
+        for route in self.wanted:
             if route == "fp8" and fp8 is None:
                 _warn_once(
                     "prefill=fp8 needs a GPU that multiplies e4m3 (Ada or later) and vLLM's kernel for it"
@@ -321,6 +322,12 @@ class Preparation:
                         f"8-bit activations are off, as no step says which rows are of prompts: {error}"
                     )
                     continue
+            if route == "a8":
+                if (reason := eight_bit_choice.choose(linear, original, tensors)) is None:
+                    passed.append(route)
+                else:
+                    _warn_once(f"prefill=a8 keeps 16 bits for {linear.shape.k}x{linear.shape.n}: {reason}")
+                continue
             gemms: tuple[GemmName, ...] = ("vllm",)
             if route == "fp8":
                 device, dtype = tensors[linear.words].device, getattr(torch, linear.shape.dtype)
@@ -336,8 +343,7 @@ class Preparation:
                 else:
                     name, key = route + gemm_suffix(gemm), linear.shape.key
                     logger.warning("vllm-qwen36-plugin: %s is off for %s: %s", name, key, problem)
-            if good:
-                passed.append(route)
+            passed += [route] if good else []
             if route == "fp8" and good:
                 linear.gemms = tuple(good)
         return tuple(passed)
@@ -477,9 +483,10 @@ def _begin() -> None:
         return
     linears = list(preparation.linears.values())
     agree(linears)
-    preparation.give_back()
+    room.give_back(linears)
     tell("prefill", preparation.settings.mode, table_line(linears, preparation.settings, preparation.source))
-    host = dispatch.pace()
+    guard, host = dispatch.guard(), dispatch.pace()
+    guard.settled = lambda: tell("prefill's 8 bits", "settled", guard_line(guard))
     times = preparation.profile.times_us if preparation.profile else {}
     host.watch(
         linears, times, preparation.host_us, lambda: tell("prefill's host", "watched", pace_line(host))

@@ -15,10 +15,10 @@ from gptq_hybrid.common.small_files import read_json
 
 from .shape import Shape
 
-Route = Literal["exact", "fp8"]
-ROUTES: tuple[Route, ...] = ("exact", "fp8")
+Route = Literal["exact", "a8", "fp8"]
+ROUTES: tuple[Route, ...] = ("exact", "a8", "fp8")
 # Those whose activations have 8 bits: for rows of prompts alone.
-EIGHT_BIT = frozenset({"fp8"})
+EIGHT_BIT = frozenset({"a8", "fp8"})
 # The same as ``upstream.scaled_mm.Gemm``; importing that would import torch.
 GemmName = Literal["vllm", "torch"]
 GEMMS: tuple[GemmName, ...] = get_args(GemmName)
@@ -36,7 +36,7 @@ class Starts:
     """What serves a call, by its number of tokens.
 
     Attributes:
-        exact, fp8: number of tokens from which the route beats whatever else would serve; None: never.
+        exact, fp8, a8: number of tokens from which the route beats whatever else would serve; None: never.
         fp8_gemm: the GEMM of ``fp8``.
         humming: first and last numbers of tokens (None: no last) that Humming's kernel takes from the stock one.
     """
@@ -45,6 +45,7 @@ class Starts:
     fp8: int | None = None
     fp8_gemm: GemmName = "vllm"
     humming: Ranges = ()
+    a8: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +189,8 @@ def from_json(data: Any, where: str) -> Profile:
                 _start(entry["fp8"]),
                 _gemm(entry["fp8_gemm"]),
                 tuple((int(first), _start(last)) for first, last in entry["humming"]),
+                # Profiles written before there was this route have none.
+                _start(entry.get("a8")),
             )
             for shape, entry in shapes.items()
         }

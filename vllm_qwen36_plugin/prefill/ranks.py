@@ -68,6 +68,7 @@ def _join(choices: Sequence[Choice]) -> Choice:
         first.starts,
         exact=_latest([other.starts.exact for other in choices]),
         fp8=_latest([other.starts.fp8 for other in choices]) if gemms else None,
+        a8=_latest([other.starts.a8 for other in choices]),
         fp8_gemm=gemm,
         humming=humming,
     )

@@ -18,6 +18,7 @@ _LEAST = 64
 _LATER = 16
 _buffers: dict[torch.device, torch.Tensor] = {}
 _tiles: dict[tuple[torch.device, int, int, torch.dtype], list[Tile]] = {}
+_words: dict[tuple[torch.device, int, int], torch.Tensor] = {}
 
 
 class Tile(NamedTuple):
@@ -43,7 +44,7 @@ def swap(device: torch.device, buffer: torch.Tensor) -> torch.Tensor | None:
     """
     previous = _buffers.get(device)
     _buffers[device] = buffer
-    _tiles.clear()
+    _forget()
     return previous
 
 
@@ -54,7 +55,7 @@ def shrink(device: torch.device, size: int) -> None:
         _buffers.pop(device)
         swap(device, torch.empty(size, dtype=torch.uint8, device=device))
     elif not size and _buffers.pop(device, None) is not None:
-        _tiles.clear()
+        _forget()
 
 
 def devices() -> list[torch.device]:
@@ -65,7 +66,12 @@ def devices() -> list[torch.device]:
 def release() -> None:
     """Free the buffers of all devices."""
     _buffers.clear()
+    _forget()
+
+
+def _forget() -> None:
     _tiles.clear()
+    _words.clear()
 
 
 def reserved(device: torch.device) -> int:
@@ -90,6 +96,28 @@ def tiles(device: torch.device, k: int, n: int, dtype: torch.dtype) -> list[Tile
             parts.append(Tile(first, first + columns, dense, dense.t()))
         _tiles[device, k, n, dtype] = parts
     return parts
+
+
+def words(device: torch.device, k: int, n: int) -> torch.Tensor:
+    """View the buffer's start as the words of a 4-bit W ``[k, n]``: int32 ``[k / 32, 4 * n]``.
+
+    Raises:
+        KeyError: nothing was reserved.
+        ValueError: they do not fit.
+    """
+    view = _words.get((device, k, n))
+    if view is None:
+        buffer, size = _buffers[device], word_bytes(k, n)
+        if size > buffer.numel():
+            needed, there = -(-size // (1 << 20)), buffer.numel() >> 20
+            raise ValueError(f"{k} x {n} in 4 bits needs {needed} MiB of scratch; there are {there}")
+        view = _words[device, k, n] = buffer[:size].view(torch.int32).view(k // 32, 4 * n)
+    return view
+
+
+def word_bytes(k: int, n: int) -> int:
+    """Compute the bytes of a 4-bit W ``[k, n]``."""
+    return k * n // 2
 
 
 def beside(scale_bytes: int, budget: int) -> int:

@@ -9,13 +9,14 @@ from vllm_qwen36_plugin.options import PluginOptions
 
 from .profile import Route
 
-Mode = Literal["auto", "exact", "fp8", "off"]
+Mode = Literal["auto", "exact", "a8", "fp8", "off"]
 # Start of a route that the user asked for by name and nobody measured. On an H200 dequantizing first was faster
 # than Marlin for every shape of the 27B from 1,024 tokens on (vLLM 0.26.0).
 UNMEASURED = 1024
 _ROUTES: dict[Mode, tuple[Route, ...]] = {
     "auto": ("exact",),
     "exact": ("exact",),
+    "a8": ("a8", "exact"),
     "fp8": ("fp8", "exact"),
     "off": (),
 }

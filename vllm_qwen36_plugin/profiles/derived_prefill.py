@@ -33,6 +33,8 @@ MARGIN = 0.03
 # Starts are multiples of it: the tokens of a tile of Marlin and of the dense GEMMs. Those beyond the last are none:
 # vLLM's passes have 2,048 or 8,192 tokens.
 STEP, LAST = 128, 16384
+# Those whose rates are known; for `a8` none was published for any of these cards.
+ROUTES: tuple[Route, ...] = ("exact", "fp8")
 # Bytes of the default scratch.
 _SCRATCH = PluginOptions().prefill_scratch_mib << 20
 # Operations a second: of any number of tokens, or by number of tokens.

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vllm_qwen36_plugin.prefill.profile import ROUTES, Route
+from vllm_qwen36_plugin.prefill.profile import Route
 from vllm_qwen36_plugin.prefill.shape import Shape
 
 from .derived_prefill import (
     BANDWIDTH_SHARE,
     DERIVED_PREFILL_PROFILES,
     MARGIN,
+    ROUTES,
     SAFETY,
     DerivedProfile,
     Rates,

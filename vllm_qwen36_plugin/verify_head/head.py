@@ -49,7 +49,7 @@ class VerifyHead:
     @property
     def bytes(self) -> int:
         """Bytes of GPU memory beside the copy."""
-        return self._planes.bytes + self._listed.numel() * 4
+        return int(self._planes.bytes) + 4 * _MOST_ROWS * _MOST
 
     def takes(self, rows: int) -> bool:
         """Whether so many rows are read faster by way of the copy."""

@@ -12,26 +12,37 @@ TOKENS = (64, 128, 256, 512, 1000, 1024, 1500, 2048, 3000, 4096, 8192)
 CARD = Card("NVIDIA L40S", "580.1", {"vllm": "0.26.0", "torch": "2.11.0"}, 128)
 
 
-def times(shape: Shape, counts: tuple[int, ...] = TOKENS, fp8: bool = True) -> dict[str, dict[int, float]]:
-    """Microseconds by formula: Marlin's 300 TFLOP/s against writing at 600 GB/s, then 360 and 600 TFLOP/s."""
+def times(
+    shape: Shape, counts: tuple[int, ...] = TOKENS, fp8: bool = True, a8: bool = False
+) -> dict[str, dict[int, float]]:
+    """Microseconds by formula: Marlin's 300 TFLOP/s against writing at 600 GB/s, then 360 and 600 TFLOP/s;
+    a8 writes half a byte.
+    """
     values = shape.k * shape.n / 1e6
     by_route = {
         "stock": {m: max(values / 2 / 0.7, values * m * 2 / 300) for m in counts},
         "exact": {m: values * (2.5 / 0.6 + m * 2 / 360) for m in counts},
+        "a8": {m: values * (1.0 / 0.6 + m * 2 / 560) for m in counts},
         "fp8": {m: values * (1.5 / 0.6 + m * 2 / 600) for m in counts},
     }
-    return by_route if fp8 else {route: by for route, by in by_route.items() if route != "fp8"}
+    left_out = {route for route, measured in (("fp8", fp8), ("a8", a8)) if not measured}
+    return {route: by for route, by in by_route.items() if route not in left_out}
 
 
 def made_up(
-    counts: tuple[int, ...] = TOKENS, *, fp8: bool = True, notes: tuple[str, ...] = (), slow: bool = False
+    counts: tuple[int, ...] = TOKENS,
+    *,
+    fp8: bool = True,
+    a8: bool = False,
+    notes: tuple[str, ...] = (),
+    slow: bool = False,
 ) -> Tuned:
     """As the command would have it; ``slow``: where nothing beats vLLM's kernel."""
     linears = {
         Shape("marlin", kind.k, kind.n, kind.bits, kind.group_size, "bfloat16"): kind
         for kind in read_linears(None)
     }
-    every = {shape: times(shape, counts, fp8) for shape in linears}
+    every = {shape: times(shape, counts, fp8, a8) for shape in linears}
     if slow:
         every = {
             shape: by | {"stock": {m: us / 9 for m, us in by["stock"].items()}} for shape, by in every.items()

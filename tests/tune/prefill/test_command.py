@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from gptq_hybrid.common.errors import HybridError
 from tests.command_line import Run, in_process
 from tests.tune.prefill.made import CARD, made_up
 from vllm_qwen36_plugin.prefill.profile import Profile, Starts, cache_path, read, write
@@ -43,9 +44,11 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """A machine that measures made-up times, and a list of what it was to measure."""
     measured: list[dict[str, Any]] = []
 
-    def measure(linears: Any, counts: Any, dtype: str, scratch_mib: int, fp8: bool) -> Tuned:
-        measured.append({"linears": linears, "dtype": dtype, "scratch_mib": scratch_mib, "fp8": fp8})
-        return made_up(tuple(counts), fp8=fp8)
+    def measure(linears: Any, counts: Any, dtype: str, scratch_mib: int, fp8: bool, a8: bool) -> Tuned:
+        measured.append(
+            {"linears": linears, "dtype": dtype, "scratch_mib": scratch_mib, "fp8": fp8, "a8": a8}
+        )
+        return made_up(tuple(counts), fp8=fp8, a8=a8)
 
     monkeypatch.setattr(command, "refuse_machine", lambda: None)
     monkeypatch.setattr(command, "check_machine", lambda fp8: fp8 is not False)
@@ -290,3 +293,12 @@ def test_listing_the_commands_imports_no_torch() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120
     )
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a8_is_measured_where_humming_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there in (True, False):
+        monkeypatch.setattr(machine, "find_spec", lambda name, there=there: there or None)
+        assert machine.check_humming(None) is there
+        assert machine.check_humming(False) is False
+    with pytest.raises(HybridError, match="needs humming-kernels"):
+        machine.check_humming(True)

@@ -101,6 +101,7 @@ def run(
         dtype="bfloat16",
         scratch_mib=scratch_mib,
         fp8=False,
+        a8=False,
         counts=TOKENS,
         device=torch.device("cpu"),
         on_progress=lambda done, total: calls.append((done, total)),

@@ -196,3 +196,17 @@ def test_a_picture_with_a_panel_a_shape(
         starts = tuned.profile.starts[shape]
         expected = {start for start in (starts.exact, starts.fp8) if start is not None}
         assert {line.get_xdata()[0] for line in ax.get_lines() if line.get_linestyle() == "--"} == expected
+
+
+def test_a8_has_its_column_its_start_and_its_option() -> None:
+    tuned = made_up(a8=True)
+    text = shown(tuned)
+    assert "prefill=a8" in text
+    assert max(map(len, text.splitlines())) <= 110
+    assert "a8 from" in text
+    said = words(tuned)
+    assert """'{"qwen36": {"prefill": "a8"}}'""" in said
+    assert """'{"qwen36": {"prefill": "fp8"}}'""" in said
+    milliseconds = tuned.as_json()["milliseconds"]
+    assert list(milliseconds) == ["stock", "auto", "a8", "fp8"]
+    assert milliseconds["fp8"]["8192"] < milliseconds["a8"]["8192"] < milliseconds["auto"]["8192"]

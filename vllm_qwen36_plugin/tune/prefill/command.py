@@ -18,7 +18,7 @@ from gptq_hybrid.common.progress import counting_bars
 from gptq_hybrid.common.quiet import output_to_log
 from gptq_hybrid.common.terminal import Step, print_next
 
-from .machine import busy_notes, check_machine, refuse_machine
+from .machine import busy_notes, check_humming, check_machine, refuse_machine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +57,15 @@ def tune_prefill(
         bool | None,
         typer.Option(
             "--fp8/--no-fp8",
-            help="Measure 8-bit activations too.  [default: where the GPU multiplies them]",
+            help="Measure e4m3 too.  [default: where the GPU multiplies it]",
+            show_default=False,
+        ),
+    ] = None,
+    a8: Annotated[
+        bool | None,
+        typer.Option(
+            "--a8/--no-a8",
+            help="Measure 8-bit activations on exact weights too.  [default: where humming-kernels is]",
             show_default=False,
         ),
     ] = None,
@@ -79,9 +87,9 @@ def tune_prefill(
 ) -> None:
     """Time the linears of a model on this GPU.
 
-    Serving then takes the fastest route. Times every quantized linear three ways, with random weights, by
-    number of tokens: vLLM's own kernel, unpacking first (exact), and 8-bit activations too (fp8). Without a
-    profile vllm serve measures a little at its start. Takes one to two minutes.
+    Serving then takes the fastest route. Times every quantized linear each way, with random weights, by
+    number of tokens: vLLM's own kernel, unpacking first (exact), 8-bit activations on exact weights (a8) and on
+    rounded ones (fp8). Without a profile vllm serve measures a little at its start. Takes one to two minutes.
 
     Exit code 2: bad input, no vLLM, or no GPU.
     """
@@ -95,9 +103,9 @@ def tune_prefill(
     from .shapes import read_linears
 
     linears = read_linears(model)
-    fp8 = check_machine(fp8)
+    fp8, a8 = check_machine(fp8), check_humming(a8)
     notes = busy_notes()
-    tuned = _measure(linears, counts, dtype, scratch_mib, fp8)
+    tuned = _measure(linears, counts, dtype, scratch_mib, fp8, a8)
     if not tuned.linears:
         raise HybridError(
             "vLLM serves none of these linears by a kernel that this plugin knows",
@@ -162,6 +170,7 @@ def _measure(
     dtype: str,
     scratch_mib: int,
     fp8: bool,
+    a8: bool,
 ) -> Tuned:
     """Measure under a progress bar; what vLLM prints goes to a log.
 
@@ -195,6 +204,7 @@ def _measure(
                 dtype=dtype,
                 scratch_mib=scratch_mib,
                 fp8=fp8,
+                a8=a8,
                 counts=counts,
                 device=torch.device("cuda", 0),
                 on_progress=lambda done, total: progress.update(

@@ -39,6 +39,7 @@ def tune(
     dtype: str,
     scratch_mib: int,
     fp8: bool,
+    a8: bool,
     counts: Sequence[int],
     device: torch.device,
     on_progress: Callable[[int, int], None],
@@ -51,7 +52,8 @@ def tune(
         linears: those of a model.
         dtype: of activations and scales, ``"bfloat16"`` or ``"float16"``.
         scratch_mib: MiB that a weight is written to, part by part.
-        fp8: measure 8-bit activations too.
+        fp8: measure the route ``fp8`` too.
+        a8: measure the route ``a8`` too.
         counts: numbers of tokens, ascending.
         device: a CUDA GPU. The plugin's kernel must have been offered to vLLM.
         on_progress: called with the number of figures done and the number of all figures.
@@ -65,7 +67,7 @@ def tune(
     torch.manual_seed(0)
     options = {"prefill": "fp8" if fp8 else "exact", "prefill_scratch_mib": scratch_mib}
     with _warnings() as notes, _loading(options):
-        timing = _Timing.fresh(counts=tuple(counts), budget=BUDGET / len(linears))
+        timing = _Timing.fresh(counts=tuple(counts), budget=BUDGET / len(linears), also=("a8",) if a8 else ())
         with prepare.using(timing):
             for number, kind in enumerate(linears):
                 timing.on_figure = lambda done, number=number: on_progress(  # type: ignore[misc]

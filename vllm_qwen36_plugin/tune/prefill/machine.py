@@ -35,6 +35,21 @@ def _no_gpu() -> HybridError:
     )
 
 
+def check_humming(a8: bool | None) -> bool:
+    """Decide whether to measure ``a8``: as asked, or for None whether humming-kernels is installed.
+
+    Raises:
+        HybridError: it is asked for and not installed.
+    """
+    installed = find_spec("humming") is not None
+    if a8 and not installed:
+        raise HybridError(
+            "a8 needs humming-kernels, which vLLM depends on from 0.26 on",
+            remedy="Leave --a8 out, or: pip install 'humming-kernels[cu13]'",
+        )
+    return installed if a8 is None else a8
+
+
 def check_machine(fp8: bool | None) -> bool:
     """Decide whether to measure 8-bit activations: ``fp8``, or for None whether the GPU multiplies them.
 

@@ -14,7 +14,12 @@ from .result import Tuned
 from .table import kernel_name
 
 # Colours of Okabe & Ito, and a marker each.
-_STYLES = {"stock": ("#000000", "o"), "exact": ("#0072B2", "s"), "fp8": ("#D55E00", "^")}
+_STYLES = {
+    "stock": ("#000000", "o"),
+    "exact": ("#0072B2", "s"),
+    "a8": ("#009E73", "D"),
+    "fp8": ("#D55E00", "^"),
+}
 _COLUMNS = 3
 
 

@@ -6,13 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_qwen36_plugin.prefill.profile import Profile, Route, to_json
+from vllm_qwen36_plugin.prefill.profile import ROUTES, Profile, Route, to_json
 from vllm_qwen36_plugin.prefill.shape import Shape
 
 from .shapes import Linears
 
 # Values of the plugin's option ``prefill`` that the result compares, and the routes that each tries in turn.
-MODES: Mapping[str, tuple[Route, ...]] = {"auto": ("exact",), "fp8": ("fp8", "exact")}
+MODES: Mapping[str, tuple[Route, ...]] = {
+    "auto": ("exact",),
+    "a8": ("a8", "exact"),
+    "fp8": ("fp8", "exact"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,7 @@ class Tuned:
     def routes(self) -> list[str]:
         """``"stock"`` and the routes that any shape was measured with."""
         measured = {route for times in self.profile.times_us.values() for route in times}
-        return [route for route in ("stock", "exact", "fp8") if route in measured]
+        return [route for route in ("stock", *ROUTES) if route in measured]
 
     def route_for(self, shape: Shape, tokens: int, mode: str) -> str:
         """Say which route a call takes in a mode: ``"stock"`` or one of :data:`MODES`."""
@@ -64,7 +68,7 @@ class Tuned:
             "notes": list(self.notes),
             "milliseconds": {
                 name: {str(tokens): round(self.milliseconds(tokens, mode), 4) for tokens in self.counts}
-                for name, mode in (("stock", None), ("auto", "auto"), ("fp8", "fp8"))
+                for name, mode in (("stock", None), *((mode, mode) for mode in MODES))
                 if mode is None or set(MODES[mode]) <= set(self.routes)
             },
             "profile": to_json(self.profile),

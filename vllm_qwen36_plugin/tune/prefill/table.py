@@ -14,6 +14,7 @@ from gptq_hybrid.common.tables import plain, report_table
 from gptq_hybrid.common.terminal import SETTINGS, out
 from vllm_qwen36_plugin.options import SECTION, PluginOptions
 from vllm_qwen36_plugin.prefill.banner import gemm_suffix
+from vllm_qwen36_plugin.prefill.profile import EIGHT_BIT
 from vllm_qwen36_plugin.prefill.shape import Shape
 
 from .result import MODES, Tuned
@@ -120,11 +121,13 @@ def meaning(tuned: Tuned, path: Path, *, own_place: bool, scratch_mib: int) -> l
             f"Up to {min(starts) - 1:,} tokens, decoding included, vLLM's kernels serve as before."
         )
     paragraphs += [_chunk(tuned, chunk) for chunk in [c for c in _CHUNKS if c in tuned.counts] or [most]]
-    if any(tuned.profile.starts[shape].fp8 is not None for shape in tuned.linears):
-        options = json.dumps({SECTION: {"prefill": "fp8"}})
-        paragraphs.append(
-            f"Activations are rounded to 8 bits only if you ask for it: --additional-config {shlex.quote(options)}"
-        )
+    asked = [
+        f"--additional-config {shlex.quote(json.dumps({SECTION: {'prefill': route}}))}"
+        for route in tuned.routes
+        if route in EIGHT_BIT and any(getattr(tuned.profile.starts[shape], route) for shape in tuned.linears)
+    ]
+    if asked:
+        paragraphs.append(f"Activations are rounded to 8 bits only if you ask for it: {' or '.join(asked)}")
     if most < _ENOUGH:
         paragraphs.append(
             f"Measured up to {most:,} tokens. If --max-num-batched-tokens lets more come, start-up measures again."

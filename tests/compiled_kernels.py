@@ -27,10 +27,13 @@ import triton
 from gptq_hybrid.upstream.speedups import _block_kernel
 from vllm_qwen36_plugin.act_order import norm_kernel
 from vllm_qwen36_plugin.prefill import activations, eight_bit_words, expand
+from vllm_qwen36_plugin.verify_head import kernel as verify_head
+from vllm_qwen36_plugin.verify_head.planes import Planes
 
 FP8 = torch.float8_e4m3fn
 TYPES = {
     torch.int32: "*i32",
+    torch.int64: "*i64",
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
     torch.float32: "*fp32",
@@ -249,7 +252,27 @@ def _sweeping(patch: pytest.MonkeyPatch) -> Launch:
     return launch
 
 
+def _settling(name: str, rows: int) -> Callable[[pytest.MonkeyPatch], Launch]:
+    """A kernel of verification, for the output head of the 27B."""
+
+    def record(patch: pytest.MonkeyPatch) -> Launch:
+        launches = {each: replaced(patch, verify_head, each) for each in VERIFYING}
+        n, whole, real = 248320, torch.int32, torch.float32
+        words, scales = _empty(n, K // 16, dtype=whole), _empty(K // 64, n, dtype=torch.bfloat16)
+        planes = Planes(words, scales, _empty(n, dtype=real), _empty(n, dtype=real), 64)
+        logits, hidden, weight = (
+            _empty(*shape, dtype=torch.bfloat16) for shape in ((rows, n), (rows, K), (n, K))
+        )
+        found, listed = _empty(1, dtype=whole), _empty(rows * 8192, dtype=whole)
+        verify_head.settle(logits, hidden, weight, planes, found, listed)
+        return launches[name]
+
+    return record
+
+
+VERIFYING = ("_begin", "_refine", "_recompute", "_whole")
 _LOADS, _STORES = r"ld\.global\.v4\.b32", r"st\.global\.v4\.b32"
+_WIDE = r"ld\.global\.v4\.b32|cp\.async\.\w+\.shared\.global"
 _NARROW_STORES = r"st\.global(?!\.v4\.b32)"
 # On Ada Triton goes by FP16 and truncates to it: of random tokens 0.4 % of the values differ, the error by 0.04 %.
 _TO_E4M3 = r"cvt\.rn\.satfinite\.e4m3x2\.f(32|16x2)"
@@ -300,6 +323,11 @@ CASES = (
             (torch.bfloat16, "bf16", TARGETS), (torch.float16, "fp16", (89,)), (torch.float32, "fp32", (90,))
         )
         for add in (True, False)
+    ),
+    *(
+        Case("verification", f"{name}, {rows} rows", _settling(name, rows), TARGETS, 1, (_WIDE,))
+        for name in VERIFYING
+        for rows in ((3, 48) if name in ("_refine", "_whole") else (3,))
     ),
     # Rounded one by one: no multiply is fused with an add.
     Case("GPTQ's block", "128 columns", _sweeping, TARGETS, 12, (r"div\.rn\.f32",), (r"\bfma\.rn\.f32\b",)),

@@ -73,6 +73,16 @@ def _target_class(name: str) -> type:
     except ImportError as error:
         logger.warning("vllm-qwen36-plugin: norms stay as vLLM has them because %s", error)
         return type(name, (getattr(qwen3_5, name),), {"__module__": __name__})
-    made = announcing(getattr(qwen3_5, name))
+    made = announcing(_verifying(getattr(qwen3_5, name)))
     made.__module__ = __name__
     return made
+
+
+def _verifying(stock: type) -> type:
+    """The class whose greedy steps may be verified with a copy of its head; vLLM's, if that cannot be."""
+    try:
+        from .verify_head.model import verifying
+    except Exception as error:  # noqa: BLE001 - without it every step has the whole head
+        logger.debug("vllm-qwen36-plugin: verification stays as vLLM has it because %s", error or repr(error))
+        return stock
+    return verifying(stock)

@@ -31,6 +31,8 @@ class PluginOptions:
     # How many tokens may be drafted, the likeliest of a list: 0 for all, None for the usual number if there is one.
     draft_vocab: int | None = None
     draft_vocab_file: str | None = None
+    # `copy`: greedy steps are verified with drafts' copy of the output head, as far as that is certain.
+    verify: Literal["off", "copy"] = "off"
 
     @classmethod
     def of(cls, additional_config: object) -> PluginOptions:

@@ -46,9 +46,11 @@ _LEAST_EXPECTED = 5.0
 
 def options(way: str, checkpoint: Path) -> Json:
     """The plugin's options of a way."""
-    form, count, listed, *_ = [*way.removesuffix(_V2).split(":"), "", ""]
+    way, _, verify = way.removesuffix(_V2).partition("+")
+    form, count, listed, *_ = [*way.split(":"), "", ""]
     found: Json = {"draft": "bf16" if form == "none" else form, "draft_vocab": int(count or 0)}
-    return found | ({"draft_vocab_file": str(checkpoint / f"{listed}.json")} if listed else {})
+    found |= {"draft_vocab_file": str(checkpoint / f"{listed}.json")} if listed else {}
+    return found | ({"verify": "copy"} if verify else {})
 
 
 def _drafts(way: str) -> bool:

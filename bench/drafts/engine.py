@@ -11,6 +11,7 @@ its own:
     humming, humming:fp8     the same two where vLLM may not choose Machete: its best on this card
     auto, w4, w8, w8:65536 … the plugin's drafts: form of their weights, and after a colon the tokens drafted from;
                              `auto`, the default, has W8 linears and a copy of the output head in W4
+    auto+verify, w4+verify   and that copy verifies greedy steps
     NAME@3                   the same with three drafts a step
 
 What drafts cost is a variant less `none`.
@@ -49,7 +50,7 @@ from bench.variants import engine_arguments, main, saving
 
 VARIANTS = (
     "none", "stock", "stock:fp8", "humming", "humming:fp8", "auto", "w4", "w8", "fp8",
-    "bf16:65536", "w4:65536", "w8:65536", "fp8:65536",
+    "bf16:65536", "w4:65536", "w8:65536", "fp8:65536", "auto+verify", "w4+verify",
     "stock@3", "humming:fp8@3", "auto@3", "w8:65536@3", "w4:65536@3",
 )  # fmt: skip
 _USUAL = ("none", "stock", "stock:fp8", "auto")
@@ -80,7 +81,7 @@ def start_variant(variant: str, args: argparse.Namespace, folder: Path) -> Any:
         vllm_qwen36_plugin.register()
         _list_of_any_tokens()
         additional["qwen36"] = {
-            **options(drafts_of(variant)[0]),
+            **options(drafts_of(variant)[0], folder),
             "prefill": "auto" if args.kernel == "any" else "off",
         }
     if not torch.cuda.is_available():
@@ -91,7 +92,7 @@ def start_variant(variant: str, args: argparse.Namespace, folder: Path) -> Any:
     variant, count = drafts_of(variant)
     drafting: Json = {"draft_lm_head_quantization": "fp8"} if variant.endswith(":fp8") else {}
     if args.served and count and not args.tiny:
-        rates = [rate * KEPT.get(variant, 1.0) for rate in RATES[:count]]
+        rates = [rate * KEPT.get(variant.partition("+")[0], 1.0) for rate in RATES[:count]]
         drafting |= {"rejection_sample_method": "synthetic", "synthetic_acceptance_rates": rates}
     return start(
         write_checkpoint(folder / "checkpoint", args.layers, tiny=args.tiny),

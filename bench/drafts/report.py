@@ -108,7 +108,7 @@ def drafts_of(way: str) -> tuple[str, int]:
 
 def bytes_of_a_draft(way: str) -> dict[str, int]:
     """Bytes of weights that one draft reads: of the MTP layer's linears, and of the output head."""
-    name = drafts_of(way)[0]
+    name = drafts_of(way)[0].partition("+")[0]
     precision, _, count = name.partition(":")
     of_linears, of_head = _MIXED.get(name, (precision, precision))
     bits = {linear: _BITS[_OTHERWISE.get((of_linears, linear), of_linears)] for linear in MTP_LINEARS}
@@ -243,6 +243,17 @@ def picture(result: Json) -> Any:
     return figure
 
 
+def verify_tables(result: Json) -> str:
+    """Of `verify.py`: the study, and kernels if they were timed."""
+    study, kernels = result["study"], result.get("kernels")
+    columns = ["copy", "bounds of k", "tokens that may win: median", "99 % of rows", "rows settled"]
+    rows = [[name, f"{k:,}", *(f"{share:.2%}" for share in shares)] for name, k, *shares in study["rows"]]
+    text = table(columns, rows, where(study["environment"]))
+    columns = ["rows", "hidden states", "listed", "same", "stock, µs", "copy alone, µs", "settled, µs"]
+    rows = [[str(cell) for cell in row] for row in kernels["rows"]] if kernels else []
+    return f"{text}\n\n{table(columns, rows, where(kernels['environment']))}" if rows else text
+
+
 PAGE = Page(
     HERE / "README.md",
     {
@@ -251,6 +262,7 @@ PAGE = Page(
         "vocabulary": (acceptance_table, HERE / "vocabulary.json"),
         "engine": (engine_tables, HERE / "engine.json"),
         "engine-033": (engine_tables, HERE / "engine-0.33.json"),
+        "verify": (verify_tables, HERE / "verify.json"),
     },
     {"engine.png": (picture, HERE / "engine.json")},
 )

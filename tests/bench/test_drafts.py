@@ -98,6 +98,7 @@ def test_only_tokens_that_stock_drafts_keep_count_against_others() -> None:
         ("fp8:4096", {"draft": "fp8", "draft_vocab": 4096}),
         ("w8:7000:v2", {"draft": "w8", "draft_vocab": 7000}),
         ("w8:v2", {"draft": "w8", "draft_vocab": 0}),
+        ("auto+verify", {"draft": "auto", "draft_vocab": 0, "verify": "copy"}),
         ("w8:9:mine", {"draft": "w8", "draft_vocab": 9, "draft_vocab_file": "MINI/mine.json"}),
     ],
 )

@@ -41,6 +41,7 @@ FLOORS = {
         ("env",),
         ("tune", "features", "models", "profiles"),
         ("draft_head",),
+        ("verify_head",),
         ("act_order", "mtp_guard", "prefill", "cpu"),
         ("ranks",),
         ("start", "upstream", "report"),

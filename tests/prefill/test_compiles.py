@@ -45,6 +45,7 @@ def test_no_kernel_is_left_out() -> None:
     from gptq_hybrid.upstream.speedups import _block_kernel
     from vllm_qwen36_plugin.act_order import norm_kernel
     from vllm_qwen36_plugin.prefill import activations, eight_bit_words
+    from vllm_qwen36_plugin.verify_head import kernel
 
     root = Path(__file__).parents[2]
     kernels = {
@@ -53,8 +54,9 @@ def test_no_kernel_is_left_out() -> None:
         for path in (root / folder).rglob("*.py")
         if re.search(r"^@triton\.jit", path.read_text(), re.MULTILINE)
     }
-    modules = (_block_kernel, norm_kernel, activations, eight_bit_words, expand)
+    modules = (_block_kernel, norm_kernel, activations, eight_bit_words, expand, kernel)
     assert kernels == {Path(str(module.__file__)).relative_to(root).as_posix() for module in modules}
     assert {case.kernel for case in CASES} == {
         "expand", "tokens to e4m3", "groups to 8 bits", "words for 8 bits", "norm in act order", "GPTQ's block",
+        "verification",
     }  # fmt: skip

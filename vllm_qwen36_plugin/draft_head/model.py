@@ -14,6 +14,7 @@ from vllm_qwen36_plugin.ranks import agreed, first_rank
 from vllm_qwen36_plugin.report import note
 from vllm_qwen36_plugin.start import enter_salt
 from vllm_qwen36_plugin.upstream.tensor_parallel import rank, told
+from vllm_qwen36_plugin.verify_head.offer import offer
 
 from .banner import NAMES, DraftReport
 from .head import DraftHead, dense_weight
@@ -34,6 +35,7 @@ class Qwen3_5MTP(_CheckedQwen3_5MTP):  # noqa: N801 - vLLM's name for it
     """
 
     _settings: DraftSettings | None = None
+    _verify = False
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
@@ -50,6 +52,7 @@ class Qwen3_5MTP(_CheckedQwen3_5MTP):  # noqa: N801 - vLLM's name for it
             note("drafts", "stock", error or repr(error))
             return
         self._settings = settings
+        self._verify = options.verify == "copy"
 
     def _quantize_linears(self, settings: DraftSettings) -> None:
         for name, layer in self.model.named_modules():
@@ -93,6 +96,8 @@ class Qwen3_5MTP(_CheckedQwen3_5MTP):  # noqa: N801 - vLLM's name for it
             line = self._report.line(settings.precision, self.model, self.draft_head, rank().size)
             logger.info("%s", line)
             note("drafts", settings.precision, line.partition(": ")[2])
+        if self._verify:
+            offer(lm_head, self.config.vocab_size, self.draft_head, self.vllm_config, wins_up_to)
 
     def _draft_head(self, lm_head: torch.nn.Module, settings: DraftSettings) -> DraftHead | None:
         ranks = rank().size

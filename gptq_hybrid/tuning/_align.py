@@ -2,155 +2,151 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
 
-from gptq_hybrid.streaming import Batch, States, TextStack, read_ahead
+from gptq_hybrid.streaming import Batch, States, TextStack
 
 from ._codes import Rounded, best_weight, round_to
 
 _MIXERS = {"linear_attn": "out_proj", "self_attn": "o_proj"}
 
+# A layer's linear by its name within the layer; its group size and bits.
+Forms = Mapping[str, tuple[int, int]]
+
 
 class _Sums:
-    """Sums over tokens for linears that share their input."""
+    """Sums over tokens for linears that share their input. Tokens need not be kept, nor seen twice."""
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self) -> None:
         self.hessian: torch.Tensor | None = None
-        self.products = dict.fromkeys(names, torch.zeros(()))
-        self.tokens = 0
+        self.products: dict[str, torch.Tensor] = {}
 
-    def add(self, inputs: torch.Tensor, targets: dict[str, torch.Tensor]) -> None:
-        """Take in inputs ``[tokens, in_features]`` of the rounded model, and the outputs each linear should have."""
+    def add(self, inputs: torch.Tensor, targets: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Take in inputs ``[tokens, in_features]`` of the rounded model, and the outputs that linears should have."""
+        inputs = inputs.float()
         square = inputs.t() @ inputs
-        self.hessian = square if self.hessian is None else self.hessian + square
-        for name, target in targets.items():
-            self.products[name] = self.products[name] + target.t() @ inputs
-        self.tokens += len(inputs)
+        self.hessian = square if self.hessian is None else self.hessian.add_(square)
+        for name, target in targets:
+            product = target.float().t() @ inputs
+            self.products[name] = self.products[name].add_(product) if name in self.products else product
 
 
-class Aligner:
-    """Rounds the linears of one decoder layer after the other.
+class LayerAligner:
+    """One decoder layer, the original's and the rounded one's, and the states that run into both.
+
+    In the order in which data flows, linears that share an input are rounded anew, and what follows sees the result.
+    The linears that write to the residual stream have a target of their own: the original's output, and the error
+    that the stream has so far. So a layer takes back what those before it did, as far as its inputs allow.
 
     Args:
-        original, packed: stacks of the two checkpoints, on one device.
+        stack: of either checkpoint, for its rotary embedding and device.
+        teacher, layer: the layer of the original and of the rounded model; linears of ``layer`` are changed.
         batches: texts.
-        bits: of each linear that is rounded, by full name.
-        residual: share of the residual stream's error that a layer's outputs take back.
+        states: the layer's inputs in the original and in the rounded model, on the CPU; replaced by its outputs.
+        forms: of the linears to round.
     """
 
     def __init__(
         self,
-        original: TextStack,
-        packed: TextStack,
+        stack: TextStack,
+        teacher: nn.Module,
+        layer: nn.Module,
         batches: Sequence[Batch],
-        bits: dict[str, int],
-        *,
-        group_size: int = 128,
-        residual: float = 1.0,
-        damp: float = 0.01,
+        states: tuple[States, States],
+        forms: Forms,
     ) -> None:
-        self.original, self.packed, self.batches = original, packed, list(batches)
-        self.bits, self.group_size, self.residual, self.damp = bits, group_size, residual, damp
-        self.states: list[States] = [[s.embed(b.tokens).cpu() for b in batches] for s in (original, packed)]
-        self.done = 0
+        self.stack, self.sides = stack, (teacher, layer)
+        self.batches, self.states, self.forms = batches, states, forms
+        self.found: dict[str, Rounded] = {}
+        self._mixer = next(name for name in _MIXERS if hasattr(layer, name))
 
-    def run(self, on_layer: Callable[[int, dict[str, Rounded]], None]) -> None:
-        """Round all layers that are left."""
-        device = self.original.device
-        numbers = range(self.done, self.original.depth)
-        for number, (dense, own) in read_ahead(
-            lambda n: (self.original.layer_tensors(n), self.packed.layer_tensors(n)), numbers
-        ):
-            teacher, layer = self.original.layer(number, dense), self.packed.layer(number, own)
-            with torch.inference_mode():
-                found = self._layer(number, teacher, layer)
-            self.done = number + 1
-            on_layer(number, found)
+    def run(self) -> dict[str, Rounded]:
+        """Round the layer; return its linears by name."""
+        with torch.inference_mode():
+            out = f"{self._mixer}.{_MIXERS[self._mixer]}"
+            inside = [name for name in self.forms if name.startswith(f"{self._mixer}.") and name != out]
+            self._readers(inside, "input_layernorm")
+            self._writer(out, self._mixed)
+            self._readers(["mlp.gate_proj", "mlp.up_proj"], "post_attention_layernorm")
+            self._writer("mlp.down_proj", self._gated)
+        return self.found
+
+    def _readers(self, names: Sequence[str], norm: str) -> None:
+        """Round linears that read the residual stream through ``norm``."""
+        names = [name for name in names if name in self.forms]
+        if not names:
+            return
+        sums = _Sums()
+        for place in range(len(self.batches)):
+            a, b = (
+                self._tokens(place, module.get_submodule(norm)(self._on_device(side, place)))
+                for side, module in enumerate(self.sides)
+            )
+            sums.add(b, ((name, self.sides[0].get_submodule(name)(a)) for name in names))
+        self._solve(names, sums)
+
+    def _writer(self, name: str, inputs: Callable[[int, int], torch.Tensor]) -> None:
+        """Round the linear that ends a block, and move the states behind the block.
+
+        Args:
+            name: of the linear.
+            inputs: makes its input ``[documents, length, in_features]`` from (side, place of the batch).
+        """
+        owner, _, last = name.rpartition(".")
+        linears = [module.get_submodule(name) for module in self.sides]
+        sums, kept = _Sums(), ([], [])  # type: tuple[_Sums, tuple[States, States]]
+        for module in self.sides:
+            # The block then gives what its last linear reads.
+            setattr(module.get_submodule(owner), last, nn.Identity())
+        for place in range(len(self.batches)):
+            for side in (0, 1):
+                kept[side].append(inputs(side, place).cpu())
+            if name in self.forms:
+                a, b = (self._tokens(place, k[place].to(self.stack.device)) for k in kept)
+                error = self._tokens(place, self._on_device(0, place) - self._on_device(1, place))
+                sums.add(b, [(name, linears[0](a) + error)])
+        for module, linear in zip(self.sides, linears, strict=True):
+            setattr(module.get_submodule(owner), last, linear)
+        if name in self.forms:
+            self._solve([name], sums)
+        for side, module in enumerate(self.sides):
+            linear = module.get_submodule(name)
+            for place, value in enumerate(kept[side]):
+                moved = self._on_device(side, place) + linear(value.to(self.stack.device))
+                self.states[side][place] = moved.cpu()
+
+    def _mixed(self, side: int, place: int) -> torch.Tensor:
+        module = self.sides[side]
+        normed = module.get_submodule("input_layernorm")(self._on_device(side, place))
+        mixer = module.get_submodule(self._mixer)
+        if self._mixer == "linear_attn":
+            return mixer(normed)  # type: ignore[no-any-return]
+        rotary = self.stack.rotary(normed.shape[1])
+        return mixer(hidden_states=normed, position_embeddings=rotary, attention_mask=None)[0]  # type: ignore[no-any-return]
+
+    def _gated(self, side: int, place: int) -> torch.Tensor:
+        module = self.sides[side]
+        normed = module.get_submodule("post_attention_layernorm")(self._on_device(side, place))
+        return module.get_submodule("mlp")(normed)  # type: ignore[no-any-return]
+
+    def _solve(self, names: Sequence[str], sums: _Sums) -> None:
+        assert sums.hessian is not None
+        for name in names:
+            bits, group_size = self.forms[name]
+            weight = self.sides[0].get_submodule(name).get_parameter("weight")
+            aim = best_weight(weight.float(), sums.hessian, sums.products[name])
+            self.found[name] = round_to(aim, sums.hessian, bits, group_size)
+            dense = self.found[name].dense(bits).to(weight.dtype)
+            self.sides[1].get_submodule(name).get_parameter("weight").copy_(dense)
+
+    def _on_device(self, side: int, place: int) -> torch.Tensor:
+        return self.states[side][place].to(self.stack.device)
 
     def _tokens(self, place: int, hidden: torch.Tensor) -> torch.Tensor:
+        """Return ``[tokens, channels]`` without what is padding."""
         lengths = torch.tensor(self.batches[place].lengths)
         kept = torch.arange(hidden.shape[1])[None] < lengths[:, None]
         return hidden[kept.to(hidden.device)]
-
-    def _layer(self, number: int, teacher: nn.Module, layer: nn.Module) -> dict[str, Rounded]:
-        prefix = f"{self.packed.weights.layout.layers_prefix}.{number}."
-        found: dict[str, Rounded] = {}
-        kind = next(k for k in _MIXERS if hasattr(layer, k))
-        mixers = (getattr(teacher, kind), getattr(layer, kind))
-        out = _MIXERS[kind]
-        names = [n for n in self.bits if n.startswith(f"{prefix}{kind}.") and not n.endswith(out)]
-        gates = [f"{prefix}mlp.gate_proj", f"{prefix}mlp.up_proj"]
-        mlps = (teacher.mlp, layer.mlp)
-
-        def solve(names: list[str], sums: _Sums) -> None:
-            for name in names:
-                if name not in self.bits:
-                    continue
-                short = name.removeprefix(prefix)
-                weight = teacher.get_submodule(short).weight.float()
-                aim = best_weight(weight, sums.hessian, sums.products[name], self.damp)
-                found[name] = round_to(aim, sums.hessian, self.bits[name], self.group_size)
-                module = layer.get_submodule(short)
-                module.weight = nn.Parameter(
-                    found[name].dense(self.bits[name]).to(module.weight.dtype), requires_grad=False
-                )
-
-        # 1. What reads the first norm.
-        sums = _Sums(names)
-        for place in range(len(self.batches)):
-            a, b = (self._tokens(place, m.input_layernorm(s[place])) for m, s in zip((teacher, layer), self.states))
-            sums.add(b, {n: a @ teacher.get_submodule(n.removeprefix(prefix)).weight.t() for n in names})
-        solve(names, sums)
-        # 2. The mixer's output.
-        linears = [getattr(m, out) for m in mixers]
-        kept: list[States] = [[], []]
-        sums, name = _Sums([f"{prefix}{kind}.{out}"]), f"{prefix}{kind}.{out}"
-        for mixer in mixers:
-            setattr(mixer, out, nn.Identity())
-        for place in range(len(self.batches)):
-            for side, (module, mixer) in enumerate(zip((teacher, layer), mixers)):
-                state = self.states[side][place]
-                normed = module.input_layernorm(state)
-                if kind == "linear_attn":
-                    value = mixer(normed)
-                else:
-                    value = mixer(hidden_states=normed, position_embeddings=self.original.rotary(normed.shape[1]), attention_mask=None)[0]
-                kept[side].append(value)
-            error = self._tokens(place, self.states[0][place] - self.states[1][place])
-            a, b = (self._tokens(place, k[place]) for k in kept)
-            sums.add(b, {name: a @ linears[0].weight.t() + self.residual * error})
-        for mixer, linear in zip(mixers, linears):
-            setattr(mixer, out, linear)
-        solve([name], sums)
-        for side, mixer in enumerate(mixers):
-            for place, value in enumerate(kept[side]):
-                self.states[side][place] = self.states[side][place] + getattr(mixer, out)(value)
-        del kept
-        # 3. What reads the second norm.
-        sums = _Sums(gates)
-        for place in range(len(self.batches)):
-            a, b = (self._tokens(place, m.post_attention_layernorm(s[place])) for m, s in zip((teacher, layer), self.states))
-            sums.add(b, {n: a @ teacher.get_submodule(n.removeprefix(prefix)).weight.t() for n in gates})
-        solve(gates, sums)
-        # 4. The MLP's output.
-        downs = [m.down_proj for m in mlps]
-        sums, name = _Sums([f"{prefix}mlp.down_proj"]), f"{prefix}mlp.down_proj"
-        for mlp in mlps:
-            mlp.down_proj = nn.Identity()
-        for place in range(len(self.batches)):
-            a, b = (
-                mlp(self._tokens(place, m.post_attention_layernorm(s[place])))
-                for mlp, m, s in zip(mlps, (teacher, layer), self.states)
-            )
-            error = self._tokens(place, self.states[0][place] - self.states[1][place])
-            sums.add(b, {name: a @ downs[0].weight.t() + self.residual * error})
-        for mlp, down in zip(mlps, downs):
-            mlp.down_proj = down
-        solve([name], sums)
-        for side, (module, mlp) in enumerate(zip((teacher, layer), mlps)):
-            for place, state in enumerate(self.states[side]):
-                self.states[side][place] = state + mlp(module.post_attention_layernorm(state))
-        return found

@@ -1,4 +1,4 @@
-"""Round a checkpoint's linears again, each to the original's outputs on the inputs that the rounded model gives it."""
+"""Round a layer's linears again, each to the original's outputs on inputs that the rounded model gives."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Sums:
         self.products: dict[str, torch.Tensor] = {}
 
     def add(self, inputs: torch.Tensor, targets: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Take in inputs ``[tokens, in_features]`` of the rounded model, and the outputs that linears should have."""
+        """Take in the rounded model's inputs ``[tokens, in_features]``, and outputs that linears should have."""
         inputs = inputs.float()
         square = inputs.t() @ inputs
         self.hessian = square if self.hessian is None else self.hessian.add_(square)
@@ -37,9 +37,9 @@ class _Sums:
 class LayerAligner:
     """One decoder layer, the original's and the rounded one's, and the states that run into both.
 
-    In the order in which data flows, linears that share an input are rounded anew, and what follows sees the result.
-    The linears that write to the residual stream have a target of their own: the original's output, and the error
-    that the stream has so far. So a layer takes back what those before it did, as far as its inputs allow.
+    As data flows, linears that share an input are rounded anew, and what follows sees the result.
+    What writes to the residual stream has another target: the original's output, and the error that the stream
+    has so far. So a layer takes back what those before it did, as far as its inputs allow.
 
     Args:
         stack: of either checkpoint, for its rotary embedding and device.
@@ -69,9 +69,9 @@ class LayerAligner:
             out = f"{self._mixer}.{_MIXERS[self._mixer]}"
             inside = [name for name in self.forms if name.startswith(f"{self._mixer}.") and name != out]
             self._readers(inside, "input_layernorm")
-            self._writer(out, self._mixed)
+            self._writer(out, self._mixed, keep=True)
             self._readers(["mlp.gate_proj", "mlp.up_proj"], "post_attention_layernorm")
-            self._writer("mlp.down_proj", self._gated)
+            self._writer("mlp.down_proj", self._gated, keep=False)
         return self.found
 
     def _readers(self, names: Sequence[str], norm: str) -> None:
@@ -88,24 +88,26 @@ class LayerAligner:
             sums.add(b, ((name, self.sides[0].get_submodule(name)(a)) for name in names))
         self._solve(names, sums)
 
-    def _writer(self, name: str, inputs: Callable[[int, int], torch.Tensor]) -> None:
+    def _writer(self, name: str, block: Callable[[int, int], torch.Tensor], *, keep: bool) -> None:
         """Round the linear that ends a block, and move the states behind the block.
 
         Args:
             name: of the linear.
-            inputs: makes its input ``[documents, length, in_features]`` from (side, place of the batch).
+            block: runs its block, from (side, place of the batch).
+            keep: keep the linear's inputs in main memory; else the block runs twice.
         """
         owner, _, last = name.rpartition(".")
         linears = [module.get_submodule(name) for module in self.sides]
-        sums, kept = _Sums(), ([], [])  # type: tuple[_Sums, tuple[States, States]]
+        sums, kept = _Sums(), {}  # type: tuple[_Sums, dict[tuple[int, int], torch.Tensor]]
         for module in self.sides:
             # The block then gives what its last linear reads.
             setattr(module.get_submodule(owner), last, nn.Identity())
         for place in range(len(self.batches)):
-            for side in (0, 1):
-                kept[side].append(inputs(side, place).cpu())
+            inputs = [block(side, place) for side in (0, 1)]
+            if keep:
+                kept |= {(side, place): value.cpu() for side, value in enumerate(inputs)}
             if name in self.forms:
-                a, b = (self._tokens(place, k[place].to(self.stack.device)) for k in kept)
+                a, b = (self._tokens(place, value) for value in inputs)
                 error = self._tokens(place, self._on_device(0, place) - self._on_device(1, place))
                 sums.add(b, [(name, linears[0](a) + error)])
         for module, linear in zip(self.sides, linears, strict=True):
@@ -114,23 +116,24 @@ class LayerAligner:
             self._solve([name], sums)
         for side, module in enumerate(self.sides):
             linear = module.get_submodule(name)
-            for place, value in enumerate(kept[side]):
-                moved = self._on_device(side, place) + linear(value.to(self.stack.device))
-                self.states[side][place] = moved.cpu()
+            for place in range(len(self.batches)):
+                value = kept.pop((side, place), None)
+                out = block(side, place) if value is None else linear(value.to(self.stack.device))
+                self.states[side][place] = (self._on_device(side, place) + out).cpu()
 
     def _mixed(self, side: int, place: int) -> torch.Tensor:
         module = self.sides[side]
         normed = module.get_submodule("input_layernorm")(self._on_device(side, place))
         mixer = module.get_submodule(self._mixer)
         if self._mixer == "linear_attn":
-            return mixer(normed)  # type: ignore[no-any-return]
+            return mixer(normed)
         rotary = self.stack.rotary(normed.shape[1])
-        return mixer(hidden_states=normed, position_embeddings=rotary, attention_mask=None)[0]  # type: ignore[no-any-return]
+        return mixer(hidden_states=normed, position_embeddings=rotary, attention_mask=None)[0]
 
     def _gated(self, side: int, place: int) -> torch.Tensor:
         module = self.sides[side]
         normed = module.get_submodule("post_attention_layernorm")(self._on_device(side, place))
-        return module.get_submodule("mlp")(normed)  # type: ignore[no-any-return]
+        return module.get_submodule("mlp")(normed)
 
     def _solve(self, names: Sequence[str], sums: _Sums) -> None:
         assert sums.hessian is not None

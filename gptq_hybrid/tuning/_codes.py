@@ -21,7 +21,7 @@ class Rounded:
     Attributes:
         codes: uint8 ``[out_features, in_features]``, with their zero point.
         scales: BF16 numbers, float32 ``[out_features, groups]``.
-        error: mean over the inputs of the squared error of all outputs.
+        error: squared error of all outputs, in units of an input's mean square, summed over tokens.
     """
 
     codes: torch.Tensor
@@ -47,7 +47,8 @@ def best_weight(
         hessian: ``X Xᵀ``, float32 ``[in_features, in_features]``, X the inputs that the linear will see.
         products: ``T Xᵀ``, float32 ``[out_features, in_features]``, T the outputs it should have.
     """
-    damped = hessian + damp * hessian.diagonal().mean() * torch.eye(len(hessian), device=hessian.device)
+    damped = hessian.clone()
+    damped.diagonal().add_(damp * hessian.diagonal().mean())
     factor = torch.linalg.cholesky(damped)
     return weight + torch.cholesky_solve((products - weight @ hessian).t(), factor).t()
 
@@ -55,12 +56,18 @@ def best_weight(
 def round_to(weight: torch.Tensor, hessian: torch.Tensor, bits: int, group_size: int) -> Rounded:
     """Round ``weight`` so that ``tr((Q - W) H (Q - W)ᵀ)`` is small.
 
-    GPTQ with act order and static groups (arXiv 2210.17323) gives the first codes. Then scales are solved for with
-    codes fixed (least squares, a row at a time), and codes are moved with scales fixed (coordinate descent, a column
-    at a time), in turn. A round that makes the error larger is not taken.
+    GPTQ with act order and static groups (arXiv 2210.17323) gives the first codes. Then scales are solved for
+    with codes fixed (least squares, a row at a time), and codes are moved with scales fixed (coordinate descent,
+    a column at a time), in turn. Of each row the best round is taken.
+
+    Args:
+        weight: float32 ``[out_features, in_features]``.
+        hessian: H, float32 ``[in_features, in_features]``, of any unit.
+        bits, group_size: of the result; groups in natural order.
     """
     hessian = hessian / hessian.diagonal().mean().clamp_min(1e-30)
-    hessian = hessian + 1e-4 * torch.eye(len(hessian), device=hessian.device)
+    # An input that is always zero would leave its codes undefined.
+    hessian.diagonal().add_(1e-4)
     _, scales = quantize_rtn(
         weight, bits, group_size, importance=hessian.diagonal(), scale_dtype=torch.bfloat16
     )
@@ -83,7 +90,9 @@ def _spread(scales: torch.Tensor, size: int) -> torch.Tensor:
     return scales.repeat_interleave(size, dim=1)
 
 
-def _errors(weight: torch.Tensor, hessian: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+def _errors(
+    weight: torch.Tensor, hessian: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor
+) -> torch.Tensor:
     """Return the error of each row."""
     off = codes * _spread(scales, codes.shape[1] // scales.shape[1]) - weight
     return ((off @ hessian) * off).sum(1)
@@ -96,7 +105,7 @@ def _gptq(
     left = weight[:, order].clone()
     steps = _spread(scales, size)[:, order]
     damped = hessian[order][:, order]
-    damped = damped + _DAMP * damped.diagonal().mean() * torch.eye(len(damped), device=damped.device)
+    damped.diagonal().add_(_DAMP * damped.diagonal().mean())
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     factor = torch.linalg.cholesky(inverse, upper=True)
     codes = torch.empty_like(left)

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 
+from gptq_hybrid.calibration import rows_sha256
 from gptq_hybrid.checkpoint.fingerprint import checkpoint_fingerprint
+from gptq_hybrid.common.atomic import building_directory, building_file
 from gptq_hybrid.common.machine import environment
 from gptq_hybrid.common.paths import keep_paths
-from gptq_hybrid.calibration import rows_sha256
-from gptq_hybrid.common.atomic import building_directory, building_file
 from gptq_hybrid.evaluate.inputs import exact_float32
 from gptq_hybrid.evaluate.states import StateStore, list_tensors, name_tensors, state_key
 from gptq_hybrid.packing import pack
@@ -25,7 +24,8 @@ from ._codes import Rounded
 from ._parameters import Packed, Parameters
 from ._write import link_files
 
-_BATCH_TOKENS = {"cuda": 8192, "cpu": 8192}
+# Tokens that run through a layer at once, padding included.
+_BATCH_TOKENS = 8192
 _SIDES = ("original", "rounded")
 
 OnStep = Callable[[int, int], None]
@@ -88,7 +88,7 @@ def align(
     source, weights = CheckpointWeights(request.source), CheckpointWeights(request.checkpoint)
     packed, prefix = Parameters(weights).packed, weights.layout.layers_prefix
     rows = request.taken()
-    batches = make_batches(rows, _BATCH_TOKENS[device.type])
+    batches = make_batches(rows, _BATCH_TOKENS)
     stacks = TextStack(source, device, dtype), TextStack(weights, device, dtype)
     store, folder = None, request.work
     if folder is not None:
@@ -108,7 +108,7 @@ def align(
     tensors: dict[str, torch.Tensor] = {}
     if folder is not None:
         for number in range(done):
-            tensors |= load_file(_layer_file(folder, number))
+            tensors |= torch.load(_layer_file(folder, number), weights_only=True)
     reading = read_ahead(lambda n: [stack.layer_tensors(n) for stack in stacks], range(done, depth))
     with exact_float32(device):
         for number, (dense, own) in reading:
@@ -125,14 +125,15 @@ def align(
                 (states[0], states[1]),
                 {name: (of.bits, _group_size(weights, of)) for name, of in inside.items()},
             ).run()
-            new = {}
+            new: dict[str, torch.Tensor] = {}
             for name, rounded in found.items():
                 new |= _tensors(weights, inside[name], rounded)
             tensors |= new
             stopped = number + 1 < depth and stop()
             if store is not None and folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
                 with building_file(_layer_file(folder, number)) as temporary:
-                    save_file(new, temporary)
+                    torch.save(new, temporary)
                 kept = {**name_tensors(_SIDES[0], states[0]), **name_tensors(_SIDES[1], states[1])}
                 (store.save if stopped else store.save_if_due)(kept, number + 1)
             if on_layer is not None:
@@ -150,7 +151,7 @@ def align(
 
 
 def _layer_file(folder: Path, number: int) -> Path:
-    return folder / f"rounded-{number}.safetensors"
+    return folder / f"rounded-{number}.pt"
 
 
 def _group_size(weights: CheckpointWeights, packed: Packed) -> int:

@@ -90,25 +90,23 @@ def align(
     rows = request.taken()
     batches = make_batches(rows, _BATCH_TOKENS)
     stacks = TextStack(source, device, dtype), TextStack(weights, device, dtype)
-    store, folder = None, request.work
-    if folder is not None:
+    store = None
+    if request.work is not None:
         settings = {
             "rows": rows_sha256([list(row) for row in rows]),
             "checkpoint": checkpoint_fingerprint(weights.checkpoint),
             "dtype": str(dtype),
             "environment": environment(str(device)),
         }
-        store = StateStore(folder, state_key(source.checkpoint, settings), every=request.save_every)
+        store = StateStore(request.work, state_key(source.checkpoint, settings), every=request.save_every)
     saved = store.load() if store is not None else None
     done, depth = (saved.layers if saved is not None else 0), stacks[0].depth
     if saved is None:
-        states = tuple([stack.embed(batch.tokens).cpu() for batch in batches] for stack in stacks)
+        first, second = ([stack.embed(batch.tokens).cpu() for batch in batches] for stack in stacks)
     else:
-        states = tuple(list_tensors(side, saved.tensors) for side in _SIDES)
+        first, second = (list_tensors(side, saved.tensors) for side in _SIDES)
+    # With a state, layers that are done lie there alone: of the 27B they are 11 GiB.
     tensors: dict[str, torch.Tensor] = {}
-    if folder is not None:
-        for number in range(done):
-            tensors |= torch.load(_layer_file(folder, number), weights_only=True)
     reading = read_ahead(lambda n: [stack.layer_tensors(n) for stack in stacks], range(done, depth))
     with exact_float32(device):
         for number, (dense, own) in reading:
@@ -122,36 +120,42 @@ def align(
                 stacks[0].layer(number, dense),
                 stacks[1].layer(number, own),
                 batches,
-                (states[0], states[1]),
+                (first, second),
                 {name: (of.bits, _group_size(weights, of)) for name, of in inside.items()},
             ).run()
             new: dict[str, torch.Tensor] = {}
             for name, rounded in found.items():
                 new |= _tensors(weights, inside[name], rounded)
-            tensors |= new
             stopped = number + 1 < depth and stop()
-            if store is not None and folder is not None:
-                folder.mkdir(parents=True, exist_ok=True)
-                with building_file(_layer_file(folder, number)) as temporary:
+            if store is None:
+                tensors |= new
+            else:
+                store.path.parent.mkdir(parents=True, exist_ok=True)
+                with building_file(_layer_file(store, number)) as temporary:
                     torch.save(new, temporary)
-                kept = {**name_tensors(_SIDES[0], states[0]), **name_tensors(_SIDES[1], states[1])}
+                kept = {**name_tensors(_SIDES[0], first), **name_tensors(_SIDES[1], second)}
                 (store.save if stopped else store.save_if_due)(kept, number + 1)
             if on_layer is not None:
                 on_layer(number + 1, depth)
             if stopped:
                 return None
+    first.clear()
+    second.clear()
+    if store is not None:
+        for number in range(depth):
+            tensors |= torch.load(_layer_file(store, number), weights_only=True)
     with building_directory(request.target) as built:
         link_files(request.checkpoint, built)
         replace_tensors(built, tensors)
-    if store is not None and folder is not None:
+    if store is not None:
         store.remove()
         for number in range(depth):
-            _layer_file(folder, number).unlink(missing_ok=True)
+            _layer_file(store, number).unlink(missing_ok=True)
     return request.target
 
 
-def _layer_file(folder: Path, number: int) -> Path:
-    return folder / f"rounded-{number}.pt"
+def _layer_file(store: StateStore, number: int) -> Path:
+    return store.path.with_name(f"{store.path.stem}-{number}.pt")
 
 
 def _group_size(weights: CheckpointWeights, packed: Packed) -> int:

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("vllm")
 
 from vllm_qwen36_plugin.draft_head.head import DraftHead, dense_channels  # noqa: E402
+from vllm_qwen36_plugin.draft_head.methods import LinearStandIn  # noqa: E402
 
 pytestmark = pytest.mark.engine  # no engine, but vLLM is imported: some seconds
 
@@ -103,3 +104,27 @@ def test_four_bits_are_close_and_differ() -> None:
 def test_something_that_is_no_head_is_named() -> None:
     with pytest.raises(TypeError, match="Identity is no output head"):
         dense_channels(torch.nn.Identity(), None)
+
+
+def test_a_packed_head_has_what_vllms_kernels_read_of_a_linear_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By their source: a kernel that this machine cannot run is found out here, not at a user's start."""
+    import re
+    from pathlib import Path
+
+    import vllm
+    from vllm.model_executor.layers import linear as layers
+
+    monkeypatch.setattr(layers, "get_tensor_model_parallel_rank", lambda: 0)
+    monkeypatch.setattr(layers, "get_tensor_model_parallel_world_size", lambda: 1)
+    root = Path(vllm.__file__).parent / "model_executor"
+    folders = (root / "kernels/linear/mixed_precision", root / "layers/quantization/utils/humming")
+    text = "\n".join(path.read_text() for folder in folders for path in folder.glob("*.py"))
+    read = set(re.findall(r"\blayer\.([a-z_]+)\b", text))
+    assert {"input_size_per_partition", "output_partition_sizes", "params_dtype"} <= read
+    linear = layers.ColumnParallelLinear(64, 128, bias=False, params_dtype=torch.bfloat16)
+    stand_in = LinearStandIn(torch.zeros(128, 64, dtype=torch.bfloat16))
+    plain = {name for name in read if isinstance(getattr(linear, name, None), int | list | torch.dtype)}
+    assert {"input_size", "params_dtype"} <= plain
+    assert {name: getattr(stand_in, name, None) for name in plain} == {
+        name: getattr(linear, name) for name in plain
+    }

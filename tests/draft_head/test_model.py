@@ -181,6 +181,22 @@ def test_auto_leaves_the_head_where_a_copy_takes_much_of_the_cache(
     assert "WARNING" not in shown()
 
 
+@pytest.mark.parametrize("most", [0, 16])
+def test_auto_uses_its_copy_as_far_as_it_was_timed_to_be_faster(
+    most: int, drafter: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, shown: Callable[[], str]
+) -> None:
+    fake_copy(monkeypatch, 0.0)
+    monkeypatch.setattr(module, "wins_up_to", lambda *_: most)
+    made = drafter("w8", 0, "w4", 1 / 16)
+    hand_over(made)
+    if most:
+        assert [made.draft_head.leaves(positions) for positions in (1, 16, 17)] == [False, False, True]
+    else:
+        assert made.draft_head is None
+        assert "a copy in W4 is no faster on this GPU" in shown()
+        assert "WARNING" not in shown()
+
+
 def test_a_copy_that_was_asked_for_is_made_whatever_it_takes(
     drafter: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

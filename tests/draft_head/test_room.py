@@ -1,4 +1,4 @@
-"""What share of the KV cache a copy of the output head takes."""
+"""What share of the KV cache a copy of the output head takes, and up to how many positions it is faster."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from vllm_qwen36_plugin.draft_head.room import copied_by_vllm, share_of_cache  # noqa: E402
+from vllm_qwen36_plugin.draft_head.room import copied_by_vllm, share_of_cache, wins_up_to  # noqa: E402
 
 GIB = 1 << 30
 
@@ -52,3 +52,32 @@ def test_vllms_own_copy_is_seen_where_vllm_has_one() -> None:
     assert copied_by_vllm(with_flag("fp8"))
     assert not copied_by_vllm(with_flag(None))
     assert not copied_by_vllm(SimpleNamespace(speculative_config=SimpleNamespace()))
+
+
+@pytest.mark.parametrize(
+    ("copy", "wanted"),
+    [
+        # Microseconds at 1, 4, 16, 32, 64 positions; the head itself takes 600.
+        ((200, 210, 260, 400, 590), 32),
+        ((200, 210, 260, 400, 500), 64),
+        ((200, 700, 260, 400, 500), 1),
+        ((590, 210, 260, 400, 500), 0),
+    ],
+)
+def test_a_copy_is_used_up_to_the_first_number_of_positions_at_which_it_is_not_faster(
+    copy: tuple[int, ...], wanted: int
+) -> None:
+    times = iter(copy)
+    asked: list[int] = []
+
+    def timed(calls: Any) -> dict[str, float]:
+        asked.append(len(calls["own"]()))
+        return {"copy": float(next(times)), "own": 600.0}
+
+    weight = torch.randn(64, 32)
+    assert wins_up_to(lambda x: x, weight, timed) == wanted
+    assert asked == [1, 4, 16, 32, 64][: len(asked)]
+
+
+def test_without_a_gpu_nothing_is_timed() -> None:
+    assert wins_up_to(lambda x: x, torch.randn(64, 32)) == 64

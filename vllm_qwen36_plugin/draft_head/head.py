@@ -6,16 +6,13 @@ from typing import Any
 
 import torch
 
-from .methods import quantizing_method
+from .methods import LinearStandIn, quantizing_method
+from .room import POSITIONS
 from .selftest import require_agreement
 from .settings import Precision
 
 # Unit vectors that a packed head is read with at a time; its result for them is [_PROBE, vocabulary].
 _PROBE = 256
-# Up to so many positions a head is read from memory for longer than it is multiplied, in 16 bits too: with 64 the
-# 27B's takes 0.5 ms to read on an H200 and 0.2 to multiply, 2.9 and 0.9 on an L40S (derived from published rates).
-# Beyond, packed kernels gain less and may lose.
-_POSITIONS = 64
 
 
 class DraftHead(torch.nn.Module):  # type: ignore[misc]
@@ -26,6 +23,8 @@ class DraftHead(torch.nn.Module):  # type: ignore[misc]
     """
 
     ids: torch.Tensor | None
+    # Of a copy of the whole head: more are left to the target's own. What start-up times may lower it.
+    most_positions = POSITIONS[-1]
 
     def __init__(
         self, lm_head: torch.nn.Module, vocabulary: int, ids: torch.Tensor | None, precision: Precision
@@ -49,9 +48,8 @@ class DraftHead(torch.nn.Module):  # type: ignore[misc]
     ) -> None:
         self.vocabulary, self.precision = vocabulary, precision
         self.register_buffer("ids", None if ids is None else ids.to(dense.device), persistent=False)
-        self.linear = torch.nn.Module()
+        self.linear = LinearStandIn(dense)
         method = quantizing_method(dense, precision)
-        self.linear.weight = torch.nn.Parameter(dense, requires_grad=False)
         self._method = method
         if method is not None:
             method.process_weights_after_loading(self.linear)
@@ -59,7 +57,7 @@ class DraftHead(torch.nn.Module):  # type: ignore[misc]
 
     def leaves(self, positions: int) -> bool:
         """Whether so many positions are left to the target's own head: a copy of it saves bytes alone."""
-        return self.ids is None and positions > _POSITIONS
+        return self.ids is None and positions > self.most_positions
 
     @property
     def bytes(self) -> int:

@@ -30,6 +30,21 @@ _FP8_MOST = 448.0
 _CHANNELS = 1 << 13
 
 
+class LinearStandIn(torch.nn.Module):  # type: ignore[misc]
+    """A weight ``[n, k]`` with what vLLM's kernels read of a linear layer: one that is split over no GPU.
+
+    Humming's asks for ``input_size``, with which vLLM 0.33 refuses a bare module on Hopper.
+    """
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.output_size, self.input_size = (int(size) for size in weight.shape)
+        self.output_size_per_partition, self.input_size_per_partition = self.output_size, self.input_size
+        self.output_partition_sizes = [self.output_size]
+        self.params_dtype, self.has_bias = weight.dtype, False
+        self.weight = torch.nn.Parameter(weight, requires_grad=False)
+
+
 class _BuiltByVllm(QuantizeMethodBase):  # type: ignore[misc]
     """For layers whose weight vLLM's own method has created already."""
 

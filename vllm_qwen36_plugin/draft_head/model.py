@@ -18,7 +18,7 @@ from vllm_qwen36_plugin.upstream.tensor_parallel import rank, told
 from .banner import NAMES, DraftReport
 from .head import DraftHead, dense_weight
 from .methods import CheckedOnLoad, quantized_bytes, quantizing_method
-from .room import copied_by_vllm, share_of_cache
+from .room import copied_by_vllm, share_of_cache, wins_up_to
 from .settings import DraftSettings, Precision, current_device, draft_settings
 from .sharded import make_sharded
 from .vocabulary import draft_list, ids_to_draft
@@ -108,7 +108,18 @@ class Qwen3_5MTP(_CheckedQwen3_5MTP):  # noqa: N801 - vLLM's name for it
             return None
         if settings.most_of_cache is not None and not self._pays(lm_head, precision, settings.most_of_cache):
             return None
-        return make(lm_head, self.config.vocab_size, None, precision)
+        head = make(lm_head, self.config.vocab_size, None, precision)
+        return head if settings.most_of_cache is None or self._wins(head, lm_head, precision) else None
+
+    def _wins(self, head: DraftHead, lm_head: torch.nn.Module, precision: Precision) -> bool:
+        """Whether the copy is faster than the head itself on every GPU; up to so many positions it is used."""
+        weight = dense_weight(lm_head)
+        if weight is None:
+            return True
+        head.most_positions = min(told(agreed(lambda: wins_up_to(head, weight))))
+        if not head.most_positions:
+            self._report.remark(f"a copy in {NAMES[precision]} is no faster on this GPU")
+        return head.most_positions > 0
 
     def _pays(self, lm_head: torch.nn.Module, precision: Precision, most: float) -> bool:
         """Whether a copy of the head takes little of the KV cache; a packed head is read as cheaply as a copy."""

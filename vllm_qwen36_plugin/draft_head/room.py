@@ -1,10 +1,21 @@
-"""Whether a copy of the whole output head is worth its memory on this card."""
+"""Whether a copy of the whole output head is worth its memory, and up to how many positions it is faster."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
+
+from vllm_qwen36_plugin.prefill.dispatch import trial
+from vllm_qwen36_plugin.prefill.measure import MARGIN, in_turns
+
+Calls = Mapping[str, Callable[[], object]]
+# Numbers of positions that are timed. Up to the last a head is read from memory for longer than it is multiplied,
+# in 16 bits too: the 27B's takes 0.5 ms to read on an H200 and 0.2 to multiply, 2.9 and 0.9 on an L40S (derived
+# from published rates). Beyond, packed kernels gain less and may lose.
+POSITIONS = (1, 4, 16, 32, 64)
 
 # What vLLM takes besides weights before it counts the KV cache: activations of a full chunk and CUDA graphs. An
 # estimate for the 27B; a wrong one moves the limit by that much of the cache.
@@ -35,3 +46,31 @@ def share_of_cache(extra: int, vllm_config: Any) -> float:
         # The user's number stands, whatever else is on the card: the copy costs nothing of it, or does not fit.
         return 0.0 if free - fixed - _TO_RUN >= extra else float("inf")
     return extra / left if left > 0 else float("inf")
+
+
+def wins_up_to(
+    copy: Callable[[torch.Tensor], torch.Tensor],
+    weight: torch.Tensor,
+    timed: Callable[[Calls], Mapping[str, float]] | None = None,
+) -> int:
+    """Time ``copy`` against the head's own ``weight`` ``[n, k]``: return up to how many positions it is faster.
+
+    0 if it is slower even for one. Without a GPU nothing is timed, and a copy is taken to win.
+
+    Args:
+        copy: ``[positions, k]`` to ``[positions, n]``.
+        weight: in 16 bits.
+        timed: microseconds of each call; that of the GPU alone without it.
+    """
+    if timed is None and weight.device.type != "cuda":
+        return POSITIONS[-1]
+    won = 0
+    with trial():
+        for positions in POSITIONS:
+            x = torch.randn(positions, weight.shape[1], dtype=weight.dtype, device=weight.device)
+            calls = {"copy": partial(copy, x), "own": partial(torch.nn.functional.linear, x, weight)}
+            us = (timed or in_turns)(calls)
+            if us["copy"] > us["own"] * (1 - MARGIN):
+                break
+            won = positions
+    return won

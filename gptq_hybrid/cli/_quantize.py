@@ -292,6 +292,8 @@ def tuning_line(report: Mapping[str, Any]) -> str:
         return (
             "Tuning brought nothing on the texts kept apart for stopping: scales and norms stay as they were."
         )
+    if after >= before:
+        return "Rounding codes again brought nothing on the texts kept apart: the checkpoint stays as it was."
     what = [f"Tuning, {report['step_taken']:,} steps"] if report["step_taken"] else []
     if rounded:
         what.insert(0, "Codes rounded again")

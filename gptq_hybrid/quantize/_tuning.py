@@ -52,7 +52,7 @@ def tune_into_target(
         RunInterruptedError: it was stopped; with ``work``, the state is kept.
         HybridError: see :func:`gptq_hybrid.tuning.tune`.
     """
-    from gptq_hybrid.tuning import AlignRequest, TuneRequest, align, tune, write_tuned
+    from gptq_hybrid.tuning import AlignRequest, Tuned, TuneRequest, align, tune, write_tuned
 
     settings = request.recipe.tune
     assert settings is not None
@@ -84,6 +84,8 @@ def tune_into_target(
         )
         if tuned is None:
             raise _interrupted(work)
+        if tuned.brought_nothing:
+            packed, tuned = untuned, Tuned({}, {**tuned.report, "rounding_taken": False})
         write_tuned(packed, request.target, tuned, keep_mtp=request.keep_mtp)
     return tuned.report
 

@@ -73,6 +73,12 @@ class Tuned:
     tensors: dict[str, torch.Tensor]
     report: dict[str, Any]
 
+    @property
+    def brought_nothing(self) -> bool:
+        """Whether the checkpoint before rounding was as good on the stopping part."""
+        least = min(check["kld"] for check in self.report["stopping_kld"])
+        return bool(self.report.get("stopping_kld_before_rounding", float("inf")) <= least)
+
 
 def tune(
     request: TuneRequest,

@@ -136,5 +136,7 @@ def test_what_is_said_of_a_tuning_is_of_texts_that_no_gradient_saw(tuned: Tuned)
     rounded = {**report, "stopping_kld_before_rounding": 0.04, "stopping_kld": checks}
     assert "Codes rounded again: divergence" in (line := tuning_line({**rounded, "step_taken": 0}))
     assert "0.0400 → 0.0200 nats a token (-50.0%)" in line
+    worse = {**rounded, "stopping_kld_before_rounding": 0.01}
+    assert "stays as it was" in tuning_line({**worse, "step_taken": 4})
     assert "Codes rounded again; Tuning, 4 steps: " in tuning_line({**rounded, "step_taken": 4})
     assert "brought nothing" in tuning_line({**report, "step_taken": 0, "stopping_kld": checks})

@@ -114,8 +114,13 @@ def test_a_stopped_rounding_ends_with_the_same_file_nearer_to_the_original_on_ot
     measured = tune(TuneRequest(CHECKPOINT, tmp_path / "whole", kept, settings, before=folder))
     assert measured is not None
     assert measured.tensors == {}
+    assert not measured.brought_nothing
     (check,) = measured.report["stopping_kld"]
     assert check["kld"] < 0.8 * measured.report["stopping_kld_before_rounding"]
+    # The other way round it brings nothing, and is noticed.
+    swapped = tune(TuneRequest(CHECKPOINT, folder, kept, settings, before=tmp_path / "whole"))
+    assert swapped is not None
+    assert swapped.brought_nothing
 
 
 def test_rows_are_taken_up_to_the_tokens_that_were_asked_for() -> None:

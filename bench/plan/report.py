@@ -32,7 +32,7 @@ def releases(result: Json) -> str:
     return table(titles, lines, "The 27B, memory pretended")
 
 
-def forty(result: Json) -> str:
+def settings(result: Json) -> str:
     """Every setting, with what the oldest and the newest release of the new way of counting log."""
     first, last = (sorted(result["inside"])[at] for at in (1, -1))
     pairs = zip(result["inside"][first], result["inside"][last], strict=True)
@@ -62,6 +62,7 @@ def engines(result: Json) -> str:
             str(row["drafts"]),
             row["kv"],
             f"{row['bytes'] / 2**20:,.0f}",
+            f"{row['length']:,}",
             f"{row['planned']:,}",
             f"{row['tokens']:,}",
             str(row["batch"]),
@@ -70,13 +71,34 @@ def engines(result: Json) -> str:
         for name, rows in result["engines"].items()
         for row in sorted(rows, key=lambda row: (row["drafts"], row["kv"]))
     ]
-    titles = ["engine", "drafts", "KV", "cache, MiB", "planned tokens", "logged", "planned batch"]
+    titles = ["engine", "drafts", "KV", "cache, MiB", "context", "planned tokens", "logged", "planned batch"]
     caption = "Ran at once (put off) of as many requests as planned, and of one more"
     return table([*titles, "ran", "of one more"], lines, caption)
+
+
+def gpu(result: Json) -> str:
+    """Engines of the 27B's shapes on a GPU; the cache is what vLLM found free."""
+    columns = [
+        Column("27B, vLLM 0.33.0, H200", "what"),
+        Column("KV", "kv"),
+        Column("prefix cache", lambda row: "on" if row["prefix"] else "off"),
+        Column("context", "length", ","),
+        Column("GiB", "gib", ".2f"),
+        Column("planned tokens", "planned", ","),
+        Column("logged", "tokens", ","),
+    ]
+    return table(
+        columns, result["gpu"], "Two drafts; planned from the GiB that the log shows, which are rounded"
+    )
 
 
 FILE = HERE / "compare.json"
 PAGE = Page(
     HERE / "README.md",
-    tables={"releases": (releases, FILE), "engines": (engines, FILE), "settings": (forty, FILE)},
+    tables={
+        "releases": (releases, FILE),
+        "engines": (engines, FILE),
+        "gpu": (gpu, FILE),
+        "settings": (settings, FILE),
+    },
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -43,12 +44,32 @@ class Gpu:
     driver: str
 
 
-def gpus() -> list[Gpu]:
-    """Ask NVIDIA's driver for the GPUs of this machine, without CUDA; empty where there is no driver to ask."""
-    smi = shutil.which("nvidia-smi")
-    if smi is None:
+def chosen_gpus() -> list[str] | None:
+    """Return what has nvidia-smi show the GPUs that CUDA programs started here see; None if those are none.
+
+    It counts cards by their place on the bus, CUDA the fastest first: with cards of two kinds they may differ.
+    """
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None:
         return []
-    query = [smi, "--query-gpu=name,memory.total,compute_cap,driver_version", "--format=csv,noheader,nounits"]
+    names = [name.strip() for name in chosen.split(",")]
+    if not all(re.fullmatch(r"\d+|GPU-[0-9a-f-]+", name) for name in names):
+        # None, or a form that nvidia-smi does not take: parts of a card (MIG).
+        return None if names in ([""], ["-1"]) else []
+    return [f"--id={','.join(names)}"]
+
+
+def gpus() -> list[Gpu]:
+    """Ask NVIDIA's driver for the GPUs that programs here see, without CUDA; empty where there is no driver."""
+    smi, chosen = shutil.which("nvidia-smi"), chosen_gpus()
+    if smi is None or chosen is None:
+        return []
+    query = [
+        smi,
+        *chosen,
+        "--query-gpu=name,memory.total,compute_cap,driver_version",
+        "--format=csv,noheader,nounits",
+    ]
     try:
         run = subprocess.run(query, capture_output=True, text=True, timeout=_SMI_SECONDS, check=True)
         found = []

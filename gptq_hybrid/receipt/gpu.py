@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from gptq_hybrid.common.machine import chosen_gpus
+
 _QUERY = {
     "memory_mib": "memory.used",
     "sm_mhz": "clocks.sm",
@@ -23,7 +25,12 @@ _SECONDS, _PAUSE = 20.0, 2.0
 
 def look(smi: str) -> list[dict[str, float]]:
     """Ask the driver once; a list of what each GPU does, empty if it does not answer."""
-    command = [smi, f"--query-gpu={','.join(_QUERY.values())}", "--format=csv,noheader,nounits"]
+    command = [
+        smi,
+        *(chosen_gpus() or ()),
+        f"--query-gpu={','.join(_QUERY.values())}",
+        "--format=csv,noheader,nounits",
+    ]
     try:
         run = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=True)
     except (OSError, subprocess.SubprocessError):

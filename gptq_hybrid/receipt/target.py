@@ -271,6 +271,9 @@ def describe_machine() -> dict[str, Any]:
         # Without the path of the interpreter: a receipt is published.
         "python": str(system.get("Python", "")).partition(" ")[0],
         "versions": found["versions"],
-        "variables": found["variables"],
+        # Nor of a folder: that one is set is enough.
+        "variables": {
+            name: "set" if os.sep in value else value for name, value in found["variables"].items()
+        },
         "features": found["plugin"]["features"],
     }

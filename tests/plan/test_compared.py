@@ -56,3 +56,14 @@ def test_real_engines_ran_as_many_requests_as_planned_and_no_more(checkpoint: Ch
         assert layout.at_once(row["bytes"], row["request"]) == row["batch"] == row["as_planned"]["running"]
         assert row["as_planned"]["put_off"] == 0
         assert row["one_more"]["running"] == row["batch"] or row["one_more"]["put_off"] > 0
+
+
+@pytest.mark.parametrize("row", RESULT["gpu"], ids=lambda row: f"{row['what']} {row['kv']}")
+def test_what_a_gpu_logged_is_what_its_gib_give(checkpoint: Checkpoint, row: Json) -> None:
+    layout = planned(checkpoint, row, 0)
+    # The log rounds to hundredths.
+    least, most = (
+        layout.reported_tokens(int((row["gib"] + off) * 2**30), row["length"]) for off in (-0.005, 0.005)
+    )
+    assert least <= row["tokens"] <= most
+    assert row["planned"] == pytest.approx(row["tokens"], rel=0.02)

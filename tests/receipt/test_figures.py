@@ -237,3 +237,24 @@ def test_the_file_holds_what_the_schema_says(tmp_path: Path) -> None:
     made: Receipt = receipt()
     content = {"path": "x", "written": [], **made.as_json()}
     jsonschema.validate(content, {**schema["$defs"]["receipt"], "$defs": schema["$defs"]})
+
+
+def test_a_machine_is_described_without_its_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    import json
+    import subprocess
+    from types import SimpleNamespace
+
+    from gptq_hybrid.receipt import target
+
+    found = {
+        "system": {"CPU": "a CPU", "system": "Linux", "Python": "3.12.3 (/home/me/bin/python)"},
+        "gpus": [],
+        "versions": {"vllm": "0.33.0"},
+        "variables": {"TRITON_CACHE_DIR": "/home/me/cache", "CUDA_VISIBLE_DEVICES": "1"},
+        "plugin": {"features": []},
+    }
+    answer = SimpleNamespace(stdout=json.dumps({"result": found}))
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: answer)
+    described = target.describe_machine()
+    assert described["variables"] == {"TRITON_CACHE_DIR": "set", "CUDA_VISIBLE_DEVICES": "1"}
+    assert "/home" not in json.dumps(described)

@@ -4,8 +4,9 @@
 
 Writes a BF16 slice and a round-to-nearest W4 copy into WORK (about 16 GB for 4 layers), scores one against the
 other on rows of 2,048 tokens, and OUT/full_size.json: peak GPU memory and seconds. Needs a GPU. Figures
-of a whole model follow by repetition of layers, which is an extrapolation and labelled so. With `--tune` the copy
-is tuned instead, for four steps of 8,192 tokens, and OUT/tuning_full_size.json is written.
+of a whole model follow by repetition of layers, which is an extrapolation and labelled so. With `--tune` the copy's
+codes are rounded again on all rows instead, then it is tuned for four steps of 8,192 tokens, and
+OUT/tuning_full_size.json is written.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from gptq_hybrid.common.machine import environment
 from gptq_hybrid.evaluate import EvalRequest, score
 from gptq_hybrid.packing import pack, quantize_rtn
 from gptq_hybrid.recipes import TuneSettings
-from gptq_hybrid.tuning import TuneRequest, tune
+from gptq_hybrid.tuning import AlignRequest, TuneRequest, align, tune
 
 _MINI = Path(__file__).parents[1] / "mini"
 
@@ -99,18 +100,28 @@ def documents(path: Path, count: int) -> None:
 
 
 def tuning(original: Path, packed: Path, data: Path) -> dict[str, Any]:
-    """Tune the copy; peak memory, and seconds of each step."""
+    """Round the copy again, and tune it; peak memory of both, and seconds of each layer and step."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(original)
     texts = [d.input_ids for d in encode_documents(load_documents([str(data)]), tokenizer, 2048)]
-    times: list[float] = []
+    layers, times = [time.perf_counter()], list[float]()
     torch.cuda.reset_peak_memory_stats()
-    request = TuneRequest(original, packed, texts, TuneSettings(steps=4, tokens=8192))
+    aligned = align(
+        AlignRequest(original, packed, packed.with_name("aligned"), texts, 1 << 20),
+        on_layer=lambda *_: layers.append(time.perf_counter()),
+    )
+    assert aligned is not None
+    align_peak = torch.cuda.max_memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    request = TuneRequest(original, aligned, texts, TuneSettings(steps=4, tokens=8192))
     done = tune(request, on_step=lambda *_: times.append(time.perf_counter()))
     assert done is not None
     return {
         "environment": environment("cuda"),
+        "align_tokens": sum(map(len, texts)),
+        "align_layer_seconds": [round(b - a, 2) for a, b in pairwise(layers)],
+        "align_peak_gpu_gib": round(align_peak / 2**30, 2),
         "step_seconds": [round(b - a, 2) for a, b in pairwise(times)],
         "peak_gpu_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
         "report": done.report,

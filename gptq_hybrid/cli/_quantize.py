@@ -136,7 +136,10 @@ def quantize_command(
     with output_to_log("quantize", enabled=not verbose) as terminal, counting_bars(terminal) as progress:
         drawing = progress.add_task("calibration", total=None)
         layers = progress.add_task("layers", total=None, visible=False)
-        tuning = {name: progress.add_task(name, total=None, visible=False) for name in ("original", "tuning")}
+        tuning = {
+            name: progress.add_task(name, total=None, visible=False)
+            for name in ("rounding", "original", "tuning")
+        }
 
         def on_calibration(done: int, total: int) -> None:
             progress.update(drawing, completed=done, total=total)
@@ -153,6 +156,9 @@ def quantize_command(
 
         def on_layer(done: int, total: int) -> None:
             progress.update(layers, completed=done, total=total)
+
+        def on_rounded(done: int, total: int) -> None:
+            progress.update(tuning["rounding"], completed=done, total=total, visible=True)
 
         def on_original(done: int, total: int) -> None:
             progress.update(tuning["original"], completed=done, total=total, visible=True)
@@ -177,6 +183,7 @@ def quantize_command(
             on_manifest=on_manifest,
             on_slower=on_slower,
             on_layer=on_layer,
+            on_rounded=on_rounded,
             on_original=on_original,
             on_step=on_step,
             on_stop=on_stop,
@@ -282,15 +289,21 @@ def slower_line(reason: str) -> str:
 
 
 def tuning_line(report: Mapping[str, Any]) -> str:
-    """Say in one line what tuning came to, on texts that no gradient saw."""
+    """Say in one line what tuning came to, on texts that nothing was learned from."""
     checks = {check["step"]: check["kld"] for check in report["stopping_kld"]}
-    before, after = checks[0], checks[report["step_taken"]]
-    if not report["step_taken"]:
+    before, after = report.get("stopping_kld_before_rounding", checks[0]), checks[report["step_taken"]]
+    rounded = "stopping_kld_before_rounding" in report
+    if not report["step_taken"] and not rounded:
         return (
             "Tuning brought nothing on the texts kept apart for stopping: scales and norms stay as they were."
         )
+    if after >= before:
+        return "Rounding codes again brought nothing on the texts kept apart: the checkpoint stays as it was."
+    what = [f"Tuning, {report['step_taken']:,} steps"] if report["step_taken"] else []
+    if rounded:
+        what.insert(0, "Codes rounded again")
     return (
-        f"Tuning, {report['step_taken']:,} steps: divergence on {report['stopping_documents']} documents kept "
+        f"{'; '.join(what)}: divergence on {report['stopping_documents']} documents kept "
         f"apart for stopping {before:.4f} → {after:.4f} nats a token ({after / before - 1:+.1%})"
     )
 

@@ -1,4 +1,4 @@
-"""The second stage of a recipe with ``[tune]``: from the packed checkpoint in the state to the target."""
+"""The stages that a recipe with ``[tune]`` adds: from the packed checkpoint in the state to the target."""
 
 from __future__ import annotations
 
@@ -26,9 +26,11 @@ class _Stop:
 def tune_into_target(
     request: QuantizeRequest,
     untuned: Path,
+    rows: Sequence[Sequence[int]],
     documents: Sequence[Sequence[int]],
     *,
     work: Path | None,
+    on_rounded: Callable[[int, int], None] | None,
     on_original: Callable[[int, int], None] | None,
     on_step: Callable[[int, int], None] | None,
     on_stop: Callable[[], None] | None,
@@ -38,8 +40,10 @@ def tune_into_target(
     Args:
         request: of the run; its recipe has ``tune``.
         untuned: folder of the packed checkpoint.
+        rows: token ids of texts that were calibrated on; linears are rounded again on them.
         documents: token ids of texts that were not calibrated on.
         work: where states are kept; None keeps none.
+        on_rounded: called with (layers done, layers) as linears are rounded again.
         on_original: called with (layers done, layers) as the original runs over the texts.
         on_step: called with (steps done, steps).
         on_stop: called at the first Ctrl-C or SIGTERM; the run goes on to the end of its step.
@@ -48,9 +52,10 @@ def tune_into_target(
         RunInterruptedError: it was stopped; with ``work``, the state is kept.
         HybridError: see :func:`gptq_hybrid.tuning.tune`.
     """
-    from gptq_hybrid.tuning import TuneRequest, tune, write_tuned
+    from gptq_hybrid.tuning import AlignRequest, Tuned, TuneRequest, align, tune, write_tuned
 
-    assert request.recipe.tune is not None
+    settings = request.recipe.tune
+    assert settings is not None
     with _stopping(on_stop) as stop:
 
         def original(done: int, total: int) -> None:
@@ -59,15 +64,29 @@ def tune_into_target(
             if stop():
                 raise _interrupted(work)
 
+        packed = untuned
+        if settings.align_tokens:
+            aligned = untuned.with_name("aligned") if work is None else work / "aligned"
+            rounded = align(
+                AlignRequest(request.source, untuned, aligned, rows, settings.align_tokens, work),
+                on_layer=on_rounded,
+                stop=stop,
+            )
+            if rounded is None:
+                raise _interrupted(work)
+            packed = rounded
+        before = untuned if settings.align_tokens else None
         tuned = tune(
-            TuneRequest(request.source, untuned, documents, request.recipe.tune, work),
+            TuneRequest(request.source, packed, documents, settings, work, before=before),
             on_original=original,
             on_step=on_step,
             stop=stop,
         )
         if tuned is None:
             raise _interrupted(work)
-        write_tuned(untuned, request.target, tuned, keep_mtp=request.keep_mtp)
+        if tuned.brought_nothing:
+            packed, tuned = untuned, Tuned({}, {**tuned.report, "rounding_taken": False})
+        write_tuned(packed, request.target, tuned, keep_mtp=request.keep_mtp)
     return tuned.report
 
 

@@ -23,9 +23,14 @@ def tuning_facts(
     """
     if settings is None or sizes is None:
         return []
-    steps = f"{settings.steps:,} steps of {settings.tokens:,} tokens"
+    parts = []
+    if settings.align_tokens:
+        parts.append(f"codes rounded again on at most {settings.align_tokens:,} tokens of the calibration")
+    if settings.steps:
+        steps = f"{settings.steps:,} steps of {settings.tokens:,} tokens"
+        parts.append(f"{steps}, on {settings.documents:,} documents more than --samples")
     facts = [
-        ("tuning", f"{steps}, on {settings.documents:,} documents more than --samples"),
+        ("tuning", "; ".join(parts)),
         ("", f"about {size_text(memory)} of main memory (estimate)"),
     ]
     if gpu is not None:
@@ -39,7 +44,7 @@ def tuning_warnings(sizes: TuneSizes | None, memory: int, gpu: str | None, gpu_b
     if memory > (free := free_memory()):
         warnings.append(
             f"tuning takes about {size_text(memory)} of main memory, and {size_text(free)} are free: give fewer "
-            "`tokens` or `documents` in the recipe's [tune], or it will swap or be killed"
+            "`align_tokens`, `tokens` or `documents` in the recipe's [tune], or it will swap or be killed"
         )
     if sizes is not None and gpu is not None and sizes.gpu > int(gpu_bytes * _USABLE):
         warnings.append(

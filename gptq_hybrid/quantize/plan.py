@@ -89,7 +89,13 @@ class RunSizes:
     def tuning_disk(self) -> int:
         """Bytes beside the target: the checkpoint before tuning, the original's states, and the tuning's own."""
         # Of both kinds of state a second one while the first is replaced.
-        return 0 if self.tune is None else self.output + 2 * self.tune.states + 2 * self.tune.trained
+        if self.tune is None:
+            return 0
+        own = 2 * self.tune.states + 2 * self.tune.trained
+        if self.tune.aligned:
+            # A second packed checkpoint; the state of its making goes before tuning begins.
+            own = self.output + max(own, self.tune.aligned_state)
+        return self.output + own
 
     @classmethod
     def estimate(cls, checkpoint: Checkpoint, layout: TensorLayout, request: QuantizeRequest) -> RunSizes:
@@ -195,7 +201,9 @@ class MemoryPlan:
         width = 1 if self.gpu else 2
         steps = (sizes.tune.states + sizes.tune.inputs) * width + sizes.tune.trained
         # The original's states are there twice while the final norm is applied.
-        return (_PROCESS if self.gpu else _CPU_PROCESS) + max(steps, 2 * width * sizes.tune.states)
+        return (_PROCESS if self.gpu else _CPU_PROCESS) + max(
+            steps, 2 * width * sizes.tune.states, width * sizes.tune.aligned
+        )
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,7 @@ def quantize(
     on_manifest: Callable[[Mapping[str, Any]], None] | None = None,
     on_slower: Callable[[str], None] | None = None,
     on_layer: Callable[[int, int], None] | None = None,
+    on_rounded: Callable[[int, int], None] | None = None,
     on_original: Callable[[int, int], None] | None = None,
     on_step: Callable[[int, int], None] | None = None,
     on_stop: Callable[[], None] | None = None,
@@ -84,6 +85,7 @@ def quantize(
         on_layer: called with (done, total) as layers finish.
         on_abort: called with what to tell the user before gptqmodel ends the process, because a task of its
             threads failed.
+        on_rounded: called with (done, total) as layers are rounded again.
         on_original: called with (done, total) as the original's layers run over the texts to tune on.
         on_step: called with (done, total) as steps of tuning finish.
         on_stop: called at the first Ctrl-C or SIGTERM while layers are quantized or tuned; the run goes on to the
@@ -160,7 +162,14 @@ def quantize(
             raise
         if tuning:
             result = _tune(
-                result, request, state, calibration, on_original=on_original, on_step=on_step, on_stop=on_stop
+                result,
+                request,
+                state,
+                calibration,
+                on_rounded=on_rounded,
+                on_original=on_original,
+                on_step=on_step,
+                on_stop=on_stop,
             )
         if state is not None:
             state.remove()
@@ -182,6 +191,7 @@ def _tune(
     report = tune_into_target(
         request,
         result.target,
+        [row["input_ids"] for row in calibration.rows],
         calibration.further,
         work=state.tuning if state is not None else None,
         **callbacks,

@@ -36,7 +36,7 @@ _SECTIONS: dict[str, dict[str, tuple[object, ...]]] = {
 }
 # Of the table [tune]: the kind of each value, and the least.
 _TUNE: dict[str, tuple[type, int]] = {
-    "steps": (int, 1), "tokens": (int, 16), "documents": (int, 20),
+    "steps": (int, 0), "align_tokens": (int, 0), "tokens": (int, 16), "documents": (int, 20),
     "scale_rate": (float, 0), "norm_rate": (float, 0),
 }  # fmt: skip
 
@@ -51,7 +51,7 @@ class Recipe:
         settings: keyword arguments of gptqmodel's ``QuantizeConfig``. ``gptaq``, where set, is a table of
             ``alpha`` and ``device`` (of the unquantized model's inputs).
         packaging: what the writer does.
-        tune: how scales and norms are tuned afterwards; None if they are not.
+        tune: how codes are rounded again, and scales and norms tuned, afterwards; None if they are not.
     """
 
     name: str
@@ -156,7 +156,13 @@ def _tune(where: str, data: Mapping[str, Any], settings: Mapping[str, Any]) -> T
             f"{where}: groups in act order cannot be tuned",
             remedy="Set static_groups = true, as static-mse has.",
         )
-    return TuneSettings(**table)
+    tune = TuneSettings(**table)
+    if not tune.steps and not tune.align_tokens:
+        raise HybridError(
+            f"{where}: [tune] has neither `steps` nor `align_tokens`",
+            remedy="Set one of them above 0, or leave [tune] out.",
+        )
+    return tune
 
 
 def _table(where: str, data: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -43,9 +43,10 @@ class TuneRequest:
         source: folder of the BF16 original.
         checkpoint: folder of the packed checkpoint.
         documents: token ids of texts that were not calibrated on.
-        settings: of the recipe.
+        settings: of the recipe; without steps the stopping part is measured, and nothing changes.
         work: folder for states; None keeps none.
         save_every: seconds between two savings of the state.
+        before: folder of the checkpoint before its linears were rounded again, to measure it too; None without.
     """
 
     source: Path
@@ -54,9 +55,10 @@ class TuneRequest:
     settings: TuneSettings
     work: Path | None = None
     save_every: float = 60.0
+    before: Path | None = None
 
     def __post_init__(self) -> None:
-        keep_paths(self, "source", "checkpoint", "work")
+        keep_paths(self, "source", "checkpoint", "work", "before")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,12 @@ class Tuned:
 
     tensors: dict[str, torch.Tensor]
     report: dict[str, Any]
+
+    @property
+    def brought_nothing(self) -> bool:
+        """Whether the checkpoint before rounding was as good on the stopping part."""
+        least = min(check["kld"] for check in self.report["stopping_kld"])
+        return bool(self.report.get("stopping_kld_before_rounding", float("inf")) <= least)
 
 
 def tune(
@@ -98,7 +106,8 @@ def tune(
     source, weights = CheckpointWeights(request.source), CheckpointWeights(request.checkpoint)
     parameters = Parameters(weights)
     size = _BATCH_TOKENS[device.type]
-    rounds = [make_batches(step, size) for step in texts.steps]
+    # Texts of steps that are not taken need no original.
+    rounds = [make_batches(step, size) for step in texts.steps[: request.settings.steps]]
     stopping = make_batches(texts.stopping, size)
     with exact_float32(device):
         states = _original(source, [*(b for step in rounds for b in step), *stopping], request, on_original)
@@ -114,11 +123,18 @@ def tune(
     if progress is None:
         return None
     parameters.load(progress.best)
-    with exact_float32(device):
-        after = tuned.divergence(*loop.rounds[0])
     report = _report(progress, texts, request, device)
-    # Of texts learned from, so no evidence of quality: beside the stopping part it tells what was learned by heart.
-    report["in_sample_kld"] = {"before": round(progress.losses[0], 8), "after": round(after, 8)}
+    with exact_float32(device):
+        if request.before is not None:
+            other = CheckpointWeights(request.before)
+            stack = TunedStack(other, Parameters(other), device, dtype, head)
+            was = stack.divergence(loop.stopping, loop.stopping_states)
+            report["stopping_kld_before_rounding"] = max(0.0, round(was, 8))
+        if loop.rounds:
+            after = tuned.divergence(*loop.rounds[0])
+            # Of texts learned from, so no evidence of quality: beside the stopping part it tells what was learned
+            # by heart.
+            report["in_sample_kld"] = {"before": round(progress.losses[0], 8), "after": round(after, 8)}
     names = [name for name in parameters.values if parameters.moved(name)]
     return Tuned({name: parameters.stored(name) for name in names}, report)
 
@@ -229,8 +245,8 @@ def _report(progress: Progress, texts: Texts, request: TuneRequest, device: torc
     return {
         "settings": asdict(request.settings),
         "steps_of_a_round": len(texts.steps),
-        "tuning_documents": sum(map(len, texts.steps)),
-        "tuning_tokens": sum(len(ids) for step in texts.steps for ids in step),
+        "tuning_documents": sum(map(len, texts.steps[: request.settings.steps])),
+        "tuning_tokens": sum(len(ids) for step in texts.steps[: request.settings.steps] for ids in step),
         "stopping_documents": len(texts.stopping),
         "stopping_tokens": sum(map(len, texts.stopping)),
         "texts_sha256": texts.sha256,

@@ -14,6 +14,13 @@ from ._run import Tuned
 REPORT = "tuning.json"
 
 
+def link_files(source: str | Path, folder: Path) -> None:
+    """Put the files of ``source`` into ``folder``: hard links where the disk allows, else copies."""
+    for path in sorted(Path(source).iterdir()):
+        if path.is_file():
+            _link_or_copy(path, folder / path.name)
+
+
 def write_tuned(checkpoint: str | Path, target: str | Path, tuned: Tuned, *, keep_mtp: bool) -> None:
     """Write ``checkpoint`` with the tensors of ``tuned`` to ``target``, all of it or nothing.
 
@@ -24,9 +31,7 @@ def write_tuned(checkpoint: str | Path, target: str | Path, tuned: Tuned, *, kee
         HybridError: the result fails the checks that serving relies on.
     """
     with building_directory(target) as folder:
-        for path in sorted(Path(checkpoint).iterdir()):
-            if path.is_file():
-                _link_or_copy(path, folder / path.name)
+        link_files(checkpoint, folder)
         replace_tensors(folder, dict(tuned.tensors))
         write_json_atomic(folder / REPORT, tuned.report)
         refuse_faults(folder, keep_mtp=keep_mtp)

@@ -35,3 +35,16 @@ def test_more_steps_take_more_time_and_no_more_memory() -> None:
     assert abs((many.work - few.work) / (tokens * 8 * (24.33e9 + 1.27e9)) - 1) < 0.01
     assert (many.gpu, many.inputs, many.states) == (few.gpu, few.inputs, few.states)
     assert sizes(TuneSettings(documents=1536)).states == 2 * few.states
+
+
+def test_rounding_again_fits_a_card_of_24_gb_and_takes_less_than_six_hours_there() -> None:
+    settings = load_recipe("aligned").tune
+    assert settings is not None
+    of = sizes(settings)
+    # Five float32 matrices as wide as the MLP are the least that the solver holds: H three times, two factors.
+    assert 5 * 4 * 17_408**2 < of.gpu < 22 * GIB
+    assert of.work / 80e12 < 6 * 3600
+    # Both models' states, and the widest mixer's outputs of both.
+    assert of.aligned == 2 * 2 * settings.align_tokens * (5120 + 6144) < 24 * GIB
+    assert sizes(TuneSettings()).aligned == 0
+    assert sizes(TuneSettings(align_tokens=1 << 20)).aligned == 2 * of.aligned

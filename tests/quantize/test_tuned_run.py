@@ -35,8 +35,9 @@ static_groups = true
 steps = 4
 tokens = 300
 documents = 30
-scale_rate = 5e-3
-align_tokens = 400
+scale_rate = 5e-4
+norm_rate = 2e-4
+align_tokens = 6000
 """
 
 
@@ -65,8 +66,8 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Tuned:
         folder / "out",
         recipe=load_recipe(folder / "tuned.toml"),
         calibration=str(HELDOUT / "en.jsonl"),
-        samples=8,
-        max_length=64,
+        samples=12,
+        max_length=512,
     )
     observed = Tuned(folder / "untuned", request.target)
     modules = [linear.name for linear in layout_for(read_config()).quantized]
@@ -104,7 +105,7 @@ def test_a_run_that_was_killed_while_tuning_does_no_layer_again(tuned: Tuned) ->
     # Its linears were rounded again in the run that was killed, and not in the other.
     assert tuned.rounded == [*range(1, 9)]
     assert "continuing with tuning" in tuned.facts["state"]
-    assert "at most 400 tokens of the calibration; 4 steps of 300 tokens" in tuned.facts["tuning"]
+    assert "at most 6,000 tokens of the calibration; 4 steps of 300 tokens" in tuned.facts["tuning"]
     assert not state.exists()
     assert tuned.result is not None
     assert tuned.result.target == tuned.target

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("vllm")
 
 from vllm_qwen36_plugin.draft_head.head import DraftHead, dense_channels  # noqa: E402
-from vllm_qwen36_plugin.draft_head.methods import LinearStandIn  # noqa: E402
+from vllm_qwen36_plugin.draft_head.methods import LinearStandIn, quantizing_method  # noqa: E402
 
 pytestmark = pytest.mark.engine  # no engine, but vLLM is imported: some seconds
 
@@ -128,3 +128,18 @@ def test_a_packed_head_has_what_vllms_kernels_read_of_a_linear_layer(monkeypatch
     assert {name: getattr(stand_in, name, None) for name in plain} == {
         name: getattr(linear, name) for name in plain
     }
+
+
+def test_a_packed_weight_is_made_once_whatever_the_kernel_calls_its_words() -> None:
+    """Humming's calls them ``weight``; vLLM may process a layer again when weights are loaded anew."""
+    dense = torch.randn(128, 64, generator=torch.Generator().manual_seed(3)).bfloat16()
+    layer, method = LinearStandIn(dense.clone()), quantizing_method(dense, "w8")
+    assert method is not None
+    method.process_weights_after_loading(layer)
+    words = torch.arange(6, dtype=torch.int32)
+    layer.weight = torch.nn.Parameter(words, requires_grad=False)
+    method.process_weights_after_loading(layer)
+    assert torch.equal(layer.weight.data, words)
+    x = torch.randn(2, 64, generator=torch.Generator().manual_seed(4)).bfloat16()
+    expected = (x @ dense.t()).float()
+    assert float((method.apply(layer, x).float() - expected).norm()) < 0.05 * float(expected.norm())

@@ -72,6 +72,7 @@ class PackedOnLoad(_BuiltByVllm):
             )
         )
         n, k = weight.shape
+        self._filled = False
         self._packed = torch.nn.Module()
         with torch.device(weight.device):
             self.inner.create_weights(self._packed, k, [n], k, n, weight.dtype, weight_loader=_refuse_to_load)
@@ -82,8 +83,10 @@ class PackedOnLoad(_BuiltByVllm):
         Raises:
             ValueError: the weight is not finite.
         """
-        if "weight" not in layer._parameters:
+        # Humming's kernel calls its words `weight` too, so that a name does not tell.
+        if self._filled:
             return
+        self._filled = True
         self._fill(layer.weight.data)
         del layer.weight
         for name, parameter in self._packed.named_parameters():

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.json_pages import JsonPages, served
 from tests.live.server import metrics
 
 
@@ -60,48 +59,27 @@ def answering(tokenizer: Any, **state: Any) -> Iterator[Answering]:
     """Serve until the block ends."""
     server_state = Answering(tokenizer, **state)
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_: Any) -> None:
-            """Say nothing."""
-
-        def _send(self, value: Any, status: int = 200) -> None:
-            raw = (value if isinstance(value, str) else json.dumps(value)).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(raw)))
-            self.end_headers()
-            self.wfile.write(raw)
-
-        def do_GET(self) -> None:
+    class Handler(JsonPages):
+        def get(self) -> None:
             pages: dict[str, Any] = {
                 "/metrics": server_state.metrics,
                 "/version": {"version": "0.33.0"},
                 "/v1/models": {"data": [{"id": "/models/made", "max_model_len": 1024}]},
             }
-            self._send(pages.get(self.path, ""), 200 if self.path in pages else 404)
+            self.send(pages.get(self.path, ""), 200 if self.path in pages else 404)
 
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        def post(self, body: dict[str, Any]) -> None:
             if self.path == "/tokenize":
                 ids = server_state.encode(body.get("prompt", "messages"))
-                self._send({"tokens": ids, "count": len(ids)})
+                self.send({"tokens": ids, "count": len(ids)})
                 return
             if server_state.refuses in json.dumps(body):
-                self._send({"error": {"message": "the prompt is too long"}}, 400)
+                self.send({"error": {"message": "the prompt is too long"}}, 400)
             elif len(server_state.bodies) >= server_state.most:
                 self.close_connection = True
             else:
                 server_state.bodies.append((self.path, body))
-                self._send(server_state.answer(self.path, body))
+                self.send(server_state.answer(self.path, body))
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server_state.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with served(Handler) as server_state.url:
         yield server_state
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

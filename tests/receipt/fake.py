@@ -6,12 +6,12 @@ Tokens are characters. With ``drafts`` every step accepts the first one and none
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests.json_pages import JsonPages, served
 
 MODEL = "made"
 
@@ -91,20 +91,8 @@ def fake_vllm(**settings: Any) -> Iterator[FakeVllm]:
     """Serve until the block ends."""
     fake = FakeVllm(**settings)
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_: Any) -> None:
-            """Say nothing."""
-
-        def _send(self, value: Any, status: int = 200) -> None:
-            raw = (value if isinstance(value, str) else json.dumps(value)).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(raw)))
-            self.end_headers()
-            self.wfile.write(raw)
-
-        def do_GET(self) -> None:
+    class Handler(JsonPages):
+        def get(self) -> None:
             if fake.dead:
                 self.close_connection = True
                 return
@@ -116,25 +104,24 @@ def fake_vllm(**settings: Any) -> Iterator[FakeVllm]:
                 },
                 "/health": "",
             }
-            self._send(pages.get(self.path, ""), 200 if self.path in pages else 404)
+            self.send(pages.get(self.path, ""), 200 if self.path in pages else 404)
 
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        def post(self, body: dict[str, Any]) -> None:
             if fake.dead:
                 self.close_connection = True
                 return
             if self.path == "/tokenize":
                 if "messages" in body and not fake.chat:
-                    self._send({"error": "no chat template"}, 400)
+                    self.send({"error": "no chat template"}, 400)
                     return
                 text = body.get("prompt")
                 if text is None:
                     text = "".join(f"<{m['role']}>{m['content']}" for m in body["messages"]) + "<assistant>"
-                self._send({"tokens": [ord(c) for c in text], "count": len(text)})
+                self.send({"tokens": [ord(c) for c in text], "count": len(text)})
             elif self.path == "/detokenize":
-                self._send({"prompt": "".join(map(chr, body["tokens"]))})
+                self.send({"prompt": "".join(map(chr, body["tokens"]))})
             elif fake.refuse:
-                self._send({"error": {"message": "no such thing"}}, fake.refuse)
+                self.send({"error": {"message": "no such thing"}}, fake.refuse)
             else:
                 self._stream(body)
 
@@ -158,13 +145,5 @@ def fake_vllm(**settings: Any) -> Iterator[FakeVllm]:
             self.wfile.write(b"data: " + json.dumps(value).encode() + b"\n\n")
             self.wfile.flush()
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    fake.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with served(Handler) as fake.url:
         yield fake
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -13,7 +13,7 @@ from ._codes import Rounded, best_weight, round_to
 
 _MIXERS = {"linear_attn": "out_proj", "self_attn": "o_proj"}
 
-# A layer's linear by its name within the layer; its group size and bits.
+# A layer's linear by its name within the layer; its bits and group size.
 Forms = Mapping[str, tuple[int, int]]
 
 

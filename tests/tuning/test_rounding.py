@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from gptq_hybrid.checkpoint import Checkpoint, layout_for
 from gptq_hybrid.doctor import Severity, run_rules
 from gptq_hybrid.packing import quantize_rtn
 from gptq_hybrid.recipes import TuneSettings
 from gptq_hybrid.tuning import AlignRequest, TuneRequest, align, tune
+from gptq_hybrid.tuning._align import LayerAligner
 from gptq_hybrid.tuning._codes import best_weight, round_to
 from tests.streaming.conftest import packed
 from tests.streaming.rounded import CHECKPOINT, HELDOUT, read_config, read_tensors
@@ -128,3 +133,32 @@ def test_rows_are_taken_up_to_the_tokens_that_were_asked_for() -> None:
         return len(AlignRequest(Path(), Path(), Path(), [[1] * 10] * 5, tokens).taken())
 
     assert [taken(n) for n in (1, 10, 29, 30, 1000)] == [1, 1, 2, 3, 5]
+
+
+class Layer(nn.Module):
+    """A decoder layer as far as it is walked through: linear, so that any error of the stream can be taken back."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.input_layernorm, self.post_attention_layernorm = nn.Identity(), nn.Identity()
+        self.linear_attn, self.mlp = nn.Sequential(), nn.Sequential()
+        for block, names in ((self.linear_attn, ("in_proj", "out_proj")), (self.mlp, ("up", "down_proj"))):
+            for name in names:
+                block.add_module(name, nn.Linear(width, width, bias=False))
+
+
+def test_what_writes_to_the_residual_stream_takes_back_the_error_of_what_came_before() -> None:
+    width, tokens = 128, 600
+    torch.manual_seed(0)
+    original = Layer(width)
+    layer = copy.deepcopy(original)
+    right = correlated(tokens, width)[None]
+    states = [right.clone()], [0.9 * right]
+    forms = {"linear_attn.out_proj": (8, 128)}
+    batches: Any = [SimpleNamespace(lengths=[tokens])]
+    stack: Any = SimpleNamespace(device=torch.device("cpu"))
+    found = LayerAligner(stack, original, layer, batches, states, forms).run()
+    assert list(found) == ["linear_attn.out_proj"]
+    (first,), (second,) = states
+    # A tenth of the stream was missing.
+    assert float((first - second).norm() / first.norm()) < 0.03

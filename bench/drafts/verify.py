@@ -65,6 +65,7 @@ def timed() -> Json:
     """By rows and hidden states: tokens listed, rows with stock's token, and microseconds in CUDA graphs."""
     from bench.prefill.linear import graphed, vllm_config
     from vllm_qwen36_plugin.draft_head.head import DraftHead
+    from vllm_qwen36_plugin.draft_head.room import sure_states
     from vllm_qwen36_plugin.verify_head.kernel import settle
 
     result: Json = {"rows": []}
@@ -74,11 +75,9 @@ def timed() -> Json:
         head = DraftHead(lm_head, _N, None, "w4")
         planes, found = make_planes(weight, head), weight.new_zeros(1, dtype=torch.int32)
         for rows in _ROWS:
-            plain = torch.randn(rows, _K, device="cuda")
-            # Its own token stands out by ten standard deviations of the others.
-            sure = plain + weight[:rows].float() * 7
-            for name, h, most in (("any", plain, _MOST), ("sure", sure, _MOST), ("whole head", plain, 1)):
-                x, listed = h.bfloat16(), found.new_zeros(rows * most)
+            plain, sure = torch.randn(rows, _K, device="cuda").bfloat16(), sure_states(weight, rows)
+            for name, x, most in (("any", plain, _MOST), ("sure", sure, _MOST), ("whole head", plain, 1)):
+                listed = found.new_zeros(rows * most)
 
                 def settled(x: torch.Tensor = x, listed: torch.Tensor = listed) -> torch.Tensor:
                     logits = head.logits(x)

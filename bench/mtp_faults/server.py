@@ -19,10 +19,12 @@ from gptq_hybrid.common.vllm_server import (
 
 SPECULATIVE = '{"method":"mtp","num_speculative_tokens":2}'
 FLAGS = [*cpu_arguments(), "--max-model-len", "512", "--max-num-seqs", "4"]
-# Little of a card, so that several servers share it; and what needs no flashinfer.
+# Little of a card, so that several servers share it; what needs no flashinfer; and nothing compiled: that takes
+# longer than all else and changes no verdict.
 GPU_FLAGS = [
     "--gpu-memory-utilization", "0.05", "--kv-cache-memory-bytes", str(2 << 30),
     "--gdn-prefill-backend", "triton", "--attention-backend", "TRITON_ATTN",
+    "--enforce-eager",
 ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from vllm_qwen36_plugin.draft_head.room import copied_by_vllm, share_of_cache, wins_up_to  # noqa: E402
+from vllm_qwen36_plugin.draft_head.room import copied_by_vllm, share_of_cache, sure_states, wins_up_to  # noqa: E402
 
 GIB = 1 << 30
 
@@ -81,3 +81,12 @@ def test_a_copy_is_used_up_to_the_first_number_of_positions_at_which_it_is_not_f
 
 def test_without_a_gpu_nothing_is_timed() -> None:
     assert wins_up_to(lambda x: x, torch.randn(64, 32)) == 64
+
+
+def test_states_that_are_timed_have_one_token_that_stands_out_of_all_others() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(4096, 512, dtype=torch.bfloat16) * 0.02
+    logits = torch.nn.functional.linear(sure_states(weight, 48).float(), weight.float())
+    assert torch.equal(logits.argmax(dim=1), torch.arange(48))
+    best = logits.topk(2).values
+    assert float((best[:, 0] - best[:, 1]).min()) > 2 * float(logits.std())

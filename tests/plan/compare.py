@@ -38,6 +38,7 @@ from gptq_hybrid.plan import parse_log
 
 # Sizes of the 27B that no cache depends on, made small: a start takes 20 s.
 _NARROW = {"hidden_size": 512, "intermediate_size": 1024, "vocab_size": 2048}
+_REPLY, _MOST = 16, 1024
 _SIZES = ((True, 200_000, int(21.79 * 2**30)), (True, 32_768, 4 << 30), (False, 100_000, 8 << 30))
 
 
@@ -189,21 +190,44 @@ def engine(path: str, setting: Json, *, gpu: bool) -> Json:
 
 
 def run(llm: Any, core: Any, number: int, each: int) -> Json:
-    """How many of ``number`` requests of ``each`` tokens ran at once, and how many were put off."""
+    """How many of ``number`` requests of ``each`` tokens ran at once, and how many were put off.
+
+    Prompts are read before, one after another, where vLLM keeps them: so the last starts while the first has hardly
+    grown. It ends once all decode, or all that were let in.
+    """
     from vllm import SamplingParams
 
-    reply = 16
-    for index in range(number):
-        prompt = {"prompt_token_ids": [(index * 31 + at) % 500 + 1 for at in range(each - reply)]}
-        options = SamplingParams(max_tokens=reply, ignore_eos=True, detokenize=False, temperature=0)
-        llm.llm_engine.add_request(f"{number}-{index}", prompt, options)
-    running = 0
-    put_off: dict[str, int] = {}
-    while llm.llm_engine.has_unfinished_requests():
-        llm.llm_engine.step()
-        running = max(running, len(core.scheduler.running))
-        put_off |= {name: request.num_preemptions for name, request in core.scheduler.requests.items()}
-    return {"running": running, "put_off": sum(put_off.values())}
+    engine, scheduler = llm.llm_engine, core.scheduler
+    prompts = {f"{number}-{index}": prompt(index, each - _REPLY) for index in range(number)}
+
+    def add(name: str, tokens: int) -> None:
+        options = SamplingParams(max_tokens=tokens, ignore_eos=True, detokenize=False, temperature=0)
+        engine.add_request(name, {"prompt_token_ids": prompts[name]}, options)
+
+    if llm.llm_engine.vllm_config.cache_config.enable_prefix_caching:
+        for name in prompts:
+            add(name, 1)
+            while engine.has_unfinished_requests():
+                engine.step()
+    for name in prompts:
+        add(name, _MOST)
+    decoding: set[str] = set()
+    alike = 0
+    # A step may have had no tokens left for one more: three are needed.
+    while alike < 3:
+        decoding |= {output.request_id for output in engine.step() if output.outputs[0].token_ids}
+        put_off = sum(request.num_preemptions for request in scheduler.requests.values())
+        alike = 3 if put_off else alike + 1 if len(scheduler.running) <= len(decoding) else 0
+    found = {"running": len(scheduler.running) + put_off, "put_off": put_off}
+    engine.abort_request(list(prompts))
+    while engine.has_unfinished_requests():
+        engine.step()
+    return found
+
+
+def prompt(index: int, length: int) -> list[int]:
+    """Tokens of a request, those of no other."""
+    return [(index * 31 + at) % 500 + 1 for at in range(length)]
 
 
 def engine_settings(gpu: bool) -> list[Json]:

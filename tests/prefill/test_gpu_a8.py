@@ -53,8 +53,8 @@ def test_a8_rounds_activations_and_nothing_else(serve: Serve, shown: Shown, modu
         stored = entry.eight_bit.kind.stored
         quantized, scales = activations.quantize_groups(x, stored)
         expected = activations.reference_groups(x, stored)
-        assert torch.equal(scales, expected[1])
-        # A product that is a tie to the last bit may be rounded either way.
+        # A GPU divides to the last bit but one, and what is then a tie may be rounded either way.
+        torch.testing.assert_close(scales, expected[1], rtol=1e-6, atol=0)
         assert float((quantized.float() != expected[0].float()).float().mean()) < 1e-3
         rounded = activations.values_of(quantized, scales) @ dense
         assert off(result, rounded) < 0.004, count

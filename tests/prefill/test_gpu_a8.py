@@ -55,7 +55,7 @@ def test_a8_rounds_activations_and_nothing_else(serve: Serve, shown: Shown, modu
         expected = activations.reference_groups(x, stored)
         # A GPU divides to the last bit but one, and what is then a tie may be rounded either way.
         torch.testing.assert_close(scales, expected[1], rtol=1e-6, atol=0)
-        assert float((quantized.float() != expected[0].float()).float().mean()) < 1e-3
+        assert float((quantized.float() != expected[0].float()).float().mean()) < 2e-3
         rounded = activations.values_of(quantized, scales) @ dense
         assert off(result, rounded) < 0.004, count
         assert off(result, x.float() @ dense) < (0.03 if name.startswith("int8") else 0.05), count

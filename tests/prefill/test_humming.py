@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
+from threading import get_native_id
 from types import SimpleNamespace
 from typing import Any
 
@@ -255,6 +258,22 @@ def test_what_the_compiler_raises_is_raised_where_the_kernel_is_asked_for(
     monkeypatch.setattr(humming, "_configs", {})
     with pytest.raises(RuntimeError, match="no compiler"):
         humming.kernel_for(MARLIN, torch.device("cuda", 0))
+
+
+def test_compilers_give_way_to_what_loads_and_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[int] = []
+
+    def compiles(shape: Shape, index: int) -> Any:
+        started = subprocess.run(["nice"], capture_output=True, text=True, check=True)
+        found.extend((os.getpriority(os.PRIO_PROCESS, get_native_id()), int(started.stdout)))
+        return torch.zeros(4)
+
+    monkeypatch.setattr(humming, "_compile", compiles)
+    monkeypatch.setattr(humming, "_configs", {})
+    before = os.getpriority(os.PRIO_PROCESS, get_native_id())
+    humming.begin(MARLIN, torch.device("cuda", 0)).result(timeout=60)
+    assert min(found) > before
+    assert os.getpriority(os.PRIO_PROCESS, get_native_id()) == before
 
 
 def test_the_load_is_that_of_a_request_alone_and_of_many() -> None:

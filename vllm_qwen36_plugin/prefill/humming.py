@@ -12,11 +12,12 @@ begins in a thread when the model is built, and runs while the checkpoint is rea
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from itertools import cycle
-from threading import Lock, Thread
+from threading import Lock, Thread, get_native_id
 from typing import Any, Protocol
 
 import torch
@@ -32,6 +33,8 @@ _waited = [0.0]
 _N_STEP, _K_STEP = 256, 128
 # Linears of one shape take turns with these: the next kernel of a stream may begin before the last one has ended.
 _LOCKS = 4
+# As `nice` counts: others go first where there are no cores left.
+_NICE = 15
 _COMPUTE = json.dumps({"use_batch_invariant": False, "use_f16_accum": False, "gemm_type": "dense"})
 _one_at_a_time = Lock()
 _configs: dict[tuple[Shape, int, Compiles | None], Future[torch.Tensor]] = {}
@@ -161,6 +164,11 @@ def same_bytes(
 
 
 def _keep(future: Future[torch.Tensor], shape: Shape, index: int, kind: Compiles | None) -> None:
+    # This thread's, and so that of the compilers it starts: as many as there are cores, while a model is loaded or
+    # served. Beside them a first token took 187 ms on a host of 16, where stock took 149 without (bench/drafts).
+    thread = get_native_id()
+    if os.getpriority(os.PRIO_PROCESS, thread) < _NICE:
+        os.setpriority(os.PRIO_PROCESS, thread, _NICE)
     try:
         with _one_at_a_time:
             future.set_result(_compile(shape, index) if kind is None else kind.compile(shape, index))

@@ -12,7 +12,7 @@ its own:
     auto, w4, w8, w8:65536 … the plugin's drafts: form of their weights, and after a colon the tokens drafted from;
                              `auto`, the default, has W8 linears and a copy of the output head in W4
     auto+verify, w4+verify   and that copy verifies greedy steps
-    NAME@3                   the same with three drafts a step
+    NAME@3, NAME@4           the same with three drafts a step, or four
 
 What drafts cost is a variant less `none`.
 Made-up heads agree on next to nothing, and steps are counted by vLLM's own metrics. OUT.json is written after each
@@ -51,7 +51,7 @@ from bench.variants import engine_arguments, main, saving
 VARIANTS = (
     "none", "stock", "stock:fp8", "humming", "humming:fp8", "auto", "w4", "w8", "fp8",
     "bf16:65536", "w4:65536", "w8:65536", "fp8:65536", "auto+verify", "w4+verify",
-    "stock@3", "humming:fp8@3", "auto@3", "w8:65536@3", "w4:65536@3",
+    "stock@3", "humming:fp8@3", "auto@3", "w8:65536@3", "w4:65536@3", "humming:fp8@4", "auto@4", "w4:65536@4",
 )  # fmt: skip
 _USUAL = ("none", "stock", "stock:fp8", "auto")
 # Published for the 27B with four drafts (`gptq_hybrid.receipt.reference` says where), by position.

@@ -55,7 +55,10 @@ def test_real_engines_ran_as_many_requests_as_planned_and_no_more(checkpoint: Ch
         assert layout.reported_tokens(row["bytes"], row["length"]) == pytest.approx(row["tokens"], rel=0.02)
         assert layout.at_once(row["bytes"], row["request"]) == row["batch"] == row["as_planned"]["running"]
         assert row["as_planned"]["put_off"] == 0
-        assert row["one_more"]["running"] == row["batch"] or row["one_more"]["put_off"] > 0
+        over = row["one_more"]["running"] - row["one_more"]["put_off"] - row["batch"]
+        # With prefix caching a prompt that is read has states beside those of its request: one more may run once
+        # none is.
+        assert over in ((0, 1) if row["prefix"] else (0,))
 
 
 @pytest.mark.parametrize("row", RESULT["gpu"], ids=lambda row: f"{row['what']} {row['kv']}")

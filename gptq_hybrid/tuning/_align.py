@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -10,28 +10,12 @@ from torch import nn
 from gptq_hybrid.streaming import Batch, States, TextStack
 
 from ._codes import Rounded, best_weight, round_to
+from ._sums import Sums, without_padding
 
 _MIXERS = {"linear_attn": "out_proj", "self_attn": "o_proj"}
 
 # A layer's linear by its name within the layer; its bits and group size.
 Forms = Mapping[str, tuple[int, int]]
-
-
-class _Sums:
-    """Sums over tokens for linears that share their input. Tokens need not be kept, nor seen twice."""
-
-    def __init__(self) -> None:
-        self.hessian: torch.Tensor | None = None
-        self.products: dict[str, torch.Tensor] = {}
-
-    def add(self, inputs: torch.Tensor, targets: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Take in the rounded model's inputs ``[tokens, in_features]``, and outputs that linears should have."""
-        inputs = inputs.float()
-        square = inputs.t() @ inputs
-        self.hessian = square if self.hessian is None else self.hessian.add_(square)
-        for name, target in targets:
-            product = target.float().t() @ inputs
-            self.products[name] = self.products[name].add_(product) if name in self.products else product
 
 
 class LayerAligner:
@@ -79,7 +63,7 @@ class LayerAligner:
         names = [name for name in names if name in self.forms]
         if not names:
             return
-        sums = _Sums()
+        sums = Sums()
         for place in range(len(self.batches)):
             a, b = (
                 self._tokens(place, module.get_submodule(norm)(self._on_device(side, place)))
@@ -98,7 +82,7 @@ class LayerAligner:
         """
         owner, _, last = name.rpartition(".")
         linears = [module.get_submodule(name) for module in self.sides]
-        sums, kept = _Sums(), {}  # type: tuple[_Sums, dict[tuple[int, int], torch.Tensor]]
+        sums, kept = Sums(), {}  # type: tuple[Sums, dict[tuple[int, int], torch.Tensor]]
         for module in self.sides:
             # The block then gives what its last linear reads.
             setattr(module.get_submodule(owner), last, nn.Identity())
@@ -135,7 +119,7 @@ class LayerAligner:
         normed = module.get_submodule("post_attention_layernorm")(self._on_device(side, place))
         return module.get_submodule("mlp")(normed)
 
-    def _solve(self, names: Sequence[str], sums: _Sums) -> None:
+    def _solve(self, names: Sequence[str], sums: Sums) -> None:
         assert sums.hessian is not None
         for name in names:
             bits, group_size = self.forms[name]
@@ -149,7 +133,4 @@ class LayerAligner:
         return self.states[side][place].to(self.stack.device)
 
     def _tokens(self, place: int, hidden: torch.Tensor) -> torch.Tensor:
-        """Return ``[tokens, channels]`` without what is padding."""
-        lengths = torch.tensor(self.batches[place].lengths)
-        kept = torch.arange(hidden.shape[1])[None] < lengths[:, None]
-        return hidden[kept.to(hidden.device)]
+        return without_padding(self.batches[place], hidden)

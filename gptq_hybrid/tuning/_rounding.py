@@ -1,4 +1,4 @@
-"""The stage before tuning: all linears rounded again, a layer at a time, to a checkpoint of the same layout."""
+"""The stage before tuning: all linears rounded again, a layer at a time, then the output head."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from gptq_hybrid.writer import replace_tensors
 
 from ._align import LayerAligner
 from ._codes import Rounded
+from ._head import head_sums, head_tensors
 from ._parameters import Packed, Parameters
 from ._write import link_files
 
@@ -70,6 +71,8 @@ def align(
     request: AlignRequest, *, on_layer: OnStep | None = None, stop: Callable[[], bool] = lambda: False
 ) -> Path | None:
     """Write ``request.target``: the checkpoint with other codes and scales, all of it or nothing.
+
+    An output head in BF16 gets other values; one that is the embedding stays as it is.
 
     Killed, it goes on after the last layer that was kept. A target that is there is taken as it is.
 
@@ -135,15 +138,21 @@ def align(
                     torch.save(new, temporary)
                 kept = {**name_tensors(_SIDES[0], first), **name_tensors(_SIDES[1], second)}
                 (store.save if stopped else store.save_if_due)(kept, number + 1)
-            if on_layer is not None:
+            # The output head belongs to the last layer.
+            if on_layer is not None and number + 1 < depth:
                 on_layer(number + 1, depth)
             if stopped:
                 return None
-    first.clear()
-    second.clear()
+        sums = head_sums(stacks, batches, (first, second))
+        first.clear()
+        second.clear()
+        head = head_tensors(source, weights, sums)
+    if on_layer is not None:
+        on_layer(depth, depth)
     if store is not None:
         for number in range(depth):
             tensors |= torch.load(_layer_file(store, number), weights_only=True)
+    tensors |= head
     with building_directory(request.target) as built:
         link_files(request.checkpoint, built)
         replace_tensors(built, tensors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,9 +18,13 @@ from gptq_hybrid.checkpoint import Checkpoint, layout_for
 from gptq_hybrid.doctor import Severity, run_rules
 from gptq_hybrid.packing import quantize_rtn
 from gptq_hybrid.recipes import TuneSettings
+from gptq_hybrid.streaming import CheckpointWeights, OutputHead, TextStack
 from gptq_hybrid.tuning import AlignRequest, TuneRequest, align, tune
 from gptq_hybrid.tuning._align import LayerAligner
 from gptq_hybrid.tuning._codes import best_weight, round_to
+from gptq_hybrid.tuning._head import head_tensors
+from gptq_hybrid.tuning._sums import Sums
+from gptq_hybrid.writer import replace_tensors
 from tests.streaming.conftest import packed
 from tests.streaming.rounded import CHECKPOINT, HELDOUT, read_config, read_tensors
 
@@ -111,7 +116,9 @@ def test_a_stopped_rounding_ends_with_the_same_file_nearer_to_the_original_on_ot
     }
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     linears = [linear.name for linear in layout_for(read_config()).quantized]
-    assert changed == {f"{name}.{part}" for name in linears for part in ("qweight", "scales")}
+    assert changed == {
+        "lm_head.weight", *(f"{name}.{part}" for name in linears for part in ("qweight", "scales"))
+    }  # fmt: skip
     errors = [f for f in run_rules(Checkpoint.open(tmp_path / "whole")) if f.severity is Severity.ERROR]
     assert errors == []
 
@@ -126,6 +133,43 @@ def test_a_stopped_rounding_ends_with_the_same_file_nearer_to_the_original_on_ot
     swapped = tune(TuneRequest(CHECKPOINT, folder, kept, settings, before=tmp_path / "whole"))
     assert swapped is not None
     assert swapped.brought_nothing
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_an_output_head_learns_what_the_final_states_have_lost(
+    packed: Callable[..., Path], bits: int, tmp_path: Path
+) -> None:
+    how: dict[str, Any] = {"also": "lm_head", "dynamic": {"+:^lm_head$": {"bits": 8}}} if bits == 8 else {}
+    folder = tmp_path / "head"
+    shutil.copytree(packed(**how), folder)
+    original, weights = CheckpointWeights(CHECKPOINT), CheckpointWeights(folder)
+    right = correlated(4000, 256)
+    lost = 0.9 * right + 0.1 * torch.randn(4000, 256, generator=torch.Generator().manual_seed(3))
+    sums = Sums()
+    sums.add(lost[:3000], [("states", right[:3000])])
+    head = head_tensors(original, weights, sums)
+    before = {name: weights.read(name) for name in head}
+    parts = ("qweight", "scales") if bits == 8 else ("weight",)
+    assert {n: (t.dtype, t.shape) for n, t in head.items()} == {
+        f"lm_head.{part}": (t.dtype, t.shape)
+        for part, t in ((part, before[f"lm_head.{part}"]) for part in parts)
+    }
+
+    def error(checkpoint: CheckpointWeights) -> float:
+        logits = OutputHead(TextStack(checkpoint, torch.device("cpu"), torch.float32)).logits(lost[3000:])
+        return float((logits - right[3000:] @ original.read("lm_head.weight").float().t()).square().mean())
+
+    was = error(weights)
+    replace_tensors(folder, head)
+    # A tenth of the size was missing; the noise cannot be taken back.
+    assert error(CheckpointWeights(folder)) < 0.6 * was
+
+
+def test_a_head_that_is_the_embedding_is_left_alone() -> None:
+    tied: Any = SimpleNamespace(layout=SimpleNamespace(output_head=None))
+    sums = Sums()
+    sums.add(torch.ones(3, 4), [("states", torch.ones(3, 4))])
+    assert head_tensors(tied, tied, sums) == {}
 
 
 def test_rows_are_taken_up_to_the_tokens_that_were_asked_for() -> None:

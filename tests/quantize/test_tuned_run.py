@@ -112,11 +112,11 @@ def test_a_run_that_was_killed_while_tuning_does_no_layer_again(tuned: Tuned) ->
     assert len(tuned.result.records) == len(layout_for(read_config()).quantized)
 
 
-def test_the_target_has_other_codes_scales_and_norms_and_is_else_the_same(tuned: Tuned) -> None:
+def test_the_target_has_other_codes_scales_norms_and_head_and_is_else_the_same(tuned: Tuned) -> None:
     before, after = read_tensors(tuned.untuned), read_tensors(tuned.target)
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    endings = (".qweight", ".scales", "norm.weight")
+    endings = (".qweight", ".scales", "norm.weight", "lm_head.weight")
     assert changed == {name for name in changed if name.endswith(endings)}
     assert all(any(name.endswith(ending) for name in changed) for ending in endings)
     for name in ("config.json", "tokenizer.json", LOG_NAME):

@@ -16,7 +16,8 @@ class Packaging:
     """How a checkpoint is packaged.
 
     Attributes:
-        lm_head_bits: 8 stores the output head in GPTQ's layout, rounded to nearest; 16 leaves it in BF16.
+        lm_head_bits: 8 stores the output head in GPTQ's layout, rounded to nearest; 16 leaves it in BF16. Either is
+            solved again where codes are rounded again (``[tune]``).
         mtp_bits: 4 or 8 for the linears of the MTP head, likewise; 16 copies the head bit for bit.
         text_only: leave the vision tower out. The checkpoint keeps its class and its names, which load in
             the most versions of vLLM, and is served with ``--limit-mm-per-prompt '{"image": 0, "video": 0}'``.

@@ -124,8 +124,10 @@ def main() -> None:
     parser = command_line(__doc__, "out", "original")
     parser.add_argument("checkpoints", type=Path, nargs="*")
     parser.add_argument("--one", type=Path, help="this checkpoint only, in this process")
+    parser.add_argument("--length", type=int, default=LENGTH, help="tokens of a document")
+    parser.add_argument("--documents", type=int, default=DOCUMENTS, help="of a domain, at most")
     args = parser.parse_args()
-    ids = documents(args.original, LENGTH, DOCUMENTS)
+    ids = documents(args.original, args.length, args.documents)
     if args.one:
         os.environ |= {"VLLM_PLUGINS": "", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -142,9 +144,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             part = Path(folder, "part.json")
             command = [sys.executable, "-m", "tests.serving.decode_kld", str(part), str(args.original)]
-            subprocess.run([*command, "--one", str(checkpoint)], check=True)
+            sizes = ["--length", str(args.length), "--documents", str(args.documents)]
+            subprocess.run([*command, *sizes, "--one", str(checkpoint)], check=True)
             rows.append(json.loads(part.read_text()))
-    save(args.out, {"environment": place(), "documents": len(ids), "steps": LENGTH - PROMPT, "rows": rows})
+    save(
+        args.out, {"environment": place(), "documents": len(ids), "steps": args.length - PROMPT, "rows": rows}
+    )
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ def test_the_original_served_step_by_step_diverges_by_no_more_than_bf16_rounds(t
     """Half a percent of what four bits cost. A state, a cache or a token gone wrong are a thousand times that."""
     out = tmp_path / "part.json"
     command = [sys.executable, "-m", "tests.serving.decode_kld", str(out), str(CHECKPOINT)]
-    subprocess.run([*command, "--one", str(CHECKPOINT)], check=True, capture_output=True)
+    sizes = ["--length", "48", "--documents", "1"]
+    subprocess.run([*command, *sizes, "--one", str(CHECKPOINT)], check=True, capture_output=True)
     found = json.loads(out.read_text())
     assert found["in_one_go"][0] == 0
     assert 0 < found["decoded"][0] < 5e-4

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from tests.json_pages import JsonPages, served
 
 RECORDED = Path(__file__).parent / "recorded"
 VERSIONS = ("0.26.0", "0.29.0", "0.31.0", "0.33.0")
@@ -52,27 +51,12 @@ def models(name: str = "qwen", root: str = "Qwen3.6-27B-W4A16-G128") -> dict[str
 def serving(pages: Mapping[str, Any]) -> Iterator[str]:
     """Serve pages: text, JSON, or a status; yields the address."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+    class Handler(JsonPages):
+        def get(self) -> None:
             page = pages.get(self.path, 404)
             if callable(page):
                 page = page(self.headers)
-            status, body = (page, "") if isinstance(page, int) else (200, page)
-            raw = (body if isinstance(body, str) else json.dumps(body)).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(raw)))
-            self.end_headers()
-            self.wfile.write(raw)
+            self.send("", page) if isinstance(page, int) else self.send(page)
 
-        def log_message(self, *args: object) -> None:
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with served(Handler) as url:
+        yield url

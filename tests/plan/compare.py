@@ -297,11 +297,13 @@ def main() -> None:
         return
     result: Json = {"inside": {}, "engines": {}}
     os.environ |= {"VLLM_PLUGINS": "", "HF_HUB_OFFLINE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    import torch
     import vllm
 
     if args.engine:
         setting = engine_settings(args.gpu)[args.only]
-        name = f"vLLM {vllm.__version__}, {'GPU' if args.gpu else 'CPU'}, {args.engine.name}"
+        place = f"GPU {torch.cuda.get_device_name()}" if args.gpu else "CPU"
+        name = f"vLLM {vllm.__version__}, {place}, {args.engine.name}"
         result["engines"][name] = [setting | engine(str(args.engine), setting, gpu=args.gpu)]
     else:
         folder = checkpoint_27b(Path(tempfile.mkdtemp()))

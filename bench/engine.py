@@ -72,8 +72,6 @@ def start(
             "gdn_prefill_backend": "triton",
             "compilation_config": {"cudagraph_capture_sizes": list(graphs)},
         }
-        if args.kv_cache:
-            extra["kv_cache_memory_bytes"] = args.kv_cache
     if args.tiny:
         extra["enforce_eager"] = True
     if args.tensor_parallel_size > 1:

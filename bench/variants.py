@@ -38,9 +38,6 @@ def engine_arguments(
     parser.add_argument("--repeats", type=int, default=repeats)
     parser.add_argument("--attention", default="TRITON_ATTN")
     parser.add_argument("--memory", type=float, default=memory, help="share of the card's memory")
-    parser.add_argument(
-        "--kv-cache", type=int, help="bytes of it, where engines share the card; not timed then"
-    )
     parser.add_argument("--tensor-parallel-size", type=int, default=1, help="GPUs")
     return parser
 
